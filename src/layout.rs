@@ -1,0 +1,88 @@
+//! From a manifest to a [`Plan`]: which blob becomes which file of the volume.
+//!
+//! One file per artifact family, each a pure function of manifest and config. [`family`] decides which one.
+
+pub mod family;
+pub mod modelpack;
+pub mod oras;
+pub mod plan;
+pub mod select;
+pub mod tree_path;
+
+pub use family::{Family, plan};
+pub use plan::{File, Metadata, Plan};
+pub use select::Selection;
+pub use tree_path::TreePath;
+
+/// Changes whenever a manifest would be laid out differently than before: trees made by other versions of the
+/// rules are then not reused.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// The manifest cannot be laid out.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No family's rule reads these layers.
+    #[error(
+        "unsupported artifact: {what}; media types seen: {media_types}; supported are ModelPack artifacts with raw \
+         layers and artifacts whose layers are files with a title (ORAS)"
+    )]
+    Unsupported {
+        /// What it seems to be, in words.
+        what: String,
+        /// Config, artifact and layer types, comma-separated.
+        media_types: String,
+    },
+    /// A layer has no name to appear under.
+    #[error("layer {digest} ({media_type}) has no file name: {expected} is missing")]
+    Unnamed {
+        /// The layer.
+        digest: crate::oci::Digest,
+        /// Its media type.
+        media_type: String,
+        /// The annotation that should name it.
+        expected: &'static str,
+    },
+    /// A name would leave the volume, or is none.
+    #[error("layer {digest} has an unsafe file name {name:?}: {reason}")]
+    UnsafeName {
+        /// The layer.
+        digest: crate::oci::Digest,
+        /// Its name.
+        name: String,
+        /// The rule it breaks.
+        reason: &'static str,
+    },
+    /// Two layers want the same path, or one wants a directory where another has a file.
+    #[error("layer {digest} wants {name:?}, which is already {there}")]
+    Collision {
+        /// The later layer.
+        digest: crate::oci::Digest,
+        /// Its name.
+        name: String,
+        /// What is there: a file, or a directory.
+        there: &'static str,
+    },
+    /// A metadata annotation cannot be read, or contradicts its layer.
+    #[error("layer {digest} has invalid metadata in annotation {annotation}: {reason}")]
+    Metadata {
+        /// The layer.
+        digest: crate::oci::Digest,
+        /// The annotation's key.
+        annotation: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// `include` and `exclude` leave nothing, or a pattern matches nothing.
+    #[error("{attribute} pattern {pattern:?} matches no file; there are: {paths}")]
+    NothingSelected {
+        /// `include` or `exclude`.
+        attribute: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// The paths there are, shortened.
+        paths: String,
+    },
+    /// The artifact holds no file.
+    #[error("the artifact holds no file")]
+    Empty,
+}

@@ -1,0 +1,184 @@
+//! CNCF ModelPack (model-spec v1): model weights, configs, docs, code and datasets, a layer each.
+//!
+//! A raw layer is a file at `org.cncf.model.filepath`, with mode and time in
+//! `org.cncf.model.file.metadata+json`. Artifacts from before the rename say `org.cnai.model` and
+//! `vnd.cnai.model`. Docker Model Runner's `weight.v1.gguf` and `weight.v1.safetensors` are raw as well.
+//! Source: modelpack/model-spec docs/spec.md, specs-go/v1/annotations.go.
+
+use serde::Deserialize;
+
+use super::{Error, File, Metadata, Plan, TreePath, family};
+use crate::oci::{Descriptor, Manifest};
+
+const FILEPATH: &str = "org.cncf.model.filepath";
+const LEGACY_FILEPATH: &str = "org.cnai.model.filepath";
+const METADATA: &str = "org.cncf.model.file.metadata+json";
+const LEGACY_METADATA: &str = "org.cnai.model.file.metadata+json";
+const TYPE_PREFIXES: [&str; 2] = ["application/vnd.cncf.model.", "application/vnd.cnai.model."];
+
+/// What `file.metadata+json` says of a file; other keys are not needed.
+#[derive(Deserialize)]
+struct FileMetadata {
+    #[serde(default)]
+    name: String,
+    mode: Option<u32>,
+    #[serde(default)]
+    uid: u32,
+    #[serde(default)]
+    gid: u32,
+    size: Option<i64>,
+    mtime: Option<String>,
+}
+
+pub(super) fn recognise(manifest: &Manifest) -> Option<String> {
+    let is_model = |name: &str| TYPE_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    if let Some(name) = manifest.artifact_type.as_deref().filter(|name| is_model(name)) {
+        return Some(format!("artifactType is {name}"));
+    }
+    if is_model(&manifest.config.media_type) {
+        return Some(format!("config is {}", manifest.config.media_type));
+    }
+    let named = |layer: &&Descriptor| filepath(layer).is_some();
+    manifest.layers.iter().find(named).map(|layer| format!("layer {} has a model filepath", layer.digest))
+}
+
+pub(super) fn plan(manifest: &Manifest) -> Result<Plan, Error> {
+    let mut files = Vec::with_capacity(manifest.layers.len());
+    for layer in &manifest.layers {
+        if is_archive(&layer.media_type) {
+            return Err(family::unsupported(manifest, "a ModelPack artifact with archive layers"));
+        }
+        let stated = metadata(layer)?;
+        let fallback = stated.as_ref().map(|stated| stated.name.as_str()).filter(|name| !name.is_empty());
+        let name = filepath(layer).or(fallback).ok_or_else(|| Error::Unnamed {
+            digest: layer.digest.clone(),
+            media_type: layer.media_type.clone(),
+            expected: FILEPATH,
+        })?;
+        let path = TreePath::new(name).map_err(|reason| Error::UnsafeName {
+            digest: layer.digest.clone(),
+            name: name.to_owned(),
+            reason,
+        })?;
+        let metadata = match stated {
+            Some(stated) => Metadata {
+                mode: stated.mode.map(|mode| mode & 0o777),
+                uid: stated.uid,
+                gid: stated.gid,
+                mtime: stated.mtime.as_deref().and_then(seconds_since_epoch).unwrap_or(0),
+            },
+            None => Metadata::default(),
+        };
+        files.push((path, File { blob: layer.clone(), metadata }));
+    }
+    Plan::new(files)
+}
+
+fn filepath(layer: &Descriptor) -> Option<&str> {
+    layer.annotation(FILEPATH).or_else(|| layer.annotation(LEGACY_FILEPATH))
+}
+
+fn is_archive(media_type: &str) -> bool {
+    media_type.ends_with(".tar") || media_type.ends_with(".tar+gzip") || media_type.ends_with(".tar+zstd")
+}
+
+fn metadata(layer: &Descriptor) -> Result<Option<FileMetadata>, Error> {
+    let Some((annotation, text)) = [METADATA, LEGACY_METADATA]
+        .into_iter()
+        .find_map(|annotation| Some((annotation, layer.annotation(annotation)?)))
+    else {
+        return Ok(None);
+    };
+    let invalid = |reason: String| Error::Metadata { digest: layer.digest.clone(), annotation, reason };
+    let stated: FileMetadata = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
+    if let Some(size) = stated.size
+        && u64::try_from(size) != Ok(layer.size)
+    {
+        return Err(invalid(format!("it says {size} bytes, the layer has {}", layer.size)));
+    }
+    Ok(Some(stated))
+}
+
+/// Reads RFC 3339 (`2025-01-01T00:00:00.5+02:00`), to whole seconds. `None` when it is no such time.
+fn seconds_since_epoch(text: &str) -> Option<i64> {
+    text.parse::<prost_types::Timestamp>().ok().map(|time| time.seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Digest;
+
+    fn layer(media_type: &str, annotations: &[(&str, &str)]) -> Descriptor {
+        Descriptor {
+            media_type: media_type.into(),
+            digest: Digest::sha256(b"x"),
+            size: 1,
+            artifact_type: None,
+            platform: None,
+            annotations: annotations.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+        }
+    }
+
+    fn manifest(layers: Vec<Descriptor>) -> Manifest {
+        Manifest {
+            media_type: crate::oci::media_type::OCI_MANIFEST.into(),
+            artifact_type: Some("application/vnd.cncf.model.manifest.v1+json".into()),
+            config: layer("application/vnd.cncf.model.config.v1+json", &[]),
+            layers,
+            annotations: Default::default(),
+        }
+    }
+
+    #[test]
+    fn current_and_legacy_names() {
+        let raw = "application/vnd.cncf.model.weight.v1.raw";
+        let stated = r#"{"name":"w","mode":33261,"uid":7,"gid":8,"size":1,"mtime":"2025-01-01T00:00:00Z"}"#;
+        let plan = plan(&manifest(vec![
+            layer(raw, &[(FILEPATH, "sub/w"), (METADATA, stated)]),
+            layer("application/vnd.cnai.model.doc.v1.raw", &[(LEGACY_FILEPATH, "README.md")]),
+            layer("application/vnd.cncf.model.weight.v1.gguf", &[(METADATA, r#"{"name":"m.gguf"}"#)]),
+        ]))
+        .expect("a plan");
+        let files: Vec<_> = plan.files().map(|(path, file)| (path.to_string(), file.metadata)).collect();
+        let exact = Metadata { mode: Some(0o755), uid: 7, gid: 8, mtime: 1_735_689_600 };
+        let plain = Metadata::default();
+        let expected = [("README.md", plain), ("m.gguf", plain), ("sub/w", exact)];
+        assert_eq!(files, expected.map(|(path, metadata)| (path.to_owned(), metadata)));
+    }
+
+    #[test]
+    fn t40_bad_layers_are_refused_by_name() {
+        let raw = "application/vnd.cncf.model.weight.v1.raw";
+        let table: [(&[(&str, &str)], &str); 5] = [
+            (&[], FILEPATH),
+            (&[(FILEPATH, "../x")], "'..'"),
+            (&[(FILEPATH, "/etc/x")], "absolute"),
+            (&[(FILEPATH, "x"), (METADATA, r#"{"size":2}"#)], "2 bytes"),
+            (&[(FILEPATH, "x"), (METADATA, "{")], METADATA),
+        ];
+        for (annotations, expected) in table {
+            let error = plan(&manifest(vec![layer(raw, annotations)])).expect_err(expected).to_string();
+            assert!(error.contains(expected) && error.contains("sha256:"), "{error}");
+        }
+        let archive = layer("application/vnd.cncf.model.weight.v1.tar+gzip", &[(FILEPATH, "x")]);
+        let error = plan(&manifest(vec![archive])).expect_err("an archive").to_string();
+        assert!(error.contains("weight.v1.tar+gzip"), "{error}");
+    }
+
+    #[test]
+    fn times() {
+        let table = [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2024-02-29T12:30:15.123456789Z", Some(1_709_209_815)),
+            ("2025-01-01T02:00:00+02:00", Some(1_735_689_600)),
+            ("1969-12-31T23:59:59Z", Some(-1)),
+            ("2025-13-01T00:00:00Z", None),
+            ("yesterday", None),
+            ("", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(seconds_since_epoch(text), expected, "{text}");
+        }
+    }
+}

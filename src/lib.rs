@@ -1,0 +1,5 @@
+//! ocivol mounts what an OCI registry holds into Kubernetes pods as read-only volumes.
+
+pub mod failure;
+pub mod layout;
+pub mod oci;

@@ -1,0 +1,17 @@
+//! The OCI data model: references, digests, descriptors, manifests, platforms.
+//!
+//! Pure data. No I/O, no clock, no runtime: everything here is a function of its input, which may come from
+//! an attacker, so every parser bounds what it accepts.
+
+pub mod descriptor;
+pub mod digest;
+pub mod manifest;
+pub mod media_type;
+pub mod platform;
+pub mod reference;
+
+pub use descriptor::Descriptor;
+pub use digest::Digest;
+pub use manifest::{Index, Manifest};
+pub use platform::Platform;
+pub use reference::Reference;

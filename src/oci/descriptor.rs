@@ -1,0 +1,72 @@
+//! Descriptors: how one piece of content names another.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, Platform};
+
+/// Type, digest and size of some content elsewhere. Source: image-spec v1.1 descriptor.md.
+///
+/// `urls` and `data` of the specification are never read: foreign URLs leaked credentials (CVE-2020-15157).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What the content claims to be.
+    #[serde(default)]
+    pub media_type: String,
+    /// Digest of the content's bytes.
+    pub digest: Digest,
+    /// Bytes of content.
+    #[serde(deserialize_with = "size")]
+    pub size: u64,
+    /// The artifact's type, in an index that lists artifacts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    /// What the content runs on, in an index.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+    /// Free keys; artifact families keep file names here.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "annotations")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    /// The value of annotation `key`.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
+    }
+}
+
+/// A size is a non-negative `int64` (descriptor.md#properties).
+fn size<'de, D: serde::Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
+    let size = i64::deserialize(input)?;
+    u64::try_from(size).map_err(|_| serde::de::Error::custom(format!("negative size: {size}")))
+}
+
+/// `null` counts as none: Go writes it for an empty map.
+pub(super) fn annotations<'de, D>(input: D) -> Result<BTreeMap<String, String>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    Ok(Option::<BTreeMap<String, String>>::deserialize(input)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t18_a_size_is_a_non_negative_int64() {
+        let parse = |size: &str| {
+            let digest = "0".repeat(64);
+            serde_json::from_str::<Descriptor>(&format!(
+                r#"{{"mediaType":"x","digest":"sha256:{digest}","size":{size}}}"#
+            ))
+        };
+        for bad in ["-1", "9223372036854775808", "1e3", "1.5", "\"1\"", "null"] {
+            assert!(parse(bad).is_err(), "{bad} was accepted");
+        }
+        assert_eq!(parse("9223372036854775807").map(|found| found.size).ok(), Some(i64::MAX as u64));
+    }
+}

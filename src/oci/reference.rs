@@ -1,0 +1,289 @@
+//! References: `host[:port]/name[:tag][@digest]`, read as Docker reads them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Digest;
+
+/// Docker Hub's name in references. Its registry answers at another host, which `registry` knows.
+pub const DOCKER_HUB: &str = "docker.io";
+
+/// Where a manifest is: a registry, a repository, and a tag or digest.
+///
+/// *Invariant:* every part obeys the grammar of distribution-spec v1.1, so it is safe in a URL path.
+///
+/// When both tag and digest are given the digest decides and the tag only informs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Reference {
+    host: String,
+    repository: String,
+    tag: Option<String>,
+    digest: Option<Digest>,
+}
+
+/// The text is not a reference.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a reference: {text:?}: {reason}; expected host[:port]/name[:tag][@digest]")]
+pub struct InvalidReference {
+    text: String,
+    reason: String,
+}
+
+/// Bytes of `host/repository`, as in distribution's reference grammar.
+const NAME_LIMIT: usize = 255;
+/// Characters of a tag: distribution-spec v1.1, "Pulling manifests".
+const TAG_LIMIT: usize = 128;
+
+impl Reference {
+    /// The registry's host, with its port if one was given; `docker.io` for Docker Hub.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The repository's name within the registry.
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// The tag as given.
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The digest as given.
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+
+    /// What to ask the registry for: the digest if there is one, else the tag, else `latest`.
+    pub fn target(&self) -> String {
+        match &self.digest {
+            Some(digest) => digest.to_string(),
+            None => self.tag.clone().unwrap_or_else(|| "latest".to_owned()),
+        }
+    }
+
+    /// `host/repository`, without tag and digest.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.host, self.repository)
+    }
+
+    /// The same repository at `digest`.
+    pub fn at(&self, digest: Digest) -> Self {
+        Self { tag: None, digest: Some(digest), ..self.clone() }
+    }
+}
+
+impl FromStr for Reference {
+    type Err = InvalidReference;
+
+    fn from_str(text: &str) -> Result<Self, InvalidReference> {
+        let invalid = |reason: String| InvalidReference { text: text.chars().take(300).collect(), reason };
+        if text.contains("://") {
+            return Err(invalid("a reference has no scheme".into()));
+        }
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => {
+                (rest, Some(digest.parse::<Digest>().map_err(|error| invalid(error.to_string()))?))
+            }
+            None => (text, None),
+        };
+        // A colon after the last slash starts a tag; one before it belongs to the port.
+        let name_start = rest.rfind('/').map_or(0, |slash| slash + 1);
+        let (name, tag) = match rest[name_start..].find(':') {
+            Some(colon) => (&rest[..name_start + colon], Some(&rest[name_start + colon + 1..])),
+            None => (rest, None),
+        };
+        if let Some(tag) = tag {
+            check_tag(tag).map_err(invalid)?;
+        }
+        let (host, repository) = split_host(name);
+        check_host(host).map_err(invalid)?;
+        check_repository(&repository).map_err(invalid)?;
+        if host.len() + repository.len() > NAME_LIMIT {
+            return Err(invalid(format!("host and name are longer than {NAME_LIMIT} bytes")));
+        }
+        Ok(Self { host: host.to_owned(), repository, tag: tag.map(str::to_owned), digest })
+    }
+}
+
+/// The first component is a host if it looks like one; else the name is Docker Hub's.
+fn split_host(name: &str) -> (&str, String) {
+    match name.split_once('/') {
+        Some((first, rest)) if first.contains(['.', ':', '[']) || first == "localhost" => match first {
+            "index.docker.io" | "registry-1.docker.io" | DOCKER_HUB => (DOCKER_HUB, hub_repository(rest)),
+            _ => (first, rest.to_owned()),
+        },
+        _ => (DOCKER_HUB, hub_repository(name)),
+    }
+}
+
+fn hub_repository(name: &str) -> String {
+    if name.contains('/') { name.to_owned() } else { format!("library/{name}") }
+}
+
+fn check_host(host: &str) -> Result<(), String> {
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => {
+            let (address, after) = rest.split_once(']').ok_or("the host's bracket is not closed")?;
+            if address.parse::<std::net::Ipv6Addr>().is_err() {
+                return Err(format!("{address:?} is not an IPv6 address"));
+            }
+            match (after, after.strip_prefix(':')) {
+                ("", _) => (None, None),
+                (_, Some(port)) => (None, Some(port)),
+                _ => return Err("text between the host's bracket and its port".into()),
+            }
+        }
+        None => match host.split_once(':') {
+            Some((name, port)) => (Some(name), Some(port)),
+            None => (Some(host), None),
+        },
+    };
+    if let Some(port) = port
+        && (port.is_empty()
+            || !port.bytes().all(|byte| byte.is_ascii_digit())
+            || port.parse::<u16>().map_or(true, |port| port == 0))
+    {
+        return Err(format!("{port:?} is not a port"));
+    }
+    if let Some(name) = name {
+        let label = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+        };
+        if !name.split('.').all(label) {
+            return Err(format!("{name:?} is not a host name"));
+        }
+    }
+    Ok(())
+}
+
+fn check_repository(repository: &str) -> Result<(), String> {
+    for component in repository.split('/') {
+        if !is_path_component(component) {
+            return Err(format!(
+                "{component:?} is not a part of a name: lower-case letters and digits, separated by one '.', \
+                 one or two '_', or '-'"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`, distribution-spec v1.1.
+fn is_path_component(component: &str) -> bool {
+    let alphanumeric = |byte: &u8| byte.is_ascii_digit() || byte.is_ascii_lowercase();
+    let bytes = component.as_bytes();
+    if !bytes.first().is_some_and(alphanumeric) || !bytes.last().is_some_and(alphanumeric) {
+        return false;
+    }
+    bytes.split(alphanumeric).all(|separator| {
+        matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&byte| byte == b'-')
+    })
+}
+
+/// `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`, distribution-spec v1.1.
+fn check_tag(tag: &str) -> Result<(), String> {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let fits = !tag.is_empty()
+        && tag.len() <= TAG_LIMIT
+        && tag.bytes().take(1).all(word)
+        && tag.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-');
+    if fits { Ok(()) } else { Err(format!("{tag:?} is not a tag")) }
+}
+
+impl TryFrom<String> for Reference {
+    type Error = InvalidReference;
+
+    fn try_from(text: String) -> Result<Self, InvalidReference> {
+        text.parse()
+    }
+}
+
+impl From<Reference> for String {
+    fn from(reference: Reference) -> Self {
+        reference.to_string()
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}/{}", self.host, self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(out, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(out, "@{digest}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn read_as_docker_reads_them() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let table = [
+            ("alpine".to_owned(), "docker.io", "library/alpine", None),
+            ("alpine:3".into(), "docker.io", "library/alpine", Some("3")),
+            ("ai/smollm2".into(), "docker.io", "ai/smollm2", None),
+            ("index.docker.io/alpine".into(), "docker.io", "library/alpine", None),
+            ("localhost/x".into(), "localhost", "x", None),
+            ("localhost:5000/a/b:v1".into(), "localhost:5000", "a/b", Some("v1")),
+            ("[::1]:5000/a".into(), "[::1]:5000", "a", None),
+            ("ghcr.io/a__b/c-d.e/f---g:V_1.0-x".into(), "ghcr.io", "a__b/c-d.e/f---g", Some("V_1.0-x")),
+            (format!("r.example/x:t@{digest}"), "r.example", "x", Some("t")),
+        ];
+        for (text, host, repository, tag) in table {
+            let reference: Reference = text.parse().expect(&text);
+            assert_eq!((reference.host(), reference.repository(), reference.tag()), (host, repository, tag));
+            assert_eq!(reference.to_string().parse::<Reference>(), Ok(reference));
+        }
+    }
+
+    #[test]
+    fn t36_nothing_else_is_a_reference() {
+        let long = format!("r.example/{}", "a".repeat(260));
+        let bad = [
+            "",
+            ":v1",
+            "https://r.example/x",
+            "r.example/",
+            "r.example//x",
+            "r.example/X",
+            "r.example/../x",
+            "r.example/a/./b",
+            "r.example/a___b",
+            "r.example/a..b",
+            "r.example/x:",
+            "r.example/x:.v",
+            "r.example/x:v 1",
+            "r.example:port/x",
+            "r.example:70000/x",
+            "r.example:0/x",
+            "user@r.example/x",
+            "r.example/x@sha256:abc",
+            "r.example/x?y",
+            "r.example/x#y",
+            "r.example/x\ny",
+            "[::1/x",
+            "[::g]:1/x",
+            "-r.example/x",
+            "a,rw,suid",
+            &long,
+        ];
+        for text in bad {
+            assert!(text.parse::<Reference>().is_err(), "{text:?} was accepted");
+        }
+    }
+}
