@@ -2,4 +2,8 @@
 
 pub mod failure;
 pub mod layout;
+pub mod mount;
 pub mod oci;
+pub mod registry;
+pub mod store;
+pub mod sys;

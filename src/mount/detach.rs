@@ -1,0 +1,52 @@
+//! Detaching: unmount and remove the empty directory, nothing else.
+//!
+//! Deleting recursively below a target has cost others their data (CVE-2017-1002102, CVE-2026-3864): here only
+//! `umount` and `rmdir` exist.
+
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+
+use super::{Error, Mount, Table, Target, kernel};
+
+/// Mounts stacked on one target that are taken away in one call.
+const STACK_LIMIT: usize = 64;
+
+/// Takes away every mount on `target` that is `ours`, then the directory. Nothing there is success.
+///
+/// *Caller:* holds the target's turn.
+///
+/// # Errors
+/// [`Error::NotOurs`] when a foreign mount is on top, [`Error::Busy`] while somebody uses the mount,
+/// [`Error::NotEmpty`] when the directory holds something, [`Error::BadTarget`], [`Error::Kernel`].
+pub fn detach(target: &Target, ours: impl Fn(&Mount) -> bool) -> Result<(), Error> {
+    let path = target.path();
+    for _ in 0..STACK_LIMIT {
+        let table = Table::read()?;
+        let Some(mount) = table.at(path) else { return remove_directory(target) };
+        if !ours(mount) {
+            let what = format!("{} {}", mount.fs_type, mount.root.display());
+            return Err(Error::NotOurs { path: path.to_owned(), what });
+        }
+        match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW) {
+            // EINVAL: no longer a mount. Somebody else was faster.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(Errno::BUSY) => {
+                return Err(Error::Busy { path: path.to_owned(), source: Errno::BUSY.into() });
+            }
+            Err(errno) => return Err(kernel("unmount", path)(errno)),
+        }
+    }
+    Err(Error::Busy { path: path.to_owned(), source: std::io::Error::other("mounts keep appearing on it") })
+}
+
+fn remove_directory(target: &Target) -> Result<(), Error> {
+    let Some(parent) = target.open_parent()? else { return Ok(()) };
+    match rustix::fs::unlinkat(&parent, target.name(), AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Err(Error::NotEmpty { path: target.path().to_owned() }),
+        Err(Errno::BUSY) => Err(Error::Busy { path: target.path().to_owned(), source: Errno::BUSY.into() }),
+        Err(Errno::NOTDIR) => Err(target.bad("it exists and is no directory")),
+        Err(errno) => Err(kernel("remove", target.path())(errno)),
+    }
+}

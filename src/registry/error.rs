@@ -1,0 +1,155 @@
+//! What can go wrong with a registry, by what the caller does about it.
+
+use std::time::Duration;
+
+use crate::failure::Kind;
+use crate::oci::manifest::InvalidManifest;
+
+/// Why a registry did not deliver. Hosts and repositories are named; URLs are not, their queries may be signed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// 404, or a code that means it.
+    #[error("{what} does not exist in {host}; check the name and the tag in `reference`{detail}")]
+    NotFound {
+        /// The registry.
+        host: String,
+        /// Repository and tag or digest.
+        what: String,
+        /// What the registry said, in brackets.
+        detail: String,
+    },
+    /// 401 without credentials.
+    #[error(
+        "{host} asks for credentials to read {repository} and none match; give a kubernetes.io/dockerconfigjson secret \
+         for {host} as nodePublishSecretRef{detail}"
+    )]
+    CredentialsNeeded {
+        /// The registry.
+        host: String,
+        /// The repository.
+        repository: String,
+        /// What the registry said, in brackets.
+        detail: String,
+    },
+    /// 401 with credentials.
+    #[error(
+        "{host} did not accept the credentials of user {user:?} for {repository}; check user name and password in the \
+         volume's secret{detail}"
+    )]
+    CredentialsRefused {
+        /// The registry.
+        host: String,
+        /// The repository.
+        repository: String,
+        /// Whose credentials.
+        user: String,
+        /// What the registry said, in brackets.
+        detail: String,
+    },
+    /// 403.
+    #[error("{host} denies {who} the right to read {repository}{detail}")]
+    Denied {
+        /// The registry.
+        host: String,
+        /// The repository.
+        repository: String,
+        /// The user, or `anonymous`.
+        who: String,
+        /// What the registry said, in brackets.
+        detail: String,
+    },
+    /// 429.
+    #[error("{host} limits the rate of requests (429); it is tried again later{detail}")]
+    RateLimited {
+        /// The registry.
+        host: String,
+        /// When the registry wants to be asked again.
+        retry_after: Option<Duration>,
+        /// What the registry said, in brackets.
+        detail: String,
+    },
+    /// 5xx, or a status that makes no sense.
+    #[error("{host} answered with status {status}{detail}")]
+    Status {
+        /// The registry.
+        host: String,
+        /// The HTTP status.
+        status: u16,
+        /// What the registry said, in brackets.
+        detail: String,
+    },
+    /// No connection, or it broke.
+    #[error(
+        "cannot reach {host}: {reason}; check the registry's name in `reference`, and network and DNS of the node"
+    )]
+    Unreachable {
+        /// The registry.
+        host: String,
+        /// The innermost cause.
+        reason: String,
+    },
+    /// No byte came for longer than the limit.
+    #[error("{host} sent nothing for {} s", after.as_secs())]
+    Stalled {
+        /// The registry.
+        host: String,
+        /// The limit.
+        after: Duration,
+    },
+    /// The registry breaks the protocol or a bound.
+    #[error("{host} {what}")]
+    Protocol {
+        /// The registry.
+        host: String,
+        /// What it did.
+        what: String,
+    },
+    /// A manifest that cannot be read.
+    #[error("{what} from {host} cannot be used: {source}")]
+    Manifest {
+        /// The registry.
+        host: String,
+        /// Repository and tag or digest.
+        what: String,
+        /// Why.
+        source: InvalidManifest,
+    },
+    /// Bytes that are not those the digest names.
+    #[error("{host} sent wrong content for {wanted}: got {got}; nothing was stored or mounted")]
+    WrongContent {
+        /// The registry.
+        host: String,
+        /// The digest asked for.
+        wanted: crate::oci::Digest,
+        /// The digest of what came, or its size.
+        got: String,
+    },
+}
+
+impl Error {
+    /// What the caller can do.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::NotFound { .. } => Kind::NotFound,
+            Self::CredentialsNeeded { .. } | Self::CredentialsRefused { .. } => Kind::Unauthenticated,
+            Self::Denied { .. } => Kind::PermissionDenied,
+            Self::RateLimited { .. }
+            | Self::Status { .. }
+            | Self::Unreachable { .. }
+            | Self::Stalled { .. } => Kind::Unavailable,
+            Self::Protocol { .. } | Self::Manifest { .. } | Self::WrongContent { .. } => {
+                Kind::FailedPrecondition
+            }
+        }
+    }
+
+    /// Whether the same request may succeed a little later.
+    pub fn is_transient(&self) -> bool {
+        self.kind() == Kind::Unavailable
+    }
+
+    /// Whether other credentials could make a difference.
+    pub fn is_about_access(&self) -> bool {
+        matches!(self.kind(), Kind::Unauthenticated | Kind::PermissionDenied | Kind::NotFound)
+    }
+}

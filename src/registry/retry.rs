@@ -1,0 +1,76 @@
+//! When to ask again, and how long to wait before.
+
+use std::time::Duration;
+
+use super::Error;
+
+/// Waits between attempts: exponential, with jitter, bounded.
+#[derive(Debug, Clone, Copy)]
+pub struct Backoff {
+    /// Failures in a row so far.
+    failures: u32,
+    /// Failures in a row after which to give up.
+    limit: u32,
+}
+
+/// The first wait; doubles with every failure.
+const FIRST: Duration = Duration::from_millis(200);
+/// The longest wait, also for a `Retry-After`: a registry that asks for more is reported instead.
+const LONGEST: Duration = Duration::from_secs(20);
+
+impl Backoff {
+    /// Gives up at the `limit`-th failure in a row.
+    pub fn new(limit: u32) -> Self {
+        Self { failures: 0, limit }
+    }
+
+    /// Something succeeded: start over.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// How long to wait after `error`, or `None` to give up.
+    pub fn after(&mut self, error: &Error) -> Option<Duration> {
+        self.failures += 1;
+        if !error.is_transient() || self.failures >= self.limit {
+            return None;
+        }
+        let exponential = FIRST.saturating_mul(1 << (self.failures - 1).min(16)).min(LONGEST);
+        let wait = match error {
+            Error::RateLimited { retry_after: Some(wait), .. } if *wait > LONGEST => return None,
+            Error::RateLimited { retry_after: Some(wait), .. } => exponential.max(*wait),
+            _ => exponential,
+        };
+        // Half fixed, half random: clients that failed together do not come back together.
+        Some(wait / 2 + wait.mul_f64(rand::random_range(0.0..0.5)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_and_end() {
+        let error = Error::Status { host: "r".into(), status: 503, detail: String::new() };
+        let mut backoff = Backoff::new(4);
+        let waits: Vec<_> = std::iter::from_fn(|| backoff.after(&error)).collect();
+        assert_eq!(waits.len(), 3);
+        assert!(waits[0] >= FIRST / 2 && waits[2] < FIRST * 4 + FIRST);
+        backoff.reset();
+        assert!(backoff.after(&error).is_some());
+    }
+
+    #[test]
+    fn what_does_not_pass_is_not_repeated() {
+        let missing = Error::NotFound { host: "r".into(), what: "x".into(), detail: String::new() };
+        assert_eq!(Backoff::new(4).after(&missing), None);
+        let limited = |seconds| Error::RateLimited {
+            host: "r".into(),
+            retry_after: Some(Duration::from_secs(seconds)),
+            detail: String::new(),
+        };
+        assert_eq!(Backoff::new(4).after(&limited(3600)), None);
+        assert!(Backoff::new(4).after(&limited(10)) >= Some(Duration::from_secs(5)));
+    }
+}

@@ -1,0 +1,198 @@
+//! Verified blobs as files: manifests, configs, raw layers.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Entry, Error, Store, error::io, record, remove};
+use crate::oci::Digest;
+
+/// A blob in the store.
+#[derive(Debug, Clone)]
+pub struct Blob {
+    /// Its file: 0444, mtime 0.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Whether it was once fetched without credentials: then everybody may have it.
+    pub public: bool,
+    /// The repositories it was fetched from, or was shown to be readable in.
+    pub origins: Vec<Origin>,
+}
+
+/// A repository that delivered a blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The registry.
+    pub host: String,
+    /// The repository.
+    pub repository: String,
+    /// Whether it was read without credentials.
+    pub anonymous: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct BlobRecord {
+    size: u64,
+    boot_id: String,
+    durable: bool,
+    origins: Vec<Origin>,
+}
+
+/// Origins kept per blob; the oldest go first.
+const ORIGINS_LIMIT: usize = 64;
+
+impl Store {
+    /// The blob with `digest`, if it is here.
+    ///
+    /// The first look by a new process at a blob that is not durable reads it whole.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. Content that is wrong is discarded and counts as absent.
+    pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>, Error> {
+        let (path, record_path) = self.blob_paths(digest);
+        let Some(known) = record::read::<BlobRecord>(&record_path)? else { return Ok(None) };
+        let size = match fs::symlink_metadata(&path) {
+            Ok(found) => found.len(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io("read", &path)(error)),
+        };
+        let entry = Entry::Blob(digest.clone());
+        let trusted = known.durable || self.verified().contains(&entry);
+        let sound = size == known.size
+            && (trusted || (known.boot_id == self.boot_id && hash_file(&path, digest)? == *digest));
+        if !sound {
+            tracing::warn!(%digest, "discarding a blob that did not survive");
+            self.discard_blob(digest)?;
+            return Ok(None);
+        }
+        if !trusted {
+            self.verified().insert(entry.clone());
+            self.flusher.add(entry);
+        }
+        let public = known.origins.iter().any(|origin| origin.anonymous);
+        Ok(Some(Blob { path, size, public, origins: known.origins }))
+    }
+
+    /// Stores `bytes`, whose digest the caller has checked, and which came from `origin`.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when they are not what `digest` names, [`Error::NoSpace`], [`Error::Io`].
+    pub fn add_blob(&self, digest: &Digest, bytes: &[u8], origin: Origin) -> Result<Blob, Error> {
+        if !digest.matches(bytes) {
+            let got = Digest::of(digest.algorithm(), bytes);
+            return Err(Error::Mismatch { expected: digest.clone(), got });
+        }
+        if let Some(known) = self.blob(digest)? {
+            self.add_origin(digest, origin)?;
+            return Ok(known);
+        }
+        let temporary = self.temporary();
+        fs::write(&temporary, bytes).map_err(io("write", &temporary))?;
+        self.publish_blob(digest, bytes.len() as u64, &temporary, origin)
+    }
+
+    /// The content of a small blob.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn read_blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, Error> {
+        let Some(blob) = self.blob(digest)? else { return Ok(None) };
+        fs::read(&blob.path).map(Some).map_err(io("read", &blob.path))
+    }
+
+    /// Notes that `digest` was read from, or shown to be readable at, `origin`.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`].
+    pub fn add_origin(&self, digest: &Digest, origin: Origin) -> Result<(), Error> {
+        self.update_blob(digest, |known| {
+            if known.origins.contains(&origin) {
+                return false;
+            }
+            if known.origins.len() >= ORIGINS_LIMIT {
+                known.origins.remove(0);
+            }
+            known.origins.push(origin);
+            true
+        })
+    }
+
+    /// Moves a verified file into place; the record, which makes it exist, comes last.
+    pub(super) fn publish_blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        from: &Path,
+        origin: Origin,
+    ) -> Result<Blob, Error> {
+        let (path, record_path) = self.blob_paths(digest);
+        set_plain_metadata(from)?;
+        fs::rename(from, &path).map_err(io("publish", &path))?;
+        let entry = Entry::Blob(digest.clone());
+        let public = origin.anonymous;
+        let record =
+            BlobRecord { size, boot_id: self.boot_id.clone(), durable: false, origins: vec![origin] };
+        {
+            let _guard = self.lock_records();
+            self.write_record(&record_path, &record)?;
+        }
+        self.verified().insert(entry.clone());
+        self.flusher.add(entry);
+        Ok(Blob { path, size, public, origins: record.origins })
+    }
+
+    pub(super) fn mark_blob_durable(&self, digest: &Digest) -> Result<(), Error> {
+        self.update_blob(digest, |known| !std::mem::replace(&mut known.durable, true))
+    }
+
+    /// Takes a blob out of the store; record first, so that it never exists without being checked.
+    pub(super) fn discard_blob(&self, digest: &Digest) -> Result<(), Error> {
+        let (path, record_path) = self.blob_paths(digest);
+        let _guard = self.lock_records();
+        self.verified().remove(&Entry::Blob(digest.clone()));
+        remove(&record_path)?;
+        self.discard(&path)
+    }
+
+    fn update_blob(
+        &self,
+        digest: &Digest,
+        change: impl FnOnce(&mut BlobRecord) -> bool,
+    ) -> Result<(), Error> {
+        let (_, record_path) = self.blob_paths(digest);
+        let _guard = self.lock_records();
+        let Some(mut known) = record::read::<BlobRecord>(&record_path)? else { return Ok(()) };
+        if change(&mut known) { self.write_record(&record_path, &known) } else { Ok(()) }
+    }
+
+    fn blob_paths(&self, digest: &Digest) -> (PathBuf, PathBuf) {
+        let directory = self.directory.join("blobs").join(digest.algorithm().as_str());
+        (directory.join(digest.hex()), directory.join(format!("{}.json", digest.hex())))
+    }
+}
+
+/// The digest of a file's content.
+pub(super) fn hash_file(path: &Path, like: &Digest) -> Result<Digest, Error> {
+    let mut file = File::open(path).map_err(io("open", path))?;
+    let mut hasher = like.algorithm().hasher();
+    let mut buffer = vec![0_u8; 256 * 1024];
+    loop {
+        match file.read(&mut buffer).map_err(io("read", path))? {
+            0 => return Ok(hasher.finish()),
+            length => hasher.update(&buffer[..length]),
+        }
+    }
+}
+
+/// 0444 and mtime 0: a blob's file is shared by artifacts that may say different things of it.
+fn set_plain_metadata(path: &Path) -> Result<(), Error> {
+    let epoch = SystemTime::UNIX_EPOCH + Duration::ZERO;
+    let file = File::open(path).map_err(io("open", path))?;
+    file.set_modified(epoch).map_err(io("touch", path))?;
+    file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(io("change mode of", path))
+}

@@ -1,0 +1,98 @@
+//! What can go wrong with the store, by what the caller does about it.
+
+use std::path::{Path, PathBuf};
+
+use crate::failure::Kind;
+use crate::oci::Digest;
+
+/// Why the store did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process writes to it.
+    #[error("the store {root} is in use by {holder}; use its control socket, or stop it", root = root.display())]
+    Locked {
+        /// The store.
+        root: PathBuf,
+        /// Host name and process ID, as the holder wrote them.
+        holder: String,
+    },
+    /// A later version of ocivol wrote it.
+    #[error("the store {root} has format {format}, which a newer ocivol wrote; run that version, or use another --root", root = root.display())]
+    Newer {
+        /// The store.
+        root: PathBuf,
+        /// The format's directory.
+        format: String,
+    },
+    /// It cannot be opened at all.
+    #[error("the store {root} cannot be used: {reason}", root = root.display())]
+    Unusable {
+        /// The store.
+        root: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The disk, or a quota, is full.
+    #[error(
+        "no space left in the store {store}: {need}{available} bytes are free; free some, or give ocivol a larger disk",
+        store = store.display(), need = needed.map_or(String::new(), |needed| format!("{needed} bytes are needed, "))
+    )]
+    NoSpace {
+        /// Where.
+        store: PathBuf,
+        /// Bytes needed, where that is known.
+        needed: Option<u64>,
+        /// Bytes available.
+        available: u64,
+    },
+    /// Content is not what its digest says.
+    #[error("content does not match its digest: expected {expected}, got {got}")]
+    Mismatch {
+        /// The digest it should have.
+        expected: Digest,
+        /// The digest it has.
+        got: Digest,
+    },
+    /// The kernel refused something in the store.
+    #[error("cannot {action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// Something the store should hold is not there: it was damaged while in use.
+    #[error("the store is damaged: {0}; run ocivol fsck, or pull again")]
+    Damaged(String),
+}
+
+impl Error {
+    /// What the caller can do.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Locked { .. }
+            | Self::Newer { .. }
+            | Self::Unusable { .. }
+            | Self::Io { .. }
+            | Self::Damaged(_) => Kind::Unavailable,
+            Self::NoSpace { .. } => Kind::ResourceExhausted,
+            Self::Mismatch { .. } => Kind::FailedPrecondition,
+        }
+    }
+}
+
+/// Turns a kernel error into [`Error`]: `map_err(io("write", path))`.
+pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| match source.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => {
+            let directory = path.parent().unwrap_or(&path);
+            let available = rustix::fs::statvfs(directory)
+                .map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize));
+            Error::NoSpace { store: path, needed: None, available }
+        }
+        _ => Error::Io { action, path, source },
+    }
+}

@@ -1,0 +1,221 @@
+//! A blob on its way in: written by ranges in any order, hashed in order, published when the digest is right.
+//!
+//! Bytes that arrive where the hash stands are hashed from memory; bytes that arrive ahead of it are read back
+//! from the page cache when the hash gets there. A blob that arrives in order is thus read by nobody, and
+//! written once.
+//!
+//! What is there survives the process: `ranges.json` beside the data says which ranges are complete. It counts
+//! only in the same boot; after a reboot nobody knows what reached the disk.
+
+use std::fs::{self, File, OpenOptions};
+use std::ops::Range;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::blobs::{Blob, Origin};
+use super::ranges::Ranges;
+use super::{Error, Store, age, create_private, error::io, record, remove};
+use crate::oci::digest::Hasher;
+use crate::oci::{Descriptor, Digest};
+
+/// A blob that is being written. Dropped unfinished, it can be resumed.
+#[derive(Debug)]
+pub struct Ingest {
+    store: Arc<Store>,
+    directory: PathBuf,
+    file: File,
+    digest: Digest,
+    size: u64,
+    ranges: Ranges,
+    hash: InOrder,
+    /// Where writeback was last started.
+    written_back: u64,
+    /// Bytes written since `ranges.json` was.
+    unrecorded: u64,
+}
+
+/// A hash over the first `position` bytes.
+struct InOrder {
+    hasher: Hasher,
+    position: u64,
+}
+
+impl std::fmt::Debug for InOrder {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "InOrder({})", self.position)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Sidecar {
+    boot_id: String,
+    size: u64,
+    ranges: Ranges,
+}
+
+/// How often the finished ranges are recorded: what a killed process downloads again, at most.
+const RECORD_EVERY: u64 = 64 * 1024 * 1024;
+/// How often writeback is started, so that the disk works while the network does.
+const WRITE_BACK_EVERY: u64 = 32 * 1024 * 1024;
+/// Bytes read back at a time.
+const READ_BACK: usize = 256 * 1024;
+
+impl Store {
+    /// Starts to write `blob`, or resumes where an earlier process or attempt stopped.
+    ///
+    /// *Caller:* one at a time per digest.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] or [`Error::Io`].
+    pub fn ingest(self: &Arc<Self>, blob: &Descriptor) -> Result<Ingest, Error> {
+        let name = format!("ingest/{}-{}", blob.digest.algorithm().as_str(), blob.digest.hex());
+        let directory = self.directory.join(name);
+        let sidecar: Option<Sidecar> = record::read(&directory.join("ranges.json"))?;
+        let ranges = sidecar
+            .filter(|known| known.boot_id == self.boot_id && known.size == blob.size)
+            .filter(|known| known.ranges.is_valid(blob.size))
+            .map(|known| known.ranges);
+        if ranges.is_none() {
+            remove(&directory)?;
+        }
+        create_private(&directory).map_err(io("create", &directory))?;
+        let path = directory.join("data");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io("create", &path))?;
+        Ok(Ingest {
+            store: Arc::clone(self),
+            directory,
+            file,
+            digest: blob.digest.clone(),
+            size: blob.size,
+            ranges: ranges.unwrap_or_default(),
+            hash: InOrder { hasher: blob.digest.algorithm().hasher(), position: 0 },
+            written_back: 0,
+            unrecorded: 0,
+        })
+    }
+}
+
+impl Ingest {
+    /// What has to be fetched.
+    pub fn missing(&self) -> Vec<Range<u64>> {
+        self.ranges.missing(self.size)
+    }
+
+    /// Writes `bytes` at `offset`.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] or [`Error::Io`].
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let end = offset + bytes.len() as u64;
+        let path = self.directory.join("data");
+        self.file.write_all_at(bytes, offset).map_err(io("write", &path))?;
+        self.ranges.insert(offset..end);
+        if offset == self.hash.position {
+            self.hash.hasher.update(bytes);
+            self.hash.position = end;
+        }
+        self.hash_what_is_there()?;
+        if self.hash.position >= self.written_back + WRITE_BACK_EVERY {
+            // Only a hint: syncfs writes what this does not.
+            if let Err(error) =
+                crate::sys::start_writeback(self.file.as_fd(), self.written_back..self.hash.position)
+            {
+                tracing::debug!(%error, "cannot start writeback");
+            }
+            self.written_back = self.hash.position;
+        }
+        self.unrecorded += bytes.len() as u64;
+        if self.unrecorded >= RECORD_EVERY {
+            self.record()?;
+        }
+        Ok(())
+    }
+
+    /// Checks the digest and publishes the blob, which came from `origin`.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when the content is wrong: it is then gone. Else as [`Ingest::write`].
+    pub fn finish(mut self, origin: Origin) -> Result<Blob, Error> {
+        self.hash_what_is_there()?;
+        if self.hash.position != self.size {
+            let at = self.hash.position;
+            return Err(Error::Damaged(format!("blob {} is incomplete at byte {at}", self.digest)));
+        }
+        let hasher = std::mem::replace(&mut self.hash.hasher, self.digest.algorithm().hasher());
+        let got = hasher.finish();
+        if got != self.digest {
+            let expected = self.digest.clone();
+            self.unrecorded = 0;
+            remove(&self.directory)?;
+            return Err(Error::Mismatch { expected, got });
+        }
+        self.unrecorded = 0;
+        let blob = self.store.publish_blob(&self.digest, self.size, &self.directory.join("data"), origin)?;
+        remove(&self.directory)?;
+        Ok(blob)
+    }
+
+    /// Forgets everything that was written.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn discard(mut self) -> Result<(), Error> {
+        self.unrecorded = 0;
+        remove(&self.directory)
+    }
+
+    /// Hashes on from where the hash stands, as far as there is content.
+    fn hash_what_is_there(&mut self) -> Result<(), Error> {
+        let end = self.ranges.contiguous_from(self.hash.position);
+        if end == self.hash.position {
+            return Ok(());
+        }
+        let path = self.directory.join("data");
+        let mut buffer = vec![0_u8; READ_BACK];
+        while self.hash.position < end {
+            let length = usize::try_from(end - self.hash.position).unwrap_or(READ_BACK).min(READ_BACK);
+            let part = &mut buffer[..length];
+            self.file.read_exact_at(part, self.hash.position).map_err(io("read", &path))?;
+            self.hash.hasher.update(part);
+            self.hash.position += length as u64;
+        }
+        Ok(())
+    }
+
+    fn record(&mut self) -> Result<(), Error> {
+        self.unrecorded = 0;
+        let sidecar =
+            Sidecar { boot_id: self.store.boot_id.clone(), size: self.size, ranges: self.ranges.clone() };
+        self.store.write_record(&self.directory.join("ranges.json"), &sidecar)
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        if self.unrecorded > 0
+            && let Err(error) = self.record()
+        {
+            tracing::debug!(%error, digest = %self.digest, "this download cannot be resumed");
+        }
+    }
+}
+
+/// Whether a directory in `ingest/` holds a download of this boot that is not too old.
+pub(super) fn is_resumable(directory: &Path, boot_id: &str, limit: Duration) -> bool {
+    let sidecar = directory.join("ranges.json");
+    fs::metadata(directory.join("data")).is_ok()
+        && age(&sidecar).is_some_and(|age| age < limit)
+        && matches!(record::read::<Sidecar>(&sidecar), Ok(Some(known)) if known.boot_id == boot_id)
+}

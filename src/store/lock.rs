@@ -1,0 +1,46 @@
+//! One process writes to a store: an advisory lock that the kernel releases with its holder.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::Error;
+use super::error::io;
+
+/// The lock, held until dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock of the store at `root`, or says who has it.
+    pub(super) fn take(root: &Path) -> Result<Self, Error> {
+        let path = root.join("lock");
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io("open", &path))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut holder = String::new();
+            std::io::Read::by_ref(&mut file)
+                .take(256)
+                .read_to_string(&mut holder)
+                .map_err(io("read", &path))?;
+            return Err(Error::Locked { root: root.to_owned(), holder: holder.trim().to_owned() });
+        }
+        let host = rustix::system::uname();
+        file.set_len(0).map_err(io("write", &path))?;
+        file.rewind().map_err(io("write", &path))?;
+        writeln!(file, "process {} on {}", std::process::id(), host.nodename().to_string_lossy())
+            .map_err(io("write", &path))?;
+        Ok(Self { _file: file })
+    }
+}
