@@ -86,3 +86,19 @@ pub enum Error {
     #[error("the artifact holds no file")]
     Empty,
 }
+
+impl Error {
+    /// What the caller can do.
+    pub fn kind(&self) -> crate::failure::Kind {
+        use crate::failure::Kind;
+        match self {
+            Self::NothingSelected { .. } => Kind::InvalidArgument,
+            Self::Unsupported { .. }
+            | Self::Unnamed { .. }
+            | Self::UnsafeName { .. }
+            | Self::Collision { .. }
+            | Self::Metadata { .. }
+            | Self::Empty => Kind::FailedPrecondition,
+        }
+    }
+}

@@ -4,6 +4,7 @@ pub mod failure;
 pub mod layout;
 pub mod mount;
 pub mod oci;
+pub mod pull;
 pub mod registry;
 pub mod store;
 pub mod sys;

@@ -37,7 +37,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 pub use access::AccessKey;
@@ -79,6 +79,9 @@ pub struct Store {
     verified: Mutex<HashSet<Entry>>,
     /// Held while a record is read, changed and written.
     records: Mutex<()>,
+    /// Digests that are being written.
+    ingests: Mutex<HashSet<crate::oci::Digest>>,
+    ingest_closed: Condvar,
     flusher: flush::Flusher,
     _lock: lock::Lock,
 }
@@ -125,6 +128,8 @@ impl Store {
             temporaries: AtomicU64::new(0),
             verified: Mutex::default(),
             records: Mutex::default(),
+            ingests: Mutex::default(),
+            ingest_closed: Condvar::new(),
             _lock: lock,
         });
         store.clear_leftovers()?;

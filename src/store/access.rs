@@ -55,22 +55,22 @@ impl Store {
         self.write_record(&path, &TagRecord { digest: digest.clone(), resolved: now() })
     }
 
-    /// Whether this asker has shown within `limit` that it may read everything of `manifest`.
+    /// Whether this asker has shown within `limit` that it may read `what`: a manifest, or all blobs of a tree.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn is_proven(&self, who: AccessKey<'_>, manifest: &Digest, limit: Duration) -> Result<bool, Error> {
-        let path = self.directory.join("proofs").join(self.keyed_name(who, &manifest.to_string()));
+    pub fn is_proven(&self, who: AccessKey<'_>, what: &str, limit: Duration) -> Result<bool, Error> {
+        let path = self.directory.join("proofs").join(self.keyed_name(who, what));
         let known = record::read::<ProofRecord>(&path)?;
         Ok(known.is_some_and(|known| now().saturating_sub(known.shown) < limit.as_secs()))
     }
 
-    /// Remembers that this asker may read everything of `manifest`.
+    /// Remembers that this asker may read `what`.
     ///
     /// # Errors
     /// [`Error::NoSpace`], [`Error::Io`].
-    pub fn set_proven(&self, who: AccessKey<'_>, manifest: &Digest) -> Result<(), Error> {
-        let path = self.directory.join("proofs").join(self.keyed_name(who, &manifest.to_string()));
+    pub fn set_proven(&self, who: AccessKey<'_>, what: &str) -> Result<(), Error> {
+        let path = self.directory.join("proofs").join(self.keyed_name(who, what));
         self.write_record(&path, &ProofRecord { shown: now() })
     }
 

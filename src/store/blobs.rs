@@ -35,6 +35,13 @@ pub struct Origin {
     pub anonymous: bool,
 }
 
+impl Origin {
+    /// Whether both are the same repository of the same registry.
+    pub fn same_repository(&self, other: &Self) -> bool {
+        self.host == other.host && self.repository == other.repository
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct BlobRecord {
     size: u64,

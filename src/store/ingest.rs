@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -26,10 +26,10 @@ use crate::oci::{Descriptor, Digest};
 /// A blob that is being written. Dropped unfinished, it can be resumed.
 #[derive(Debug)]
 pub struct Ingest {
-    store: Arc<Store>,
+    turn: Turn,
     directory: PathBuf,
     file: File,
-    digest: Digest,
+    origin: Origin,
     size: u64,
     ranges: Ranges,
     hash: InOrder,
@@ -51,8 +51,33 @@ impl std::fmt::Debug for InOrder {
     }
 }
 
+/// The right to write one digest's directory, until dropped.
+#[derive(Debug)]
+struct Turn {
+    store: Arc<Store>,
+    digest: Digest,
+}
+
+impl Turn {
+    fn take(store: &Arc<Store>, digest: &Digest) -> Self {
+        let mut open = store.ingests.lock().unwrap_or_else(PoisonError::into_inner);
+        while !open.insert(digest.clone()) {
+            open = store.ingest_closed.wait(open).unwrap_or_else(PoisonError::into_inner);
+        }
+        Self { store: Arc::clone(store), digest: digest.clone() }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.store.ingests.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.digest);
+        self.store.ingest_closed.notify_all();
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Sidecar {
+    origin: Origin,
     boot_id: String,
     size: u64,
     ranges: Ranges,
@@ -68,21 +93,32 @@ const READ_BACK: usize = 256 * 1024;
 impl Store {
     /// Starts to write `blob`, or resumes where an earlier process or attempt stopped.
     ///
-    /// *Caller:* one at a time per digest.
+    /// `origin` is where all of its bytes come from. What another repository sent is not resumed but dropped:
+    /// only who delivered a whole blob has shown that it may be read there.
+    ///
+    /// Waits while another ingest of the same digest is open.
     ///
     /// # Errors
     /// [`Error::NoSpace`] or [`Error::Io`].
-    pub fn ingest(self: &Arc<Self>, blob: &Descriptor) -> Result<Ingest, Error> {
+    pub fn ingest(self: &Arc<Self>, blob: &Descriptor, mut origin: Origin) -> Result<Ingest, Error> {
+        let turn = Turn::take(self, &blob.digest);
         let name = format!("ingest/{}-{}", blob.digest.algorithm().as_str(), blob.digest.hex());
         let directory = self.directory.join(name);
         let sidecar: Option<Sidecar> = record::read(&directory.join("ranges.json"))?;
-        let ranges = sidecar
+        let resumed = sidecar
             .filter(|known| known.boot_id == self.boot_id && known.size == blob.size)
             .filter(|known| known.ranges.is_valid(blob.size))
-            .map(|known| known.ranges);
-        if ranges.is_none() {
-            remove(&directory)?;
-        }
+            .filter(|known| known.origin.same_repository(&origin));
+        let ranges = match resumed {
+            Some(known) => {
+                origin.anonymous &= known.origin.anonymous;
+                known.ranges
+            }
+            None => {
+                remove(&directory)?;
+                Ranges::default()
+            }
+        };
         create_private(&directory).map_err(io("create", &directory))?;
         let path = directory.join("data");
         let file = OpenOptions::new()
@@ -94,12 +130,12 @@ impl Store {
             .open(&path)
             .map_err(io("create", &path))?;
         Ok(Ingest {
-            store: Arc::clone(self),
+            turn,
             directory,
             file,
-            digest: blob.digest.clone(),
+            origin,
             size: blob.size,
-            ranges: ranges.unwrap_or_default(),
+            ranges,
             hash: InOrder { hasher: blob.digest.algorithm().hasher(), position: 0 },
             written_back: 0,
             unrecorded: 0,
@@ -143,37 +179,41 @@ impl Ingest {
         Ok(())
     }
 
-    /// Checks the digest and publishes the blob, which came from `origin`.
+    /// Whether nothing is there yet.
+    pub fn is_fresh(&self) -> bool {
+        self.ranges.total() == 0
+    }
+
+    /// Bytes that are there.
+    pub fn present(&self) -> u64 {
+        self.ranges.total()
+    }
+
+    /// Checks the digest and publishes the blob.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when the content is wrong: it is then gone. Else as [`Ingest::write`].
-    pub fn finish(mut self, origin: Origin) -> Result<Blob, Error> {
+    pub fn finish(mut self) -> Result<Blob, Error> {
         self.hash_what_is_there()?;
         if self.hash.position != self.size {
             let at = self.hash.position;
-            return Err(Error::Damaged(format!("blob {} is incomplete at byte {at}", self.digest)));
+            return Err(Error::Damaged(format!("blob {} is incomplete at byte {at}", self.turn.digest)));
         }
-        let hasher = std::mem::replace(&mut self.hash.hasher, self.digest.algorithm().hasher());
+        let hasher = std::mem::replace(&mut self.hash.hasher, self.turn.digest.algorithm().hasher());
         let got = hasher.finish();
-        if got != self.digest {
-            let expected = self.digest.clone();
+        if got != self.turn.digest {
+            let expected = self.turn.digest.clone();
             self.unrecorded = 0;
             remove(&self.directory)?;
             return Err(Error::Mismatch { expected, got });
         }
         self.unrecorded = 0;
-        let blob = self.store.publish_blob(&self.digest, self.size, &self.directory.join("data"), origin)?;
+        let blob = {
+            let Turn { store, digest } = &self.turn;
+            store.publish_blob(digest, self.size, &self.directory.join("data"), self.origin.clone())?
+        };
         remove(&self.directory)?;
         Ok(blob)
-    }
-
-    /// Forgets everything that was written.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn discard(mut self) -> Result<(), Error> {
-        self.unrecorded = 0;
-        remove(&self.directory)
     }
 
     /// Hashes on from where the hash stands, as far as there is content.
@@ -196,9 +236,13 @@ impl Ingest {
 
     fn record(&mut self) -> Result<(), Error> {
         self.unrecorded = 0;
-        let sidecar =
-            Sidecar { boot_id: self.store.boot_id.clone(), size: self.size, ranges: self.ranges.clone() };
-        self.store.write_record(&self.directory.join("ranges.json"), &sidecar)
+        let sidecar = Sidecar {
+            origin: self.origin.clone(),
+            boot_id: self.turn.store.boot_id.clone(),
+            size: self.size,
+            ranges: self.ranges.clone(),
+        };
+        self.turn.store.write_record(&self.directory.join("ranges.json"), &sidecar)
     }
 }
 
@@ -207,7 +251,7 @@ impl Drop for Ingest {
         if self.unrecorded > 0
             && let Err(error) = self.record()
         {
-            tracing::debug!(%error, digest = %self.digest, "this download cannot be resumed");
+            tracing::debug!(%error, digest = %self.turn.digest, "this download cannot be resumed");
         }
     }
 }

@@ -1,0 +1,324 @@
+//! From a reference to a complete tree in the store: resolve, plan, fetch, link.
+//!
+//! A pull belongs to the node, not to who asked for it. There are three levels of single flight: a request (all
+//! who ask for the same with the same credentials), a blob (all requests that need it), and a tree (its linking).
+//! Whoever waits may go away; a pull that nobody waited for in [`Settings::abandon_after`] stops, and what it
+//! has fetched stays for the next one.
+
+pub mod download;
+pub mod error;
+pub mod flight;
+pub mod obtain;
+pub mod progress;
+pub mod resolve;
+pub mod segments;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use tokio::sync::Semaphore;
+
+pub use error::Error;
+pub use progress::{Progress, Snapshot};
+
+use crate::layout::{self, Selection};
+use crate::oci::{Descriptor, Digest, Platform, Reference};
+use crate::registry::transport::Source;
+use crate::registry::{Credential, Registry};
+use crate::store::{AccessKey, Blob, Origin, Store, Tree, TreeKey};
+use flight::{Flights, Waiter};
+
+/// What to pull, and as whom. Equal requests share one pull.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What.
+    pub reference: Reference,
+    /// Whether the registry is asked although the content may be here.
+    pub policy: PullPolicy,
+    /// The platform to choose from an index.
+    pub platform: Platform,
+    /// Which files.
+    pub selection: Selection,
+    /// Whether everybody may read the files.
+    pub readable: bool,
+    /// Tried in order; none means anonymous.
+    pub credentials: Vec<Credential>,
+}
+
+/// Kubernetes' words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PullPolicy {
+    /// Ask the registry each time what the tag is now.
+    Always,
+    /// Ask only when the content is not here.
+    IfNotPresent,
+    /// Never ask.
+    Never,
+}
+
+/// Bounds and times of pulls.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Blobs downloaded at the same time, on the whole node.
+    pub parallel_downloads: usize,
+    /// A pull that nobody waits for stops after this time.
+    pub abandon_after: Duration,
+    /// How long a shown right to content is believed without asking the registry again.
+    pub proof_ttl: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            parallel_downloads: 4,
+            abandon_after: Duration::from_secs(600),
+            proof_ttl: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// A tree, and what it shows.
+#[derive(Debug, Clone)]
+pub struct Pulled {
+    /// The tree.
+    pub tree: Tree,
+    /// What the reference resolved to: an index, or the manifest itself.
+    pub digest: Digest,
+    /// Bytes that came over the network for it.
+    pub fetched: u64,
+}
+
+/// The outcome of a flight, shared by all who wait.
+type Shared<T> = Result<T, Arc<Error>>;
+
+/// Pulls, for the whole node.
+pub struct Puller {
+    store: Arc<Store>,
+    registry: Registry,
+    settings: Settings,
+    requests: Flights<RequestKey, Progress, Shared<Arc<Pulled>>>,
+    blobs: Flights<Digest, obtain::Offers, Shared<Blob>>,
+    trees: Flights<TreeKey, (), Shared<Tree>>,
+    downloads: Semaphore,
+    /// Permits are bytes: what was received and is not yet written, of all downloads together.
+    buffers: Arc<Semaphore>,
+}
+
+/// Bytes received and not yet written, on the whole node. This bounds memory, whatever registries send.
+const BUFFERED_BYTES: usize = 12 * 1024 * 1024;
+/// Blobs of one pull that are looked after at a time; downloads are bounded apart.
+const BLOBS_AT_A_TIME: usize = 16;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct RequestKey {
+    reference: Reference,
+    policy: PullPolicy,
+    tree: [String; 2],
+    credentials: Vec<Credential>,
+}
+
+impl Puller {
+    /// Pulls into `store` from registries.
+    pub fn new(store: Arc<Store>, registry: Registry, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            registry,
+            requests: Flights::new(settings.abandon_after),
+            blobs: Flights::new(Duration::ZERO),
+            trees: Flights::new(Duration::ZERO),
+            downloads: Semaphore::new(settings.parallel_downloads),
+            buffers: Arc::new(Semaphore::new(BUFFERED_BYTES)),
+            settings,
+        })
+    }
+
+    /// The store that is pulled into.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// How many pulls are running.
+    pub fn running(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Starts to pull `request`, or joins the pull of an equal one. The waiter's state is its progress.
+    pub fn pull(self: &Arc<Self>, request: Request) -> Waiter<Progress, Shared<Arc<Pulled>>> {
+        let [include, exclude] = request.selection.normal_form();
+        let key = RequestKey {
+            reference: request.reference.clone(),
+            policy: request.policy,
+            tree: [format!("{include:?}{exclude:?}"), format!("{} {}", request.platform, request.readable)],
+            credentials: request.credentials.clone(),
+        };
+        self.requests.join(key, || {
+            let progress = Arc::new(Progress::default());
+            let (puller, shared) = (Arc::clone(self), Arc::clone(&progress));
+            let work = async move {
+                let result = puller.run(&request, &shared).await;
+                if let Err(error) = &result {
+                    let error = crate::failure::chain(error);
+                    tracing::warn!(reference = %request.reference, %error, "pull failed");
+                }
+                result.map(Arc::new).map_err(Arc::new)
+            };
+            (progress, work)
+        })
+    }
+
+    async fn run(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Pulled, Error> {
+        let resolved = self.resolve(request).await?;
+        let plan = layout::plan(&resolved.manifest)?.select(&request.selection)?;
+        let key = TreeKey::new(&resolved.manifest_digest, &request.selection, request.readable);
+        let source = &resolved.source;
+        let proof = format!("tree {key}");
+        let proven = {
+            let (who, proof) = (source.clone(), proof.clone());
+            let ttl = self.ttl(resolved.offline);
+            self.with_store(move |store| store.is_proven(access_key(&who).as_key(), &proof, ttl)).await?
+        };
+        let present = {
+            let key = key.clone();
+            self.with_store(move |store| store.tree(&key)).await?
+        };
+        let tree = match present.filter(|_| proven) {
+            Some(tree) => tree,
+            None if resolved.offline => {
+                return Err(Error::NotPresent { reference: request.reference.clone() });
+            }
+            None => {
+                self.fetch_all(plan.blobs(), source, progress).await?;
+                let family = layout::family::decide(&resolved.manifest)?.family;
+                self.build(key.clone(), plan, &resolved.manifest_digest, family, request.readable).await?
+            }
+        };
+        let (who, reference, digest) = (source.clone(), request.reference.clone(), resolved.digest.clone());
+        let offline = resolved.offline;
+        self.with_store(move |store| {
+            if !offline {
+                let keys = access_key(&who);
+                store.set_proven(keys.as_key(), &proof)?;
+                store.set_proven(keys.as_key(), &resolve::manifest_proof(&digest))?;
+                if reference.digest().is_none() {
+                    store.set_tag(keys.as_key(), &reference.target(), &digest)?;
+                }
+            }
+            store.touch_tree(&key, &reference.to_string())
+        })
+        .await?;
+        Ok(Pulled { tree, digest: resolved.digest, fetched: progress.snapshot().fetched })
+    }
+
+    /// How old a proof may be. Who may not ask the registry has to believe what there is.
+    fn ttl(&self, offline: bool) -> Duration {
+        if offline { Duration::MAX } else { self.settings.proof_ttl }
+    }
+
+    /// Brings every blob here, each with a proof that `source` may read it.
+    async fn fetch_all(
+        self: &Arc<Self>,
+        blobs: Vec<&Descriptor>,
+        source: &Source,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        let blobs: Vec<Descriptor> = blobs.into_iter().cloned().collect();
+        progress.expect(blobs.len(), blobs.iter().map(|blob| blob.size).sum());
+        let missing = {
+            let wanted: Vec<(Digest, u64)> =
+                blobs.iter().map(|blob| (blob.digest.clone(), blob.size)).collect();
+            self.with_store(move |store| {
+                wanted.iter().try_fold(0_u64, |sum, (digest, size)| {
+                    Ok::<_, crate::store::Error>(match store.blob(digest)? {
+                        Some(_) => sum,
+                        None => sum.saturating_add(*size),
+                    })
+                })
+            })
+            .await?
+        };
+        self.with_store(move |store| store.check_space(missing)).await?;
+        futures_util::stream::iter(blobs.iter().map(Ok))
+            .try_for_each_concurrent(BLOBS_AT_A_TIME, |blob| self.obtain(blob, source, progress))
+            .await
+    }
+
+    async fn build(
+        self: &Arc<Self>,
+        key: TreeKey,
+        plan: layout::Plan,
+        manifest: &Digest,
+        family: layout::Family,
+        readable: bool,
+    ) -> Result<Tree, Error> {
+        let manifest = manifest.clone();
+        let mut waiter = self.trees.join(key.clone(), || {
+            let puller = Arc::clone(self);
+            let work = async move {
+                let build = move |store: &Arc<Store>| match store.tree(&key)? {
+                    Some(tree) => Ok(tree),
+                    None => store.build_tree(&key, &plan, &manifest, family.as_str(), readable),
+                };
+                puller.with_store(build).await.map_err(|error| Arc::new(Error::from(error)))
+            };
+            (Arc::default(), work)
+        });
+        waiter.wait().await.ok_or(Error::Stopped)?.map_err(Error::Shared)
+    }
+
+    /// Runs blocking `work` on the store.
+    async fn with_store<T, E>(
+        &self,
+        work: impl FnOnce(&Arc<Store>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        let store = Arc::clone(&self.store);
+        blocking(move || work(&store)).await
+    }
+}
+
+/// Runs `work`, which may block, where it blocks no async thread.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime is going down, and this future with it.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// An asker, as the store tells them apart, with what the key borrows from.
+struct Asker<'a> {
+    source: &'a Source,
+    credential: Vec<&'a str>,
+}
+
+fn access_key(source: &Source) -> Asker<'_> {
+    let credential = source.credential.as_deref().map_or_else(Vec::new, |known| {
+        let token = known.identity_token.as_ref().map_or("", |token| token.reveal());
+        vec![known.user.as_str(), known.password.reveal(), token]
+    });
+    Asker { source, credential }
+}
+
+impl Asker<'_> {
+    fn as_key(&self) -> AccessKey<'_> {
+        AccessKey {
+            host: &self.source.host,
+            repository: &self.source.repository,
+            credential: &self.credential,
+        }
+    }
+}
+
+/// `source` as what the store remembers of it.
+fn origin(source: &Source) -> Origin {
+    Origin {
+        host: source.host.clone(),
+        repository: source.repository.clone(),
+        anonymous: source.credential.is_none(),
+    }
+}

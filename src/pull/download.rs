@@ -1,0 +1,363 @@
+//! One blob over the network into the store: one pass from the socket through the hash to the file.
+//!
+//! Connections hand their bytes over a bounded channel to one thread, which hashes and writes. The bytes on the
+//! way are bounded for the whole node ([`super::BUFFERED_BYTES`]). A connection that is slow for this network
+//! gets help: the rest of its part is split and fetched by another. What has arrived is kept when a connection
+//! breaks, when the source is given up for one of the same repository, and when the process ends.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use reqwest::{StatusCode, header};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::obtain::Offers;
+use super::segments::Segments;
+use super::{BUFFERED_BYTES, Error, Puller, blocking, origin};
+use crate::oci::Descriptor;
+use crate::registry;
+use crate::registry::retry::Backoff;
+use crate::registry::transport::{Body, Source};
+use crate::store::{self, Blob, Ingest};
+
+/// Connections for one blob.
+const CONNECTIONS: usize = 6;
+/// A connection below this rate (bytes per second) is helped by another. Object stores give 50 to 90 MB/s to a
+/// connection, a local registry ten times as much.
+const HELP_BELOW: u64 = 100 * 1000 * 1000;
+/// How often rates are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A source below this rate (bytes per second) is replaced when another is offered.
+const REPLACE_BELOW: u64 = 1024 * 1024;
+/// Looks in a row after which a slow source is replaced.
+const PATIENCE: u32 = 5;
+/// Parts that wait for the writer.
+const QUEUE: usize = 16;
+
+/// A piece of the blob on its way to the file. The permit bounds the memory of all pieces together.
+struct Piece {
+    offset: u64,
+    bytes: Bytes,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// One download from one source.
+struct Fetch<'a> {
+    puller: &'a Puller,
+    blob: &'a Descriptor,
+    source: &'a Source,
+    offers: &'a Offers,
+    segments: Mutex<Segments>,
+    /// What the source does with a range.
+    ranges: Mutex<RangeSupport>,
+    writer: mpsc::Sender<Piece>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RangeSupport {
+    Unknown,
+    Ignored,
+}
+
+/// Why a fetch ended without all bytes.
+enum Stop {
+    /// The source cannot deliver.
+    Failed(registry::Error),
+    /// The source is slow and there is another.
+    Slow,
+    /// The writer ended; its own error says why.
+    Writer,
+}
+
+impl Puller {
+    /// Fetches `blob` from the sources that `offers` has and gets, one after the other.
+    pub(super) async fn download(&self, blob: &Descriptor, offers: &Offers) -> Result<Blob, Error> {
+        let _turn = self.downloads.acquire().await.map_err(|_| Error::Stopped)?;
+        let mut last = Error::Stopped;
+        while let Some(source) = offers.next() {
+            // What was resumed may be the fault of an earlier attempt: a wrong digest gets one try from scratch.
+            for _ in 0..2 {
+                let (fresh, result) = self.download_from(blob, &source, offers).await;
+                match result {
+                    Ok(blob) => return Ok(blob),
+                    Err(error) => last = error,
+                }
+                let wrong = matches!(last, Error::Registry(registry::Error::WrongContent { .. }));
+                if fresh || !wrong {
+                    break;
+                }
+            }
+            tracing::debug!(digest = %blob.digest, host = source.host, error = %last, "source failed");
+            if matches!(last, Error::Store(_)) {
+                break;
+            }
+        }
+        Err(last)
+    }
+
+    /// Also tells whether nothing was resumed.
+    async fn download_from(
+        &self,
+        blob: &Descriptor,
+        source: &Source,
+        offers: &Offers,
+    ) -> (bool, Result<Blob, Error>) {
+        let (store, from, wanted) = (Arc::clone(&self.store), origin(source), blob.clone());
+        let ingest = match blocking(move || store.ingest(&wanted, from)).await {
+            Ok(ingest) => ingest,
+            Err(error) => return (true, Err(error.into())),
+        };
+        let fresh = ingest.is_fresh();
+        offers.counter.store(ingest.present(), Relaxed);
+        let (writer, pieces) = mpsc::channel(QUEUE);
+        let fetch = Fetch {
+            puller: self,
+            blob,
+            source,
+            offers,
+            segments: Mutex::new(Segments::new(ingest.missing())),
+            ranges: Mutex::new(RangeSupport::Unknown),
+            writer,
+        };
+        let counter = Arc::clone(&offers.counter);
+        let writing = blocking(move || write(ingest, pieces, &counter));
+        tokio::pin!(writing);
+        // The writer runs on its own thread at once; it ends when `fetch`, which has the sender, is dropped.
+        let stopped = tokio::select! {
+            biased;
+            stopped = fetch.run() => stopped,
+            written = &mut writing => {
+                // It ends early only when it fails.
+                let error = written.err().unwrap_or(store::Error::Damaged("a download ended early".into()));
+                return (fresh, Err(error.into()));
+            }
+        };
+        drop(fetch);
+        let result = match (stopped, writing.await) {
+            (_, Err(error)) => Err(error.into()),
+            (Err(Stop::Failed(error)), Ok(_)) => Err(error.into()),
+            (Err(Stop::Slow), Ok(_)) => {
+                Err(registry::Error::Stalled { host: source.host.clone(), after: LOOK_EVERY * PATIENCE }
+                    .into())
+            }
+            (Err(Stop::Writer), Ok(_)) => Err(Error::Stopped),
+            (Ok(()), Ok(ingest)) => blocking(move || ingest.finish()).await.map_err(|error| match error {
+                store::Error::Mismatch { expected, got } => registry::Error::WrongContent {
+                    host: source.host.clone(),
+                    wanted: expected,
+                    got: got.to_string(),
+                }
+                .into(),
+                error => error.into(),
+            }),
+        };
+        (fresh, result)
+    }
+}
+
+/// The writer's thread: until no more pieces can come.
+fn write(
+    mut ingest: Ingest,
+    mut pieces: mpsc::Receiver<Piece>,
+    counter: &std::sync::atomic::AtomicU64,
+) -> Result<Ingest, store::Error> {
+    while let Some(piece) = pieces.blocking_recv() {
+        ingest.write(piece.offset, &piece.bytes)?;
+        counter.fetch_add(piece.bytes.len() as u64, Relaxed);
+    }
+    Ok(ingest)
+}
+
+impl Fetch<'_> {
+    /// Fetches everything that is missing.
+    async fn run(&self) -> Result<(), Stop> {
+        let mut connections = FuturesUnordered::new();
+        connections.push(self.connection());
+        let mut looks = tokio::time::interval_at((Instant::now() + LOOK_EVERY).into(), LOOK_EVERY);
+        let mut before = self.offers.counter.load(Relaxed);
+        let mut slow_looks = 0;
+        loop {
+            tokio::select! {
+                ended = connections.next() => match ended {
+                    Some(Ok(())) if connections.is_empty() && self.segments().has_waiting() => {
+                        connections.push(self.connection());
+                    }
+                    Some(Ok(())) => {}
+                    Some(Err(stop)) => return Err(stop),
+                    None => return Ok(()),
+                },
+                _ = looks.tick() => {
+                    let now = self.offers.counter.load(Relaxed);
+                    let rate = now.saturating_sub(before) / LOOK_EVERY.as_secs();
+                    before = now;
+                    slow_looks = if rate < REPLACE_BELOW { slow_looks + 1 } else { 0 };
+                    if slow_looks >= PATIENCE && self.offers.has_next() {
+                        return Err(Stop::Slow);
+                    }
+                    if self.wants_help(rate) {
+                        connections.push(self.connection());
+                    }
+                }
+            }
+        }
+    }
+
+    fn wants_help(&self, rate: u64) -> bool {
+        let mut segments = self.segments();
+        let active = segments.active();
+        active > 0
+            && active < CONNECTIONS
+            && rate < HELP_BELOW * active as u64
+            && self.ranges() != RangeSupport::Ignored
+            && segments.split()
+    }
+
+    /// Fetches parts until none waits, and again after what may pass.
+    async fn connection(&self) -> Result<(), Stop> {
+        let mut backoff = Backoff::new(self.puller.registry.attempts());
+        loop {
+            if self.ranges() == RangeSupport::Ignored && self.segments().active() > 0 {
+                return Ok(());
+            }
+            let Some((id, range)) = self.segments().take() else { return Ok(()) };
+            let before = range.start;
+            let result = self.fetch_part(id, range).await;
+            let reached = {
+                let mut segments = self.segments();
+                let reached = segments.position(id).unwrap_or(before);
+                segments.release(id);
+                reached
+            };
+            match result {
+                Ok(()) => {}
+                Err(Stop::Failed(error)) => {
+                    if reached > before {
+                        backoff.reset();
+                    }
+                    let Some(wait) = backoff.after(&error) else { return Err(Stop::Failed(error)) };
+                    tracing::debug!(digest = %self.blob.digest, %error, ?wait, "retrying part of a blob");
+                    tokio::time::sleep(wait).await;
+                }
+                Err(stop) => return Err(stop),
+            }
+        }
+    }
+
+    async fn fetch_part(&self, id: usize, range: Range<u64>) -> Result<(), Stop> {
+        let whole = range == (0..self.blob.size);
+        let wanted = (!whole).then(|| range.clone());
+        let mut body =
+            self.puller.registry.blob(self.source, self.blob, wanted).await.map_err(Stop::Failed)?;
+        let mut position = self.starts_at(&body, &range)?;
+        if position < range.start && self.segments().active() > 1 {
+            return Ok(()); // Left for the connection that reads from the start.
+        }
+        // A registry that ignores the range sends what is here already; it is read and dropped.
+        while let Some(mut bytes) = body.chunk().await.map_err(Stop::Failed)? {
+            if position < range.start {
+                let known = usize::try_from(range.start - position).unwrap_or(usize::MAX).min(bytes.len());
+                position += known as u64;
+                drop(bytes.split_to(known));
+            }
+            let end = position + bytes.len() as u64;
+            if end > self.blob.size {
+                return Err(self.wrong(format!("more than {} bytes", self.blob.size)));
+            }
+            let accepted = self.segments().accept(id, bytes.len());
+            bytes.truncate(accepted);
+            if !bytes.is_empty() {
+                self.send(position, bytes).await?;
+            }
+            position = end;
+            let complete = self.segments().is_complete(id);
+            if complete && position < self.blob.size {
+                return Ok(()); // The rest is another connection's.
+            }
+        }
+        if self.segments().is_complete(id) {
+            return Ok(());
+        }
+        Err(Stop::Failed(registry::Error::Unreachable {
+            host: self.source.host.clone(),
+            reason: format!("the answer ended at byte {position} of {}", self.blob.size),
+        }))
+    }
+
+    /// The offset of a body's first byte.
+    fn starts_at(&self, body: &Body, wanted: &Range<u64>) -> Result<u64, Stop> {
+        let response = body.response();
+        if response.status() == StatusCode::PARTIAL_CONTENT {
+            let header = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+            return match header.and_then(parse_content_range) {
+                Some((_, Some(total))) if total != self.blob.size => {
+                    Err(self.wrong(format!("{total} bytes where the manifest says {}", self.blob.size)))
+                }
+                Some((start, _)) if start == wanted.start => Ok(start),
+                _ => Err(Stop::Failed(registry::Error::Protocol {
+                    host: self.source.host.clone(),
+                    what: format!("answered a range with Content-Range {header:?}"),
+                })),
+            };
+        }
+        if let Some(length) = response.content_length()
+            && length != self.blob.size
+        {
+            return Err(self.wrong(format!("{length} bytes where the manifest says {}", self.blob.size)));
+        }
+        if wanted.start > 0 {
+            *self.ranges.lock().unwrap_or_else(PoisonError::into_inner) = RangeSupport::Ignored;
+        }
+        Ok(0)
+    }
+
+    async fn send(&self, offset: u64, bytes: Bytes) -> Result<(), Stop> {
+        let permits = u32::try_from(bytes.len().min(BUFFERED_BYTES)).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.puller.buffers).acquire_many_owned(permits).await;
+        let permit = permit.map_err(|_| Stop::Writer)?;
+        self.writer.send(Piece { offset, bytes, _permit: permit }).await.map_err(|_| Stop::Writer)
+    }
+
+    fn wrong(&self, got: String) -> Stop {
+        Stop::Failed(registry::Error::WrongContent {
+            host: self.source.host.clone(),
+            wanted: self.blob.digest.clone(),
+            got,
+        })
+    }
+
+    fn segments(&self) -> MutexGuard<'_, Segments> {
+        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ranges(&self) -> RangeSupport {
+        *self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `bytes 0-99/1234`: where it starts, and the size of the whole if it is told. RFC 9110, 14.4.
+fn parse_content_range(value: &str) -> Option<(u64, Option<u64>)> {
+    let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
+    let (start, end) = range.split_once('-')?;
+    let (start, end): (u64, u64) = (start.parse().ok()?, end.parse().ok()?);
+    let total = if total == "*" { None } else { Some(total.parse().ok()?) };
+    (start <= end).then_some((start, total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t45_content_ranges() {
+        assert_eq!(parse_content_range("bytes 5-9/100"), Some((5, Some(100))));
+        assert_eq!(parse_content_range("bytes 0-0/*"), Some((0, None)));
+        for bad in ["", "bytes */100", "bytes 9-5/100", "bytes a-b/c", "items 0-1/2", "bytes 0-1"] {
+            assert_eq!(parse_content_range(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Why a pull failed.
+
+use std::sync::Arc;
+
+use crate::failure::Kind;
+use crate::oci::{Platform, Reference, manifest::InvalidManifest};
+
+/// Why there is no tree.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The registry did not deliver.
+    #[error(transparent)]
+    Registry(#[from] crate::registry::Error),
+    /// The store did not take it.
+    #[error(transparent)]
+    Store(#[from] crate::store::Error),
+    /// The manifest describes no volume.
+    #[error(transparent)]
+    Layout(#[from] crate::layout::Error),
+    /// A manifest in the store cannot be read.
+    #[error("the manifest of {reference} cannot be used: {source}")]
+    Manifest {
+        /// What was asked for.
+        reference: Reference,
+        /// Why.
+        source: InvalidManifest,
+    },
+    /// The index has nothing that runs here.
+    #[error(
+        "{reference} has nothing for platform {wanted}; it has {offered}; choose one with the attribute platform"
+    )]
+    NoPlatform {
+        /// What was asked for.
+        reference: Reference,
+        /// The platform wanted.
+        wanted: Platform,
+        /// The platforms there are.
+        offered: String,
+    },
+    /// The index leads to more indexes than anything real.
+    #[error("{reference} is an index of indexes, more than {limit} deep")]
+    TooDeep {
+        /// What was asked for.
+        reference: Reference,
+        /// The bound.
+        limit: usize,
+    },
+    /// `pullPolicy: Never`. The same for content that is not here and for content that is not theirs.
+    #[error(
+        "{reference} is not in this node's store, and pullPolicy is Never; pull it first, or allow pulling"
+    )]
+    NotPresent {
+        /// What was asked for.
+        reference: Reference,
+    },
+    /// The pull was given up because nobody waited for it, or because the program ends.
+    #[error("the pull was stopped; it continues where it was when it is asked for again")]
+    Stopped,
+    /// Somebody else's flight failed, on which this one depended.
+    #[error(transparent)]
+    Shared(Arc<Error>),
+}
+
+impl Error {
+    /// What the caller can do.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Registry(error) => error.kind(),
+            Self::Store(error) => error.kind(),
+            Self::Layout(error) => error.kind(),
+            Self::Manifest { .. } | Self::NoPlatform { .. } | Self::TooDeep { .. } => {
+                Kind::FailedPrecondition
+            }
+            Self::NotPresent { .. } => Kind::NotFound,
+            Self::Stopped => Kind::Aborted,
+            Self::Shared(error) => error.kind(),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! How far a pull is, in numbers and in words.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{BinaryBytes, HumanDuration};
+use serde::{Deserialize, Serialize};
+
+/// Counters of one pull; the blobs' own counters are shared with other pulls of the same blobs.
+#[derive(Debug)]
+pub struct Progress {
+    started: Instant,
+    total: AtomicU64,
+    blobs: AtomicUsize,
+    blobs_done: AtomicUsize,
+    /// Bytes that were here already.
+    reused: AtomicU64,
+    /// Bytes over the network, by blob.
+    fetched: Mutex<Vec<Arc<AtomicU64>>>,
+}
+
+/// The counters at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Bytes of all blobs; 0 until the manifest is read.
+    pub total: u64,
+    /// Bytes that are here.
+    pub done: u64,
+    /// Bytes that came over the network.
+    pub fetched: u64,
+    /// Blobs that are needed.
+    pub blobs: usize,
+    /// Blobs that are here.
+    pub blobs_done: usize,
+    /// Since the pull began, in milliseconds.
+    pub elapsed_ms: u64,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            total: AtomicU64::default(),
+            blobs: AtomicUsize::default(),
+            blobs_done: AtomicUsize::default(),
+            reused: AtomicU64::default(),
+            fetched: Mutex::default(),
+        }
+    }
+}
+
+impl Progress {
+    pub(super) fn expect(&self, blobs: usize, bytes: u64) {
+        self.blobs.store(blobs, Relaxed);
+        self.total.store(bytes, Relaxed);
+    }
+
+    /// A blob is coming; `counter` counts its bytes.
+    pub(super) fn follow(&self, counter: &Arc<AtomicU64>) {
+        let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        if !fetched.iter().any(|known| Arc::ptr_eq(known, counter)) {
+            fetched.push(Arc::clone(counter));
+        }
+    }
+
+    /// A blob is complete; `reused` of its bytes did not come over the network for this pull.
+    pub(super) fn blob_done(&self, reused: u64) {
+        self.blobs_done.fetch_add(1, Relaxed);
+        self.reused.fetch_add(reused, Relaxed);
+    }
+
+    /// The counters now.
+    pub fn snapshot(&self) -> Snapshot {
+        let fetched = {
+            let counters = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+            counters.iter().map(|counter| counter.load(Relaxed)).sum::<u64>()
+        };
+        let total = self.total.load(Relaxed);
+        Snapshot {
+            total,
+            done: (fetched + self.reused.load(Relaxed)).min(total),
+            fetched,
+            blobs: self.blobs.load(Relaxed),
+            blobs_done: self.blobs_done.load(Relaxed),
+            elapsed_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl Snapshot {
+    /// Bytes per second over the network, on average.
+    pub fn rate(&self) -> u64 {
+        self.fetched.saturating_mul(1000) / self.elapsed_ms.max(1)
+    }
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.blobs == 0 {
+            return write!(out, "reading the manifest");
+        }
+        let percent = self.done.saturating_mul(100) / self.total.max(1);
+        write!(
+            out,
+            "{} of {} layers, {percent}% of {}, {}/s",
+            self.blobs_done,
+            self.blobs,
+            BinaryBytes(self.total),
+            BinaryBytes(self.rate())
+        )?;
+        if let Some(seconds) = self.total.saturating_sub(self.done).checked_div(self.rate()) {
+            write!(out, ", {} left", HumanDuration(Duration::from_secs(seconds)))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_words() {
+        let snapshot = Snapshot {
+            total: 4 << 30,
+            done: 1 << 30,
+            fetched: 1 << 30,
+            blobs: 9,
+            blobs_done: 3,
+            elapsed_ms: 1024,
+        };
+        assert_eq!(snapshot.to_string(), "3 of 9 layers, 25% of 4.00 GiB, 1000.00 MiB/s, 3 seconds left");
+    }
+}

@@ -1,0 +1,192 @@
+//! From a reference to the manifest to lay out, and a proof that the asker may read it.
+
+use std::sync::Arc;
+
+use super::{Error, PullPolicy, Puller, Request, access_key, origin};
+use crate::oci::manifest::{Document, parse};
+use crate::oci::platform::is_attestation;
+use crate::oci::{Digest, Index, Manifest, Platform, Reference};
+use crate::registry;
+use crate::registry::transport::Source;
+use crate::store::Store;
+
+/// A reference that was resolved.
+#[derive(Debug)]
+pub(super) struct Resolved {
+    /// What the tag is now, or the digest that was given.
+    pub digest: Digest,
+    /// The manifest to lay out; another one when `digest` is an index.
+    pub manifest_digest: Digest,
+    pub manifest: Manifest,
+    /// Who showed a right to it.
+    pub source: Source,
+    /// Nothing was asked of the registry, and nothing may be.
+    pub offline: bool,
+}
+
+/// Indexes on the way to a manifest. BuildKit nests two.
+const DEPTH_LIMIT: usize = 3;
+
+/// The name of the proof that an asker may read the manifest at `digest`.
+pub(super) fn manifest_proof(digest: &Digest) -> String {
+    format!("manifest {digest}")
+}
+
+impl Puller {
+    /// Resolves as the first credential that the registry accepts.
+    pub(super) async fn resolve(self: &Arc<Self>, request: &Request) -> Result<Resolved, Error> {
+        let mut sources: Vec<Source> = request
+            .credentials
+            .iter()
+            .map(|credential| Source::new(&request.reference, Some(credential.clone())))
+            .collect();
+        if sources.is_empty() {
+            sources.push(Source::new(&request.reference, None));
+        }
+        let mut first: Option<Error> = None;
+        for source in sources {
+            match self.resolve_as(request, source).await {
+                Ok(resolved) => return Ok(resolved),
+                Err(error) => {
+                    let next_may_help = matches!(&error, Error::Registry(cause) if cause.is_about_access())
+                        || matches!(&error, Error::NotPresent { .. });
+                    let first = first.get_or_insert(error);
+                    if !next_may_help {
+                        break;
+                    }
+                    tracing::debug!(reference = %request.reference, error = %first, "trying other credentials");
+                }
+            }
+        }
+        Err(first.unwrap_or(Error::Stopped))
+    }
+
+    async fn resolve_as(self: &Arc<Self>, request: &Request, source: Source) -> Result<Resolved, Error> {
+        let reference = &request.reference;
+        let offline = request.policy == PullPolicy::Never;
+        let known = self.known_digest(reference, &source, offline).await?;
+        let digest = match (known, request.policy) {
+            (Some((digest, proven)), _) if proven && request.policy != PullPolicy::Always => digest,
+            (_, PullPolicy::Never) => return Err(Error::NotPresent { reference: reference.clone() }),
+            // With a manifest at hand a HEAD tells whether it is still the right one.
+            (Some((known, _)), _) if self.holds_manifest(&known).await? => {
+                match self.registry.resolve(&source, &reference.target()).await? {
+                    Some(digest) => digest,
+                    None => self.fetch_manifest(&source, &reference.target()).await?,
+                }
+            }
+            _ => self.fetch_manifest(&source, &reference.target()).await?,
+        };
+        let mut manifest_digest = digest.clone();
+        for _ in 0..=DEPTH_LIMIT {
+            match self.read_manifest(reference, &source, &manifest_digest, offline).await? {
+                Document::Manifest(manifest) => {
+                    return Ok(Resolved { digest, manifest_digest, manifest, source, offline });
+                }
+                Document::Index(index) => {
+                    manifest_digest = choose(&index, &request.platform, reference)?;
+                }
+            }
+        }
+        Err(Error::TooDeep { reference: reference.clone(), limit: DEPTH_LIMIT })
+    }
+
+    /// What `reference` was when `source` last asked, and whether that right is still believed.
+    async fn known_digest(
+        &self,
+        reference: &Reference,
+        source: &Source,
+        offline: bool,
+    ) -> Result<Option<(Digest, bool)>, Error> {
+        let (reference, source) = (reference.clone(), source.clone());
+        let ttl = self.ttl(offline);
+        let found = self.with_store(move |store| {
+            let asker = access_key(&source);
+            let known = match reference.digest() {
+                Some(digest) => Some(digest.clone()),
+                None => store.tag(asker.as_key(), &reference.target())?,
+            };
+            let Some(digest) = known else { return Ok(None) };
+            let proven = store.is_proven(asker.as_key(), &manifest_proof(&digest), ttl)?;
+            Ok::<_, crate::store::Error>(Some((digest, proven)))
+        });
+        Ok(found.await?)
+    }
+
+    async fn holds_manifest(&self, digest: &Digest) -> Result<bool, Error> {
+        let digest = digest.clone();
+        Ok(self.with_store(move |store| store.blob(&digest)).await?.is_some())
+    }
+
+    /// Fetches the manifest at `target` into the store.
+    async fn fetch_manifest(&self, source: &Source, target: &str) -> Result<Digest, Error> {
+        let fetched = self.registry.manifest(source, target).await?;
+        // Parsed before it is stored: a manifest that cannot be used is not kept.
+        parse(&fetched.bytes, fetched.content_type.as_deref()).map_err(|cause| {
+            registry::Error::Manifest {
+                host: source.host.clone(),
+                what: format!("manifest {}:{target}", source.repository),
+                source: cause,
+            }
+        })?;
+        let (digest, from) = (fetched.digest.clone(), origin(source));
+        self.with_store(move |store| store.add_blob(&fetched.digest, &fetched.bytes, from)).await?;
+        Ok(digest)
+    }
+
+    /// The manifest at `digest`: from the store if it came from this very repository or is public, else from the
+    /// registry. What another repository holds is not shown to one who only knows its digest.
+    async fn read_manifest(
+        &self,
+        reference: &Reference,
+        source: &Source,
+        digest: &Digest,
+        offline: bool,
+    ) -> Result<Document, Error> {
+        let load = |digest: Digest, from: crate::store::Origin| {
+            self.with_store(move |store: &Arc<Store>| {
+                let rightful = store.blob(&digest)?.is_some_and(|blob| {
+                    blob.public || blob.origins.iter().any(|origin| origin.same_repository(&from))
+                });
+                if rightful { store.read_blob(&digest) } else { Ok(None) }
+            })
+        };
+        let bytes = match load(digest.clone(), origin(source)).await? {
+            Some(bytes) => bytes,
+            None if offline => return Err(Error::NotPresent { reference: reference.clone() }),
+            None => {
+                self.fetch_manifest(source, &digest.to_string()).await?;
+                load(digest.clone(), origin(source)).await?.ok_or(Error::Stopped)?
+            }
+        };
+        parse(&bytes, None).map_err(|source| Error::Manifest { reference: reference.clone(), source })
+    }
+}
+
+/// The child of `index` to use.
+fn choose(index: &Index, platform: &Platform, reference: &Reference) -> Result<Digest, Error> {
+    let children = &index.manifests;
+    if let Some(position) = platform.choose(children) {
+        return Ok(children[position].digest.clone());
+    }
+    let mut content = children.iter().filter(|child| !is_attestation(child));
+    if let (Some(only), None) = (content.next(), content.next())
+        && only.platform.is_none()
+    {
+        return Ok(only.digest.clone());
+    }
+    let mut offered: Vec<String> = children
+        .iter()
+        .filter(|child| !is_attestation(child))
+        .take(20)
+        .map(|child| match &child.platform {
+            Some(platform) => platform.to_string(),
+            None => format!("{} without platform", child.digest),
+        })
+        .collect();
+    if offered.is_empty() {
+        offered.push("nothing".into());
+    }
+    let offered = offered.join(", ");
+    Err(Error::NoPlatform { reference: reference.clone(), wanted: platform.clone(), offered })
+}
