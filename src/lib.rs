@@ -8,3 +8,4 @@ pub mod pull;
 pub mod registry;
 pub mod store;
 pub mod sys;
+pub mod volume;

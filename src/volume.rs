@@ -1,0 +1,143 @@
+//! Volumes: published trees. Joins pulls and mounts, and owns the order of things per target.
+//!
+//! The mount table is the truth about what is mounted; the store's records only say which volume it was. So
+//! unpublish, stats and repeated publishes work while the store is lost, full, newer, or held by another process.
+
+pub mod attributes;
+pub mod error;
+pub mod publish;
+pub mod turn;
+pub mod unpublish;
+pub mod usage;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, Semaphore, watch};
+
+pub use attributes::Attributes;
+pub use error::Error;
+pub use publish::Publish;
+pub use usage::Usage;
+
+use crate::mount::{Mount, Policy, StoreLocation, Table};
+use crate::pull::{self, Puller, blocking};
+use crate::registry::Registry;
+use crate::store::Store;
+use turn::Turns;
+
+/// Publishes that are worked on or wait; more are refused.
+const PUBLISHES_LIMIT: usize = 1024;
+
+/// Publishes, unpublishes and describes volumes of this node.
+pub struct Volumes {
+    store_root: PathBuf,
+    registry: Registry,
+    pulls: pull::Settings,
+    policy: Policy,
+    /// Opened when first needed, and again after it could not be.
+    puller: Mutex<Option<Arc<Puller>>>,
+    turns: Turns,
+    publishes: Arc<Semaphore>,
+    stopping: watch::Sender<bool>,
+}
+
+impl Volumes {
+    /// Nothing is opened yet.
+    pub fn new(store_root: PathBuf, registry: Registry, pulls: pull::Settings, policy: Policy) -> Arc<Self> {
+        Arc::new(Self {
+            store_root,
+            registry,
+            pulls,
+            policy,
+            puller: Mutex::default(),
+            turns: Turns::default(),
+            publishes: Arc::new(Semaphore::new(PUBLISHES_LIMIT)),
+            stopping: watch::Sender::new(false),
+        })
+    }
+
+    /// The pulls into the store, which is opened if it is not open.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub async fn puller(&self) -> Result<Arc<Puller>, Error> {
+        let mut slot = self.puller.lock().await;
+        if let Some(puller) = slot.as_ref() {
+            return Ok(Arc::clone(puller));
+        }
+        let root = self.store_root.clone();
+        let store = blocking(move || Store::open(&root)).await?;
+        let puller = Puller::new(store, self.registry.clone(), self.pulls.clone());
+        *slot = Some(Arc::clone(&puller));
+        Ok(puller)
+    }
+
+    /// The store, if it is open or can be opened; for what works without it as well.
+    async fn store_if_usable(&self) -> Option<Arc<Store>> {
+        match self.puller().await {
+            Ok(puller) => Some(Arc::clone(puller.store())),
+            Err(error) => {
+                tracing::warn!(%error, "going on without the store");
+                None
+            }
+        }
+    }
+
+    /// The client for registries.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Where the store is.
+    pub fn store_root(&self) -> &std::path::Path {
+        &self.store_root
+    }
+
+    /// Makes waiting publishes answer at once, and refuses new ones. Mounts stay.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    /// Forgets records of targets where nothing is mounted any more; returns how many volumes are published.
+    ///
+    /// # Errors
+    /// When the mount table or the store cannot be read.
+    pub async fn recover(&self) -> Result<usize, Error> {
+        let root = self.store_root.clone();
+        let store = self.store_if_usable().await;
+        blocking(move || {
+            let table = Table::read()?;
+            if let Some(store) = store {
+                for record in store.volumes()? {
+                    if table.at(&record.target).is_none() {
+                        store.remove_volume(&record.target)?;
+                    }
+                }
+            }
+            let ours = Ours::locate(&table, &root);
+            Ok(table.iter().filter(|mount| ours.holds(mount)).count())
+        })
+        .await
+    }
+}
+
+/// Which mounts are this store's, as far as the mount table tells.
+struct Ours(Option<StoreLocation>);
+
+impl Ours {
+    fn locate(table: &Table, store_root: &std::path::Path) -> Self {
+        let root = store_root.canonicalize().unwrap_or_else(|_| store_root.to_owned());
+        Self(table.locate_store(&root))
+    }
+
+    /// A tree of this store.
+    fn holds(&self, mount: &Mount) -> bool {
+        self.0.as_ref().is_some_and(|location| location.holds(mount))
+    }
+
+    /// A tree of this store, or of one that was here before: enough to unmount it.
+    fn may_unmount(&self, mount: &Mount) -> bool {
+        self.holds(mount) || mount.looks_like_a_tree()
+    }
+}

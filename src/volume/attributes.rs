@@ -1,0 +1,193 @@
+//! The attributes of a volume: what users write under `volumeAttributes`.
+
+use std::collections::BTreeMap;
+
+use crate::layout::{Selection, TreePath, select::InvalidPattern};
+use crate::oci::platform::InvalidPlatform;
+use crate::oci::reference::InvalidReference;
+use crate::oci::{Platform, Reference};
+use crate::pull::PullPolicy;
+
+/// What a volume shows, and how. Every attribute was checked.
+#[derive(Debug, Clone)]
+pub struct Attributes {
+    /// `reference`
+    pub reference: Reference,
+    /// `pullPolicy`
+    pub pull_policy: PullPolicy,
+    /// `platform`
+    pub platform: Platform,
+    /// `include`, `exclude`
+    pub selection: Selection,
+    /// `path`; `None` is all of the tree.
+    pub path: Option<TreePath>,
+    /// `readable`
+    pub readable: bool,
+    /// `exec`
+    pub exec: bool,
+}
+
+/// Why attributes are refused: names the key, the value, and what is allowed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not a key at all.
+    #[error("unknown volume attribute {key:?}; known are {}", KEYS.join(", "))]
+    UnknownKey {
+        /// The key.
+        key: String,
+    },
+    /// The one key that is needed.
+    #[error("volume attribute reference is missing; set it to host[:port]/name[:tag][@digest]")]
+    NoReference,
+    /// A bad reference.
+    #[error("volume attribute reference: {0}")]
+    Reference(#[from] InvalidReference),
+    /// A bad platform.
+    #[error("volume attribute platform: {0}")]
+    Platform(#[from] InvalidPlatform),
+    /// A bad glob.
+    #[error("volume attribute include or exclude: {0}")]
+    Pattern(#[from] InvalidPattern),
+    /// A bad path.
+    #[error("volume attribute path: {value:?} is no path inside the volume: {reason}")]
+    Path {
+        /// The value.
+        value: String,
+        /// The rule it breaks.
+        reason: &'static str,
+    },
+    /// Not one of the words allowed.
+    #[error("volume attribute {key} is {value:?}; allowed are {allowed}")]
+    Word {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// The words.
+        allowed: &'static str,
+    },
+}
+
+/// The keys users may write.
+pub const KEYS: [&str; 8] =
+    ["reference", "pullPolicy", "platform", "include", "exclude", "path", "readable", "exec"];
+/// Keys that kubelet and the provisioner add. They are not read: a pod author can forge those that kubelet does
+/// not overwrite.
+const IGNORED_PREFIXES: [&str; 2] = ["csi.storage.k8s.io/", "storage.kubernetes.io/"];
+
+/// Whether `key` is the cluster's and not the user's.
+pub fn is_ignored(key: &str) -> bool {
+    IGNORED_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+}
+
+impl Attributes {
+    /// Reads the map that kubelet passes.
+    ///
+    /// # Errors
+    /// When a key is unknown, `reference` is missing, or a value is bad.
+    pub fn parse(map: &BTreeMap<String, String>) -> Result<Self, Error> {
+        let unknown = |key: &&String| !is_ignored(key) && !KEYS.contains(&key.as_str());
+        if let Some(key) = map.keys().find(unknown) {
+            return Err(Error::UnknownKey { key: key.chars().take(100).collect() });
+        }
+        let value = |key: &str| map.get(key).map(|value| value.trim()).filter(|value| !value.is_empty());
+        let reference: Reference = value("reference").ok_or(Error::NoReference)?.parse()?;
+        Ok(Self {
+            pull_policy: match value("pullPolicy") {
+                None => default_policy(&reference),
+                Some("Always") => PullPolicy::Always,
+                Some("IfNotPresent") => PullPolicy::IfNotPresent,
+                Some("Never") => PullPolicy::Never,
+                Some(other) => return Err(word("pullPolicy", other, "Always, IfNotPresent, Never")),
+            },
+            platform: value("platform").map_or_else(|| Ok(Platform::host()), str::parse)?,
+            selection: Selection::new(
+                map.get("include").map_or("", String::as_str),
+                map.get("exclude").map_or("", String::as_str),
+            )?,
+            path: match value("path").map(|path| path.trim_start_matches('/')) {
+                None | Some("" | ".") => None,
+                Some(path) => Some(
+                    TreePath::new(path).map_err(|reason| Error::Path { value: path.to_owned(), reason })?,
+                ),
+            },
+            readable: flag("readable", value("readable"), true)?,
+            exec: flag("exec", value("exec"), false)?,
+            reference,
+        })
+    }
+}
+
+/// Kubernetes' rule for images, and digests cannot move.
+fn default_policy(reference: &Reference) -> PullPolicy {
+    match (reference.digest(), reference.tag()) {
+        (None, None | Some("latest")) => PullPolicy::Always,
+        _ => PullPolicy::IfNotPresent,
+    }
+}
+
+fn flag(key: &'static str, value: Option<&str>, default: bool) -> Result<bool, Error> {
+    match value {
+        None => Ok(default),
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        Some(other) => Err(word(key, other, "true, false")),
+    }
+}
+
+fn word(key: &'static str, value: &str, allowed: &'static str) -> Error {
+    Error::Word { key, value: value.chars().take(100).collect(), allowed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Attributes, Error> {
+        let map = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Attributes::parse(&map)
+    }
+
+    #[test]
+    fn defaults() {
+        let policy = |reference: &str| parse(&[("reference", reference)]).expect(reference).pull_policy;
+        assert_eq!(policy("r.example/x"), PullPolicy::Always);
+        assert_eq!(policy("r.example/x:latest"), PullPolicy::Always);
+        assert_eq!(policy("r.example/x:v1"), PullPolicy::IfNotPresent);
+        let digest = format!("r.example/x@sha256:{}", "0".repeat(64));
+        assert_eq!(policy(&digest), PullPolicy::IfNotPresent);
+        let plain = parse(&[("reference", "r.example/x"), ("path", "/")]).expect("valid");
+        assert!(plain.readable && !plain.exec && plain.path.is_none());
+        assert!(plain.selection.is_everything());
+    }
+
+    #[test]
+    fn bad_attributes_are_named_with_what_is_allowed() {
+        let reference = ("reference", "r.example/x");
+        let table: [(&[(&str, &str)], &str); 8] = [
+            (&[], "reference is missing"),
+            (&[("reference", " ")], "reference is missing"),
+            (&[("reference", "r.example/UPPER")], "UPPER"),
+            (&[reference, ("referense", "x")], "known are reference, pullPolicy"),
+            (&[reference, ("pullPolicy", "always")], "Always, IfNotPresent, Never"),
+            (&[reference, ("exec", "yes")], "true, false"),
+            (&[reference, ("path", "../etc")], "'..'"),
+            (&[reference, ("platform", "linux")], "os/arch"),
+        ];
+        for (pairs, expected) in table {
+            let error = parse(pairs).expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn t37_the_clusters_keys_are_neither_read_nor_refused() {
+        let attributes = parse(&[
+            ("reference", "r.example/x"),
+            ("csi.storage.k8s.io/pod.namespace", "forged"),
+            ("csi.storage.k8s.io/serviceAccount.tokens", "forged"),
+            ("storage.kubernetes.io/csiProvisionerIdentity", "x"),
+        ]);
+        assert!(attributes.is_ok());
+    }
+}

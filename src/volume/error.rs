@@ -1,0 +1,80 @@
+//! Why a volume was not published, unpublished or described.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::failure::Kind;
+
+/// What went wrong with a volume.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An attribute is unknown or has a bad value.
+    #[error(transparent)]
+    Attributes(#[from] super::attributes::Error),
+    /// The volume's secret cannot be read.
+    #[error(transparent)]
+    Credentials(#[from] crate::registry::credentials::InvalidCredentials),
+    /// Something else is at the target.
+    #[error("{path} already has {there}; unpublish it first", path = path.display())]
+    Occupied {
+        /// The target.
+        path: PathBuf,
+        /// What is there.
+        there: String,
+    },
+    /// No volume of ours is at that path, or it is another one.
+    #[error("no volume {volume_id:?} is published at {path:?}")]
+    NotPublished {
+        /// The volume's ID as asked for.
+        volume_id: String,
+        /// The path as asked for.
+        path: String,
+    },
+    /// The content is still on its way.
+    #[error("still pulling {reference}: {progress}")]
+    StillPulling {
+        /// What is pulled.
+        reference: String,
+        /// How far it is.
+        progress: String,
+    },
+    /// An unpublish of the same target came.
+    #[error("the volume was unpublished while it was being published")]
+    Preempted,
+    /// Too much at once.
+    #[error("{limit} volumes are being published at once, which is the limit; it is tried again")]
+    TooMany {
+        /// The bound.
+        limit: usize,
+    },
+    /// The program is ending.
+    #[error("ocivol is restarting; the pull continues afterwards")]
+    Stopping,
+    /// The content could not be brought here.
+    #[error(transparent)]
+    Pull(Arc<crate::pull::Error>),
+    /// It could not be mounted or unmounted.
+    #[error(transparent)]
+    Mount(#[from] crate::mount::Error),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] crate::store::Error),
+}
+
+impl Error {
+    /// What the caller can do.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Attributes(_) | Self::Credentials(_) => Kind::InvalidArgument,
+            Self::Occupied { .. } => Kind::AlreadyExists,
+            Self::NotPublished { .. } => Kind::NotFound,
+            Self::StillPulling { .. } => Kind::DeadlineExceeded,
+            Self::Preempted => Kind::Aborted,
+            Self::TooMany { .. } => Kind::ResourceExhausted,
+            Self::Stopping => Kind::Unavailable,
+            Self::Pull(error) => error.kind(),
+            Self::Mount(error) => error.kind(),
+            Self::Store(error) => error.kind(),
+        }
+    }
+}
