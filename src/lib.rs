@@ -1,5 +1,6 @@
 //! ocivol mounts what an OCI registry holds into Kubernetes pods as read-only volumes.
 
+pub mod csi;
 pub mod failure;
 pub mod layout;
 pub mod mount;
@@ -8,4 +9,5 @@ pub mod pull;
 pub mod registry;
 pub mod store;
 pub mod sys;
+pub mod telemetry;
 pub mod volume;

@@ -8,6 +8,7 @@
 pub mod download;
 pub mod error;
 pub mod flight;
+pub mod metrics;
 pub mod obtain;
 pub mod progress;
 pub mod resolve;
@@ -20,6 +21,7 @@ use futures_util::TryStreamExt as _;
 use tokio::sync::Semaphore;
 
 pub use error::Error;
+pub use metrics::Metrics;
 pub use progress::{Progress, Snapshot};
 
 use crate::layout::{self, Selection};
@@ -103,6 +105,7 @@ pub struct Puller {
     downloads: Semaphore,
     /// Permits are bytes: what was received and is not yet written, of all downloads together.
     buffers: Arc<Semaphore>,
+    metrics: Metrics,
 }
 
 /// Bytes received and not yet written, on the whole node. This bounds memory, whatever registries send.
@@ -120,7 +123,7 @@ struct RequestKey {
 
 impl Puller {
     /// Pulls into `store` from registries.
-    pub fn new(store: Arc<Store>, registry: Registry, settings: Settings) -> Arc<Self> {
+    pub fn new(store: Arc<Store>, registry: Registry, settings: Settings, metrics: Metrics) -> Arc<Self> {
         Arc::new(Self {
             store,
             registry,
@@ -130,6 +133,7 @@ impl Puller {
             downloads: Semaphore::new(settings.parallel_downloads),
             buffers: Arc::new(Semaphore::new(BUFFERED_BYTES)),
             settings,
+            metrics,
         })
     }
 
@@ -156,7 +160,9 @@ impl Puller {
             let progress = Arc::new(Progress::default());
             let (puller, shared) = (Arc::clone(self), Arc::clone(&progress));
             let work = async move {
+                puller.metrics.running.inc();
                 let result = puller.run(&request, &shared).await;
+                puller.account(&shared.snapshot(), result.is_ok());
                 if let Err(error) = &result {
                     let error = crate::failure::chain(error);
                     tracing::warn!(reference = %request.reference, %error, "pull failed");
@@ -165,6 +171,13 @@ impl Puller {
             };
             (progress, work)
         })
+    }
+
+    fn account(&self, end: &Snapshot, succeeded: bool) {
+        let result = if succeeded { metrics::Ending::Ok } else { metrics::Ending::Error };
+        self.metrics.running.dec();
+        self.metrics.pulls.get_or_create(&metrics::Outcome { result }).inc();
+        self.metrics.seconds.observe(end.elapsed_ms as f64 / 1000.0);
     }
 
     async fn run(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Pulled, Error> {

@@ -23,6 +23,8 @@ pub use usage::Usage;
 use crate::mount::{Mount, Policy, StoreLocation, Table};
 use crate::pull::{self, Puller, blocking};
 use crate::registry::Registry;
+/// Credentials as requests bring them.
+pub use crate::registry::{Keyring, Secret};
 use crate::store::Store;
 use turn::Turns;
 
@@ -34,6 +36,7 @@ pub struct Volumes {
     store_root: PathBuf,
     registry: Registry,
     pulls: pull::Settings,
+    metrics: pull::Metrics,
     policy: Policy,
     /// Opened when first needed, and again after it could not be.
     puller: Mutex<Option<Arc<Puller>>>,
@@ -44,11 +47,18 @@ pub struct Volumes {
 
 impl Volumes {
     /// Nothing is opened yet.
-    pub fn new(store_root: PathBuf, registry: Registry, pulls: pull::Settings, policy: Policy) -> Arc<Self> {
+    pub fn new(
+        store_root: PathBuf,
+        registry: Registry,
+        pulls: pull::Settings,
+        metrics: pull::Metrics,
+        policy: Policy,
+    ) -> Arc<Self> {
         Arc::new(Self {
             store_root,
             registry,
             pulls,
+            metrics,
             policy,
             puller: Mutex::default(),
             turns: Turns::default(),
@@ -68,7 +78,7 @@ impl Volumes {
         }
         let root = self.store_root.clone();
         let store = blocking(move || Store::open(&root)).await?;
-        let puller = Puller::new(store, self.registry.clone(), self.pulls.clone());
+        let puller = Puller::new(store, self.registry.clone(), self.pulls.clone(), self.metrics.clone());
         *slot = Some(Arc::clone(&puller));
         Ok(puller)
     }
@@ -120,6 +130,14 @@ impl Volumes {
         })
         .await
     }
+}
+
+/// Whether the mount table can be read: without it nothing can be published or unpublished.
+///
+/// # Errors
+/// [`Error::Mount`] with the kernel's reason.
+pub async fn is_able_to_mount() -> Result<(), Error> {
+    blocking(|| Table::read().map(drop)).await.map_err(Error::from)
 }
 
 /// Which mounts are this store's, as far as the mount table tells.

@@ -319,6 +319,7 @@ impl Fetch<'_> {
         let permits = u32::try_from(bytes.len().min(BUFFERED_BYTES)).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.puller.buffers).acquire_many_owned(permits).await;
         let permit = permit.map_err(|_| Stop::Writer)?;
+        self.puller.metrics.fetched.inc_by(bytes.len() as u64);
         self.writer.send(Piece { offset, bytes, _permit: permit }).await.map_err(|_| Stop::Writer)
     }
 

@@ -1,0 +1,24 @@
+//! The CSI node plugin: Identity and Node on a unix socket, and registration with kubelet.
+//!
+//! Source: the Container Storage Interface v1.12.0. Nothing here knows registries, stores or mounts: requests
+//! are checked, handed to [`crate::volume`], and errors become gRPC codes in one place.
+
+pub mod identity;
+pub mod metrics;
+pub mod node;
+pub mod registration;
+pub mod request;
+pub mod socket;
+pub mod status;
+
+/// The generated code of `proto/csi/v1/csi.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod v1 {
+    tonic::include_proto!("csi.v1");
+}
+
+/// The generated code of `proto/pluginregistration/v1/api.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod pluginregistration {
+    tonic::include_proto!("pluginregistration");
+}

@@ -1,0 +1,227 @@
+//! Checks of requests: pure functions from messages to what the volume layer takes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use tonic::Status;
+
+use super::v1::volume_capability::access_mode::Mode;
+use super::v1::volume_capability::{AccessType, MountVolume};
+use super::v1::{NodePublishVolumeRequest, VolumeCapability};
+use crate::volume::{self, Attributes};
+use crate::volume::{Keyring, Secret};
+
+/// Bytes of a volume ID. The interface says 128 for strings; PersistentVolumes are not held to it.
+const VOLUME_ID_LIMIT: usize = 1024;
+/// Bytes of the attributes: the interface's limit for a map.
+const CONTEXT_LIMIT: usize = 4096 * 4;
+/// Bytes of the secrets: what a Kubernetes secret can hold.
+const SECRETS_LIMIT: usize = 1024 * 1024;
+/// Mount flags that a read-only volume has or can ignore. Never `rw`, `suid`, `dev`, `exec`, nor `context=`,
+/// which a bind mount cannot take.
+const MOUNT_FLAGS: [&str; 9] =
+    ["ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime", "norelatime", "noiversion"];
+
+/// A publish request that was checked, up to its target.
+pub struct Checked {
+    /// The volume's ID.
+    pub volume_id: String,
+    /// What to show, and how.
+    pub attributes: Attributes,
+    /// What makes two requests the same.
+    pub arguments: String,
+    /// The credentials that came with it.
+    pub keyring: Keyring,
+}
+
+/// Checks a publish request, all but its target path.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, or `FAILED_PRECONDITION` for modes that a read-only volume does not have.
+pub fn publish(request: NodePublishVolumeRequest, allow_writers: bool) -> Result<Checked, Status> {
+    volume_id(&request.volume_id)?;
+    if request.target_path.is_empty() {
+        return Err(missing("target_path"));
+    }
+    let access = capability(request.volume_capability.as_ref(), request.readonly, allow_writers)?;
+    bound("volume_context", CONTEXT_LIMIT, &request.volume_context)?;
+    bound("secrets", SECRETS_LIMIT, &request.secrets)?;
+    let context: BTreeMap<String, String> = request.volume_context.into_iter().collect();
+    let attributes = Attributes::parse(&context).map_err(|error| status(&error.into()))?;
+    let secrets: BTreeMap<String, Secret> =
+        request.secrets.into_iter().map(|(key, value)| (key, Secret::new(value))).collect();
+    let keyring = Keyring::from_secrets(&secrets).map_err(|error| status(&error.into()))?;
+    let arguments = volume::publish::arguments(&request.volume_id, &context, &access);
+    Ok(Checked { volume_id: request.volume_id, attributes, arguments, keyring })
+}
+
+/// Checks that a volume ID is there. Otherwise it is opaque text.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`.
+pub fn volume_id(id: &str) -> Result<(), Status> {
+    match id.len() {
+        0 => Err(missing("volume_id")),
+        1..=VOLUME_ID_LIMIT => Ok(()),
+        _ => Err(Status::invalid_argument(format!("volume_id is longer than {VOLUME_ID_LIMIT} bytes"))),
+    }
+}
+
+/// The error for a field that must be there.
+pub fn missing(field: &str) -> Status {
+    Status::invalid_argument(format!("{field} is missing in the request"))
+}
+
+fn status(error: &volume::Error) -> Status {
+    super::status::from_volume(error)
+}
+
+/// Checks how the volume is to be accessed; the text is part of what makes two requests the same.
+fn capability(
+    capability: Option<&VolumeCapability>,
+    readonly: bool,
+    allow_writers: bool,
+) -> Result<String, Status> {
+    let capability = capability.ok_or_else(|| missing("volume_capability"))?;
+    let flags = match &capability.access_type {
+        None => return Err(missing("volume_capability.access_type")),
+        Some(AccessType::Block(_)) => {
+            return Err(Status::invalid_argument(
+                "volume_capability asks for a block device; ocivol volumes are file systems: set volumeMode: Filesystem",
+            ));
+        }
+        Some(AccessType::Mount(MountVolume { mount_flags, .. })) => mount_flags,
+    };
+    if let Some(flag) = flags.iter().find(|flag| !MOUNT_FLAGS.contains(&flag.as_str())) {
+        let flag: String = flag.chars().take(60).collect();
+        return Err(Status::invalid_argument(format!(
+            "mount flag {flag:?} is not allowed; allowed are {}",
+            MOUNT_FLAGS.join(", ")
+        )));
+    }
+    let mode = capability.access_mode.as_ref().map_or(Mode::Unknown, |mode| mode.mode());
+    let writes = match mode {
+        Mode::Unknown => return Err(missing("volume_capability.access_mode")),
+        Mode::SingleNodeReaderOnly | Mode::MultiNodeReaderOnly => false,
+        Mode::SingleNodeWriter | Mode::SingleNodeSingleWriter | Mode::SingleNodeMultiWriter => !readonly,
+        Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter => true,
+    };
+    if writes && !allow_writers {
+        return Err(Status::failed_precondition(format!(
+            "access mode {} is for volumes that can be written, ocivol's cannot; set accessModes: [ReadOnlyMany] and \
+             readOnly: true",
+            mode.as_str_name()
+        )));
+    }
+    Ok(format!("{} {readonly} {flags:?}", mode.as_str_name()))
+}
+
+fn bound(field: &str, limit: usize, map: &std::collections::HashMap<String, String>) -> Result<(), Status> {
+    let size: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size > limit {
+        return Err(Status::invalid_argument(format!("{field} has {size} bytes, more than {limit}")));
+    }
+    Ok(())
+}
+
+/// What a log may show of a request: no secret, and of the context no token.
+impl fmt::Debug for NodePublishVolumeRequest {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let context: BTreeMap<&str, &str> = self
+            .volume_context
+            .iter()
+            .map(|(key, value)| {
+                let value = if volume::attributes::is_ignored(key) { "***" } else { value.as_str() };
+                (key.as_str(), value)
+            })
+            .collect();
+        out.debug_struct("NodePublishVolumeRequest")
+            .field("volume_id", &self.volume_id)
+            .field("target_path", &self.target_path)
+            .field("readonly", &self.readonly)
+            .field("volume_context", &context)
+            .field("secrets", &format_args!("{} stripped", self.secrets.len()))
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::v1::volume_capability::{AccessMode, BlockVolume};
+    use super::*;
+    use tonic::Code;
+
+    fn request(access_type: Option<AccessType>, mode: Mode, readonly: bool) -> NodePublishVolumeRequest {
+        NodePublishVolumeRequest {
+            volume_id: "v".into(),
+            target_path: "/t".into(),
+            volume_capability: Some(VolumeCapability {
+                access_type,
+                access_mode: Some(AccessMode { mode: mode.into() }),
+            }),
+            readonly,
+            volume_context: [("reference".to_owned(), "r.example/x".to_owned())].into(),
+            ..Default::default()
+        }
+    }
+
+    fn mount(flags: &[&str]) -> Option<AccessType> {
+        let mount_flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Some(AccessType::Mount(MountVolume { mount_flags, ..Default::default() }))
+    }
+
+    fn code(request: NodePublishVolumeRequest) -> Code {
+        publish(request, false).err().map_or(Code::Ok, |status| status.code())
+    }
+
+    #[test]
+    fn access_modes() {
+        let table = [
+            (Mode::SingleNodeWriter, true, Code::Ok),
+            (Mode::SingleNodeWriter, false, Code::FailedPrecondition),
+            (Mode::SingleNodeReaderOnly, false, Code::Ok),
+            (Mode::MultiNodeReaderOnly, false, Code::Ok),
+            (Mode::MultiNodeSingleWriter, true, Code::FailedPrecondition),
+            (Mode::MultiNodeMultiWriter, true, Code::FailedPrecondition),
+            (Mode::Unknown, true, Code::InvalidArgument),
+        ];
+        for (mode, readonly, expected) in table {
+            assert_eq!(code(request(mount(&[]), mode, readonly)), expected, "{mode:?} {readonly}");
+            let allowed = publish(request(mount(&[]), mode, readonly), true).is_ok();
+            assert_eq!(allowed, expected != Code::InvalidArgument);
+        }
+        let block = request(Some(AccessType::Block(BlockVolume {})), Mode::MultiNodeReaderOnly, true);
+        assert_eq!(code(block), Code::InvalidArgument);
+        assert_eq!(code(request(None, Mode::MultiNodeReaderOnly, true)), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn t36_only_harmless_mount_flags() {
+        let mode = Mode::MultiNodeReaderOnly;
+        assert_eq!(code(request(mount(&["ro", "noatime"]), mode, true)), Code::Ok);
+        for flag in
+            ["rw", "suid", "exec", "dev", "bind", "remount", "lowerdir=/etc", "context=x", "ro,rw", ""]
+        {
+            assert_eq!(code(request(mount(&[flag]), mode, true)), Code::InvalidArgument, "{flag}");
+        }
+    }
+
+    #[test]
+    fn t41_requests_print_no_secret() {
+        let mut request = request(mount(&[]), Mode::MultiNodeReaderOnly, true);
+        request.secrets.insert(".dockerconfigjson".into(), "hunter2".into());
+        request.volume_context.insert("csi.storage.k8s.io/serviceAccount.tokens".into(), "hunter2".into());
+        assert!(!format!("{request:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        let mut large = request(mount(&[]), Mode::MultiNodeReaderOnly, true);
+        large.volume_context.insert("include".into(), "x".repeat(CONTEXT_LIMIT));
+        assert_eq!(code(large), Code::InvalidArgument);
+        let mut large = request(mount(&[]), Mode::MultiNodeReaderOnly, true);
+        large.secrets.insert("x".into(), "x".repeat(SECRETS_LIMIT));
+        assert_eq!(code(large), Code::InvalidArgument);
+        assert!(volume_id(&"x".repeat(VOLUME_ID_LIMIT + 1)).is_err());
+    }
+}

@@ -1,0 +1,74 @@
+//! The health server: `/healthz`, `/readyz`, `/metrics`.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// The answer to a check: well, or why not.
+pub type Answer = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+/// Something that can be asked again and again.
+pub type Check = Box<dyn Fn() -> Answer + Send + Sync>;
+
+/// What the server asks.
+pub struct Checks {
+    /// Whether the process works; if not, it is to be restarted. Says nothing about registries or disks, which
+    /// a restart does not mend.
+    pub live: Check,
+    /// Whether volumes can be published.
+    pub ready: Check,
+    /// What `/metrics` shows.
+    pub metrics: Registry,
+}
+
+/// Time for a check: livenessprobe's default.
+const CHECK_TIME: Duration = Duration::from_secs(3);
+
+/// Serves until `stop` is true.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    checks: Checks,
+    mut stop: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/healthz", get(|State(checks): State<Arc<Checks>>| async move { answer(&checks.live).await }))
+        .route("/readyz", get(|State(checks): State<Arc<Checks>>| async move { answer(&checks.ready).await }))
+        .route("/metrics", get(metrics))
+        .with_state(Arc::new(checks));
+    axum::serve(listener, router)
+        .with_graceful_shutdown(async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+        })
+        .await
+}
+
+async fn answer(check: &Check) -> Response {
+    match tokio::time::timeout(CHECK_TIME, check()).await {
+        Ok(Ok(())) => (StatusCode::OK, "ok\n".to_owned()).into_response(),
+        Ok(Err(reason)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "no answer in 3 s\n".to_owned()).into_response(),
+    }
+}
+
+async fn metrics(State(checks): State<Arc<Checks>>) -> Response {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &checks.metrics) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
