@@ -1,5 +1,7 @@
 //! ocivol mounts what an OCI registry holds into Kubernetes pods as read-only volumes.
 
+pub mod config;
+pub mod control;
 pub mod csi;
 pub mod failure;
 pub mod layout;

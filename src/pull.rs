@@ -160,7 +160,7 @@ impl Puller {
             let progress = Arc::new(Progress::default());
             let (puller, shared) = (Arc::clone(self), Arc::clone(&progress));
             let work = async move {
-                puller.metrics.running.inc();
+                let _running = puller.metrics.in_flight();
                 let result = puller.run(&request, &shared).await;
                 puller.account(&shared.snapshot(), result.is_ok());
                 if let Err(error) = &result {
@@ -175,7 +175,6 @@ impl Puller {
 
     fn account(&self, end: &Snapshot, succeeded: bool) {
         let result = if succeeded { metrics::Ending::Ok } else { metrics::Ending::Error };
-        self.metrics.running.dec();
         self.metrics.pulls.get_or_create(&metrics::Outcome { result }).inc();
         self.metrics.seconds.observe(end.elapsed_ms as f64 / 1000.0);
     }

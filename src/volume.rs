@@ -5,6 +5,7 @@
 
 pub mod attributes;
 pub mod error;
+pub mod list;
 pub mod publish;
 pub mod turn;
 pub mod unpublish;
@@ -17,6 +18,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 
 pub use attributes::Attributes;
 pub use error::Error;
+pub use list::Listed;
 pub use publish::Publish;
 pub use usage::Usage;
 

@@ -13,7 +13,7 @@ pub struct Metrics {
     pub(super) pulls: Family<Outcome, Counter>,
     pub(super) seconds: Histogram,
     pub(super) fetched: Counter,
-    pub(super) running: Gauge,
+    running: Gauge,
 }
 
 /// How a pull ended.
@@ -42,7 +42,21 @@ impl Default for Metrics {
     }
 }
 
+/// Counts as running until dropped, also when its pull is abandoned.
+pub(super) struct InFlight(Gauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 impl Metrics {
+    pub(super) fn in_flight(&self) -> InFlight {
+        self.running.inc();
+        InFlight(self.running.clone())
+    }
+
     /// Makes them part of what is served.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("ocivol_pulls", "Pulls that ended", self.pulls.clone());

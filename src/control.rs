@@ -1,0 +1,197 @@
+//! Operations of the command line, run here or by the node plugin that holds the store.
+//!
+//! One process writes to a store. When that is a node plugin, the command line asks it over
+//! `<root>/control.sock`, which is root's alone: one JSON object per line, a request and then replies. The same
+//! [`execute`] runs on both sides.
+
+pub mod client;
+pub mod server;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::failure::{self, Kind};
+use crate::pull::{self, Snapshot};
+use crate::volume::publish::pull_request;
+use crate::volume::{self, Attributes, Keyring, Listed, Publish, Volumes};
+
+/// The socket's name in the store's directory.
+pub const SOCKET: &str = "control.sock";
+
+/// What is asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum Request {
+    /// Bring a tree into the store.
+    Pull(Content),
+    /// Pull and mount.
+    Mount {
+        /// What.
+        content: Content,
+        /// Where.
+        target: String,
+    },
+    /// Unmount.
+    Unmount {
+        /// Where.
+        target: String,
+    },
+    /// List the store.
+    List,
+}
+
+/// What to pull, and as whom.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Content {
+    /// As in a volume.
+    pub attributes: BTreeMap<String, String>,
+    /// The text of the caller's Docker `config.json`.
+    pub docker_config: Option<String>,
+}
+
+impl std::fmt::Debug for Content {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Content").field("attributes", &self.attributes).finish_non_exhaustive()
+    }
+}
+
+/// One line of an answer; the last one is not `Progress`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// It goes on.
+    Progress(Snapshot),
+    /// A tree is in the store.
+    Pulled(Pulled),
+    /// A tree is mounted.
+    Mounted(Pulled),
+    /// Nothing is mounted there any more.
+    Unmounted,
+    /// What the store holds.
+    List(Vec<Listed>),
+    /// It failed.
+    Failed(Failure),
+}
+
+/// A tree in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulled {
+    /// What was asked for.
+    pub reference: String,
+    /// What it resolved to.
+    pub digest: String,
+    /// Bytes of all files.
+    pub size: u64,
+    /// How many files.
+    pub files: usize,
+    /// Bytes that came over the network.
+    pub fetched: u64,
+    /// The directory in the store.
+    pub tree: PathBuf,
+}
+
+/// Why an operation failed, in a form that crosses the socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What the caller can do.
+    pub kind: Kind,
+    /// One line for people.
+    pub message: String,
+}
+
+/// How often progress is told.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// A person waits as long as it takes; this only bounds it.
+const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+impl From<volume::Error> for Failure {
+    fn from(error: volume::Error) -> Self {
+        Self { kind: error.kind(), message: failure::chain(&error) }
+    }
+}
+
+/// Does what `request` asks, and tells `progress` of it meanwhile.
+///
+/// # Errors
+/// [`Failure`], whatever failed.
+pub async fn execute(
+    volumes: &Volumes,
+    request: Request,
+    mut progress: impl FnMut(Snapshot),
+) -> Result<Reply, Failure> {
+    match request {
+        Request::Pull(content) => {
+            let (attributes, keyring) = content.check()?;
+            pull(volumes, &attributes, &keyring, &mut progress).await.map(Reply::Pulled)
+        }
+        Request::Mount { content, target } => {
+            let (attributes, keyring) = content.check()?;
+            let target = volumes.check_any_target(&target)?;
+            let pulled = pull(volumes, &attributes, &keyring, &mut progress).await?;
+            let volume_id = format!("command line {}", target.path().display());
+            let publish = Publish {
+                arguments: volume::publish::arguments(&volume_id, &content.attributes, "command line"),
+                volume_id,
+                target,
+                attributes,
+                keyring,
+                deadline: Instant::now() + PATIENCE,
+            };
+            volumes.publish(publish).await?;
+            Ok(Reply::Mounted(pulled))
+        }
+        Request::Unmount { target } => {
+            let target = volumes.check_any_target(&target)?;
+            volumes.unpublish(target).await?;
+            Ok(Reply::Unmounted)
+        }
+        Request::List => Ok(Reply::List(volumes.list().await?)),
+    }
+}
+
+impl Content {
+    fn check(&self) -> Result<(Attributes, Keyring), Failure> {
+        let attributes = Attributes::parse(&self.attributes).map_err(volume::Error::from)?;
+        let keyring = match &self.docker_config {
+            Some(text) => {
+                Keyring::from_docker_config(text, "the Docker config").map_err(volume::Error::from)?
+            }
+            None => Keyring::default(),
+        };
+        Ok((attributes, keyring))
+    }
+}
+
+async fn pull(
+    volumes: &Volumes,
+    attributes: &Attributes,
+    keyring: &Keyring,
+    progress: &mut impl FnMut(Snapshot),
+) -> Result<Pulled, Failure> {
+    let mut pull = volumes.puller().await?.pull(pull_request(attributes, keyring));
+    let state = std::sync::Arc::clone(pull.state());
+    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+    let outcome = loop {
+        tokio::select! {
+            outcome = pull.wait() => break outcome,
+            _ = ticks.tick() => progress(state.snapshot()),
+        }
+    };
+    let pulled = match outcome {
+        Some(result) => result.map_err(volume::Error::Pull)?,
+        None => return Err(volume::Error::Pull(std::sync::Arc::new(pull::Error::Stopped)).into()),
+    };
+    Ok(Pulled {
+        reference: attributes.reference.to_string(),
+        digest: pulled.digest.to_string(),
+        size: pulled.tree.image.size,
+        files: pulled.tree.image.files.len(),
+        fetched: pulled.fetched,
+        tree: pulled.tree.root.clone(),
+    })
+}

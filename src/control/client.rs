@@ -1,0 +1,75 @@
+//! The command line's side: asks the plugin that holds the store, or works on the store itself.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+
+use super::{Failure, Reply, Request, SOCKET, execute};
+use crate::failure::Kind;
+use crate::pull::Snapshot;
+use crate::volume::Volumes;
+
+/// Runs `request`: by the plugin that holds the store of `volumes` if there is one, else here.
+///
+/// Here means also that everything pulled is durable before it returns.
+///
+/// # Errors
+/// [`Failure`], whatever failed, on either side.
+pub async fn run(
+    volumes: &Arc<Volumes>,
+    request: Request,
+    progress: impl FnMut(Snapshot),
+) -> Result<Reply, Failure> {
+    match UnixStream::connect(volumes.store_root().join(SOCKET)).await {
+        Ok(stream) => ask(stream, &request, progress, volumes.store_root()).await,
+        // Nobody listens: there is no plugin, or it left its socket behind.
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            let reply = execute(volumes, request, progress).await?;
+            let store = Arc::clone(volumes.puller().await?.store());
+            crate::pull::blocking(move || store.flush()).await;
+            Ok(reply)
+        }
+        Err(error) => Err(broken(volumes.store_root(), &error.to_string())),
+    }
+}
+
+async fn ask(
+    stream: UnixStream,
+    request: &Request,
+    mut progress: impl FnMut(Snapshot),
+    root: &Path,
+) -> Result<Reply, Failure> {
+    let (reader, mut writer) = stream.into_split();
+    let conversation = async {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        writer.write_all(&line).await?;
+        let mut lines = BufReader::new(reader).lines();
+        while let Some(line) = lines.next_line().await? {
+            match serde_json::from_str::<Reply>(&line)? {
+                Reply::Progress(snapshot) => progress(snapshot),
+                Reply::Failed(failure) => return Ok(Err(failure)),
+                reply => return Ok(Ok(reply)),
+            }
+        }
+        Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof))
+    };
+    match conversation.await {
+        Ok(result) => result,
+        Err(error) => Err(broken(root, &error.to_string())),
+    }
+}
+
+fn broken(root: &Path, reason: &str) -> Failure {
+    Failure {
+        kind: Kind::Unavailable,
+        message: format!("cannot talk to the plugin that holds {}: {reason}", root.display()),
+    }
+}

@@ -1,0 +1,86 @@
+//! The plugin's side of the control socket.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use super::{Failure, Reply, Request, execute};
+use crate::csi::socket;
+use crate::failure::Kind;
+use crate::volume::Volumes;
+
+/// Bytes of a request: a Docker config fits.
+const REQUEST_LIMIT: u64 = 2 * 1024 * 1024;
+/// Connections at a time.
+const CONNECTIONS: usize = 32;
+/// Progress that waits for a slow reader; more is left out.
+const PROGRESS_QUEUE: usize = 4;
+
+/// Serves until `stop` is true, then removes the socket.
+pub async fn serve(
+    listener: UnixListener,
+    path: &Path,
+    volumes: Arc<Volumes>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = std::pin::pin!(socket::private(listener));
+    loop {
+        let connection = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => break,
+            connection = connections.next() => connection,
+        };
+        match connection {
+            Some(Ok(stream)) => {
+                let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
+                let volumes = Arc::clone(&volumes);
+                tokio::spawn(async move {
+                    let _slot = slot;
+                    if let Err(error) = converse(stream, &volumes).await {
+                        tracing::debug!(%error, "a control connection ended early");
+                    }
+                });
+            }
+            Some(Err(error)) => tracing::warn!(%error, "cannot accept a control connection"),
+            None => break,
+        }
+    }
+    let _ = std::fs::remove_file(path); // A stale one is replaced at the next start.
+}
+
+async fn converse(stream: UnixStream, volumes: &Volumes) -> std::io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut line = Vec::new();
+    BufReader::new(reader.take(REQUEST_LIMIT)).read_until(b'\n', &mut line).await?;
+    let reply = match serde_json::from_slice::<Request>(&line) {
+        Ok(request) => {
+            let (sender, mut snapshots) = mpsc::channel(PROGRESS_QUEUE);
+            let work = execute(volumes, request, move |snapshot| {
+                let _ = sender.try_send(snapshot);
+            });
+            tokio::pin!(work);
+            loop {
+                tokio::select! {
+                    result = &mut work => break result.unwrap_or_else(Reply::Failed),
+                    Some(snapshot) = snapshots.recv() => write(&mut writer, &Reply::Progress(snapshot)).await?,
+                }
+            }
+        }
+        // The parser's own text could quote a credential.
+        Err(_) => Reply::Failed(Failure {
+            kind: Kind::InvalidArgument,
+            message: "the plugin does not understand the request; use the same version of ocivol".into(),
+        }),
+    };
+    write(&mut writer, &reply).await
+}
+
+async fn write(writer: &mut (impl tokio::io::AsyncWrite + Unpin), reply: &Reply) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    writer.write_all(&line).await
+}

@@ -1,0 +1,61 @@
+//! What the store holds, and where it is mounted.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Ours, Volumes};
+use crate::mount::Table;
+use crate::pull::blocking;
+
+/// One tree of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// References it was pulled as.
+    pub references: Vec<String>,
+    /// Digest of the manifest it shows.
+    pub digest: String,
+    /// The artifact family.
+    pub family: String,
+    /// Bytes of all files.
+    pub size: u64,
+    /// How many files.
+    pub files: usize,
+    /// Seconds since the epoch of the last publish or pull.
+    pub last_use: u64,
+    /// The tree's name in the store.
+    pub tree: String,
+    /// Targets where it is mounted, as this mount namespace sees them.
+    pub mounted_at: Vec<PathBuf>,
+}
+
+impl Volumes {
+    /// Lists every tree.
+    ///
+    /// # Errors
+    /// When the store or the mount table cannot be read.
+    pub async fn list(&self) -> Result<Vec<Listed>, Error> {
+        let puller = self.puller().await?;
+        let root = self.store_root().to_owned();
+        blocking(move || {
+            let table = Table::read()?;
+            let ours = Ours::locate(&table, &root);
+            let listed = puller.store().trees()?.into_iter().map(|tree| Listed {
+                references: tree.image.references.into_iter().collect(),
+                digest: tree.image.manifest.to_string(),
+                family: tree.image.family,
+                size: tree.image.size,
+                files: tree.image.files.len(),
+                last_use: tree.image.last_use,
+                mounted_at: table
+                    .iter()
+                    .filter(|mount| ours.holds(mount) && mount.tree_key() == Some(tree.key.as_str()))
+                    .map(|mount| mount.mount_point.clone())
+                    .collect(),
+                tree: tree.key.to_string(),
+            });
+            Ok(listed.collect())
+        })
+        .await
+    }
+}
