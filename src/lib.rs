@@ -1,8 +1,10 @@
 //! ocivol mounts what an OCI registry holds into Kubernetes pods as read-only volumes.
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod csi;
+pub mod demo;
 pub mod failure;
 pub mod layout;
 pub mod mount;

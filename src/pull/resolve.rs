@@ -164,7 +164,7 @@ impl Puller {
 }
 
 /// The child of `index` to use.
-fn choose(index: &Index, platform: &Platform, reference: &Reference) -> Result<Digest, Error> {
+pub(crate) fn choose(index: &Index, platform: &Platform, reference: &Reference) -> Result<Digest, Error> {
     let children = &index.manifests;
     if let Some(position) = platform.choose(children) {
         return Ok(children[position].digest.clone());

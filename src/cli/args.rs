@@ -1,0 +1,265 @@
+//! Commands and flags.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing::level_filters::LevelFilter;
+
+use super::{internal, usage};
+use crate::config::{NodeConfig, NodeFlags, PullFlags};
+use crate::control::Failure;
+use crate::telemetry::logs::Format;
+
+/// Mounts what an OCI registry holds (models, files) as read-only directories.
+#[derive(Debug, Parser)]
+#[command(name = "ocivol", version, max_term_width = 100)]
+pub struct Cli {
+    /// Flags of all commands.
+    #[command(flatten)]
+    pub common: Common,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of all commands.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// The store [default: /var/lib/ocivol; without root ~/.local/share/ocivol]
+    #[arg(long, global = true, env = "OCIVOL_ROOT", value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Registries that are spoken to without TLS
+    #[arg(long, global = true, env = "OCIVOL_PLAIN_HTTP", value_name = "HOST[,HOST]", value_delimiter = ',')]
+    pub plain_http: Vec<String>,
+    /// Seconds without a byte after which a request counts as stalled
+    #[arg(long, global = true, env = "OCIVOL_STALL_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
+    pub stall_timeout: u64,
+    /// Blobs downloaded at the same time
+    #[arg(long, global = true, env = "OCIVOL_PARALLEL_DOWNLOADS", value_name = "N", default_value_t = 4)]
+    pub parallel_downloads: usize,
+    /// Docker config with credentials, for pull, mount and inspect [default: ~/.docker/config.json]
+    #[arg(long, global = true, env = "OCIVOL_DOCKER_CONFIG", value_name = "FILE")]
+    pub docker_config: Option<PathBuf>,
+    /// What is printed: text for people, JSON for programs
+    #[arg(long, global = true, env = "OCIVOL_OUTPUT", value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// How log lines look
+    #[arg(long, global = true, env = "OCIVOL_LOG_FORMAT", value_enum, default_value_t = Format::Text)]
+    pub log_format: Format,
+    /// Log more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs; stable.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The CSI node plugin: what the DaemonSet runs
+    Node(NodeArgs),
+    /// Pull into the store and print the digest
+    Pull(ContentArgs),
+    /// Pull, and mount read-only on a directory; with a command, only for that command
+    Mount(MountArgs),
+    /// Unmount what mount or the plugin mounted
+    Umount(UmountArgs),
+    /// Show manifest, family and files; pulls no layer
+    Inspect(ContentArgs),
+    /// List what the store holds
+    Ls,
+    /// Show the whole path: registry, plugin, kubelet, mount; in a temporary directory
+    Demo,
+}
+
+/// Flags of `node`.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// The CSI socket
+    #[arg(long, env = "CSI_ENDPOINT", default_value = "unix:///csi/csi.sock")]
+    pub endpoint: String,
+    /// The node's name, as the cluster knows it
+    #[arg(long, env = "KUBE_NODE_NAME", default_value = "")]
+    pub node_id: String,
+    /// The driver's name; equal to the CSIDriver object's
+    #[arg(long, env = "OCIVOL_DRIVER_NAME", default_value = "csi.ocivol.dev")]
+    pub driver_name: String,
+    /// kubelet's directory
+    #[arg(long, env = "OCIVOL_KUBELET_DIR", default_value = "/var/lib/kubelet")]
+    pub kubelet_dir: PathBuf,
+    /// Where to register with kubelet; empty: do not [default: <kubelet-dir>/plugins_registry]
+    #[arg(long, env = "OCIVOL_REGISTRATION_DIR", value_name = "DIR")]
+    pub registration_dir: Option<String>,
+    /// Where /healthz, /readyz and /metrics are served; empty: nowhere
+    #[arg(long, env = "OCIVOL_HEALTH_ADDR", default_value = ":9808")]
+    pub health_addr: String,
+    /// Also allow targets below this directory that do not have kubelet's shape; for tests
+    #[arg(long, env = "OCIVOL_TARGET_ROOT", value_name = "DIR")]
+    pub target_root: Vec<PathBuf>,
+    /// Accept access modes for writing and mount read-only anyway; for csi-sanity
+    #[arg(long, env = "OCIVOL_ALLOW_WRITER_MODES")]
+    pub allow_writer_modes: bool,
+}
+
+/// What to pull: the same names and meaning as a volume's attributes.
+#[derive(Debug, Clone, Args)]
+pub struct ContentArgs {
+    /// host[:port]/name[:tag][@digest]
+    pub reference: String,
+    /// Always, IfNotPresent or Never
+    #[arg(long)]
+    pub pull_policy: Option<String>,
+    /// os/arch[/variant], for an index [default: this machine's]
+    #[arg(long)]
+    pub platform: Option<String>,
+    /// Only files that match one of these globs
+    #[arg(long, value_name = "GLOB")]
+    pub include: Vec<String>,
+    /// No files that match one of these globs
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// false: keep the artifact's own permissions
+    #[arg(long, value_name = "BOOL")]
+    pub readable: Option<String>,
+}
+
+/// Flags of `mount`.
+#[derive(Debug, Clone, Args)]
+pub struct MountArgs {
+    /// What to mount.
+    #[command(flatten)]
+    pub content: ContentArgs,
+    /// Where
+    pub directory: PathBuf,
+    /// Only this directory of the tree
+    #[arg(long)]
+    pub path: Option<String>,
+    /// Allow to execute files
+    #[arg(long)]
+    pub exec: bool,
+    /// Run this with the mount in place, in a mount namespace of its own; works without root
+    #[arg(last = true)]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// Flags of `umount`.
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// Where it is mounted
+    pub directory: PathBuf,
+}
+
+impl Common {
+    /// What is logged: the plugin tells what it does, commands only what is wrong.
+    pub fn level(&self, is_node: bool) -> LevelFilter {
+        match (self.verbose, is_node) {
+            (0, false) => LevelFilter::ERROR,
+            (0, true) => LevelFilter::INFO,
+            (1, _) => LevelFilter::DEBUG,
+            _ => LevelFilter::TRACE,
+        }
+    }
+
+    /// The store's directory.
+    ///
+    /// # Errors
+    /// When there is neither a flag nor a home directory, or the path is not absolute.
+    pub fn root(&self) -> Result<PathBuf, Failure> {
+        if let Some(root) = &self.root {
+            return std::path::absolute(root).map_err(|error| usage(&format!("--root: {error}")));
+        }
+        if rustix::process::geteuid().is_root() && super::namespace::is_initial_user() {
+            return Ok("/var/lib/ocivol".into());
+        }
+        std::env::home_dir()
+            .map(|home| home.join(".local/share/ocivol"))
+            .ok_or_else(|| usage("--root is needed: there is no home directory"))
+    }
+
+    /// The flags about registries and pulls.
+    pub fn pulls(&self) -> PullFlags {
+        PullFlags {
+            plain_http: self.plain_http.clone(),
+            stall_timeout: self.stall_timeout,
+            parallel_downloads: self.parallel_downloads,
+        }
+    }
+
+    /// The text of the caller's Docker config; none when there is no such file.
+    ///
+    /// # Errors
+    /// When a file that was named cannot be read.
+    pub fn docker_config(&self) -> Result<Option<String>, Failure> {
+        if let Some(path) = &self.docker_config {
+            let text = std::fs::read_to_string(path);
+            return text.map(Some).map_err(|error| usage(&format!("{}: {error}", path.display())));
+        }
+        let directory = std::env::var_os("DOCKER_CONFIG")
+            .map(PathBuf::from)
+            .or_else(|| std::env::home_dir().map(|home| home.join(".docker")));
+        let Some(path) = directory.map(|directory| directory.join("config.json")) else { return Ok(None) };
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(internal(&format!("cannot read {}: {error}", path.display()))),
+        }
+    }
+}
+
+impl NodeArgs {
+    /// Checks all flags of the node plugin.
+    ///
+    /// # Errors
+    /// The first flag that cannot be used.
+    pub fn check(self, common: &Common) -> Result<NodeConfig, Failure> {
+        let flags = NodeFlags {
+            root: common.root()?,
+            endpoint: self.endpoint,
+            node_id: self.node_id,
+            driver_name: self.driver_name,
+            kubelet_dir: self.kubelet_dir,
+            registration_dir: self.registration_dir,
+            health_addr: self.health_addr,
+            target_roots: self.target_root,
+            allow_writers: self.allow_writer_modes,
+            pulls: common.pulls(),
+        };
+        flags.check().map_err(|error| usage(&error.to_string()))
+    }
+}
+
+impl ContentArgs {
+    /// The flags as a volume's attributes.
+    pub fn attributes(&self) -> BTreeMap<String, String> {
+        let list = |globs: &[String]| (!globs.is_empty()).then(|| globs.join("\n"));
+        let given = [
+            ("reference", Some(self.reference.clone())),
+            ("pullPolicy", self.pull_policy.clone()),
+            ("platform", self.platform.clone()),
+            ("include", list(&self.include)),
+            ("exclude", list(&self.exclude)),
+            ("readable", self.readable.clone()),
+        ];
+        given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+    }
+}
+
+impl MountArgs {
+    /// The flags as a volume's attributes.
+    pub fn attributes(&self) -> BTreeMap<String, String> {
+        let mut attributes = self.content.attributes();
+        attributes.extend(self.path.clone().map(|path| ("path".to_owned(), path)));
+        if self.exec {
+            attributes.insert("exec".to_owned(), "true".to_owned());
+        }
+        attributes
+    }
+}

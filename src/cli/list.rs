@@ -1,0 +1,64 @@
+//! `ocivol ls`
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use indicatif::{BinaryBytes, HumanDuration};
+
+use super::args::Common;
+use super::output;
+use super::{internal, volumes};
+use crate::control::{Failure, Reply, Request, client};
+use crate::volume::Listed;
+
+/// Lists the store.
+///
+/// # Errors
+/// Whatever failed.
+pub async fn run(common: &Common) -> Result<ExitCode, Failure> {
+    match client::run(&volumes(common)?, Request::List, |_| {}).await? {
+        Reply::List(listed) => {
+            output::result(common, &listed, || table(&listed));
+            Ok(ExitCode::SUCCESS)
+        }
+        other => Err(internal(&format!("unexpected answer: {other:?}"))),
+    }
+}
+
+fn table(listed: &[Listed]) -> String {
+    let head = ["REFERENCE", "DIGEST", "SIZE", "FILES", "LAST USE", "MOUNTED BY"].map(str::to_owned);
+    let mut rows = vec![head];
+    rows.extend(listed.iter().map(row));
+    let widths: Vec<usize> =
+        (0..6).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    let lines = rows.iter().map(|row| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn row(tree: &Listed) -> [String; 6] {
+    let digest: String = tree.digest.chars().take("sha256:".len() + 12).collect();
+    let unused = crate::store::now().saturating_sub(tree.last_use);
+    let mounted = match tree.mounted_at.as_slice() {
+        [] => "-".to_owned(),
+        [only] => pod(only).unwrap_or_else(|| only.display().to_string()),
+        many => format!("{} targets", many.len()),
+    };
+    [
+        tree.references.first().cloned().unwrap_or_else(|| "-".to_owned()),
+        digest,
+        BinaryBytes(tree.size).to_string(),
+        tree.files.to_string(),
+        format!("{} ago", HumanDuration(Duration::from_secs(unused))),
+        mounted,
+    ]
+}
+
+/// The pod's UID in a target of kubelet's shape.
+fn pod(target: &std::path::Path) -> Option<String> {
+    let parts: Vec<_> = target.components().map(|part| part.as_os_str()).collect();
+    let plugin = parts.iter().position(|part| *part == "kubernetes.io~csi")?;
+    Some(format!("pod {}", parts.get(plugin.checked_sub(2)?)?.to_str()?))
+}

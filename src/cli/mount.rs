@@ -1,0 +1,64 @@
+//! `ocivol mount` and `ocivol umount`
+
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::args::{Common, MountArgs, UmountArgs};
+use super::output::{self, Progress};
+use super::{internal, namespace, runtime, usage, volumes};
+use crate::control::{Content, Failure, Reply, Request, client};
+use crate::mount::{Policy, attach};
+use crate::volume::{self, Attributes};
+
+/// Mounts; with a command, in a namespace of its own, and becomes that command.
+///
+/// # Errors
+/// Whatever failed.
+pub fn mount(common: &Common, flags: &MountArgs) -> Result<ExitCode, Failure> {
+    let attributes = flags.attributes();
+    // Checked before anything is pulled or any namespace is left.
+    let checked = Attributes::parse(&attributes).map_err(volume::Error::from)?;
+    let target = absolute(&flags.directory)?;
+    let content = Content { attributes, docker_config: common.docker_config()? };
+    let Some((program, arguments)) = flags.command.split_first() else {
+        return runtime()?.block_on(mount_for_good(common, content, target));
+    };
+    // The store's place is that of the user who asks, not of the root of the new namespace.
+    let common = Common { root: Some(common.root()?), ..common.clone() };
+    namespace::enter()?;
+    let pulled = runtime()?.block_on(super::pull::pull(&common, content))?;
+    let target = Policy::anywhere().check(&target).map_err(volume::Error::from)?;
+    attach(&pulled.tree, checked.path.as_ref(), &target, checked.exec).map_err(volume::Error::from)?;
+    let error = std::process::Command::new(program).args(arguments).exec();
+    Err(usage(&format!("cannot run {}: {error}", program.display())))
+}
+
+async fn mount_for_good(common: &Common, content: Content, target: String) -> Result<ExitCode, Failure> {
+    let mut progress = Progress::new(common);
+    let request = Request::Mount { content, target: target.clone() };
+    let reply = client::run(&volumes(common)?, request, |now| progress.show(now)).await?;
+    drop(progress);
+    match reply {
+        Reply::Mounted(pulled) => {
+            output::result(common, &pulled, || format!("{}\nmounted on {target}, read-only", pulled.digest));
+            Ok(ExitCode::SUCCESS)
+        }
+        other => Err(internal(&format!("unexpected answer: {other:?}"))),
+    }
+}
+
+/// Unmounts.
+///
+/// # Errors
+/// Whatever failed.
+pub async fn umount(common: &Common, flags: &UmountArgs) -> Result<ExitCode, Failure> {
+    let target = absolute(&flags.directory)?;
+    client::run(&volumes(common)?, Request::Unmount { target }, |_| {}).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn absolute(path: &Path) -> Result<String, Failure> {
+    let path = std::path::absolute(path).map_err(|error| usage(&format!("{}: {error}", path.display())))?;
+    path.into_os_string().into_string().map_err(|path| usage(&format!("{}: is not UTF-8", path.display())))
+}

@@ -1,0 +1,229 @@
+//! `ocivol node`: the life of the plugin, from the first socket to the last call.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tonic::transport::Server;
+
+use super::internal;
+use crate::config::NodeConfig;
+use crate::control::{self, Failure};
+use crate::csi::identity::IdentityService;
+use crate::csi::metrics::Metrics;
+use crate::csi::node::NodeService;
+use crate::csi::registration::{self, State};
+use crate::csi::socket;
+use crate::csi::v1::ProbeRequest;
+use crate::csi::v1::identity_client::IdentityClient;
+use crate::csi::v1::identity_server::IdentityServer;
+use crate::csi::v1::node_server::NodeServer;
+use crate::mount::Table;
+use crate::pull;
+use crate::registry::Registry;
+use crate::telemetry::health::{self, Checks};
+use crate::volume::Volumes;
+
+/// Time for calls to end after SIGTERM. Kubernetes kills after 30 s.
+const DRAIN: Duration = Duration::from_secs(20);
+/// How often a store that cannot be used is tried again.
+const STORE_RETRY: Duration = Duration::from_secs(5);
+/// Calls of one connection at a time. kubelet dials a new one for every call.
+const CALLS_PER_CONNECTION: usize = 256;
+
+/// Becomes true when the process is told to end.
+pub async fn stop_on_signal(stop: watch::Sender<bool>) {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return tracing::error!("cannot handle signals");
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    stop.send_replace(true);
+}
+
+/// Serves until `stop` is true; then takes the registration away, lets running calls end, and returns.
+///
+/// The CSI socket serves before the registration socket exists, because kubelet calls it at once.
+///
+/// # Errors
+/// When a socket cannot be bound. A store that cannot be used is no reason: unpublish works without it.
+pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), Failure> {
+    let registry = Registry::new(config.registry.clone()).map_err(|error| internal(&error.to_string()))?;
+    let pull_metrics = pull::Metrics::default();
+    let volumes = Volumes::new(
+        config.root.clone(),
+        registry,
+        config.pulls.clone(),
+        pull_metrics.clone(),
+        config.policy.clone(),
+    );
+    let metrics = Metrics::new(config.driver_name.clone());
+    let bind = |path: &PathBuf| {
+        socket::bind(path).map_err(|error| internal(&format!("cannot bind {}: {error}", path.display())))
+    };
+    let listener = bind(&config.socket)?;
+    let health_listener = match config.health {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .map_err(|error| internal(&format!("cannot bind {address} (--health-addr): {error}")))?,
+        ),
+        None => None,
+    };
+    let (ended, calls_may_end) = watch::channel(false);
+    let serving = tokio::spawn(serve(listener, &config, &volumes, &metrics, calls_may_end.clone()));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        driver = config.driver_name,
+        node = config.node_id,
+        socket = %config.socket.display(),
+        root = %config.root.display(),
+        "serving"
+    );
+    warn_if_not_shared(&config);
+    let control =
+        tokio::spawn(control(config.root.join(control::SOCKET), Arc::clone(&volumes), stop.clone()));
+    let state = Arc::new(watch::Sender::new(State::Waiting));
+    let registering = config
+        .registration
+        .clone()
+        .map(|settings| tokio::spawn(registration::run(settings, Arc::clone(&state), stop.clone())));
+    let health = health_listener.map(|listener| {
+        let must_register = config.registration.is_some();
+        let checks = checks(&config, &volumes, &metrics, &pull_metrics, state, must_register);
+        tokio::spawn(health::serve(listener, checks, calls_may_end))
+    });
+    wait_for(stop).await;
+    tracing::info!("stopping");
+    if let Some(task) = registering {
+        let _ = task.await; // It removes its socket: kubelet sends nothing new.
+    }
+    volumes.stop();
+    ended.send_replace(true);
+    if tokio::time::timeout(DRAIN, serving).await.is_err() {
+        tracing::warn!("calls did not end in time");
+    }
+    let _ = control.await;
+    if let Some(task) = health {
+        task.abort();
+    }
+    let _ = std::fs::remove_file(&config.socket); // A stale one is replaced at the next start.
+    Ok(())
+}
+
+async fn wait_for(mut stop: watch::Receiver<bool>) {
+    // A dropped sender means the same: nobody is left who could want this to go on.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn serve(
+    listener: tokio::net::UnixListener,
+    config: &NodeConfig,
+    volumes: &Arc<Volumes>,
+    metrics: &Metrics,
+    stop: watch::Receiver<bool>,
+) -> impl Future<Output = ()> + Send + 'static {
+    let identity = IdentityService { driver_name: config.driver_name.clone(), metrics: metrics.clone() };
+    let node = NodeService {
+        volumes: Arc::clone(volumes),
+        node_id: config.node_id.clone(),
+        allow_writers: config.allow_writers,
+        metrics: metrics.clone(),
+    };
+    let server = Server::builder()
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+        .add_service(IdentityServer::new(identity))
+        .add_service(NodeServer::new(node));
+    async move {
+        let served = server.serve_with_incoming_shutdown(socket::private(listener), wait_for(stop));
+        if let Err(error) = served.await {
+            tracing::error!(%error, "the CSI socket failed");
+        }
+    }
+}
+
+/// Opens the store, reads what is published, and serves the command line; tries again while the store cannot be
+/// used.
+async fn control(path: PathBuf, volumes: Arc<Volumes>, mut stop: watch::Receiver<bool>) {
+    loop {
+        match volumes.recover().await {
+            Ok(published) => tracing::info!(published, "store is open"),
+            Err(error) => tracing::warn!(%error, "cannot read what is published"),
+        }
+        // Only who holds the store's lock may take its control socket.
+        if volumes.puller().await.is_ok() {
+            match socket::bind(&path) {
+                Ok(listener) => return control::server::serve(listener, &path, volumes, stop).await,
+                Err(error) => tracing::warn!(socket = %path.display(), %error, "cannot bind"),
+            }
+        }
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(STORE_RETRY) => {}
+        }
+    }
+}
+
+fn checks(
+    config: &NodeConfig,
+    volumes: &Arc<Volumes>,
+    metrics: &Metrics,
+    pull_metrics: &pull::Metrics,
+    state: Arc<watch::Sender<State>>,
+    must_register: bool,
+) -> Checks {
+    let mut registry = prometheus_client::registry::Registry::default();
+    metrics.register(&mut registry);
+    pull_metrics.register(&mut registry);
+    let version = prometheus_client::metrics::info::Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+    registry.register("ocivol_build", "What is running", version);
+    let (socket, volumes) = (config.socket.clone(), Arc::clone(volumes));
+    Checks {
+        live: Box::new(move || Box::pin(probe(socket.clone()))),
+        ready: Box::new(move || {
+            let (volumes, state) = (Arc::clone(&volumes), state.borrow().clone());
+            Box::pin(async move {
+                match state {
+                    State::Waiting if must_register => {
+                        return Err("kubelet has not registered the plugin".into());
+                    }
+                    State::Refused(reason) => {
+                        return Err(format!("kubelet refused the registration: {reason}"));
+                    }
+                    State::Waiting | State::Registered => {}
+                }
+                volumes.puller().await.map(drop).map_err(|error| error.to_string())
+            })
+        }),
+        metrics: registry,
+    }
+}
+
+/// Calls Probe over the real socket: that also tells whether connections are still accepted.
+async fn probe(path: PathBuf) -> Result<(), String> {
+    let channel = socket::connect(&path).await.map_err(|error| crate::failure::chain(&error))?;
+    let answer = IdentityClient::new(channel).probe(ProbeRequest {}).await;
+    match answer.map_err(|status| status.message().to_owned())?.into_inner().ready {
+        Some(false) => Err("the plugin is not ready".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// Mounts reach the pods only if the directory of pods propagates them (`mountPropagation: Bidirectional`).
+fn warn_if_not_shared(config: &NodeConfig) {
+    let Some(pods) = &config.policy.pods else { return };
+    let shared = Table::read().is_ok_and(|table| table.holder(pods).is_some_and(|mount| mount.shared));
+    if !shared {
+        tracing::warn!(
+            pods = %pods.display(),
+            "mounts made here do not reach other mount namespaces; in a container set mountPropagation: Bidirectional"
+        );
+    }
+}

@@ -1,0 +1,77 @@
+//! Printing: results on stdout, progress and errors on stderr.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::args::{Common, Output};
+use crate::pull::Snapshot;
+
+/// Prints a line of the result. A reader that went away is no error.
+pub fn line(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Prints the one line that says what failed.
+pub fn fail(message: &str) {
+    let _ = writeln!(std::io::stderr(), "ocivol: {message}");
+}
+
+/// Prints `value` as JSON where that is asked for, else `text`.
+pub fn result(common: &Common, value: &impl Serialize, text: impl FnOnce() -> String) {
+    match common.output {
+        Output::Json => match serde_json::to_string_pretty(value) {
+            Ok(json) => line(&json),
+            Err(error) => fail(&error.to_string()),
+        },
+        Output::Text => line(&text()),
+    }
+}
+
+/// Shows how far a pull is: a bar on a terminal, else a line now and then.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    next_line: Instant,
+}
+
+/// How often a line is printed where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+impl Progress {
+    /// Nothing is shown yet.
+    pub fn new(common: &Common) -> Self {
+        let terminal = std::io::stderr().is_terminal() && common.output == Output::Text;
+        let bar = terminal.then(|| {
+            let style = "{bar:30} {binary_bytes:>11} of {binary_total_bytes:<11} {binary_bytes_per_sec:>13}  {eta} left";
+            let bar = ProgressBar::new(0);
+            bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        Self { bar, next_line: Instant::now() + LINE_EVERY }
+    }
+
+    /// Shows `snapshot`.
+    pub fn show(&mut self, snapshot: Snapshot) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(snapshot.total);
+                bar.set_position(snapshot.done);
+            }
+            None if Instant::now() >= self.next_line => {
+                self.next_line = Instant::now() + LINE_EVERY;
+                let _ = writeln!(std::io::stderr(), "{snapshot}");
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! `ocivol pull`
+
+use std::process::ExitCode;
+
+use indicatif::BinaryBytes;
+
+use super::args::{Common, ContentArgs};
+use super::output::{self, Progress};
+use super::{internal, volumes};
+use crate::control::{Content, Failure, Pulled, Reply, Request, client};
+
+/// Pulls and prints the digest.
+///
+/// # Errors
+/// Whatever failed.
+pub async fn run(common: &Common, flags: &ContentArgs) -> Result<ExitCode, Failure> {
+    let content = Content { attributes: flags.attributes(), docker_config: common.docker_config()? };
+    let pulled = pull(common, content).await?;
+    output::result(common, &pulled, || {
+        format!(
+            "{}\n{}@{}: {} files, {}, of which {} were fetched",
+            pulled.digest,
+            pulled.reference.split('@').next().unwrap_or(&pulled.reference),
+            pulled.digest,
+            pulled.files,
+            BinaryBytes(pulled.size),
+            BinaryBytes(pulled.fetched)
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Pulls and shows progress.
+///
+/// # Errors
+/// Whatever failed.
+pub(super) async fn pull(common: &Common, content: Content) -> Result<Pulled, Failure> {
+    let mut progress = Progress::new(common);
+    let reply = client::run(&volumes(common)?, Request::Pull(content), |now| progress.show(now)).await?;
+    match reply {
+        Reply::Pulled(pulled) => Ok(pulled),
+        other => Err(internal(&format!("unexpected answer: {other:?}"))),
+    }
+}
