@@ -113,12 +113,12 @@ impl NodeFlags {
             Some(directory) => {
                 check_absolute("--registration-dir", &directory)?;
                 let endpoint = if socket.starts_with(&self.kubelet_dir) {
-                    socket.clone()
+                    &socket
                 } else {
                     // In a container the socket's directory is kubelet's, under another name.
-                    self.kubelet_dir.join("plugins").join(&self.driver_name).join("csi.sock")
+                    &self.kubelet_dir.join("plugins").join(&self.driver_name).join("csi.sock")
                 };
-                check_socket_length("--kubelet-dir", &endpoint)?;
+                check_socket_length("--kubelet-dir", endpoint)?;
                 let settings = registration::Settings {
                     directory,
                     driver_name: self.driver_name.clone(),
@@ -314,13 +314,7 @@ mod tests {
         }
         let bad_host = PullFlags { plain_http: vec!["http://r:5000".into()], ..flags().pulls };
         assert!(bad_host.check().is_err());
-        assert_eq!(
-            NodeFlags { registration_dir: Some(String::new()), ..flags() }
-                .check()
-                .expect("valid")
-                .registration
-                .is_some(),
-            false
-        );
+        let unregistered = NodeFlags { registration_dir: Some(String::new()), ..flags() };
+        assert!(unregistered.check().expect("valid").registration.is_none());
     }
 }

@@ -20,6 +20,8 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use tokio::sync::Semaphore;
 
+/// The client that pulls go through, and the credentials they use.
+pub use crate::registry::{Credential, Keyring, Registry, Secret, credentials::InvalidCredentials};
 pub use error::Error;
 pub use metrics::Metrics;
 pub use progress::{Progress, Snapshot};
@@ -27,7 +29,6 @@ pub use progress::{Progress, Snapshot};
 use crate::layout::{self, Selection};
 use crate::oci::{Descriptor, Digest, Platform, Reference};
 use crate::registry::transport::Source;
-use crate::registry::{Credential, Registry};
 use crate::store::{AccessKey, Blob, Origin, Store, Tree, TreeKey};
 use flight::{Flights, Waiter};
 
@@ -197,7 +198,7 @@ impl Puller {
         let tree = match present.filter(|_| proven) {
             Some(tree) => tree,
             None if resolved.offline => {
-                return Err(Error::NotPresent { reference: request.reference.clone() });
+                return Err(Error::NotPresent { reference: request.reference.to_string() });
             }
             None => {
                 self.fetch_all(plan.blobs(), source, progress).await?;

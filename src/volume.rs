@@ -23,10 +23,9 @@ pub use publish::Publish;
 pub use usage::Usage;
 
 use crate::mount::{Mount, Policy, StoreLocation, Table};
-use crate::pull::{self, Puller, blocking};
-use crate::registry::Registry;
+use crate::pull::{self, Puller, Registry, blocking};
 /// Credentials as requests bring them.
-pub use crate::registry::{Keyring, Secret};
+pub use crate::pull::{Keyring, Secret};
 use crate::store::Store;
 use turn::Turns;
 

@@ -72,7 +72,8 @@ async fn inspect(
     let reference = &attributes.reference;
     let credential = keyring.matching(reference).into_iter().next();
     let source = Source::new(reference, credential);
-    let mut fetched = registry.manifest(&source, &reference.target()).await.map_err(failure)?;
+    let mut fetched =
+        registry.manifest(&source, &reference.target()).await.map_err(|error| failure(&error))?;
     let digest = fetched.digest.clone();
     for _ in 0..=DEPTH_LIMIT {
         let document = parse(&fetched.bytes, fetched.content_type.as_deref())
@@ -85,7 +86,8 @@ async fn inspect(
             Document::Index(index) => {
                 let child = choose(&index, &attributes.platform, reference)
                     .map_err(|error| Failure { kind: error.kind(), message: chain(&error) })?;
-                fetched = registry.manifest(&source, &child.to_string()).await.map_err(failure)?;
+                fetched =
+                    registry.manifest(&source, &child.to_string()).await.map_err(|error| failure(&error))?;
             }
         }
     }
@@ -146,6 +148,6 @@ fn text(found: &Inspected) -> String {
     lines.join("\n")
 }
 
-fn failure(error: registry::Error) -> Failure {
-    Failure { kind: error.kind(), message: chain(&error) }
+fn failure(error: &registry::Error) -> Failure {
+    Failure { kind: error.kind(), message: chain(error) }
 }

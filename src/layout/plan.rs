@@ -87,7 +87,7 @@ impl Plan {
     /// # Errors
     /// [`Error::NothingSelected`] when a pattern matches nothing or nothing is left.
     pub fn select(self, selection: &Selection) -> Result<Self, Error> {
-        let kept = selection.apply(self.files.keys())?;
+        let kept = selection.apply(&self.files.keys())?;
         let files = self.files.into_iter().filter(|(path, _)| kept.contains(path.as_str())).collect();
         Ok(Self { files })
     }

@@ -62,7 +62,7 @@ impl Selection {
     /// [`Error::NothingSelected`] when an `include` pattern matches no path, or nothing is left.
     pub fn apply<'a>(
         &self,
-        paths: impl Iterator<Item = &'a TreePath> + Clone,
+        paths: &(impl Iterator<Item = &'a TreePath> + Clone),
     ) -> Result<BTreeSet<String>, Error> {
         let quoted = || {
             let mut names: Vec<&str> = paths.clone().map(TreePath::as_str).take(QUOTED_PATHS + 1).collect();
@@ -163,7 +163,7 @@ mod tests {
     fn select(include: &str, exclude: &str) -> Result<Vec<String>, Error> {
         let paths: Vec<TreePath> = PATHS.iter().map(|path| TreePath::new(path).expect("safe")).collect();
         let selection = Selection::new(include, exclude).expect("patterns");
-        selection.apply(paths.iter()).map(|kept| kept.into_iter().collect())
+        selection.apply(&paths.iter()).map(|kept| kept.into_iter().collect())
     }
 
     #[test]

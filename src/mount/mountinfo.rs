@@ -134,10 +134,8 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let root = unescape(fields.next()?);
     let mount_point = unescape(fields.next()?);
     let options = text(fields.next()?);
-    let shared = fields
-        .by_ref()
-        .take_while(|field| *field != b"-")
-        .fold(false, |shared, field| shared || field.starts_with(b"shared:"));
+    let optional: Vec<&[u8]> = fields.by_ref().take_while(|field| *field != b"-").collect();
+    let shared = optional.iter().any(|field| field.starts_with(b"shared:"));
     let fs_type = text(fields.next()?);
     Some(Mount { device, root, mount_point, options, shared, fs_type })
 }

@@ -39,6 +39,7 @@ pub struct Index {
 
 /// What a manifest request can return.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // One lives at a time.
 pub enum Document {
     /// A manifest.
     Manifest(Manifest),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::failure::Kind;
-use crate::oci::{Platform, Reference, manifest::InvalidManifest};
+use crate::oci::manifest::InvalidManifest;
 
 /// Why there is no tree.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +21,7 @@ pub enum Error {
     #[error("the manifest of {reference} cannot be used: {source}")]
     Manifest {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// Why.
         source: InvalidManifest,
     },
@@ -31,9 +31,9 @@ pub enum Error {
     )]
     NoPlatform {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// The platform wanted.
-        wanted: Platform,
+        wanted: String,
         /// The platforms there are.
         offered: String,
     },
@@ -41,7 +41,7 @@ pub enum Error {
     #[error("{reference} is an index of indexes, more than {limit} deep")]
     TooDeep {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// The bound.
         limit: usize,
     },
@@ -51,7 +51,7 @@ pub enum Error {
     )]
     NotPresent {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
     },
     /// The pull was given up because nobody waited for it, or because the program ends.
     #[error("the pull was stopped; it continues where it was when it is asked for again")]

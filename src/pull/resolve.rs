@@ -67,7 +67,7 @@ impl Puller {
         let known = self.known_digest(reference, &source, offline).await?;
         let digest = match (known, request.policy) {
             (Some((digest, proven)), _) if proven && request.policy != PullPolicy::Always => digest,
-            (_, PullPolicy::Never) => return Err(Error::NotPresent { reference: reference.clone() }),
+            (_, PullPolicy::Never) => return Err(Error::NotPresent { reference: reference.to_string() }),
             // With a manifest at hand a HEAD tells whether it is still the right one.
             (Some((known, _)), _) if self.holds_manifest(&known).await? => {
                 match self.registry.resolve(&source, &reference.target()).await? {
@@ -88,7 +88,7 @@ impl Puller {
                 }
             }
         }
-        Err(Error::TooDeep { reference: reference.clone(), limit: DEPTH_LIMIT })
+        Err(Error::TooDeep { reference: reference.to_string(), limit: DEPTH_LIMIT })
     }
 
     /// What `reference` was when `source` last asked, and whether that right is still believed.
@@ -153,13 +153,13 @@ impl Puller {
         };
         let bytes = match load(digest.clone(), origin(source)).await? {
             Some(bytes) => bytes,
-            None if offline => return Err(Error::NotPresent { reference: reference.clone() }),
+            None if offline => return Err(Error::NotPresent { reference: reference.to_string() }),
             None => {
                 self.fetch_manifest(source, &digest.to_string()).await?;
                 load(digest.clone(), origin(source)).await?.ok_or(Error::Stopped)?
             }
         };
-        parse(&bytes, None).map_err(|source| Error::Manifest { reference: reference.clone(), source })
+        parse(&bytes, None).map_err(|source| Error::Manifest { reference: reference.to_string(), source })
     }
 }
 
@@ -188,5 +188,5 @@ pub(crate) fn choose(index: &Index, platform: &Platform, reference: &Reference) 
         offered.push("nothing".into());
     }
     let offered = offered.join(", ");
-    Err(Error::NoPlatform { reference: reference.clone(), wanted: platform.clone(), offered })
+    Err(Error::NoPlatform { reference: reference.to_string(), wanted: platform.to_string(), offered })
 }

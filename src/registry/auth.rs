@@ -149,7 +149,7 @@ async fn fetch(
     service: Option<&str>,
     source: &Source,
 ) -> Result<Token, Error> {
-    let server = realm.host_str().unwrap_or("the token server").to_owned();
+    let server = realm.authority().to_owned();
     let scope = format!("repository:{}:pull", source.repository);
     let identity = source.credential.as_deref().and_then(|credential| credential.identity_token.as_ref());
     let request = match (identity, source.credential.as_deref()) {

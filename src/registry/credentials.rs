@@ -148,7 +148,7 @@ impl Keyring {
                 entries.push((Pattern::new(&key), credential));
             }
         }
-        entries.sort_by(|(one, _), (two, _)| two.specificity().cmp(&one.specificity()));
+        entries.sort_by_key(|(pattern, _): &(Pattern, Credential)| std::cmp::Reverse(pattern.specificity()));
         Ok(Self { entries })
     }
 

@@ -1,5 +1,7 @@
 //! Logs: key=value text or JSON, on stderr.
 
+use std::io::IsTerminal as _;
+
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -21,7 +23,10 @@ pub enum Format {
 pub fn start(format: Format, level: LevelFilter) {
     let filter = Targets::new().with_default(LevelFilter::WARN.min(level)).with_target("ocivol", level);
     let layer = match format {
-        Format::Text => fmt::layer().with_writer(std::io::stderr).with_target(false).boxed(),
+        Format::Text => {
+            let ansi = std::io::stderr().is_terminal();
+            fmt::layer().with_writer(std::io::stderr).with_ansi(ansi).with_target(false).boxed()
+        }
         Format::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
     };
     // Fails only when logging was started before, as in tests that run the node in their own process.

@@ -10,8 +10,7 @@ use super::turn::{Place, Turn};
 use super::{Attributes, Error, Ours, PUBLISHES_LIMIT, Volumes, attributes};
 use crate::mount::{self, Policy, Table, Target};
 use crate::oci::Digest;
-use crate::pull::{self, Pulled, blocking};
-use crate::registry::Keyring;
+use crate::pull::{self, Keyring, Pulled, blocking};
 use crate::store::{Store, VolumeRecord};
 
 /// One request to publish.

@@ -85,7 +85,7 @@ impl Place {
     pub async fn preempted(&self) {
         let mut unpublishes = self.lane.unpublishes.subscribe();
         if unpublishes.wait_for(|count| *count > self.seen).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
@@ -114,7 +114,7 @@ mod tests {
         let turns = Turns::default();
         let target = Path::new("/t");
         let first = turns.publish(target);
-        let held = first.turn().await.ok().expect("nobody is there");
+        let held = first.turn().await.map_err(drop).expect("nobody is there");
         let second = turns.publish(target);
         let waiting = tokio::spawn(async move { second.turn().await.err() });
         let unpublish = turns.unpublish(target);
@@ -123,7 +123,7 @@ mod tests {
         first.preempted().await;
         let later = turns.publish(target);
         drop((held, first));
-        let turn = unpublish.turn().await.ok().expect("its turn");
+        let turn = unpublish.turn().await.map_err(drop).expect("its turn");
         assert!(!later.is_preempted());
         drop((turn, unpublish));
         assert!(later.turn().await.is_ok());
@@ -135,7 +135,7 @@ mod tests {
     async fn targets_do_not_wait_for_each_other() {
         let turns = Turns::default();
         let (one, two) = (turns.publish(Path::new("/1")), turns.publish(Path::new("/2")));
-        let _held = one.turn().await.ok().expect("free");
+        let _held = one.turn().await.map_err(drop).expect("free");
         assert!(two.turn().await.is_ok());
     }
 }

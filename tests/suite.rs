@@ -1,0 +1,28 @@
+//! Integration tests: the real binary, real sockets, real mounts, real and scripted registries.
+
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+
+mod support;
+
+#[path = "suite/access.rs"]
+mod access;
+#[path = "suite/cli.rs"]
+mod cli;
+#[path = "suite/durability.rs"]
+mod durability;
+#[path = "suite/faults.rs"]
+mod faults;
+#[path = "suite/memory.rs"]
+mod memory;
+#[path = "suite/messages.rs"]
+mod messages;
+#[path = "suite/publish.rs"]
+mod publish;
+#[path = "suite/real_registry.rs"]
+mod real_registry;
+#[path = "suite/registration.rs"]
+mod registration;
+#[path = "suite/rpc.rs"]
+mod rpc;
+#[path = "suite/targets.rs"]
+mod targets;

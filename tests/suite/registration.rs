@@ -1,0 +1,157 @@
+//! Registration with kubelet, and what happens around it.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use ocivol::csi::pluginregistration::RegistrationStatus;
+use ocivol::csi::pluginregistration::registration_client::RegistrationClient;
+use ocivol::csi::socket;
+use ocivol::demo::push::Layer;
+
+use crate::support::node::{DRIVER, mount_at};
+use crate::support::{Node, Scripted, eventually, isolated};
+
+/// Registers again within five seconds.
+async fn registers_again(node: &Node, what: &str) {
+    let began = Instant::now();
+    loop {
+        if node.registration().exists() && node.kubelet.register(&node.registration()).await.is_ok() {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(5), "no registration after {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[test]
+fn kubelet_registers_restarts_and_loses_the_socket() {
+    isolated(async {
+        let node = Node::start(&[]).await;
+        let info = node.kubelet.register(&node.registration()).await.expect("registered");
+        assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", DRIVER));
+        assert_eq!(info.supported_versions, ["1.0.0"]);
+        let kubelets_path = node.kubelet.directory.join("plugins").join(DRIVER).join("csi.sock");
+        assert_eq!(info.endpoint, kubelets_path.to_str().expect("text"));
+        let mode = std::fs::metadata(node.registration()).expect("a socket").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+
+        // A restarted kubelet walks the directory and finds the socket that is there.
+        node.kubelet.register(&node.registration()).await.expect("registered again");
+
+        std::fs::remove_file(node.registration()).expect("removed");
+        registers_again(&node, "the socket was deleted").await;
+
+        std::fs::remove_dir_all(&node.registry_dir).expect("removed");
+        std::fs::create_dir(&node.registry_dir).expect("made again");
+        registers_again(&node, "the directory was made again").await;
+
+        std::fs::remove_file(node.registration()).expect("removed");
+        std::fs::write(node.registration(), "not a socket").expect("written");
+        std::fs::remove_file(node.registration()).expect("removed");
+        registers_again(&node, "something else was in the way").await;
+    });
+}
+
+#[test]
+fn a_foreign_socket_under_our_name_is_replaced() {
+    isolated(async {
+        let node = Node::start(&[]).await;
+        std::fs::remove_file(node.registration()).expect("removed");
+        let _foreign = std::os::unix::net::UnixListener::bind(node.registration()).expect("bound");
+        registers_again(&node, "another process took the name").await;
+    });
+}
+
+#[test]
+fn health_follows_registration_and_the_store() {
+    isolated(async {
+        let address = {
+            let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+            free.local_addr().expect("an address").to_string()
+        };
+        let mut node = Node::prepare(&[]);
+        let mut command = node.command();
+        command.args(["--health-addr", &address]);
+        // The last of two equal flags does not win in clap; the test's own replaces it.
+        let mut command = replace_flag(&command, "--health-addr", &address);
+        command.env_remove("OCIVOL_HEALTH_ADDR");
+        node.run_as(command).await;
+        let get = async |path: &str| {
+            let answer = reqwest::get(format!("http://{address}{path}")).await.expect("an answer");
+            (answer.status().as_u16(), answer.text().await.expect("a text"))
+        };
+        assert_eq!(get("/healthz").await, (200, "ok\n".into()));
+        assert_eq!(get("/readyz").await.0, 503);
+
+        node.kubelet.register(&node.registration()).await.expect("registered");
+        assert_eq!(get("/readyz").await, (200, "ok\n".into()));
+
+        let channel = socket::connect(&node.registration()).await.expect("connected");
+        let refusal = RegistrationStatus { plugin_registered: false, error: "name is taken".into() };
+        RegistrationClient::new(channel).notify_registration_status(refusal).await.expect("told");
+        let (status, text) = get("/readyz").await;
+        assert!(status == 503 && text.contains("name is taken"), "{status} {text}");
+        assert_eq!(get("/healthz").await.0, 200, "a refusal is no reason to restart");
+
+        node.kubelet.register(&node.registration()).await.expect("registered");
+        let (_, metrics) = get("/metrics").await;
+        let series = format!(
+            "csi_plugin_operations_seconds_count{{driver_name=\"{DRIVER}\",method_name=\"/csi.v1.Node/NodeGetInfo\",grpc_status_code=\"OK\"}} 2"
+        );
+        assert!(metrics.contains(&series), "{metrics}");
+        assert!(metrics.contains("ocivol_build_info{version="), "{metrics}");
+        assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    });
+}
+
+/// `command` with the value of `flag` replaced, and `flag` given once.
+fn replace_flag(command: &std::process::Command, flag: &str, value: &str) -> std::process::Command {
+    let arguments: Vec<_> = command.get_args().map(std::ffi::OsStr::to_owned).collect();
+    let mut replaced = std::process::Command::new(command.get_program());
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        if argument == flag {
+            rest.next();
+        } else {
+            replaced.arg(argument);
+        }
+    }
+    replaced.args([flag, value]);
+    replaced
+}
+
+#[test]
+fn sigterm_takes_the_registration_away_first_and_lets_calls_end() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        registry
+            .pusher("m")
+            .model("v1", &[Layer::model_file("weight", "w", "content")])
+            .await
+            .expect("pushed");
+        // The blob never comes: the publish waits until the plugin ends.
+        registry.script(|seen| {
+            seen.path.contains("/blobs/").then(|| {
+                let never = futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
+                axum::response::Response::new(axum::body::Body::from_stream(never))
+            })
+        });
+        let mut node = Node::start(&["--plain-http", &registry.host()]).await;
+        let volume = node.volume("pod");
+        let reference = registry.reference("m:v1");
+        let (kubelet, request) =
+            (node.kubelet.clone(), node.kubelet.publish_request(&volume, &[("reference", &reference)], &[]));
+        let waiting = tokio::spawn(async move { kubelet.publish(request).await });
+        eventually("the blob is asked for", || registry.count(&axum::http::Method::GET, "/blobs/") > 0).await;
+        let began = Instant::now();
+        node.signal(Signal::SIGTERM);
+        let registration = node.registration();
+        eventually("the registration goes", || !registration.exists()).await;
+        let status = waiting.await.expect("no panic").expect_err("the plugin ends");
+        assert_eq!(status.code(), tonic::Code::Unavailable, "{}", status.message());
+        node.stop().await;
+        assert!(began.elapsed() < Duration::from_secs(10));
+        assert!(!node.socket.exists() && mount_at(&volume.target).is_none());
+    });
+}

@@ -1,0 +1,93 @@
+//! Debian's `docker-registry`, started by the test on a port of its own.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ocivol::demo::push::Pusher;
+use tempfile::TempDir;
+
+/// User and password that [`DebianRegistry::with_login`] accepts.
+pub const LOGIN: (&str, &str) = ("alice", "wonderland");
+/// bcrypt of the password above.
+const HTPASSWD: &str = "alice:$2b$05$r55D3P2KXKbooEGo2CnxM.5/i9DC9gz7KOr1BYW39TpMO7Jr7lFtm\n";
+
+/// The registry, running until dropped.
+pub struct DebianRegistry {
+    process: Child,
+    port: u16,
+    _directory: TempDir,
+    login: Option<(String, String)>,
+}
+
+impl DebianRegistry {
+    /// Without authentication.
+    pub async fn start() -> Self {
+        Self::launch(None).await
+    }
+
+    /// With Basic authentication, for [`LOGIN`].
+    pub async fn with_login() -> Self {
+        Self::launch(Some((LOGIN.0.to_owned(), LOGIN.1.to_owned()))).await
+    }
+
+    async fn launch(login: Option<(String, String)>) -> Self {
+        let directory = tempfile::Builder::new().prefix("ocivol-registry-").tempdir().expect("a directory");
+        let base = directory.path();
+        // Bound once to learn a free port; the registry binds it again at once.
+        let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|it| it.local_addr()).expect("a port").port();
+        let auth = match &login {
+            Some(_) => {
+                std::fs::write(base.join("htpasswd"), HTPASSWD).expect("a file");
+                format!(
+                    "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+                    base.join("htpasswd").display()
+                )
+            }
+            None => String::new(),
+        };
+        let config = format!(
+            "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n{auth}",
+            base.join("data").display()
+        );
+        std::fs::write(base.join("config.yml"), config).expect("a file");
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(base.join("config.yml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| {
+                panic!("docker-registry cannot be started: {error}; run `apt-get install docker-registry`, or `make test`")
+            });
+        let registry = Self { process, port, _directory: directory, login };
+        let began = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(20), "docker-registry does not listen");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        registry
+    }
+
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn reference(&self, rest: &str) -> String {
+        format!("{}/{rest}", self.host())
+    }
+
+    pub fn pusher(&self, repository: &str) -> Pusher {
+        let mut pusher = Pusher::new(&self.host(), repository);
+        pusher.login.clone_from(&self.login);
+        pusher
+    }
+}
+
+impl Drop for DebianRegistry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -1,0 +1,33 @@
+//! What the suites are made of.
+
+pub mod debian_registry;
+pub mod namespace;
+pub mod node;
+pub mod scripted;
+
+pub use namespace::isolated;
+pub use node::Node;
+pub use scripted::Scripted;
+
+use std::time::{Duration, Instant};
+
+/// Waits until `condition` holds; fails the test when it does not within ten seconds.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < Duration::from_secs(10), "{what} did not happen in ten seconds");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Bytes that do not repeat soon, the same for the same seed.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.flatten().take(length).collect()
+}

@@ -1,0 +1,71 @@
+//! A registry whose answers a test can replace, and whose requests it can count.
+
+use std::sync::{Arc, Mutex};
+
+use axum::http::Method;
+use axum::response::Response;
+use ocivol::demo::push::Pusher;
+use ocivol::demo::registry::{Registry, Seen};
+
+/// Answers a request in the registry's place, or lets it through.
+pub type Script = Box<dyn FnMut(&Seen) -> Option<Response> + Send>;
+
+/// The registry. Pushes are neither scripted nor counted.
+pub struct Scripted {
+    registry: Registry,
+    script: Arc<Mutex<Option<Script>>>,
+    requests: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Scripted {
+    pub async fn start() -> Self {
+        let script: Arc<Mutex<Option<Script>>> = Arc::default();
+        let requests: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let (answers, log) = (Arc::clone(&script), Arc::clone(&requests));
+        let hook = move |seen: &Seen| {
+            if !matches!(seen.method, Method::GET | Method::HEAD) {
+                return None;
+            }
+            log.lock().expect("no panic").push(seen.clone());
+            answers.lock().expect("no panic").as_mut().and_then(|script| script(seen))
+        };
+        let registry = Registry::start(Some(Box::new(hook))).await.expect("a registry");
+        Self { registry, script, requests }
+    }
+
+    pub fn host(&self) -> String {
+        self.registry.host()
+    }
+
+    pub fn pusher(&self, repository: &str) -> Pusher {
+        Pusher::new(&self.host(), repository)
+    }
+
+    pub fn reference(&self, rest: &str) -> String {
+        format!("{}/{rest}", self.host())
+    }
+
+    /// From now on `script` sees every request first.
+    pub fn script(&self, script: impl FnMut(&Seen) -> Option<Response> + Send + 'static) {
+        *self.script.lock().expect("no panic") = Some(Box::new(script));
+    }
+
+    /// From now on the registry answers itself.
+    pub fn unscript(&self) {
+        *self.script.lock().expect("no panic") = None;
+    }
+
+    /// Forgets what was counted.
+    pub fn forget(&self) {
+        self.requests.lock().expect("no panic").clear();
+    }
+
+    pub fn requests(&self) -> Vec<Seen> {
+        self.requests.lock().expect("no panic").clone()
+    }
+
+    /// Requests of a method whose path contains `part`.
+    pub fn count(&self, method: &Method, part: &str) -> usize {
+        self.requests().iter().filter(|seen| seen.method == *method && seen.path.contains(part)).count()
+    }
+}
