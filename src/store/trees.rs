@@ -216,8 +216,7 @@ impl Store {
     fn retire_tree(&self, key: &TreeKey) -> Result<(), Error> {
         self.forget_tree(key)?;
         let directory = self.tree_directory(key);
-        let number = self.temporaries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let aside = self.directory.join(format!("trees/retired-{key}-{}-{number}", now()));
+        let aside = self.directory.join(format!("trees/retired-{key}-{:016x}", rand::random::<u64>()));
         match fs::rename(&directory, &aside) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("move", &directory)(error)),
             _ => Ok(()),

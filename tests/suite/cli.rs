@@ -1,1 +1,223 @@
+//! The command line: alone, beside a running plugin, and without root.
 
+use std::process::{Command, Output};
+
+use ocivol::demo::push::Layer;
+use serde_json::Value;
+
+use crate::support::node::{BINARY, mount_at};
+use crate::support::{Node, Scripted, isolated, noise};
+
+async fn model() -> (Scripted, String) {
+    let registry = Scripted::start().await;
+    let layers = [
+        Layer::model_file("weight", "model.safetensors", noise(1, 3 << 20)),
+        Layer::model_file("weight.config", "config.json", "{}"),
+    ];
+    registry.pusher("m").model("v1", &layers).await.expect("pushed");
+    let reference = registry.reference("m:v1");
+    (registry, reference)
+}
+
+/// Runs the binary; it must not stop the registry that this test serves.
+async fn ocivol(node: &Node, registry: &Scripted, arguments: &[&str]) -> Output {
+    let mut command = Command::new(BINARY);
+    command
+        .args(["--root".as_ref(), node.root.as_os_str()])
+        .args(["--plain-http", &registry.host()])
+        .env("DOCKER_CONFIG", "/nonexistent")
+        .args(arguments);
+    run(command).await
+}
+
+async fn run(mut command: Command) -> Output {
+    // From this thread, which has the test's mount namespace.
+    let child = command
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    tokio::task::spawn_blocking(move || child.wait_with_output().expect("an output")).await.expect("no panic")
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+fn failure(output: &Output) -> (i32, String) {
+    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    let text = String::from_utf8(output.stderr.clone()).expect("text");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    (output.status.code().expect("a code"), text)
+}
+
+#[test]
+fn pull_mount_list_and_unmount_alone_and_beside_a_plugin() {
+    isolated(async {
+        let (registry, reference) = model().await;
+        for with_plugin in [false, true] {
+            let mut node = Node::prepare(&["--plain-http", &registry.host()]);
+            if with_plugin {
+                node.run().await;
+                let control = node.root.join("control.sock");
+                crate::support::eventually("the control socket", || control.exists()).await;
+            }
+            let pulled = stdout(&ocivol(&node, &registry, &["pull", &reference]).await);
+            let digest = pulled.lines().next().expect("a digest").to_owned();
+            assert!(digest.parse::<ocivol::oci::Digest>().is_ok(), "{pulled}");
+            assert!(pulled.contains("2 files, 3.00 MiB"), "{pulled}");
+
+            let json: Value = serde_json::from_str(&stdout(
+                &ocivol(&node, &registry, &["--output", "json", "pull", &reference]).await,
+            ))
+            .expect("JSON");
+            assert_eq!((json["digest"].as_str(), json["fetched"].as_u64()), (Some(digest.as_str()), Some(0)));
+
+            let directory = node.directory.path().canonicalize().expect("a path").join("mnt");
+            let place = directory.to_str().expect("text");
+            let mounted =
+                stdout(&ocivol(&node, &registry, &["mount", &reference, place, "--include", "*.json"]).await);
+            assert!(mounted.starts_with(&digest), "{mounted}");
+            assert_eq!(std::fs::read_to_string(directory.join("config.json")).expect("read"), "{}");
+            assert!(!directory.join("model.safetensors").exists());
+            assert!(mount_at(&directory).is_some_and(|mount| mount.has("ro") && mount.has("noexec")));
+
+            let listed: Value =
+                serde_json::from_str(&stdout(&ocivol(&node, &registry, &["ls", "--output", "json"]).await))
+                    .expect("JSON");
+            let trees = listed.as_array().expect("a list");
+            assert_eq!(trees.len(), 2);
+            let mounted: Vec<_> = trees.iter().filter(|tree| tree["mounted_at"][0] == place).collect();
+            assert_eq!(mounted.len(), 1, "{listed}");
+            assert_eq!(
+                (mounted[0]["files"].as_u64(), mounted[0]["references"][0].as_str()),
+                (Some(1), Some(reference.as_str()))
+            );
+            let text = stdout(&ocivol(&node, &registry, &["ls"]).await);
+            assert!(
+                text.starts_with("REFERENCE") && text.contains(&reference) && text.contains(place),
+                "{text}"
+            );
+
+            stdout(&ocivol(&node, &registry, &["umount", place]).await);
+            assert!(mount_at(&directory).is_none() && !directory.exists());
+            stdout(&ocivol(&node, &registry, &["umount", place]).await);
+        }
+    });
+}
+
+#[test]
+fn inspect_pulls_no_layer_and_needs_no_store() {
+    isolated(async {
+        let (registry, reference) = model().await;
+        let node = Node::prepare(&[]);
+        let text = stdout(&ocivol(&node, &registry, &["inspect", &reference]).await);
+        for part in ["family     modelpack: artifactType is", "3.00 MiB in 2 files", "config.json"] {
+            assert!(text.contains(part), "{text}");
+        }
+        let json: Value = serde_json::from_str(&stdout(
+            &ocivol(&node, &registry, &["inspect", &reference, "--output", "json"]).await,
+        ))
+        .expect("JSON");
+        assert_eq!(json["files"].as_array().map(Vec::len), Some(2));
+        assert_eq!(registry.count(&axum::http::Method::GET, "/blobs/"), 0);
+        assert!(!node.root.exists());
+    });
+}
+
+#[test]
+fn failures_are_one_line_and_have_their_status() {
+    isolated(async {
+        let (registry, reference) = model().await;
+        let node = Node::prepare(&[]);
+        let absent = registry.reference("m:v2");
+        let table: [(&[&str], i32, &str); 7] = [
+            (&["pull", &absent], 1, "m:v2 does not exist"),
+            (&["pull", "127.0.0.1:1/x:v1"], 1, "cannot reach 127.0.0.1:1"),
+            (&["pull", "https://x/y"], 2, "not a reference"),
+            (&["pull", &reference, "--include", "*.gguf"], 2, "*.gguf"),
+            (&["mount", &reference, "/", "--path", "../x"], 2, "'..'"),
+            (&["node", "--node-id", "n", "--endpoint", "tcp://1"], 2, "--endpoint"),
+            (&["--parallel-downloads", "0", "ls"], 2, "--parallel-downloads"),
+        ];
+        for (arguments, code, part) in table {
+            let (status, text) = failure(&ocivol(&node, &registry, arguments).await);
+            assert_eq!(status, code, "{arguments:?}: {text}");
+            assert!(text.starts_with("ocivol: ") && text.contains(part), "{text}");
+        }
+        assert_eq!(ocivol(&node, &registry, &["frobnicate"]).await.status.code(), Some(2));
+    });
+}
+
+#[test]
+fn a_command_runs_with_the_mount_and_only_it_sees_it() {
+    isolated(async {
+        let (registry, reference) = model().await;
+        let node = Node::prepare(&[]);
+        let directory = node.directory.path().canonicalize().expect("a path").join("mnt");
+        let place = directory.to_str().expect("text");
+        let script = format!("cat {place}/config.json; touch {place}/x 2>&1 | grep -c Read-only; exit 7");
+        let output = ocivol(&node, &registry, &["mount", &reference, place, "--", "sh", "-c", &script]).await;
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "{}1\n");
+        assert_eq!(output.status.code(), Some(7), "the command's own status");
+        assert!(mount_at(&directory).is_none());
+    });
+}
+
+#[test]
+fn without_root_in_a_user_namespace() {
+    isolated(async {
+        let (registry, reference) = model().await;
+        let home = tempfile::Builder::new().prefix("ocivol-home-").tempdir().expect("a directory");
+        let home_path = home.path().canonicalize().expect("a path");
+        std::os::unix::fs::chown(&home_path, Some(65534), None).expect("changed");
+        // The binary lies where an ordinary user may not look.
+        let binary = home_path.join("ocivol");
+        std::fs::copy(BINARY, &binary).expect("copied");
+        let as_nobody = async |arguments: &[&str]| {
+            let mut command = Command::new(&binary);
+            use std::os::unix::process::CommandExt as _;
+            command.uid(65534).gid(65534).env("HOME", &home_path).env("TMPDIR", &home_path);
+            command.args(["--plain-http", &registry.host()]).args(arguments);
+            run(command).await
+        };
+        let demo = stdout(&as_nobody(&["demo"]).await);
+        assert!(demo.contains("as an ordinary user") && demo.contains("done in"), "{demo}");
+        let pulled = stdout(&as_nobody(&["pull", &reference]).await);
+        assert!(pulled.starts_with("sha256:"), "{pulled}");
+        assert!(home_path.join(".local/share/ocivol/v1").is_dir());
+        let place = home_path.join("mnt");
+        let place = place.to_str().expect("text");
+        let script = format!("stat -c %u {place}/config.json; echo x > {place}/config.json");
+        let output = as_nobody(&["mount", &reference, place, "--", "sh", "-c", &script]).await;
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n", "the user is root in there");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("Read-only file system"));
+    });
+}
+
+#[test]
+fn the_demo_says_what_it_does_and_leaves_nothing() {
+    isolated(async {
+        let directory = tempfile::Builder::new().prefix("ocivol-demo-test-").tempdir().expect("a directory");
+        let mut command = Command::new(BINARY);
+        command.arg("demo").env("TMPDIR", directory.path());
+        let text = stdout(&run(command).await);
+        for part in [
+            "a registry serves",
+            "pushed a ModelPack model",
+            "kubelet registered CSIPlugin",
+            "mounted ro,nosuid,nodev,noexec",
+            "the pod reads",
+            "NodeGetVolumeStats says",
+            "Read-only file system",
+            "nothing is mounted any more",
+            "done in",
+        ] {
+            assert!(text.contains(part), "{part:?} is missing in\n{text}");
+        }
+        assert!(std::fs::read_dir(directory.path()).expect("listed").next().is_none());
+        assert!(crate::support::node::mounts_below(directory.path()).is_empty());
+    });
+}

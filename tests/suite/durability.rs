@@ -1,1 +1,284 @@
+//! What survives a killed process, a reboot and a damaged disk: I1, I8.
 
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use axum::http::Method;
+use ocivol::demo::push::Layer;
+use serde_json::Value;
+use tonic::Code;
+
+use crate::support::{Node, Scripted, eventually, isolated, noise};
+
+async fn published(content: &[u8]) -> (Scripted, Node, String) {
+    let registry = Scripted::start().await;
+    registry
+        .pusher("m")
+        .model("v1", &[Layer::model_file("weight", "w", content.to_vec())])
+        .await
+        .expect("pushed");
+    let node = Node::start(&["--plain-http", &registry.host()]).await;
+    let reference = registry.reference("m:v1");
+    let volume = node.volume("first");
+    node.publish(&volume, &reference, &[]).await.expect("published");
+    (registry, node, reference)
+}
+
+fn records(node: &Node) -> Vec<PathBuf> {
+    let list = |directory: &str| -> Vec<PathBuf> {
+        fs::read_dir(node.root.join("v1").join(directory))
+            .expect("listed")
+            .map(|entry| entry.expect("an entry").path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+            .collect()
+    };
+    [list("blobs/sha256"), list("images")].concat()
+}
+
+fn change(path: &Path, key: &str, value: Value) {
+    let mut record: Value = serde_json::from_slice(&fs::read(path).expect("read")).expect("JSON");
+    record[key] = value;
+    fs::write(path, record.to_string()).expect("written");
+}
+
+fn is_durable(path: &Path) -> bool {
+    let record: Result<Value, _> = serde_json::from_slice(&fs::read(path).unwrap_or_default());
+    record.is_ok_and(|record| record["durable"] == true)
+}
+
+fn blob_file(node: &Node, content: &[u8]) -> PathBuf {
+    node.root.join("v1/blobs/sha256").join(ocivol::oci::Digest::sha256(content).hex())
+}
+
+/// Publishes to another pod; returns how many blobs were fetched for it.
+async fn publish_again(registry: &Scripted, node: &Node, reference: &str, content: &[u8]) -> usize {
+    registry.forget();
+    let volume = node.volume("again");
+    node.publish(&volume, reference, &[]).await.expect("published");
+    assert!(fs::read(volume.target.join("w")).expect("read") == content, "wrong bytes reached a pod");
+    node.kubelet.unpublish(&volume).await.expect("unpublished");
+    registry.count(&Method::GET, "/blobs/")
+}
+
+#[test]
+fn everything_becomes_durable_in_the_background_and_is_then_trusted() {
+    isolated(async {
+        let content = noise(1, 2 << 20);
+        let (registry, mut node, reference) = published(&content).await;
+        eventually("every record is durable", || {
+            let records = records(&node);
+            records.len() == 3 && records.iter().all(|path| is_durable(path))
+        })
+        .await;
+        node.kill();
+        for path in records(&node) {
+            change(&path, "boot_id", "another boot".into());
+        }
+        node.run().await;
+        assert_eq!(publish_again(&registry, &node, &reference, &content).await, 0);
+        node.kubelet.unpublish(&node.volume("first")).await.expect("unpublished");
+    });
+}
+
+#[test]
+fn what_was_not_durable_is_discarded_after_a_reboot() {
+    isolated(async {
+        let content = noise(2, 2 << 20);
+        let (registry, mut node, reference) = published(&content).await;
+        eventually("every record is durable", || records(&node).iter().all(|path| is_durable(path))).await;
+        node.kill();
+        for path in records(&node) {
+            change(&path, "durable", false.into());
+            change(&path, "boot_id", "another boot".into());
+        }
+        // What a power cut leaves: the name, and nothing in it.
+        let blob = blob_file(&node, &content);
+        fs::remove_file(&blob).expect("removed");
+        fs::write(&blob, "").expect("written");
+        node.run().await;
+        assert_eq!(publish_again(&registry, &node, &reference, &content).await, 1);
+        node.kubelet.unpublish(&node.volume("first")).await.expect("unpublished");
+    });
+}
+
+#[test]
+fn what_was_not_durable_is_checked_in_the_same_boot() {
+    isolated(async {
+        let content = noise(3, 2 << 20);
+        let (registry, mut node, reference) = published(&content).await;
+        eventually("every record is durable", || records(&node).iter().all(|path| is_durable(path))).await;
+        node.kill();
+        let undo = |node: &Node| {
+            for path in records(node) {
+                change(&path, "durable", false.into());
+            }
+        };
+        undo(&node);
+        node.run().await;
+        assert_eq!(publish_again(&registry, &node, &reference, &content).await, 0, "it is sound");
+        node.kill();
+        undo(&node);
+        // One bit flips on the disk; size and name stay.
+        let blob = fs::OpenOptions::new().write(true).open(blob_file(&node, &content)).expect("open");
+        blob.write_all_at(&[content[1_000_000] ^ 1], 1_000_000).expect("written");
+        node.run().await;
+        assert_eq!(publish_again(&registry, &node, &reference, &content).await, 1, "pulled again");
+        let first = node.volume("first");
+        assert_eq!(fs::read(first.target.join("w")).expect("a pod's files do not go away").len(), content.len());
+        node.kubelet.unpublish(&first).await.expect("unpublished");
+    });
+}
+
+#[test]
+fn a_damaged_tree_is_made_again_and_a_mounted_one_keeps_its_files() {
+    isolated(async {
+        let content = noise(4, 1000); // Small: copied into the tree, not linked.
+        let (registry, mut node, reference) = published(&content).await;
+        eventually("every record is durable", || records(&node).iter().all(|path| is_durable(path))).await;
+        node.kill();
+        for path in records(&node) {
+            change(&path, "durable", false.into());
+        }
+        let tree = fs::read_dir(node.root.join("v1/trees"))
+            .expect("listed")
+            .next()
+            .expect("a tree")
+            .expect("an entry");
+        let file = tree.path().join("fs/w");
+        let mut damaged = content.clone();
+        damaged[500] ^= 1;
+        fs::write(&file, &damaged).expect("written");
+        node.run().await;
+        assert_eq!(
+            publish_again(&registry, &node, &reference, &content).await,
+            0,
+            "from the blob that is here"
+        );
+        let first = node.volume("first");
+        assert!(fs::read(first.target.join("w")).is_ok(), "a pod's files do not go away");
+        node.kubelet.unpublish(&first).await.expect("unpublished");
+    });
+}
+
+#[test]
+fn no_record_no_entry() {
+    isolated(async {
+        let content = noise(5, 2 << 20);
+        let (registry, mut node, reference) = published(&content).await;
+        for damage in ["", "{", "[]"] {
+            node.kill();
+            for path in records(&node) {
+                fs::write(&path, damage).expect("written");
+            }
+            node.run().await;
+            assert_eq!(publish_again(&registry, &node, &reference, &content).await, 1, "{damage:?}");
+        }
+        node.kubelet.unpublish(&node.volume("first")).await.expect("unpublished");
+    });
+}
+
+#[test]
+fn a_download_resumes_after_the_process_was_killed() {
+    isolated(async {
+        let content = noise(6, 100 << 20);
+        let registry = Scripted::start().await;
+        registry
+            .pusher("m")
+            .model("v1", &[Layer::model_file("weight", "w", content.clone())])
+            .await
+            .expect("pushed");
+        // Ninety of a hundred MiB come, then nothing.
+        let part = bytes::Bytes::from(content[..90 << 20].to_vec());
+        registry.script(move |seen| {
+            use futures_util::StreamExt as _;
+            let blob = seen.path.contains("/blobs/") && seen.method == Method::GET;
+            blob.then(|| {
+                let parts: Vec<_> = (0..90)
+                    .map(|mib| Ok::<_, std::io::Error>(part.slice(mib << 20..(mib + 1) << 20)))
+                    .collect();
+                let body = futures_util::stream::iter(parts).chain(futures_util::stream::pending());
+                axum::response::Response::new(axum::body::Body::from_stream(body))
+            })
+        });
+        let mut node = Node::start(&["--plain-http", &registry.host()]).await;
+        let volume = node.volume("pod");
+        let reference = registry.reference("m:v1");
+        let (kubelet, request) =
+            (node.kubelet.clone(), node.kubelet.publish_request(&volume, &[("reference", &reference)], &[]));
+        let publish = tokio::spawn(async move { kubelet.publish(request).await });
+        let ingest = node.root.join("v1/ingest");
+        eventually("the first ranges are recorded", || {
+            fs::read_dir(&ingest)
+                .is_ok_and(|entries| entries.flatten().any(|entry| entry.path().join("ranges.json").exists()))
+        })
+        .await;
+        node.kill();
+        assert!(publish.await.expect("no panic").is_err());
+        registry.unscript();
+        registry.forget();
+        node.run().await;
+        node.publish(&volume, &reference, &[]).await.expect("published");
+        assert!(fs::read(volume.target.join("w")).expect("read") == content);
+        let requests = registry.requests();
+        let ranges: Vec<_> = requests
+            .iter()
+            .filter(|seen| seen.path.contains("/blobs/"))
+            .map(|seen| seen.headers.get("range").and_then(|range| range.to_str().ok()).unwrap_or("all"))
+            .collect();
+        let start =
+            ranges[0].strip_prefix("bytes=").and_then(|range| range.split_once('-')?.0.parse::<u64>().ok());
+        assert!(start.is_some_and(|start| start >= 64 << 20), "{ranges:?}");
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+    });
+}
+
+#[test]
+fn a_full_disk_is_told_before_it_is_tried_and_harms_nothing() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let large = [Layer::model_file("weight", "w", noise(7, 24 << 20))];
+        registry.pusher("large").model("v1", &large).await.expect("pushed");
+        registry
+            .pusher("small")
+            .model("v1", &[Layer::model_file("weight", "w", noise(8, 1 << 20))])
+            .await
+            .expect("pushed");
+        let mut node = Node::prepare(&["--plain-http", &registry.host()]);
+        fs::create_dir(&node.root).expect("made");
+        let size = Some("size=16m,mode=700");
+        nix::mount::mount(Some("x"), &node.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
+            .expect("mounted");
+        node.run().await;
+        let volume = node.volume("pod");
+        let status = node.publish(&volume, &registry.reference("large:v1"), &[]).await.expect_err("full");
+        assert_eq!(status.code(), Code::ResourceExhausted, "{}", status.message());
+        assert!(status.message().contains("25165824 bytes are needed"), "{}", status.message());
+        assert_eq!(registry.count(&Method::GET, "/blobs/"), 0, "nothing was tried");
+        node.publish(&volume, &registry.reference("small:v1"), &[]).await.expect("small is fine");
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+
+        // The disk fills up while the blob comes.
+        let ballast = node.root.join("ballast");
+        let filler = ballast.clone();
+        registry
+            .pusher("late")
+            .model("v1", &[Layer::model_file("weight", "w", noise(9, 8 << 20))])
+            .await
+            .expect("pushed");
+        registry.script(move |seen| {
+            if seen.path.contains("/blobs/") && seen.method == Method::GET {
+                fs::write(&filler, vec![1_u8; 12 << 20]).expect("written");
+            }
+            None
+        });
+        let status = node.publish(&volume, &registry.reference("late:v1"), &[]).await.expect_err("full");
+        assert_eq!(status.code(), Code::ResourceExhausted, "{}", status.message());
+        fs::remove_file(&ballast).expect("removed");
+        registry.unscript();
+        node.publish(&volume, &registry.reference("late:v1"), &[]).await.expect("there is room again");
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+        node.stop().await;
+        nix::mount::umount(&node.root).expect("unmounted");
+    });
+}

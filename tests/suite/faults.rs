@@ -78,7 +78,9 @@ fn what_passes_is_tried_again() {
             (
                 "429",
                 is_blob,
-                Box::new(|_| (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")], "slow down").into_response()),
+                Box::new(|_| {
+                    (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")], "slow down").into_response()
+                }),
             ),
             ("short body", is_blob, Box::new(move |_| broken(&short, 3_000_000, false))),
             ("stall", is_blob, Box::new(move |_| broken(&stalled, 3_000_000, true))),
@@ -212,11 +214,15 @@ fn t25_a_manifest_that_is_not_the_digest_asked_for_is_refused() {
         let other = registry.pusher("m").model("v2", &[Layer::model_file("weight", "w", "other")]).await;
         let other = other.expect("pushed");
         let asked = Digest::sha256(b"what the user pinned");
-        let body = reqwest::get(format!("http://{}/v2/m/manifests/{other}", registry.host())).await.expect("got");
+        let body =
+            reqwest::get(format!("http://{}/v2/m/manifests/{other}", registry.host())).await.expect("got");
         let body = body.bytes().await.expect("a body");
         let lie = asked.to_string();
         registry.script(move |seen| {
-            let headers = [("content-type", media_type::OCI_MANIFEST.to_owned()), ("docker-content-digest", lie.clone())];
+            let headers = [
+                ("content-type", media_type::OCI_MANIFEST.to_owned()),
+                ("docker-content-digest", lie.clone()),
+            ];
             is_manifest(seen).then(|| (headers, body.clone()).into_response())
         });
         let volume = node.volume("pod");
@@ -259,7 +265,8 @@ fn t17_endless_manifests_are_cut_off() {
         registry.script(|seen| {
             is_manifest(seen).then(|| {
                 let block = Bytes::from(vec![b' '; 64 * 1024]);
-                let endless = futures_util::stream::repeat_with(move || Ok::<_, std::io::Error>(block.clone()));
+                let endless =
+                    futures_util::stream::repeat_with(move || Ok::<_, std::io::Error>(block.clone()));
                 ([("content-type", media_type::OCI_MANIFEST)], Body::from_stream(endless)).into_response()
             })
         });
@@ -285,7 +292,10 @@ fn t17_t19_t20_hostile_documents_are_refused() {
             let index = serde_json::json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX,
                 "manifests": [descriptor(&inner, 1)]})
             .to_string();
-            inner = pusher.manifest(&format!("deep{depth}"), media_type::OCI_INDEX, &index).await.expect("pushed");
+            inner = pusher
+                .manifest(&format!("deep{depth}"), media_type::OCI_INDEX, &index)
+                .await
+                .expect("pushed");
         }
         let both = serde_json::json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
             "config": descriptor(&inner, 1), "layers": [], "manifests": []});
@@ -325,7 +335,11 @@ fn refusals_have_their_codes() {
             registry.script(move |seen| is_manifest(seen).then(|| error(status, "SCRIPTED")));
             let result = node.publish(&volume, &reference, &[]).await.expect_err("refused");
             assert_eq!(result.code(), expected, "{}", result.message());
-            assert!(result.message().contains("as scripted") || status == StatusCode::UNAUTHORIZED, "{}", result.message());
+            assert!(
+                result.message().contains("as scripted") || status == StatusCode::UNAUTHORIZED,
+                "{}",
+                result.message()
+            );
         }
     });
 }
@@ -360,9 +374,8 @@ fn t26_redirects_carry_no_credentials_elsewhere() {
 
         // A loop ends.
         let again = format!("http://{}/v2/loop", registry.host());
-        registry.script(move |_| {
-            Some((StatusCode::FOUND, [(header::LOCATION, again.clone())]).into_response())
-        });
+        registry
+            .script(move |_| Some((StatusCode::FOUND, [(header::LOCATION, again.clone())]).into_response()));
         let other = registry.reference("m:v9");
         let status = node.publish(&volume, &other, &[]).await.expect_err("a loop");
         assert!(status.message().contains("redirects more than"), "{}", status.message());
@@ -373,8 +386,9 @@ fn t26_redirects_carry_no_credentials_elsewhere() {
 fn bearer_tokens_are_fetched_once_and_per_credential() {
     isolated(async {
         let registry = Scripted::start().await;
-        let layers: Vec<Layer> =
-            (0..8).map(|number| Layer::model_file("weight", &format!("w{number}"), noise(number, 1000))).collect();
+        let layers: Vec<Layer> = (0..8)
+            .map(|number| Layer::model_file("weight", &format!("w{number}"), noise(number, 1000)))
+            .collect();
         registry.pusher("team/m").model("v1", &layers).await.expect("pushed");
         let tokens = Scripted::start().await;
         let fetched = Arc::new(AtomicUsize::new(0));
@@ -383,13 +397,22 @@ fn bearer_tokens_are_fetched_once_and_per_credential() {
             count.fetch_add(1, Ordering::SeqCst);
             assert!(seen.path.contains("scope=repository%3Ateam%2Fm%3Apull"), "{}", seen.path);
             assert!(seen.path.contains("service=the+service") || seen.path.contains("service=the%20service"));
-            let good = seen.headers.get(header::AUTHORIZATION).is_some_and(|value| value == "Basic dXNlcjpodW50ZXIy");
-            Some(if good { r#"{"token":"good","expires_in":300}"#.into_response() } else { StatusCode::UNAUTHORIZED.into_response() })
+            let good = seen
+                .headers
+                .get(header::AUTHORIZATION)
+                .is_some_and(|value| value == "Basic dXNlcjpodW50ZXIy");
+            Some(if good {
+                r#"{"token":"good","expires_in":300}"#.into_response()
+            } else {
+                StatusCode::UNAUTHORIZED.into_response()
+            })
         });
         let realm = format!("Bearer realm=\"http://{}/token\",service=\"the service\"", tokens.host());
         registry.script(move |seen| {
             let good = seen.headers.get(header::AUTHORIZATION).is_some_and(|value| value == "Bearer good");
-            (!good).then(|| (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, realm.clone())]).into_response())
+            (!good).then(|| {
+                (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, realm.clone())]).into_response()
+            })
         });
         let node = Node::start(&["--plain-http", &registry.host()]).await;
         let reference = registry.reference("team/m:v1");
@@ -412,7 +435,10 @@ fn one_slow_registry_does_not_hold_up_another() {
         let content = noise(7, 400_000);
         let (slow, node, _) = setup(&content).await;
         let fast = Scripted::start().await;
-        fast.pusher("m").model("v1", &[Layer::model_file("weight", "w", content.clone())]).await.expect("pushed");
+        fast.pusher("m")
+            .model("v1", &[Layer::model_file("weight", "w", content.clone())])
+            .await
+            .expect("pushed");
         let hosts = format!("{},{}", slow.host(), fast.host());
         let mut node = node;
         node.stop().await;

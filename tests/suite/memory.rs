@@ -1,1 +1,88 @@
+//! How much memory the plugin takes: I6.
 
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Method, header};
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use ocivol::demo::registry::parse_range;
+use ocivol::oci::digest::Algorithm;
+use ocivol::oci::media_type;
+use serde_json::json;
+
+use crate::support::{Node, Scripted, isolated, noise};
+
+const MIB: u64 = 1024 * 1024;
+
+/// A value of `/proc/<pid>/status`, in bytes.
+fn status(node: &Node, key: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("it runs");
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).expect("a line");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+}
+
+#[test]
+fn a_layer_of_four_gib_takes_less_than_64_mib_and_idling_less_than_24() {
+    isolated(async {
+        const SIZE: u64 = 4096 * MIB;
+        let block = Bytes::from(noise(1, MIB as usize));
+        let mut hasher = Algorithm::Sha256.hasher();
+        for _ in 0..SIZE / MIB {
+            hasher.update(&block);
+        }
+        let digest = hasher.finish();
+        let registry = Scripted::start().await;
+        let pusher = registry.pusher("m");
+        let config = pusher.blob(Bytes::from_static(b"{}")).await.expect("pushed");
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+            "config": {"mediaType": media_type::OCI_EMPTY, "digest": config.to_string(), "size": 2},
+            "layers": [{"mediaType": "application/vnd.cncf.model.weight.v1.raw", "digest": digest.to_string(),
+                "size": SIZE, "annotations": {"org.cncf.model.filepath": "weights"}}],
+        });
+        pusher.manifest("v1", media_type::OCI_MANIFEST, &manifest.to_string()).await.expect("pushed");
+        let path = format!("/blobs/{digest}");
+        registry.script(move |seen| {
+            if !seen.path.ends_with(&path) || seen.method != Method::GET {
+                return None;
+            }
+            let range = seen
+                .headers
+                .get(header::RANGE)
+                .and_then(|value| parse_range(value.to_str().ok()?, SIZE as usize));
+            let asked = range.clone().unwrap_or(0..SIZE as usize);
+            let block = block.clone();
+            let (mut at, end) = (asked.start, asked.end);
+            let parts = std::iter::from_fn(move || {
+                let within = at % block.len();
+                let part = block.slice(within..block.len().min(within + end - at));
+                at += part.len();
+                (!part.is_empty()).then_some(Ok::<_, std::io::Error>(part))
+            });
+            let body = Body::from_stream(futures_util::stream::iter(parts));
+            let length = [(header::CONTENT_LENGTH, asked.len().to_string())];
+            Some(match range {
+                Some(range) => {
+                    let value = format!("bytes {}-{}/{SIZE}", range.start, range.end - 1);
+                    (axum::http::StatusCode::PARTIAL_CONTENT, length, [(header::CONTENT_RANGE, value)], body)
+                        .into_response()
+                }
+                None => (length, body).into_response(),
+            })
+        });
+        let mut node = Node::start(&["--plain-http", &registry.host()]).await;
+        node.kubelet.register(&node.registration()).await.expect("registered");
+        let idle = status(&node, "VmRSS");
+        assert!(idle < 24 * MIB, "idle: {} MiB", idle / MIB);
+        node.kubelet.deadline = Duration::from_secs(120);
+        let volume = node.volume("pod");
+        node.publish(&volume, &registry.reference("m:v1"), &[]).await.expect("published");
+        let peak = status(&node, "VmHWM");
+        assert!(peak < 64 * MIB, "peak: {} MiB", peak / MIB);
+        assert_eq!(std::fs::metadata(volume.target.join("weights")).expect("a file").len(), SIZE);
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+        let after = status(&node, "VmRSS");
+        println!("idle {} MiB, peak {} MiB, after {} MiB", idle / MIB, peak / MIB, after / MIB);
+    });
+}

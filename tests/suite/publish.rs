@@ -133,7 +133,10 @@ fn t24_pull_policies_decide_when_the_registry_is_asked() {
         assert!(registry.requests().is_empty(), "{:?}", registry.requests());
         node.publish(&new, &reference, &[("pullPolicy", "Always")]).await.expect("published");
         assert!(!registry.requests().is_empty());
-        assert_eq!((content(&old), content(&same), content(&new)), (r#"{"a":1}"#.into(), r#"{"a":1}"#.into(), r#"{"a":2}"#.into()));
+        assert_eq!(
+            (content(&old), content(&same), content(&new)),
+            (r#"{"a":1}"#.into(), r#"{"a":1}"#.into(), r#"{"a":2}"#.into())
+        );
         registry.forget();
         let again = node.volume("again");
         node.publish(&again, &reference, &[("pullPolicy", "Always")]).await.expect("published");
@@ -275,19 +278,24 @@ fn a_pull_outlives_its_call_and_the_next_one_joins_it() {
                 return None;
             }
             let (gate, weights) = (gate.clone(), weights.clone());
-            let body = async_stream(vec![weights[..1 << 20].to_vec(), weights[1 << 20..].to_vec()], move || {
-                let mut gate = gate.clone();
-                async move {
-                    let _ = gate.wait_for(|open| *open).await;
-                }
-            });
+            let body =
+                async_stream(vec![weights[..1 << 20].to_vec(), weights[1 << 20..].to_vec()], move || {
+                    let mut gate = gate.clone();
+                    async move {
+                        let _ = gate.wait_for(|open| *open).await;
+                    }
+                });
             Some(axum::response::Response::new(body))
         });
         node.kubelet.deadline = Duration::from_secs(4);
         let volume = node.volume("pod");
         let status = node.publish(&volume, &reference, &[]).await.expect_err("not yet");
         assert_eq!(status.code(), Code::DeadlineExceeded, "{}", status.message());
-        assert!(status.message().contains("layers, ") && status.message().contains("% of 5.00 MiB"), "{}", status.message());
+        assert!(
+            status.message().contains("layers, ") && status.message().contains("% of 5.00 MiB"),
+            "{}",
+            status.message()
+        );
         assert!(mount_at(&volume.target).is_none());
         go.send_replace(true);
         node.kubelet.deadline = Duration::from_secs(60);
@@ -335,7 +343,9 @@ fn a_second_incarnation_in_a_fresh_namespace_unpublishes_the_firsts_mounts() {
         assert!(mount_at(&volume.target).is_some(), "it outlives the plugin");
         assert!(std::fs::read(volume.target.join("config.json")).is_ok());
         let second = start_in_new_namespace(&mut node).await;
-        node.publish(&volume, &reference, &[("pullPolicy", "IfNotPresent")]).await.expect_err("other arguments");
+        node.publish(&volume, &reference, &[("pullPolicy", "IfNotPresent")])
+            .await
+            .expect_err("other arguments");
         node.publish(&volume, &reference, &[]).await.expect("the same again");
         node.kubelet.unpublish(&volume).await.expect("unpublished");
         assert!(mount_at(&volume.target).is_none(), "gone on the host as well");
@@ -357,7 +367,8 @@ async fn start_in_new_namespace(node: &mut Node) -> std::thread::JoinHandle<()> 
         command.stderr(std::fs::File::create(log).expect("a log"));
         sender.send(command.spawn().expect("the plugin starts")).expect("received");
     });
-    let child = tokio::task::spawn_blocking(move || receiver.recv().expect("started")).await.expect("no panic");
+    let child =
+        tokio::task::spawn_blocking(move || receiver.recv().expect("started")).await.expect("no panic");
     node.adopt(child);
     let registration = node.registration();
     eventually("the registration socket", || registration.exists()).await;
@@ -386,7 +397,8 @@ fn a_volume_can_be_idmapped_as_for_pods_with_their_own_users() {
             std::fs::write(proc.join(map), "0 100000 65536").expect("mapped");
         }
         let users = std::fs::File::open(proc.join("ns/user")).expect("a namespace");
-        let flags = rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let flags =
+            rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let clone = rustix::mount::open_tree(rustix::fs::CWD, &volume.target, flags).expect("cloned");
         let attributes = ocivol::sys::MountAttributes {
             set: libc::MOUNT_ATTR_IDMAP,
@@ -416,7 +428,8 @@ fn kubelets_orphan_cleanup_finds_nothing_of_ours() {
         let volume = node.volume("pod");
         node.publish(&volume, &reference, &[]).await.expect("published");
         let parent = volume.target.parent().expect("a parent");
-        let names: Vec<_> = std::fs::read_dir(parent).expect("listed").map(|it| it.expect("an entry").file_name()).collect();
+        let names: Vec<_> =
+            std::fs::read_dir(parent).expect("listed").map(|it| it.expect("an entry").file_name()).collect();
         assert_eq!(names, ["mount"], "nothing but the mount");
         node.kubelet.unpublish(&volume).await.expect("unpublished");
         std::fs::remove_dir(parent).expect("rmdir is enough");
