@@ -125,7 +125,10 @@ fn what_was_not_durable_is_checked_in_the_same_boot() {
         node.run().await;
         assert_eq!(publish_again(&registry, &node, &reference, &content).await, 1, "pulled again");
         let first = node.volume("first");
-        assert_eq!(fs::read(first.target.join("w")).expect("a pod's files do not go away").len(), content.len());
+        assert_eq!(
+            fs::read(first.target.join("w")).expect("a pod's files do not go away").len(),
+            content.len()
+        );
         node.kubelet.unpublish(&first).await.expect("unpublished");
     });
 }
