@@ -31,11 +31,9 @@ impl Registry {
     /// # Errors
     /// When the HTTP client cannot be made: no usable TLS roots, for example.
     pub fn new(settings: Settings) -> Result<Self, Error> {
-        let unusable = |error: reqwest::Error| Error::Protocol {
-            host: "the HTTP client".into(),
-            what: crate::failure::chain(&error),
-        };
-        Ok(Self { transport: Transport::new(settings).map_err(unusable)? })
+        let transport = Transport::new(settings);
+        let no_roots = |error: reqwest::Error| Error::Tls { reason: crate::failure::chain(&error) };
+        Ok(Self { transport: transport.map_err(no_roots)? })
     }
 
     /// Failures in a row after which a caller should give a source up.

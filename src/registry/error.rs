@@ -114,6 +114,12 @@ pub enum Error {
         /// Why.
         source: InvalidManifest,
     },
+    /// This machine has no certificates to check registries with.
+    #[error("cannot set up TLS: {reason}; install ca-certificates, or name a bundle in SSL_CERT_FILE")]
+    Tls {
+        /// Why.
+        reason: String,
+    },
     /// Bytes that are not those the digest names.
     #[error("{host} sent wrong content for {wanted}: got {got}; nothing was stored or mounted")]
     WrongContent {
@@ -137,6 +143,7 @@ impl Error {
             | Self::Status { .. }
             | Self::Unreachable { .. }
             | Self::Stalled { .. } => Kind::Unavailable,
+            Self::Tls { .. } => Kind::Internal,
             Self::Protocol { .. } | Self::Manifest { .. } | Self::WrongContent { .. } => {
                 Kind::FailedPrecondition
             }

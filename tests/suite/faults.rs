@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use ocivol::demo::push::Layer;
 use ocivol::demo::registry::{Seen, error, parse_range};
+use ocivol::oci::digest::Algorithm;
 use ocivol::oci::{Digest, media_type};
 use tonic::Code;
 
@@ -70,9 +71,10 @@ fn what_passes_is_tried_again() {
     isolated(async {
         let content = noise(1, 3_000_000);
         type Answer = Box<dyn Fn(&Seen) -> Response + Send>;
+        type Row<'a> = (&'a str, fn(&Seen) -> bool, Answer);
         let part = content[..1_000_000].to_vec();
         let (short, stalled) = (part.clone(), part);
-        let table: Vec<(&str, fn(&Seen) -> bool, Answer)> = vec![
+        let table: Vec<Row<'_>> = vec![
             ("500", is_blob, Box::new(|_| error(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"))),
             ("503 manifest", is_manifest, Box::new(|_| error(StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN"))),
             (
@@ -457,6 +459,85 @@ fn one_slow_registry_does_not_hold_up_another() {
         assert_eq!(std::fs::read(volume.target.join("w")).expect("read"), content);
         node.kubelet.unpublish(&stuck).await.expect("unpublished");
         let _ = waiting.await;
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+    });
+}
+
+#[test]
+fn t22_sha512_is_checked_as_sha512() {
+    isolated(async {
+        let content = noise(8, 300_000);
+        let digest = Digest::of(Algorithm::Sha512, &content);
+        let registry = Scripted::start().await;
+        let pusher = registry.pusher("m");
+        let config = pusher.blob(Bytes::from_static(b"{}")).await.expect("pushed");
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": media_type::OCI_MANIFEST,
+            "config": {"mediaType": media_type::OCI_EMPTY, "digest": config.to_string(), "size": 2},
+            "layers": [{"mediaType": "a/b", "digest": digest.to_string(), "size": content.len(),
+                "annotations": {"org.opencontainers.image.title": "f"}}],
+        });
+        pusher.manifest("v1", media_type::OCI_MANIFEST, &manifest.to_string()).await.expect("pushed");
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let (volume, reference) = (node.volume("pod"), registry.reference("m:v1"));
+        let mut wrong = content.clone();
+        wrong[7] ^= 1;
+        registry.script(move |seen| is_blob(seen).then(|| wrong.clone().into_response()));
+        let status = node.publish(&volume, &reference, &[]).await.expect_err("wrong bytes");
+        assert_eq!(status.code(), Code::FailedPrecondition, "{}", status.message());
+        let right = content.clone();
+        registry.script(move |seen| is_blob(seen).then(|| right.clone().into_response()));
+        node.publish(&volume, &reference, &[]).await.expect("published");
+        assert_eq!(std::fs::read(volume.target.join("f")).expect("read"), content);
+        assert!(node.root.join("v1/blobs/sha512").join(digest.hex()).exists());
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+    });
+}
+
+#[test]
+fn a_slow_connection_gets_help_from_others() {
+    isolated(async {
+        const SIZE: usize = 160 << 20;
+        let content = Bytes::from(noise(9, SIZE));
+        let registry = Scripted::start().await;
+        let layer = Layer::model_file("weight", "w", content.clone());
+        registry.pusher("m").model("v1", &[layer]).await.expect("pushed");
+        // Every connection gets 20 MB/s, as from an object store far away.
+        let sent = content.clone();
+        registry.script(move |seen| {
+            if !is_blob(seen) || seen.method != GET {
+                return None;
+            }
+            let range =
+                seen.headers.get(header::RANGE).and_then(|value| parse_range(value.to_str().ok()?, SIZE));
+            let part = range.clone().unwrap_or(0..SIZE);
+            let (rest, length) = (sent.slice(part.clone()), part.len());
+            let body = futures_util::stream::unfold(rest, |mut rest| async move {
+                if rest.is_empty() {
+                    return None;
+                }
+                // The rate is what is tested here, so time has to pass.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let next = rest.split_to(rest.len().min(1 << 20));
+                Some((Ok::<_, std::io::Error>(next), rest))
+            });
+            let length = [(header::CONTENT_LENGTH, length)];
+            Some(match range {
+                Some(range) => {
+                    let value = format!("bytes {}-{}/{SIZE}", range.start, range.end - 1);
+                    let headers = [(header::CONTENT_RANGE, value)];
+                    (StatusCode::PARTIAL_CONTENT, length, headers, Body::from_stream(body)).into_response()
+                }
+                None => (length, Body::from_stream(body)).into_response(),
+            })
+        });
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let volume = node.volume("pod");
+        node.publish(&volume, &registry.reference("m:v1"), &[]).await.expect("published");
+        assert!(std::fs::read(volume.target.join("w")).expect("read") == content, "parts were mixed up");
+        let requests = registry.count(&GET, "/blobs/");
+        assert!((2..=12).contains(&requests), "{requests} requests");
         node.kubelet.unpublish(&volume).await.expect("unpublished");
     });
 }

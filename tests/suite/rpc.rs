@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use axum::response::IntoResponse;
 use ocivol::csi::socket;
 use ocivol::csi::v1::identity_client::IdentityClient;
 use ocivol::csi::v1::node_service_capability::{Type, rpc};
@@ -13,6 +14,8 @@ use ocivol::csi::v1::{
     NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, ProbeRequest,
 };
 use ocivol::demo::push::Layer;
+use ocivol::demo::registry::error;
+use ocivol::oci::Digest;
 use tonic::Code;
 
 use crate::support::node::DRIVER;
@@ -75,6 +78,18 @@ fn publish_answers_every_condition_with_its_code() {
             .model("v1", &[Layer::model_file("weight", "w", "content")])
             .await
             .expect("pushed");
+        // What the registry answers for manifests whose tag is a status, and for one blob.
+        let tampered = Layer::model_file("weight", "w", "tampered with");
+        let tampered_digest = Digest::sha256(&tampered.content).to_string();
+        registry.pusher("m").model("tampered", &[tampered]).await.expect("pushed");
+        registry.pusher("m").artifact("strange", "a/b", "c/d", "{}", &[]).await.expect("pushed");
+        registry.script(move |seen| {
+            if seen.path.ends_with(&tampered_digest) {
+                return Some("TAMPERED WITH".into_response());
+            }
+            let (_, status) = seen.path.split_once("/manifests/status-")?;
+            Some(error(status.parse().expect("a status"), "SCRIPTED"))
+        });
         let host = registry.host();
         let node = Node::start(&["--plain-http", &host]).await;
         let reference = registry.reference("m:v1");
@@ -155,6 +170,13 @@ fn publish_answers_every_condition_with_its_code() {
             ),
             ("absent tag", set("reference", &registry.reference("m:v2")), Code::NotFound),
             ("absent repository", set("reference", &registry.reference("n:v1")), Code::NotFound),
+            ("401", set("reference", &registry.reference("m:status-401")), Code::Unauthenticated),
+            ("403", set("reference", &registry.reference("m:status-403")), Code::PermissionDenied),
+            ("404", set("reference", &registry.reference("m:status-404")), Code::NotFound),
+            ("429", set("reference", &registry.reference("m:status-429")), Code::Unavailable),
+            ("503", set("reference", &registry.reference("m:status-503")), Code::Unavailable),
+            ("wrong content", set("reference", &registry.reference("m:tampered")), Code::FailedPrecondition),
+            ("no family", set("reference", &registry.reference("m:strange")), Code::FailedPrecondition),
             ("nobody listens", set("reference", "127.0.0.1:1/x:v1"), Code::Unavailable),
         ];
         let node_with_port_1 = Node::start(&["--plain-http", &format!("{host},127.0.0.1:1")]).await;
@@ -181,6 +203,13 @@ fn publish_answers_every_condition_with_its_code() {
         tokens.secrets.insert("username".into(), "new".into());
         tokens.secrets.insert("password".into(), "new".into());
         node.kubelet.publish(tokens).await.expect("secrets and the cluster's keys do not count");
+        // One volume in several pods of the node: kubelet does that with a PersistentVolume of any mode.
+        let second = node.volume("second");
+        let mut elsewhere = node.kubelet.publish_request(&second, &[("reference", &reference)], &[]);
+        elsewhere.volume_id.clone_from(&volume.volume_id);
+        node.kubelet.publish(elsewhere).await.expect("another target");
+        node.kubelet.unpublish(&second).await.expect("unpublished");
+        assert!(volume.target.join("w").exists(), "the first is still there");
         node.kubelet.unpublish(&volume).await.expect("unpublished");
     });
 }

@@ -166,7 +166,8 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            eprintln!("--- the plugin's log ---\n{}", self.logged());
+            // Captured with the test's output, and shown because the test failed.
+            println!("--- the plugin's log ---\n{}", self.logged());
         }
         // The directory cannot be removed while something is mounted in it.
         for mount in mounts_below(self.directory.path()).iter().rev() {
