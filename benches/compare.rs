@@ -4,7 +4,7 @@
 //! changes each round; the medians are compared. Two times count: until the tool returns, and until a `sync`
 //! after it returns, because some tools wait for the disk and some do not.
 
-#![allow(clippy::print_stdout, clippy::cast_possible_truncation)]
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::cast_possible_truncation)]
 
 #[path = "../tests/support/mod.rs"]
 #[allow(dead_code, unused_imports)]

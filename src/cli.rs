@@ -24,10 +24,10 @@ use args::{Cli, Command, Common};
 
 /// Runs the command. The calling process has one thread: some commands change its namespaces first.
 pub fn run(cli: Cli) -> ExitCode {
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let is_node = matches!(cli.command, Command::Node(_));
     crate::telemetry::logs::start(cli.common.log_format, cli.common.level(is_node));
-    let result = dispatch(cli);
+    let result = dispatch(cli, umask);
     match result {
         Ok(code) => code,
         Err(failure) => {
@@ -37,7 +37,7 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
     let common = cli.common;
     match cli.command {
         Command::Node(flags) => {
@@ -50,7 +50,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Pull(flags) => runtime()?.block_on(pull::run(&common, &flags)),
-        Command::Mount(flags) => mount::mount(&common, &flags),
+        Command::Mount(flags) => mount::mount(&common, &flags, umask),
         Command::Umount(flags) => runtime()?.block_on(mount::umount(&common, &flags)),
         Command::Inspect(flags) => runtime()?.block_on(inspect::run(&common, &flags)),
         Command::Ls => runtime()?.block_on(list::run(&common)),

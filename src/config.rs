@@ -116,7 +116,11 @@ impl NodeFlags {
                     &socket
                 } else {
                     // In a container the socket's directory is kubelet's, under another name.
-                    &self.kubelet_dir.join("plugins").join(&self.driver_name).join("csi.sock")
+                    &self
+                        .kubelet_dir
+                        .join("plugins")
+                        .join(&self.driver_name)
+                        .join(socket.file_name().unwrap_or_default())
                 };
                 check_socket_length("--kubelet-dir", endpoint)?;
                 let settings = registration::Settings {
@@ -197,7 +201,7 @@ fn socket_path(endpoint: &str) -> Result<PathBuf, Error> {
     Ok(PathBuf::from(path))
 }
 
-/// Letters, digits, `.`, `-`, `_`; a letter at both ends. Kubernetes wants a DNS name, csi-sanity the letters.
+/// Lower-case letters, digits, `.`, `-`; a letter at both ends. Kubernetes wants a DNS name, csi-sanity the letters.
 fn check_driver_name(name: &str) -> Result<(), Error> {
     let letter = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphabetic);
     let bytes = name.as_bytes();
@@ -247,7 +251,8 @@ fn health_address(text: &str) -> Result<Option<SocketAddr>, Error> {
     if text.is_empty() {
         return Ok(None);
     }
-    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
+    // All addresses of both families; the listener falls back where there is no IPv6.
+    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
     full.parse().map(Some).map_err(|_| Error {
         flag: "--health-addr",
         value: text.to_owned(),
@@ -281,7 +286,7 @@ mod tests {
         assert_eq!(registration.endpoint, "/var/lib/kubelet/plugins/csi.ocivol.dev/csi.sock");
         let socket = "/var/lib/kubelet/plugins_registry/csi.ocivol.dev-reg.sock";
         assert_eq!(registration.socket(), Path::new(socket));
-        assert_eq!(config.health, Some(([0, 0, 0, 0], 9808).into()));
+        assert_eq!(config.health, Some((std::net::Ipv6Addr::UNSPECIFIED, 9808).into()));
     }
 
     #[test]

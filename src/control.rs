@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::failure::{self, Kind};
 use crate::pull::{self, Snapshot};
-use crate::volume::publish::pull_request;
+use crate::volume::publish::{Published, pull_request};
 use crate::volume::{self, Attributes, Keyring, Listed, Publish, Volumes};
 
 /// The socket's name in the store's directory.
@@ -142,12 +142,18 @@ pub async fn execute(
                 keyring,
                 deadline: Instant::now() + PATIENCE,
             };
-            volumes.publish(publish).await?;
-            Ok(Reply::Mounted(pulled))
+            match volumes.publish(publish).await? {
+                Published::Mounted(_) => Ok(Reply::Mounted(pulled)),
+                Published::AlreadyThere => Err(Failure {
+                    kind: Kind::AlreadyExists,
+                    message: "it is mounted there already; unmount it first to get what the tag is now"
+                        .into(),
+                }),
+            }
         }
         Request::Unmount { target } => {
             let target = volumes.check_any_target(&target)?;
-            volumes.unpublish(target).await?;
+            volumes.unmount(target).await?;
             Ok(Reply::Unmounted)
         }
         Request::List => Ok(Reply::List(volumes.list().await?)),
@@ -179,6 +185,7 @@ async fn pull(
     let outcome = loop {
         tokio::select! {
             outcome = pull.wait() => break outcome,
+            () = volumes.stopping() => return Err(volume::Error::Stopping.into()),
             _ = ticks.tick() => progress(state.snapshot()),
         }
     };

@@ -10,7 +10,7 @@ pub mod target;
 
 use std::path::PathBuf;
 
-pub use attach::attach;
+pub use attach::{Attached, attach};
 pub use detach::detach;
 pub use mountinfo::{Mount, StoreLocation, Table};
 pub use target::{Policy, Target};
@@ -58,6 +58,11 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// The kernel cannot make a mount read-only before it is visible.
+    #[error(
+        "this kernel is too old: mounting read-only from the first instant needs Linux 5.12 (mount_setattr)"
+    )]
+    OldKernel,
     /// The kernel refused.
     #[error("cannot {action} {path}: {source}", path = path.display())]
     Kernel {
@@ -75,7 +80,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::BadTarget { .. } | Self::NoSuchPath { .. } => Kind::InvalidArgument,
-            Self::NotOurs { .. } | Self::NotEmpty { .. } => Kind::FailedPrecondition,
+            Self::NotOurs { .. } | Self::NotEmpty { .. } | Self::OldKernel => Kind::FailedPrecondition,
             Self::Busy { .. } => Kind::Unavailable,
             Self::Kernel { .. } => Kind::Internal,
         }

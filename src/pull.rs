@@ -10,9 +10,11 @@ pub mod error;
 pub mod flight;
 pub mod metrics;
 pub mod obtain;
+mod offers;
 pub mod progress;
 pub mod resolve;
 pub mod segments;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +65,7 @@ pub enum PullPolicy {
 /// Bounds and times of pulls.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Blobs downloaded at the same time, on the whole node.
+    /// Blobs downloaded from one registry at the same time.
     pub parallel_downloads: usize,
     /// A pull that nobody waits for stops after this time.
     pub abandon_after: Duration,
@@ -101,16 +103,22 @@ pub struct Puller {
     registry: Registry,
     settings: Settings,
     requests: Flights<RequestKey, Progress, Shared<Arc<Pulled>>>,
-    blobs: Flights<Digest, obtain::Offers, Shared<Blob>>,
+    /// By digest and size.
+    blobs: Flights<(Digest, u64), offers::Offers, Shared<Blob>>,
     trees: Flights<TreeKey, (), Shared<Tree>>,
-    downloads: Semaphore,
+    downloads: turns::Downloads,
+    /// Manifests that are read and planned at the same time.
+    plans: Semaphore,
     /// Permits are bytes: what was received and is not yet written, of all downloads together.
     buffers: Arc<Semaphore>,
     metrics: Metrics,
 }
 
-/// Bytes received and not yet written, on the whole node. This bounds memory, whatever registries send.
+/// Bytes received and not yet written, on the whole node. With the bounds on connections and on manifests this
+/// bounds memory, whatever registries send.
 const BUFFERED_BYTES: usize = 12 * 1024 * 1024;
+/// Pulls that read and lay out their manifest at the same time.
+const PLANS_AT_A_TIME: usize = 32;
 /// Blobs of one pull that are looked after at a time; downloads are bounded apart.
 const BLOBS_AT_A_TIME: usize = 16;
 
@@ -131,7 +139,8 @@ impl Puller {
             requests: Flights::new(settings.abandon_after),
             blobs: Flights::new(Duration::ZERO),
             trees: Flights::new(Duration::ZERO),
-            downloads: Semaphore::new(settings.parallel_downloads),
+            downloads: turns::Downloads::new(settings.parallel_downloads),
+            plans: Semaphore::new(PLANS_AT_A_TIME),
             buffers: Arc::new(Semaphore::new(BUFFERED_BYTES)),
             settings,
             metrics,
@@ -141,11 +150,6 @@ impl Puller {
     /// The store that is pulled into.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
-    }
-
-    /// How many pulls are running.
-    pub fn running(&self) -> usize {
-        self.requests.len()
     }
 
     /// Starts to pull `request`, or joins the pull of an equal one. The waiter's state is its progress.
@@ -181,8 +185,7 @@ impl Puller {
     }
 
     async fn run(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Pulled, Error> {
-        let resolved = self.resolve(request).await?;
-        let plan = layout::plan(&resolved.manifest)?.select(&request.selection)?;
+        let (resolved, plan, family) = self.plan(request).await?;
         let key = TreeKey::new(&resolved.manifest_digest, &request.selection, request.readable);
         let source = &resolved.source;
         let proof = format!("tree {key}");
@@ -197,21 +200,24 @@ impl Puller {
         };
         let tree = match present.filter(|_| proven) {
             Some(tree) => tree,
-            None if resolved.offline => {
-                return Err(Error::NotPresent { reference: request.reference.to_string() });
-            }
             None => {
-                self.fetch_all(plan.blobs(), source, progress).await?;
-                let family = layout::family::decide(&resolved.manifest)?.family;
+                if resolved.offline {
+                    self.all_here(plan.blobs(), source, &request.reference).await?;
+                } else {
+                    self.fetch_all(plan.blobs(), source, progress).await?;
+                }
                 self.build(key.clone(), plan, &resolved.manifest_digest, family, request.readable).await?
             }
         };
         let (who, reference, digest) = (source.clone(), request.reference.clone(), resolved.digest.clone());
-        let offline = resolved.offline;
+        let (asked, proven) = (resolved.asked, proven);
         self.with_store(move |store| {
-            if !offline {
-                let keys = access_key(&who);
+            // Only what the registry has just confirmed is proven anew; a belief does not renew itself.
+            let keys = access_key(&who);
+            if !proven && asked {
                 store.set_proven(keys.as_key(), &proof)?;
+            }
+            if asked {
                 store.set_proven(keys.as_key(), &resolve::manifest_proof(&digest))?;
                 if reference.digest().is_none() {
                     store.set_tag(keys.as_key(), &reference.target(), &digest)?;
@@ -221,6 +227,40 @@ impl Puller {
         })
         .await?;
         Ok(Pulled { tree, digest: resolved.digest, fetched: progress.snapshot().fetched })
+    }
+
+    /// Resolves, and lays out. Bounded, because a manifest takes many times its size while it is read.
+    async fn plan(
+        self: &Arc<Self>,
+        request: &Request,
+    ) -> Result<(resolve::Resolved, layout::Plan, layout::Family), Error> {
+        let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
+        let (resolved, manifest) = self.resolve(request).await?;
+        let selection = request.selection.clone();
+        // Thousands of names and patterns are work for a thread that may take its time.
+        let (plan, family) = blocking(move || {
+            let plan = layout::plan(&manifest)?.select(&selection)?;
+            Ok::<_, layout::Error>((plan, layout::family::decide(&manifest)?.family))
+        })
+        .await?;
+        Ok((resolved, plan, family))
+    }
+
+    /// Checks that every blob is here and `source` may have it, without asking anybody.
+    async fn all_here(
+        &self,
+        blobs: Vec<&Descriptor>,
+        source: &Source,
+        reference: &Reference,
+    ) -> Result<(), Error> {
+        for blob in blobs {
+            let digest = blob.digest.clone();
+            let found = self.with_store(move |store| store.blob(&digest)).await?;
+            if !found.is_some_and(|found| obtain::is_rightful(&found, source)) {
+                return Err(Error::NotPresent { reference: reference.to_string() });
+            }
+        }
+        Ok(())
     }
 
     /// How old a proof may be. Who may not ask the registry has to believe what there is.
@@ -236,15 +276,15 @@ impl Puller {
         progress: &Progress,
     ) -> Result<(), Error> {
         let blobs: Vec<Descriptor> = blobs.into_iter().cloned().collect();
-        progress.expect(blobs.len(), blobs.iter().map(|blob| blob.size).sum());
+        let total = blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
+        progress.expect(blobs.len(), total);
         let missing = {
-            let wanted: Vec<(Digest, u64)> =
-                blobs.iter().map(|blob| (blob.digest.clone(), blob.size)).collect();
+            let (wanted, from) = (blobs.clone(), origin(source));
             self.with_store(move |store| {
-                wanted.iter().try_fold(0_u64, |sum, (digest, size)| {
-                    Ok::<_, crate::store::Error>(match store.blob(digest)? {
+                wanted.iter().try_fold(0_u64, |sum, blob| {
+                    Ok::<_, crate::store::Error>(match store.blob(&blob.digest)? {
                         Some(_) => sum,
-                        None => sum.saturating_add(*size),
+                        None => sum.saturating_add(store.missing_of(blob, &from)?),
                     })
                 })
             })

@@ -73,14 +73,16 @@ pub struct Store {
     directory: PathBuf,
     boot_id: String,
     reflink: bool,
-    key: [u8; 32],
+    key: [u8; 64],
     temporaries: AtomicU64,
     /// Entries that this process wrote or checked.
     verified: Mutex<HashSet<Entry>>,
     /// Held while a record is read, changed and written.
     records: Mutex<()>,
-    /// Digests that are being written.
-    ingests: Mutex<HashSet<crate::oci::Digest>>,
+    /// How often what was not durable had to be given up.
+    losses: AtomicU64,
+    /// Directories of `ingest/` that are being written.
+    ingests: Mutex<HashSet<PathBuf>>,
     ingest_closed: Condvar,
     flusher: flush::Flusher,
     _lock: lock::Lock,
@@ -126,6 +128,7 @@ impl Store {
             directory,
             boot_id,
             temporaries: AtomicU64::new(0),
+            losses: AtomicU64::new(0),
             verified: Mutex::default(),
             records: Mutex::default(),
             ingests: Mutex::default(),
@@ -140,11 +143,6 @@ impl Store {
     /// `<root>/v1`.
     pub fn directory(&self) -> &Path {
         &self.directory
-    }
-
-    /// Whether files can share blocks here, so that copies cost nothing.
-    pub fn has_reflink(&self) -> bool {
-        self.reflink
     }
 
     /// Checks that `needed` more bytes fit.

@@ -110,6 +110,12 @@ impl Volumes {
         self.stopping.send_replace(true);
     }
 
+    /// Ends when [`Volumes::stop`] was called.
+    pub async fn stopping(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
+    }
+
     /// Forgets records of targets where nothing is mounted any more; returns how many volumes are published.
     ///
     /// # Errors
@@ -118,9 +124,11 @@ impl Volumes {
         let root = self.store_root.clone();
         let store = self.store_if_usable().await;
         blocking(move || {
+            // Records first: a volume that is published meanwhile is then in the table, too.
+            let records = store.as_ref().map_or(Ok(Vec::new()), |store| store.volumes())?;
             let table = Table::read()?;
             if let Some(store) = store {
-                for record in store.volumes()? {
+                for record in records {
                     if table.at(&record.target).is_none() {
                         store.remove_volume(&record.target)?;
                     }

@@ -1,6 +1,6 @@
 //! Integration tests: the real binary, real sockets, real mounts, real and scripted registries.
 
-#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::print_stdout)]
 
 mod support;
 

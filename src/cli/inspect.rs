@@ -13,7 +13,7 @@ use crate::failure::{Kind, chain};
 use crate::layout::{self, family};
 use crate::oci::Manifest;
 use crate::oci::manifest::{Document, parse};
-use crate::pull::resolve::choose;
+use crate::pull::resolve::{DEPTH_LIMIT, choose};
 use crate::registry::transport::Source;
 use crate::registry::{self, Keyring, Registry};
 use crate::volume::{self, Attributes};
@@ -43,9 +43,6 @@ struct File {
     size: u64,
     digest: String,
 }
-
-/// Indexes on the way to a manifest.
-const DEPTH_LIMIT: usize = 3;
 
 /// Asks the registry and prints what it says.
 ///
@@ -145,7 +142,11 @@ fn text(found: &Inspected) -> String {
         let size = BinaryBytes(file.size).to_string();
         lines.push(format!("  {size:>11}  {}  {}", &file.digest, file.path));
     }
-    lines.join("\n")
+    // Names and types are the registry's words: they must not speak to the terminal.
+    let safe = lines
+        .iter()
+        .map(|line| line.chars().map(|it| if it.is_control() { '\u{fffd}' } else { it }).collect());
+    safe.collect::<Vec<String>>().join("\n")
 }
 
 fn failure(error: &registry::Error) -> Failure {

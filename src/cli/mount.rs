@@ -11,11 +11,11 @@ use crate::control::{Content, Failure, Reply, Request, client};
 use crate::mount::{Policy, attach};
 use crate::volume::{self, Attributes};
 
-/// Mounts; with a command, in a namespace of its own, and becomes that command.
+/// Mounts; with a command, in a namespace of its own, and becomes that command, with the caller's `umask`.
 ///
 /// # Errors
 /// Whatever failed.
-pub fn mount(common: &Common, flags: &MountArgs) -> Result<ExitCode, Failure> {
+pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
     let attributes = flags.attributes();
     // Checked before anything is pulled or any namespace is left.
     let checked = Attributes::parse(&attributes).map_err(volume::Error::from)?;
@@ -30,6 +30,7 @@ pub fn mount(common: &Common, flags: &MountArgs) -> Result<ExitCode, Failure> {
     let pulled = runtime()?.block_on(super::pull::pull(&common, content))?;
     let target = Policy::anywhere().check(&target).map_err(volume::Error::from)?;
     attach(&pulled.tree, checked.path.as_ref(), &target, checked.exec).map_err(volume::Error::from)?;
+    rustix::process::umask(umask);
     let error = std::process::Command::new(program).args(arguments).exec();
     Err(usage(&format!("cannot run {}: {error}", program.display())))
 }

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tonic::transport::Server;
@@ -69,9 +68,10 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         socket::bind(path).map_err(|error| internal(&format!("cannot bind {}: {error}", path.display())))
     };
     let listener = bind(&config.socket)?;
+    let own_socket = socket::identity(&config.socket);
     let health_listener = match config.health {
         Some(address) => Some(
-            TcpListener::bind(address)
+            health::bind(address)
                 .await
                 .map_err(|error| internal(&format!("cannot bind {address} (--health-addr): {error}")))?,
         ),
@@ -114,7 +114,10 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     if let Some(task) = health {
         task.abort();
     }
-    let _ = std::fs::remove_file(&config.socket); // A stale one is replaced at the next start.
+    // Another instance may have taken the place meanwhile; a stale socket is replaced at the next start.
+    if socket::identity(&config.socket) == own_socket {
+        let _ = std::fs::remove_file(&config.socket);
+    }
     Ok(())
 }
 

@@ -55,6 +55,8 @@ impl Progress {
     /// Shows `snapshot`.
     pub fn show(&mut self, snapshot: Snapshot) {
         match &self.bar {
+            // Until the manifest is read there is nothing to measure against.
+            Some(_) if snapshot.blobs == 0 => {}
             Some(bar) => {
                 bar.set_length(snapshot.total);
                 bar.set_position(snapshot.done);

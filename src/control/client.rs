@@ -33,7 +33,10 @@ pub async fn run(
         {
             let reply = execute(volumes, request, progress).await?;
             let store = Arc::clone(volumes.puller().await?.store());
-            crate::pull::blocking(move || store.flush()).await;
+            if !crate::pull::blocking(move || store.flush()).await {
+                let message = "the disk did not take what was pulled; see the log, and try again".to_owned();
+                return Err(Failure { kind: Kind::Unavailable, message });
+            }
             Ok(reply)
         }
         Err(error) => Err(broken(volumes.store_root(), &error.to_string())),

@@ -36,7 +36,11 @@ pub async fn serve(
         };
         match connection {
             Some(Ok(stream)) => {
-                let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
+                let slot = tokio::select! {
+                    _ = stop.wait_for(|stop| *stop) => break,
+                    slot = Arc::clone(&slots).acquire_owned() => slot,
+                };
+                let Ok(slot) = slot else { break };
                 let volumes = Arc::clone(&volumes);
                 tokio::spawn(async move {
                     let _slot = slot;

@@ -40,6 +40,8 @@ pub struct Settings {
 
 /// How often the socket is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Times in a row that our own socket may not answer before it is made again.
+const SILENCES: u32 = 5;
 /// kubelet waits as long for the answer.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
 
@@ -61,6 +63,7 @@ pub async fn run(settings: Settings, state: Arc<watch::Sender<State>>, mut stop:
     let path = settings.socket();
     let service = Service { settings: Arc::new(settings), state };
     let mut serving: Option<Serving> = None;
+    let mut silences = 0;
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -69,13 +72,17 @@ pub async fn run(settings: Settings, state: Arc<watch::Sender<State>>, mut stop:
             _ = stop.wait_for(|stop| *stop) => break,
             _ = looks.tick() => {}
         }
-        let sound = match &serving {
-            Some(serving) => serving.is_ours(&path) && answers(&path, &service.settings.driver_name).await,
-            None => false,
-        };
-        if sound {
+        let ours = serving.as_ref().is_some_and(|serving| serving.is_ours(&path));
+        if ours && answers(&path, &service.settings.driver_name).await {
+            silences = 0;
             continue;
         }
+        // Taking the socket away unregisters the driver: a busy moment is no reason.
+        silences += 1;
+        if ours && silences < SILENCES {
+            continue;
+        }
+        silences = 0;
         drop(serving.take());
         service.state.send_if_modified(|state| {
             let changed = *state == State::Registered;

@@ -13,8 +13,11 @@ use crate::volume::{Keyring, Secret};
 
 /// Bytes of a volume ID. The interface says 128 for strings; PersistentVolumes are not held to it.
 const VOLUME_ID_LIMIT: usize = 1024;
-/// Bytes of the attributes: the interface's limit for a map.
-const CONTEXT_LIMIT: usize = 4096 * 4;
+/// kubelet's word that a volume is inline. Its access mode is then always SINGLE_NODE_WRITER, whatever the pod says,
+/// and the pod expects a read-only volume to be one. Forging it gains nothing: the mount is read-only.
+const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
+/// Bytes of the attributes. The interface's limit for a map is 4 KiB; kubelet adds tokens to it.
+const CONTEXT_LIMIT: usize = 64 * 1024;
 /// Bytes of the secrets: what a Kubernetes secret can hold.
 const SECRETS_LIMIT: usize = 1024 * 1024;
 /// Mount flags that a read-only volume has or can ignore. Never `rw`, `suid`, `dev`, `exec`, nor `context=`,
@@ -43,7 +46,8 @@ pub fn publish(request: NodePublishVolumeRequest, allow_writers: bool) -> Result
     if request.target_path.is_empty() {
         return Err(missing("target_path"));
     }
-    let access = capability(request.volume_capability.as_ref(), request.readonly, allow_writers)?;
+    let inline = request.volume_context.get(EPHEMERAL).is_some_and(|value| value == "true");
+    let access = capability(request.volume_capability.as_ref(), request.readonly, allow_writers || inline)?;
     bound("volume_context", CONTEXT_LIMIT, &request.volume_context)?;
     bound("secrets", SECRETS_LIMIT, &request.secrets)?;
     let context: BTreeMap<String, String> = request.volume_context.into_iter().collect();
@@ -193,6 +197,15 @@ mod tests {
         let block = request(Some(AccessType::Block(BlockVolume {})), Mode::MultiNodeReaderOnly, true);
         assert_eq!(code(block), Code::InvalidArgument);
         assert_eq!(code(request(None, Mode::MultiNodeReaderOnly, true)), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn inline_volumes_need_no_read_only_flag() {
+        let mut inline = request(mount(&[]), Mode::SingleNodeWriter, false);
+        inline.volume_context.insert(EPHEMERAL.into(), "true".into());
+        assert_eq!(code(inline.clone()), Code::Ok);
+        inline.volume_context.insert(EPHEMERAL.into(), "false".into());
+        assert_eq!(code(inline), Code::FailedPrecondition);
     }
 
     #[test]

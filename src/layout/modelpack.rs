@@ -69,7 +69,7 @@ pub(super) fn plan(manifest: &Manifest) -> Result<Plan, Error> {
             },
             None => Metadata::default(),
         };
-        files.push((path, File { blob: layer.clone(), metadata }));
+        files.push((path, File { blob: layer.bare(), metadata }));
     }
     Plan::new(files)
 }

@@ -35,7 +35,7 @@ pub(super) fn plan(manifest: &Manifest) -> Result<Plan, Error> {
             name: title.to_owned(),
             reason,
         })?;
-        files.push((path, File { blob: layer.clone(), metadata: Metadata::default() }));
+        files.push((path, File { blob: layer.bare(), metadata: Metadata::default() }));
     }
     Plan::new(files)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use globset::{GlobBuilder, GlobMatcher};
+use globset::{Glob, GlobBuilder, GlobSet};
 
 use super::{Error, TreePath};
 
@@ -13,14 +13,15 @@ use super::{Error, TreePath};
 /// matches everything below it.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
-    include: Vec<Pattern>,
-    exclude: Vec<Pattern>,
+    include: Patterns,
+    exclude: Patterns,
 }
 
-#[derive(Debug, Clone)]
-struct Pattern {
-    text: String,
-    matcher: GlobMatcher,
+/// A list of globs, matched together.
+#[derive(Debug, Clone, Default)]
+struct Patterns {
+    texts: Vec<String>,
+    globs: GlobSet,
 }
 
 /// A pattern cannot be read.
@@ -42,18 +43,12 @@ impl Selection {
     /// # Errors
     /// [`InvalidPattern`] when a pattern is no glob or a list is too long.
     pub fn new(include: &str, exclude: &str) -> Result<Self, InvalidPattern> {
-        Ok(Self { include: patterns(include)?, exclude: patterns(exclude)? })
-    }
-
-    /// Whether everything is wanted.
-    pub fn is_everything(&self) -> bool {
-        self.include.is_empty() && self.exclude.is_empty()
+        Ok(Self { include: Patterns::new(include)?, exclude: Patterns::new(exclude)? })
     }
 
     /// The patterns in a normal form: equal for equal selections, whatever their order.
     pub fn normal_form(&self) -> [BTreeSet<&str>; 2] {
-        [&self.include, &self.exclude]
-            .map(|patterns| patterns.iter().map(|pattern| pattern.text.as_str()).collect())
+        [&self.include, &self.exclude].map(|patterns| patterns.texts.iter().map(String::as_str).collect())
     }
 
     /// The paths that are wanted.
@@ -71,64 +66,72 @@ impl Selection {
             }
             names.join(", ")
         };
-        let nothing = |attribute, pattern: &str| Error::NothingSelected {
+        let nothing = |attribute, pattern: &str, note: &str| Error::NothingSelected {
             attribute,
             pattern: pattern.to_owned(),
-            paths: quoted(),
+            paths: quoted() + note,
         };
-        for pattern in &self.include {
-            if !paths.clone().any(|path| pattern.matches(path)) {
-                return Err(nothing("include", &pattern.text));
+        let mut unmatched: BTreeSet<usize> = (0..self.include.texts.len()).collect();
+        let mut kept = BTreeSet::new();
+        for path in paths.clone() {
+            let included = self.include.matching(path);
+            for number in &included {
+                unmatched.remove(number);
+            }
+            let wanted = self.include.texts.is_empty() || !included.is_empty();
+            if wanted && self.exclude.matching(path).is_empty() {
+                kept.insert(path.to_string());
             }
         }
-        let wanted = |path: &&TreePath| {
-            (self.include.is_empty() || self.include.iter().any(|pattern| pattern.matches(path)))
-                && !self.exclude.iter().any(|pattern| pattern.matches(path))
-        };
-        let kept: BTreeSet<String> = paths.clone().filter(wanted).map(TreePath::to_string).collect();
-        match (kept.is_empty(), self.exclude.first()) {
-            (true, Some(pattern)) => Err(Error::NothingSelected {
-                attribute: "exclude",
-                pattern: pattern.text.clone(),
-                paths: format!("{} (all are excluded)", quoted()),
-            }),
+        if let Some(&number) = unmatched.first() {
+            return Err(nothing("include", &self.include.texts[number], ""));
+        }
+        match (kept.is_empty(), self.exclude.texts.first()) {
+            (true, Some(pattern)) => Err(nothing("exclude", pattern, " (all are excluded)")),
             _ => Ok(kept),
         }
     }
 }
 
-impl Pattern {
-    fn new(text: &str) -> Result<Self, InvalidPattern> {
-        let invalid = |reason: String| InvalidPattern { pattern: text.to_owned(), reason };
-        let trimmed = text.trim_end_matches('/');
-        let anchored = trimmed.trim_start_matches("./").trim_start_matches('/');
-        if anchored.is_empty() || anchored == "." {
-            return Err(invalid("it names the root".into()));
+impl Patterns {
+    fn new(list: &str) -> Result<Self, InvalidPattern> {
+        let texts: Vec<String> = split(list).into_iter().map(str::to_owned).collect();
+        let invalid = |pattern: &str, reason: String| InvalidPattern { pattern: pattern.to_owned(), reason };
+        if texts.len() > PATTERN_LIMIT {
+            return Err(invalid(&texts[0], format!("the list holds more than {PATTERN_LIMIT} patterns")));
         }
-        let glob = if trimmed.contains('/') { anchored.to_owned() } else { format!("**/{anchored}") };
-        let matcher = GlobBuilder::new(&glob)
-            .literal_separator(true)
-            .backslash_escape(true)
-            .build()
-            .map_err(|error| invalid(error.kind().to_string()))?
-            .compile_matcher();
-        Ok(Self { text: text.to_owned(), matcher })
+        let mut globs = GlobSet::builder();
+        for text in &texts {
+            globs.add(glob(text).map_err(|reason| invalid(text, reason))?);
+        }
+        let globs = globs.build().map_err(|error| invalid(list, error.to_string()))?;
+        Ok(Self { texts, globs })
     }
 
-    fn matches(&self, path: &TreePath) -> bool {
-        self.matcher.is_match(path.as_str()) || path.ancestors().any(|above| self.matcher.is_match(above))
+    /// The numbers of the patterns that match `path` or a directory above it.
+    fn matching(&self, path: &TreePath) -> BTreeSet<usize> {
+        if self.texts.is_empty() {
+            return BTreeSet::new();
+        }
+        let mut found: BTreeSet<usize> = self.globs.matches(path.as_str()).into_iter().collect();
+        for above in path.ancestors() {
+            found.extend(self.globs.matches(above));
+        }
+        found
     }
 }
 
-fn patterns(list: &str) -> Result<Vec<Pattern>, InvalidPattern> {
-    let parts = split(list);
-    if parts.len() > PATTERN_LIMIT {
-        return Err(InvalidPattern {
-            pattern: parts[0].to_owned(),
-            reason: format!("the list holds more than {PATTERN_LIMIT} patterns"),
-        });
+/// Reads one pattern.
+fn glob(text: &str) -> Result<Glob, String> {
+    let trimmed = text.trim_end_matches('/');
+    let anchored = trimmed.trim_start_matches("./").trim_start_matches('/');
+    if anchored.is_empty() || anchored == "." {
+        return Err("it names the root".into());
     }
-    parts.into_iter().map(Pattern::new).collect()
+    let glob = if trimmed.contains('/') { anchored.to_owned() } else { format!("**/{anchored}") };
+    let mut builder = GlobBuilder::new(&glob);
+    builder.literal_separator(true).backslash_escape(true);
+    builder.build().map_err(|error| error.kind().to_string())
 }
 
 /// Splits at newlines, and at commas that are not inside `{}`.

@@ -1,11 +1,11 @@
 //! Attaching a tree to a target: read-only before anybody can see it.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use super::{Error, Target, kernel};
 use crate::layout::TreePath;
@@ -14,17 +14,26 @@ use crate::sys::{MountAttributes, mount_setattr};
 const DIRECTORY: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
+/// What [`attach`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attached {
+    /// Whether the target's directory was made for the mount.
+    pub made_target: bool,
+}
+
 /// Mounts the directory `path` of the tree at `tree` (all of it without `path`) on `target`, `ro,nosuid,nodev`,
 /// and `noexec` unless `exec`.
 ///
 /// The target is made if it is not there. The mount is a copy that gets its flags while it is attached nowhere
-/// (`man 2 open_tree`, `mount_setattr`), then moved by descriptors: it is never writable, not for an instant.
+/// (`man 2 open_tree`, `mount_setattr`), then moved by descriptors: it is never writable, not for an instant. There
+/// is no other way for older kernels: a bind that is made read-only afterwards has by then spread, writable, to the
+/// host, where pods get it from.
 ///
 /// *Caller:* holds the target's turn, and has seen in the mount table that nothing is mounted there.
 ///
 /// # Errors
 /// [`Error::BadTarget`], [`Error::NoSuchPath`], [`Error::Kernel`]. A target that was made here is removed again.
-pub fn attach(tree: &Path, path: Option<&TreePath>, target: &Target, exec: bool) -> Result<(), Error> {
+pub fn attach(tree: &Path, path: Option<&TreePath>, target: &Target, exec: bool) -> Result<Attached, Error> {
     let source = open_source(tree, path)?;
     let parent = target
         .open_parent()?
@@ -34,19 +43,13 @@ pub fn attach(tree: &Path, path: Option<&TreePath>, target: &Target, exec: bool)
         Err(Errno::EXIST) => false,
         Err(errno) => return Err(kernel("create", target.path())(errno)),
     };
-    let result = open_target(&parent, target).and_then(|directory| {
-        match attach_clone(&source, &directory, target, exec) {
-            Err(Error::Kernel { source: error, .. }) if error.raw_os_error() == Some(libc::ENOSYS) => {
-                bind_and_remount(source.as_fd(), directory.as_fd(), target, exec)
-            }
-            result => result,
-        }
-    });
+    let result =
+        open_target(&parent, target).and_then(|directory| attach_clone(&source, &directory, target, exec));
     if result.is_err() && made {
         // Only an empty directory goes; the error that matters is the first one.
         let _ = rustix::fs::unlinkat(&parent, target.name(), AtFlags::REMOVEDIR);
     }
-    result
+    result.map(|()| Attached { made_target: made })
 }
 
 fn open_source(tree: &Path, path: Option<&TreePath>) -> Result<OwnedFd, Error> {
@@ -94,40 +97,15 @@ fn attach_clone(source: &OwnedFd, directory: &OwnedFd, target: &Target, exec: bo
     }
     // Private: what happens to mounts of the store must not propagate into pods, nor back.
     let attributes = MountAttributes { set, propagation: libc::MS_PRIVATE, user_namespace: None };
-    mount_setattr(clone.as_fd(), &attributes).map_err(|source| Error::Kernel {
-        action: "make read-only the tree for",
-        path: target.path().to_owned(),
-        source,
+    mount_setattr(clone.as_fd(), &attributes).map_err(|source| match source.raw_os_error() {
+        Some(libc::ENOSYS) => Error::OldKernel,
+        _ => {
+            let path = target.path().to_owned();
+            Error::Kernel { action: "make read-only the tree for", path, source }
+        }
     })?;
     let moves = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(&clone, c"", directory, c"", moves).map_err(kernel("mount on", target.path()))
-}
-
-/// The way before Linux 5.12: a bind first, its flags second. The mount is writable in between, to root, and
-/// before the caller is told that it exists.
-fn bind_and_remount(
-    source: BorrowedFd<'_>,
-    directory: BorrowedFd<'_>,
-    target: &Target,
-    exec: bool,
-) -> Result<(), Error> {
-    use std::os::fd::AsRawFd as _;
-    let from = format!("/proc/thread-self/fd/{}", source.as_raw_fd());
-    let to = format!("/proc/thread-self/fd/{}", directory.as_raw_fd());
-    rustix::mount::mount_bind(&*from, &*to).map_err(kernel("mount on", target.path()))?;
-    let mut flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    if !exec {
-        flags |= MountFlags::NOEXEC;
-    }
-    // The descriptor still shows the directory below: the new mount is reached by its path.
-    let restrict = || {
-        rustix::mount::mount_change(target.path(), MountPropagationFlags::PRIVATE)?;
-        rustix::mount::mount_remount(target.path(), flags, c"")
-    };
-    restrict().map_err(|errno| {
-        let _ = rustix::mount::unmount(target.path(), rustix::mount::UnmountFlags::NOFOLLOW);
-        kernel("make read-only", target.path())(errno)
-    })
 }
 
 #[cfg(test)]
@@ -154,23 +132,15 @@ mod tests {
     }
 
     #[test]
-    fn both_ways_to_mount_give_the_same_flags() {
+    fn the_mount_has_its_flags() {
         isolate();
         let directory = tree();
         let policy = Policy { pods: None, roots: vec![directory.path().to_owned()] };
-        for (number, exec, old) in [(0, false, false), (1, true, false), (2, false, true), (3, true, true)] {
+        for (number, exec) in [(0, false), (1, true)] {
             let path = directory.path().canonicalize().expect("a path").join(format!("target-{number}"));
             let target = policy.check(path.to_str().expect("text")).expect("allowed");
-            let tree = directory.path().join("tree");
-            if old {
-                fs::create_dir(&path).expect("a target");
-                let source = open_source(&tree, None).expect("a source");
-                let parent = target.open_parent().expect("opens").expect("exists");
-                let opened = open_target(&parent, &target).expect("a target");
-                bind_and_remount(source.as_fd(), opened.as_fd(), &target, exec).expect("mounted");
-            } else {
-                attach(&tree, None, &target, exec).expect("mounted");
-            }
+            let attached = attach(&directory.path().join("tree"), None, &target, exec).expect("mounted");
+            assert!(attached.made_target);
             let table = Table::read().expect("a table");
             let mount = table.at(&path).expect("in the table");
             for flag in ["ro", "nosuid", "nodev"] {
@@ -181,7 +151,7 @@ mod tests {
             let error = fs::write(path.join("sub/file"), "x").expect_err("read-only");
             assert_eq!(error.raw_os_error(), Some(libc::EROFS));
             assert_eq!(fs::read(path.join("sub/file")).expect("content"), b"content");
-            detach(&target, |_| true).expect("unmounted");
+            assert_eq!(detach(&target, |_| true, true).expect("unmounted"), 1);
             assert!(!path.exists());
         }
     }
@@ -222,6 +192,6 @@ mod tests {
         let path = TreePath::new("sub").expect("safe");
         attach(&base.join("tree"), Some(&path), &target, false).expect("mounted");
         assert!(base.join("t/file").exists());
-        detach(&target, |_| true).expect("unmounted");
+        detach(&target, |_| true, true).expect("unmounted");
     }
 }

@@ -12,18 +12,24 @@ use super::{Error, Mount, Table, Target, kernel};
 /// Mounts stacked on one target that are taken away in one call.
 const STACK_LIMIT: usize = 64;
 
-/// Takes away every mount on `target` that is `ours`, then the directory. Nothing there is success.
+/// Takes away every mount on `target` that is `ours`, then the directory if `and_directory`. Returns how many
+/// mounts there were; none is success.
 ///
 /// *Caller:* holds the target's turn.
 ///
 /// # Errors
 /// [`Error::NotOurs`] when a foreign mount is on top, [`Error::Busy`] while somebody uses the mount,
 /// [`Error::NotEmpty`] when the directory holds something, [`Error::BadTarget`], [`Error::Kernel`].
-pub fn detach(target: &Target, ours: impl Fn(&Mount) -> bool) -> Result<(), Error> {
+pub fn detach(target: &Target, ours: impl Fn(&Mount) -> bool, and_directory: bool) -> Result<usize, Error> {
     let path = target.path();
-    for _ in 0..STACK_LIMIT {
+    for unmounted in 0..STACK_LIMIT {
         let table = Table::read()?;
-        let Some(mount) = table.at(path) else { return remove_directory(target) };
+        let Some(mount) = table.at(path) else {
+            if and_directory {
+                remove_directory(target)?;
+            }
+            return Ok(unmounted);
+        };
         if !ours(mount) {
             let what = format!("{} {}", mount.fs_type, mount.root.display());
             return Err(Error::NotOurs { path: path.to_owned(), what });

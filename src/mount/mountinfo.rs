@@ -102,17 +102,14 @@ impl Mount {
 
     /// The key of the tree that is mounted, from the mount's root.
     pub fn tree_key(&self) -> Option<&str> {
-        let mut parts = self.root.components().map(|part| part.as_os_str().to_str());
-        while let Some(part) = parts.next() {
-            if part == Some("trees") {
-                let key = parts.next()??;
-                let key =
-                    key.strip_prefix("retired-").map_or(key, |rest| rest.split('-').next().unwrap_or(rest));
-                let is_key = key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
-                return (is_key && parts.next() == Some(Some("fs"))).then_some(key);
-            }
-        }
-        None
+        let parts: Vec<&str> = self.root.iter().filter_map(|part| part.to_str()).collect();
+        parts.windows(3).find_map(|window| {
+            let &[trees, name, fs] = window else { return None };
+            let key =
+                name.strip_prefix("retired-").map_or(name, |rest| rest.split('-').next().unwrap_or(rest));
+            let is_key = key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
+            (trees == "trees" && fs == "fs" && is_key).then_some(key)
+        })
     }
 
     /// Whether the mount has `flag` among its own options.

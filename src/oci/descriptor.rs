@@ -32,6 +32,18 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
+    /// The same content, without annotations: what there is to know once it has a name.
+    pub fn bare(&self) -> Self {
+        Self {
+            media_type: self.media_type.clone(),
+            digest: self.digest.clone(),
+            size: self.size,
+            artifact_type: None,
+            platform: None,
+            annotations: BTreeMap::new(),
+        }
+    }
+
     /// The value of annotation `key`.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.get(key).map(String::as_str)

@@ -65,16 +65,6 @@ impl Reference {
             None => self.tag.clone().unwrap_or_else(|| "latest".to_owned()),
         }
     }
-
-    /// `host/repository`, without tag and digest.
-    pub fn name(&self) -> String {
-        format!("{}/{}", self.host, self.repository)
-    }
-
-    /// The same repository at `digest`.
-    pub fn at(&self, digest: Digest) -> Self {
-        Self { tag: None, digest: Some(digest), ..self.clone() }
-    }
 }
 
 impl FromStr for Reference {

@@ -6,6 +6,7 @@
 //! breaks, when the source is given up for one of the same repository, and when the process ends.
 
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,8 +16,10 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use reqwest::{StatusCode, header};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::MissedTickBehavior;
 
-use super::obtain::Offers;
+use super::offers::Offers;
+use super::progress::Counter;
 use super::segments::Segments;
 use super::{BUFFERED_BYTES, Error, Puller, blocking, origin};
 use crate::oci::Descriptor;
@@ -29,13 +32,16 @@ use crate::store::{self, Blob, Ingest};
 const CONNECTIONS: usize = 6;
 /// A connection below this rate (bytes per second) is helped by another. Object stores give 50 to 90 MB/s to a
 /// connection, a local registry ten times as much.
-const HELP_BELOW: u64 = 100 * 1000 * 1000;
+const HELP_BELOW: f64 = 100e6;
 /// How often rates are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A source below this rate (bytes per second) is replaced when another is offered.
-const REPLACE_BELOW: u64 = 1024 * 1024;
+const REPLACE_BELOW: f64 = 1e6;
 /// Looks in a row after which a slow source is replaced.
 const PATIENCE: u32 = 5;
+/// A source below this rate (bytes per second) for [`DEAD_AFTER`] looks fails: it only holds others up.
+const DEAD_BELOW: f64 = 10e3;
+const DEAD_AFTER: u32 = 60;
 /// Parts that wait for the writer.
 const QUEUE: usize = 16;
 
@@ -53,67 +59,59 @@ struct Fetch<'a> {
     source: &'a Source,
     offers: &'a Offers,
     segments: Mutex<Segments>,
-    /// What the source does with a range.
-    ranges: Mutex<RangeSupport>,
+    /// The source sends the whole blob when it is asked for a range.
+    ignores_ranges: AtomicBool,
     writer: mpsc::Sender<Piece>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RangeSupport {
-    Unknown,
-    Ignored,
+/// Why a source did not deliver the blob.
+enum End {
+    /// It is slow, and another one is offered.
+    Slow,
+    /// It cannot. `resumed` when a wrong digest may be the fault of bytes that were there before.
+    Failed { error: Error, resumed: bool },
 }
 
-/// Why a fetch ended without all bytes.
-enum Stop {
-    /// The source cannot deliver.
-    Failed(registry::Error),
-    /// The source is slow and there is another.
-    Slow,
-    /// The writer ended; its own error says why.
-    Writer,
+impl<E: Into<Error>> From<E> for End {
+    fn from(error: E) -> Self {
+        Self::Failed { error: error.into(), resumed: false }
+    }
 }
 
 impl Puller {
     /// Fetches `blob` from the sources that `offers` has and gets, one after the other.
     pub(super) async fn download(&self, blob: &Descriptor, offers: &Offers) -> Result<Blob, Error> {
-        let _turn = self.downloads.acquire().await.map_err(|_| Error::Stopped)?;
-        let mut last = Error::Stopped;
+        let mut last = Arc::new(Error::Stopped);
         while let Some(source) = offers.next() {
-            // What was resumed may be the fault of an earlier attempt: a wrong digest gets one try from scratch.
-            for _ in 0..2 {
-                let (fresh, result) = self.download_from(blob, &source, offers).await;
-                match result {
-                    Ok(blob) => return Ok(blob),
-                    Err(error) => last = error,
-                }
-                let wrong = matches!(last, Error::Registry(registry::Error::WrongContent { .. }));
-                if fresh || !wrong {
-                    break;
-                }
+            let turn = self.downloads.turn(&source.host).await;
+            let mut result = self.download_from(blob, &source, offers).await;
+            if let Err(End::Failed { resumed: true, .. }) = result {
+                result = self.download_from(blob, &source, offers).await;
             }
-            tracing::debug!(digest = %blob.digest, host = source.host, error = %last, "source failed");
-            if matches!(last, Error::Store(_)) {
-                break;
+            drop(turn);
+            match result {
+                Ok(blob) => return Ok(blob),
+                Err(End::Slow) => {
+                    tracing::info!(digest = %blob.digest, host = source.host, "replacing a slow source");
+                    offers.was_slow(&source);
+                }
+                Err(End::Failed { error: error @ Error::Store(_), .. }) => return Err(error),
+                Err(End::Failed { error, .. }) => {
+                    tracing::debug!(digest = %blob.digest, host = source.host, %error, "source failed");
+                    last = Arc::new(error);
+                    offers.failed(&source, Arc::clone(&last));
+                }
             }
         }
-        Err(last)
+        Err(Error::Shared(last))
     }
 
-    /// Also tells whether nothing was resumed.
-    async fn download_from(
-        &self,
-        blob: &Descriptor,
-        source: &Source,
-        offers: &Offers,
-    ) -> (bool, Result<Blob, Error>) {
+    async fn download_from(&self, blob: &Descriptor, source: &Source, offers: &Offers) -> Result<Blob, End> {
         let (store, from, wanted) = (Arc::clone(&self.store), origin(source), blob.clone());
-        let ingest = match blocking(move || store.ingest(&wanted, from)).await {
-            Ok(ingest) => ingest,
-            Err(error) => return (true, Err(error.into())),
-        };
-        let fresh = ingest.is_fresh();
-        offers.counter.store(ingest.present(), Relaxed);
+        let ingest = blocking(move || store.ingest(&wanted, from)).await?;
+        let resumed = !ingest.is_fresh();
+        let counter = Arc::clone(&offers.counter);
+        counter.here.store(ingest.present(), Relaxed);
         let (writer, pieces) = mpsc::channel(QUEUE);
         let fetch = Fetch {
             puller: self,
@@ -121,42 +119,32 @@ impl Puller {
             source,
             offers,
             segments: Mutex::new(Segments::new(ingest.missing())),
-            ranges: Mutex::new(RangeSupport::Unknown),
+            ignores_ranges: AtomicBool::new(false),
             writer,
         };
-        let counter = Arc::clone(&offers.counter);
+        // It runs on a thread of its own, and ends when `fetch`, which has the sender, is dropped.
         let writing = blocking(move || write(ingest, pieces, &counter));
         tokio::pin!(writing);
-        // The writer runs on its own thread at once; it ends when `fetch`, which has the sender, is dropped.
-        let stopped = tokio::select! {
+        let fetched = tokio::select! {
             biased;
-            stopped = fetch.run() => stopped,
+            fetched = fetch.run() => fetched,
             written = &mut writing => {
                 // It ends early only when it fails.
-                let error = written.err().unwrap_or(store::Error::Damaged("a download ended early".into()));
-                return (fresh, Err(error.into()));
+                written?;
+                return Err(Error::Stopped.into());
             }
         };
         drop(fetch);
-        let result = match (stopped, writing.await) {
-            (_, Err(error)) => Err(error.into()),
-            (Err(Stop::Failed(error)), Ok(_)) => Err(error.into()),
-            (Err(Stop::Slow), Ok(_)) => {
-                Err(registry::Error::Stalled { host: source.host.clone(), after: LOOK_EVERY * PATIENCE }
-                    .into())
+        let ingest = writing.await?;
+        fetched?;
+        blocking(move || ingest.finish()).await.map_err(|error| match error {
+            store::Error::Mismatch { expected, got } => {
+                let (host, got) = (source.host.clone(), got.to_string());
+                let error = registry::Error::WrongContent { host, wanted: expected, got };
+                End::Failed { error: error.into(), resumed }
             }
-            (Err(Stop::Writer), Ok(_)) => Err(Error::Stopped),
-            (Ok(()), Ok(ingest)) => blocking(move || ingest.finish()).await.map_err(|error| match error {
-                store::Error::Mismatch { expected, got } => registry::Error::WrongContent {
-                    host: source.host.clone(),
-                    wanted: expected,
-                    got: got.to_string(),
-                }
-                .into(),
-                error => error.into(),
-            }),
-        };
-        (fresh, result)
+            error => error.into(),
+        })
     }
 }
 
@@ -164,23 +152,24 @@ impl Puller {
 fn write(
     mut ingest: Ingest,
     mut pieces: mpsc::Receiver<Piece>,
-    counter: &std::sync::atomic::AtomicU64,
+    counter: &Counter,
 ) -> Result<Ingest, store::Error> {
     while let Some(piece) = pieces.blocking_recv() {
         ingest.write(piece.offset, &piece.bytes)?;
-        counter.fetch_add(piece.bytes.len() as u64, Relaxed);
+        counter.here.fetch_add(piece.bytes.len() as u64, Relaxed);
     }
     Ok(ingest)
 }
 
 impl Fetch<'_> {
     /// Fetches everything that is missing.
-    async fn run(&self) -> Result<(), Stop> {
+    async fn run(&self) -> Result<(), End> {
         let mut connections = FuturesUnordered::new();
         connections.push(self.connection());
         let mut looks = tokio::time::interval_at((Instant::now() + LOOK_EVERY).into(), LOOK_EVERY);
-        let mut before = self.offers.counter.load(Relaxed);
-        let mut slow_looks = 0;
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut before = (Instant::now(), self.offers.counter.fetched.load(Relaxed));
+        let (mut slow_looks, mut dead_looks) = (0, 0);
         loop {
             tokio::select! {
                 ended = connections.next() => match ended {
@@ -188,16 +177,26 @@ impl Fetch<'_> {
                         connections.push(self.connection());
                     }
                     Some(Ok(())) => {}
-                    Some(Err(stop)) => return Err(stop),
+                    Some(Err(end)) => return Err(end),
                     None => return Ok(()),
                 },
                 _ = looks.tick() => {
-                    let now = self.offers.counter.load(Relaxed);
-                    let rate = now.saturating_sub(before) / LOOK_EVERY.as_secs();
+                    let now = (Instant::now(), self.offers.counter.fetched.load(Relaxed));
+                    let seconds = (now.0 - before.0).as_secs_f64().max(0.1);
+                    let rate = (now.1 - before.1) as f64 / seconds;
                     before = now;
+                    // A full queue says that the disk is what is slow.
+                    if self.writer.capacity() == 0 {
+                        continue;
+                    }
                     slow_looks = if rate < REPLACE_BELOW { slow_looks + 1 } else { 0 };
-                    if slow_looks >= PATIENCE && self.offers.has_next() {
-                        return Err(Stop::Slow);
+                    dead_looks = if rate < DEAD_BELOW { dead_looks + 1 } else { 0 };
+                    if slow_looks >= PATIENCE && self.offers.has_new() {
+                        return Err(End::Slow);
+                    }
+                    if dead_looks >= DEAD_AFTER {
+                        let after = LOOK_EVERY * DEAD_AFTER;
+                        return Err(registry::Error::Stalled { host: self.source.host.clone(), after }.into());
                     }
                     if self.wants_help(rate) {
                         connections.push(self.connection());
@@ -207,21 +206,22 @@ impl Fetch<'_> {
         }
     }
 
-    fn wants_help(&self, rate: u64) -> bool {
+    /// Splits a part for another connection, when those that run are slow for a network.
+    fn wants_help(&self, rate: f64) -> bool {
         let mut segments = self.segments();
         let active = segments.active();
         active > 0
             && active < CONNECTIONS
-            && rate < HELP_BELOW * active as u64
-            && self.ranges() != RangeSupport::Ignored
+            && rate < HELP_BELOW * active as f64
+            && !self.ignores_ranges.load(Relaxed)
             && segments.split()
     }
 
     /// Fetches parts until none waits, and again after what may pass.
-    async fn connection(&self) -> Result<(), Stop> {
+    async fn connection(&self) -> Result<(), End> {
         let mut backoff = Backoff::new(self.puller.registry.attempts());
         loop {
-            if self.ranges() == RangeSupport::Ignored && self.segments().active() > 0 {
+            if self.ignores_ranges.load(Relaxed) && self.segments().active() > 0 {
                 return Ok(());
             }
             let Some((id, range)) = self.segments().take() else { return Ok(()) };
@@ -235,30 +235,29 @@ impl Fetch<'_> {
             };
             match result {
                 Ok(()) => {}
-                Err(Stop::Failed(error)) => {
+                Err(End::Failed { error: Error::Registry(error), .. }) => {
                     if reached > before {
                         backoff.reset();
                     }
-                    let Some(wait) = backoff.after(&error) else { return Err(Stop::Failed(error)) };
+                    let Some(wait) = backoff.after(&error) else { return Err(error.into()) };
                     tracing::debug!(digest = %self.blob.digest, %error, ?wait, "retrying part of a blob");
                     tokio::time::sleep(wait).await;
                 }
-                Err(stop) => return Err(stop),
+                Err(end) => return Err(end),
             }
         }
     }
 
-    async fn fetch_part(&self, id: usize, range: Range<u64>) -> Result<(), Stop> {
+    async fn fetch_part(&self, id: usize, range: Range<u64>) -> Result<(), End> {
         let whole = range == (0..self.blob.size);
         let wanted = (!whole).then(|| range.clone());
-        let mut body =
-            self.puller.registry.blob(self.source, self.blob, wanted).await.map_err(Stop::Failed)?;
+        let mut body = self.puller.registry.blob(self.source, self.blob, wanted).await?;
         let mut position = self.starts_at(&body, &range)?;
         if position < range.start && self.segments().active() > 1 {
             return Ok(()); // Left for the connection that reads from the start.
         }
         // A registry that ignores the range sends what is here already; it is read and dropped.
-        while let Some(mut bytes) = body.chunk().await.map_err(Stop::Failed)? {
+        while let Some(mut bytes) = body.chunk().await? {
             if position < range.start {
                 let known = usize::try_from(range.start - position).unwrap_or(usize::MAX).min(bytes.len());
                 position += known as u64;
@@ -282,14 +281,15 @@ impl Fetch<'_> {
         if self.segments().is_complete(id) {
             return Ok(());
         }
-        Err(Stop::Failed(registry::Error::Unreachable {
+        Err(registry::Error::Unreachable {
             host: self.source.host.clone(),
             reason: format!("the answer ended at byte {position} of {}", self.blob.size),
-        }))
+        }
+        .into())
     }
 
     /// The offset of a body's first byte.
-    fn starts_at(&self, body: &Body, wanted: &Range<u64>) -> Result<u64, Stop> {
+    fn starts_at(&self, body: &Body, wanted: &Range<u64>) -> Result<u64, End> {
         let response = body.response();
         if response.status() == StatusCode::PARTIAL_CONTENT {
             let header = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
@@ -298,10 +298,11 @@ impl Fetch<'_> {
                     Err(self.wrong(format!("{total} bytes where the manifest says {}", self.blob.size)))
                 }
                 Some((start, _)) if start == wanted.start => Ok(start),
-                _ => Err(Stop::Failed(registry::Error::Protocol {
+                _ => Err(registry::Error::Protocol {
                     host: self.source.host.clone(),
                     what: format!("answered a range with Content-Range {header:?}"),
-                })),
+                }
+                .into()),
             };
         }
         if let Some(length) = response.content_length()
@@ -310,33 +311,34 @@ impl Fetch<'_> {
             return Err(self.wrong(format!("{length} bytes where the manifest says {}", self.blob.size)));
         }
         if wanted.start > 0 {
-            *self.ranges.lock().unwrap_or_else(PoisonError::into_inner) = RangeSupport::Ignored;
+            self.ignores_ranges.store(true, Relaxed);
         }
         Ok(0)
     }
 
-    async fn send(&self, offset: u64, bytes: Bytes) -> Result<(), Stop> {
+    async fn send(&self, offset: u64, bytes: Bytes) -> Result<(), End> {
+        let length = bytes.len() as u64;
+        self.offers.counter.fetched.fetch_add(length, Relaxed);
+        self.puller.metrics.fetched.inc_by(length);
         let permits = u32::try_from(bytes.len().min(BUFFERED_BYTES)).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.puller.buffers).acquire_many_owned(permits).await;
-        let permit = permit.map_err(|_| Stop::Writer)?;
-        self.puller.metrics.fetched.inc_by(bytes.len() as u64);
-        self.writer.send(Piece { offset, bytes, _permit: permit }).await.map_err(|_| Stop::Writer)
+        let permit = permit.map_err(|_| Error::Stopped)?;
+        let piece = Piece { offset, bytes, _permit: permit };
+        // The writer ended; its own error says why.
+        self.writer.send(piece).await.map_err(|_| Error::Stopped.into())
     }
 
-    fn wrong(&self, got: String) -> Stop {
-        Stop::Failed(registry::Error::WrongContent {
+    fn wrong(&self, got: String) -> End {
+        registry::Error::WrongContent {
             host: self.source.host.clone(),
             wanted: self.blob.digest.clone(),
             got,
-        })
+        }
+        .into()
     }
 
     fn segments(&self) -> MutexGuard<'_, Segments> {
         self.segments.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn ranges(&self) -> RangeSupport {
-        *self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,59 +6,19 @@
 //! - an asker for which a HEAD of the blob succeeds at a host it came from;
 //! - else an asker whose own repository sends the same bytes again.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use super::offers::Offers;
+use super::progress::Counter;
 use super::{Error, Progress, Puller, origin};
 use crate::oci::Descriptor;
 use crate::registry;
 use crate::registry::transport::Source;
 use crate::store::Blob;
 
-/// What the askers of a blob bring to its flight: places to fetch it from.
-#[derive(Debug, Default)]
-pub(super) struct Offers {
-    sources: Mutex<Vec<Offer>>,
-    /// Bytes fetched.
-    pub counter: Arc<AtomicU64>,
-}
-
-#[derive(Debug)]
-struct Offer {
-    source: Source,
-    tried: bool,
-}
-
-/// Sources of one flight; more do not help.
-const OFFERS_LIMIT: usize = 16;
-/// Flights of one blob that one asker waits for, before it gives up: each but the last was another's failure.
+/// Downloads of one blob that one asker waits for: each but the last ended without its own source being tried.
 const ROUNDS: usize = 4;
-
-impl Offers {
-    fn add(&self, source: &Source) {
-        let mut sources = self.lock();
-        if sources.len() < OFFERS_LIMIT && !sources.iter().any(|known| known.source == *source) {
-            sources.push(Offer { source: source.clone(), tried: false });
-        }
-    }
-
-    /// The next source that was not tried.
-    pub fn next(&self) -> Option<Source> {
-        let mut sources = self.lock();
-        let offer = sources.iter_mut().find(|offer| !offer.tried)?;
-        offer.tried = true;
-        Some(offer.source.clone())
-    }
-
-    /// Whether there is a source that was not tried.
-    pub fn has_next(&self) -> bool {
-        self.lock().iter().any(|offer| !offer.tried)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Offer>> {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 impl Puller {
     /// Brings `blob` into the store, and makes sure that `source` may read it.
@@ -68,26 +28,28 @@ impl Puller {
         source: &Source,
         progress: &Progress,
     ) -> Result<(), Error> {
+        let mut own_error = None;
         let mut fetched_here = false;
         for _ in 0..ROUNDS {
             let digest = blob.digest.clone();
             if let Some(found) = self.with_store(move |store| store.blob(&digest)).await? {
-                if found.size != blob.size {
-                    return Err(registry::Error::WrongContent {
-                        host: source.host.clone(),
-                        wanted: blob.digest.clone(),
-                        got: format!("{} bytes where the manifest says {}", found.size, blob.size),
-                    }
-                    .into());
-                }
                 if !is_rightful(&found, source) {
                     self.prove(blob, source, &found, progress).await?;
+                }
+                if found.size != blob.size {
+                    let got = "content of another size than the manifest says".to_owned();
+                    return Err(wrong(blob, source, got).into());
                 }
                 progress.blob_done(if fetched_here { 0 } else { blob.size });
                 return Ok(());
             }
-            let mut waiter = self.blobs.join(blob.digest.clone(), || {
-                let offers = Arc::new(Offers::default());
+            if let Some(error) = own_error {
+                return Err(Error::Shared(error));
+            }
+            // A manifest that lies about the size must not spoil the download of one that does not.
+            let key = (blob.digest.clone(), blob.size);
+            let mut waiter = self.blobs.join(key, || {
+                let offers = Arc::new(Offers::new(source));
                 let (puller, blob, shared) = (Arc::clone(self), blob.clone(), Arc::clone(&offers));
                 let work = async move { puller.download(&blob, &shared).await.map_err(Arc::new) };
                 (offers, work)
@@ -95,12 +57,15 @@ impl Puller {
             waiter.state().add(source);
             progress.follow(&waiter.state().counter);
             fetched_here = true;
-            match waiter.wait().await {
-                Some(Ok(_)) | None => {}
-                Some(Err(error)) => return Err(Error::Shared(error)),
+            if let Some(Err(error)) = waiter.wait().await {
+                // Another's failure is no answer for this one: it may name their registry, and their right.
+                own_error = waiter.state().error(source);
+                if own_error.is_none() && matches!(*error, Error::Store(_)) {
+                    return Err(Error::Shared(error));
+                }
             }
         }
-        Err(Error::Stopped)
+        Err(own_error.map_or(Error::Stopped, Error::Shared))
     }
 
     /// Shows that `source` may read a blob that came from elsewhere.
@@ -114,8 +79,8 @@ impl Puller {
         if found.origins.iter().any(|known| known.host == source.host) {
             self.registry.prove_blob(source, &blob.digest).await?;
         } else {
-            let _turn = self.downloads.acquire().await.map_err(|_| Error::Stopped)?;
-            let counter = Arc::new(AtomicU64::new(0));
+            let _turn = self.downloads.turn(&source.host).await;
+            let counter = Arc::new(Counter::default());
             progress.follow(&counter);
             self.compare(blob, source, &counter).await?;
         }
@@ -124,21 +89,16 @@ impl Puller {
     }
 
     /// Fetches all of `blob` and compares it with its digest, without keeping it.
-    async fn compare(&self, blob: &Descriptor, source: &Source, counter: &AtomicU64) -> Result<(), Error> {
-        let wrong = |got: String| registry::Error::WrongContent {
-            host: source.host.clone(),
-            wanted: blob.digest.clone(),
-            got,
-        };
+    async fn compare(&self, blob: &Descriptor, source: &Source, counter: &Counter) -> Result<(), Error> {
         let mut body = self.registry.blob(source, blob, None).await?;
         let mut hasher = blob.digest.algorithm().hasher();
         let mut received = 0_u64;
         while let Some(chunk) = body.chunk().await? {
             received += chunk.len() as u64;
             if received > blob.size {
-                return Err(wrong(format!("more than {} bytes", blob.size)).into());
+                return Err(wrong(blob, source, format!("more than {} bytes", blob.size)).into());
             }
-            counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            counter.fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             hasher = super::blocking(move || {
                 hasher.update(&chunk);
                 hasher
@@ -146,13 +106,17 @@ impl Puller {
             .await;
         }
         let got = hasher.finish();
-        if got == blob.digest { Ok(()) } else { Err(wrong(got.to_string()).into()) }
+        if got == blob.digest { Ok(()) } else { Err(wrong(blob, source, got.to_string()).into()) }
     }
+}
+
+fn wrong(blob: &Descriptor, source: &Source, got: String) -> registry::Error {
+    registry::Error::WrongContent { host: source.host.clone(), wanted: blob.digest.clone(), got }
 }
 
 /// Whether `source` may read `blob` without asking anybody. Its right to the manifest in its own repository has
 /// been shown before.
-fn is_rightful(blob: &Blob, source: &Source) -> bool {
+pub(super) fn is_rightful(blob: &Blob, source: &Source) -> bool {
     let own = origin(source);
     blob.public || blob.origins.iter().any(|known| known.same_repository(&own))
 }

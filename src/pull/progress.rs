@@ -17,8 +17,17 @@ pub struct Progress {
     blobs_done: AtomicUsize,
     /// Bytes that were here already.
     reused: AtomicU64,
-    /// Bytes over the network, by blob.
-    fetched: Mutex<Vec<Arc<AtomicU64>>>,
+    /// The downloads of its blobs.
+    downloads: Mutex<Vec<Arc<Counter>>>,
+}
+
+/// How far one download is.
+#[derive(Debug, Default)]
+pub(super) struct Counter {
+    /// Bytes of the blob that are here, also from an earlier attempt.
+    pub here: AtomicU64,
+    /// Bytes that came over the network.
+    pub fetched: AtomicU64,
 }
 
 /// The counters at one moment.
@@ -46,7 +55,7 @@ impl Default for Progress {
             blobs: AtomicUsize::default(),
             blobs_done: AtomicUsize::default(),
             reused: AtomicU64::default(),
-            fetched: Mutex::default(),
+            downloads: Mutex::default(),
         }
     }
 }
@@ -58,10 +67,10 @@ impl Progress {
     }
 
     /// A blob is coming; `counter` counts its bytes.
-    pub(super) fn follow(&self, counter: &Arc<AtomicU64>) {
-        let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
-        if !fetched.iter().any(|known| Arc::ptr_eq(known, counter)) {
-            fetched.push(Arc::clone(counter));
+    pub(super) fn follow(&self, counter: &Arc<Counter>) {
+        let mut downloads = self.downloads.lock().unwrap_or_else(PoisonError::into_inner);
+        if !downloads.iter().any(|known| Arc::ptr_eq(known, counter)) {
+            downloads.push(Arc::clone(counter));
         }
     }
 
@@ -73,14 +82,16 @@ impl Progress {
 
     /// The counters now.
     pub fn snapshot(&self) -> Snapshot {
-        let fetched = {
-            let counters = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
-            counters.iter().map(|counter| counter.load(Relaxed)).sum::<u64>()
+        let (here, fetched) = {
+            let downloads = self.downloads.lock().unwrap_or_else(PoisonError::into_inner);
+            downloads.iter().fold((0, 0), |(here, fetched), counter| {
+                (here + counter.here.load(Relaxed), fetched + counter.fetched.load(Relaxed))
+            })
         };
         let total = self.total.load(Relaxed);
         Snapshot {
             total,
-            done: (fetched + self.reused.load(Relaxed)).min(total),
+            done: (here + self.reused.load(Relaxed)).min(total),
             fetched,
             blobs: self.blobs.load(Relaxed),
             blobs_done: self.blobs_done.load(Relaxed),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Error, PullPolicy, Puller, Request, access_key, origin};
-use crate::oci::manifest::{Document, parse};
+use crate::oci::manifest::{Document, SIZE_LIMIT, parse};
 use crate::oci::platform::is_attestation;
 use crate::oci::{Digest, Index, Manifest, Platform, Reference};
 use crate::registry;
@@ -17,15 +17,16 @@ pub(super) struct Resolved {
     pub digest: Digest,
     /// The manifest to lay out; another one when `digest` is an index.
     pub manifest_digest: Digest,
-    pub manifest: Manifest,
     /// Who showed a right to it.
     pub source: Source,
-    /// Nothing was asked of the registry, and nothing may be.
+    /// The registry must not be asked.
     pub offline: bool,
+    /// The registry was asked, and has shown that `source` may read the manifest.
+    pub asked: bool,
 }
 
 /// Indexes on the way to a manifest. BuildKit nests two.
-const DEPTH_LIMIT: usize = 3;
+pub(crate) const DEPTH_LIMIT: usize = 3;
 
 /// The name of the proof that an asker may read the manifest at `digest`.
 pub(super) fn manifest_proof(digest: &Digest) -> String {
@@ -34,7 +35,7 @@ pub(super) fn manifest_proof(digest: &Digest) -> String {
 
 impl Puller {
     /// Resolves as the first credential that the registry accepts.
-    pub(super) async fn resolve(self: &Arc<Self>, request: &Request) -> Result<Resolved, Error> {
+    pub(super) async fn resolve(self: &Arc<Self>, request: &Request) -> Result<(Resolved, Manifest), Error> {
         let mut sources: Vec<Source> = request
             .credentials
             .iter()
@@ -61,27 +62,25 @@ impl Puller {
         Err(first.unwrap_or(Error::Stopped))
     }
 
-    async fn resolve_as(self: &Arc<Self>, request: &Request, source: Source) -> Result<Resolved, Error> {
+    async fn resolve_as(
+        self: &Arc<Self>,
+        request: &Request,
+        source: Source,
+    ) -> Result<(Resolved, Manifest), Error> {
         let reference = &request.reference;
         let offline = request.policy == PullPolicy::Never;
         let known = self.known_digest(reference, &source, offline).await?;
-        let digest = match (known, request.policy) {
-            (Some((digest, proven)), _) if proven && request.policy != PullPolicy::Always => digest,
-            (_, PullPolicy::Never) => return Err(Error::NotPresent { reference: reference.to_string() }),
-            // With a manifest at hand a HEAD tells whether it is still the right one.
-            (Some((known, _)), _) if self.holds_manifest(&known).await? => {
-                match self.registry.resolve(&source, &reference.target()).await? {
-                    Some(digest) => digest,
-                    None => self.fetch_manifest(&source, &reference.target()).await?,
-                }
-            }
-            _ => self.fetch_manifest(&source, &reference.target()).await?,
+        let (digest, asked) = match known {
+            Some((digest, true)) if request.policy != PullPolicy::Always => (digest, false),
+            _ if offline => return Err(Error::NotPresent { reference: reference.to_string() }),
+            known => (self.ask(reference, &source, known.map(|(digest, _)| digest)).await?, true),
         };
         let mut manifest_digest = digest.clone();
         for _ in 0..=DEPTH_LIMIT {
             match self.read_manifest(reference, &source, &manifest_digest, offline).await? {
                 Document::Manifest(manifest) => {
-                    return Ok(Resolved { digest, manifest_digest, manifest, source, offline });
+                    let resolved = Resolved { digest, manifest_digest, source, offline, asked };
+                    return Ok((resolved, manifest));
                 }
                 Document::Index(index) => {
                     manifest_digest = choose(&index, &request.platform, reference)?;
@@ -89,6 +88,28 @@ impl Puller {
             }
         }
         Err(Error::TooDeep { reference: reference.to_string(), limit: DEPTH_LIMIT })
+    }
+
+    /// What `reference` is now, from the registry, which thereby shows that `source` may read it.
+    async fn ask(
+        &self,
+        reference: &Reference,
+        source: &Source,
+        known: Option<Digest>,
+    ) -> Result<Digest, Error> {
+        let target = reference.target();
+        // With a manifest at hand a HEAD tells whether it is still the right one.
+        let here = match &known {
+            Some(known) => self.holds_manifest(known).await?,
+            None => false,
+        };
+        let resolved = if here { self.registry.resolve(source, &target).await? } else { None };
+        match (reference.digest(), resolved) {
+            // A digest that was given is what is mounted, whatever a header says; it only proved the access.
+            (Some(given), Some(_)) => Ok(given.clone()),
+            (None, Some(resolved)) => Ok(resolved),
+            (_, None) => self.fetch_manifest(source, &target).await,
+        }
     }
 
     /// What `reference` was when `source` last asked, and whether that right is still believed.
@@ -148,7 +169,8 @@ impl Puller {
                 let rightful = store.blob(&digest)?.is_some_and(|blob| {
                     blob.public || blob.origins.iter().any(|origin| origin.same_repository(&from))
                 });
-                if rightful { store.read_blob(&digest) } else { Ok(None) }
+                // What is too large to be a manifest is some other blob, that somebody calls one.
+                if rightful { store.read_blob(&digest, SIZE_LIMIT) } else { Ok(None) }
             })
         };
         let bytes = match load(digest.clone(), origin(source)).await? {
@@ -156,7 +178,9 @@ impl Puller {
             None if offline => return Err(Error::NotPresent { reference: reference.to_string() }),
             None => {
                 self.fetch_manifest(source, &digest.to_string()).await?;
-                load(digest.clone(), origin(source)).await?.ok_or(Error::Stopped)?
+                load(digest.clone(), origin(source))
+                    .await?
+                    .ok_or_else(|| Error::NotPresent { reference: reference.to_string() })?
             }
         };
         parse(&bytes, None).map_err(|source| Error::Manifest { reference: reference.to_string(), source })

@@ -36,13 +36,13 @@ impl Backoff {
             return None;
         }
         let exponential = FIRST.saturating_mul(1 << (self.failures - 1).min(16)).min(LONGEST);
-        let wait = match error {
+        let least = match error {
             Error::RateLimited { retry_after: Some(wait), .. } if *wait > LONGEST => return None,
-            Error::RateLimited { retry_after: Some(wait), .. } => exponential.max(*wait),
-            _ => exponential,
+            Error::RateLimited { retry_after: Some(wait), .. } => *wait,
+            _ => exponential / 2,
         };
-        // Half fixed, half random: clients that failed together do not come back together.
-        Some(wait / 2 + wait.mul_f64(rand::random_range(0.0..0.5)))
+        // A part is random: clients that failed together do not come back together.
+        Some(least + exponential.mul_f64(rand::random_range(0.0..0.5)))
     }
 }
 
@@ -71,6 +71,6 @@ mod tests {
             detail: String::new(),
         };
         assert_eq!(Backoff::new(4).after(&limited(3600)), None);
-        assert!(Backoff::new(4).after(&limited(10)) >= Some(Duration::from_secs(5)));
+        assert!(Backoff::new(4).after(&limited(10)) >= Some(Duration::from_secs(10)));
     }
 }

@@ -35,11 +35,6 @@ impl Source {
         }
     }
 
-    /// Whether both name the same repository of the same registry.
-    pub fn same_repository(&self, other: &Self) -> bool {
-        self.host == other.host && self.repository == other.repository
-    }
-
     fn who(&self) -> String {
         self.credential.as_ref().map_or_else(|| "anonymous".into(), |known| known.user.clone())
     }
@@ -107,9 +102,8 @@ impl Transport {
             .tcp_nodelay(true)
             .pool_max_idle_per_host(8)
             .pool_idle_timeout(Duration::from_secs(30))
-            .http2_initial_stream_window_size(4 * 1024 * 1024)
-            .http2_initial_connection_window_size(16 * 1024 * 1024)
-            .http2_max_header_list_size(64 * 1024)
+            // Over HTTP/2 all requests would share one connection, and its windows would be memory to bound.
+            .http1_only()
             .build()?;
         Ok(Self { http, settings: Arc::new(settings), tokens: Arc::default() })
     }
@@ -123,7 +117,9 @@ impl Transport {
         let slot = self.tokens.slot(source).await;
         let known = slot.lock().await.clone().filter(Token::is_fresh);
         let response = self.follow(source, request, known.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
+        // Only the registry itself may ask for credentials: not a host that it redirected to.
+        let own = self.url(source, &request.path).is_ok_and(|url| url.origin() == response.url().origin());
+        if response.status() != StatusCode::UNAUTHORIZED || !own {
             return self.classify(source, request, response).await;
         }
         let values: Vec<String> = response
@@ -296,7 +292,9 @@ pub(super) async fn refusal(source: &Source, server: &str, response: Response, w
         .map(Duration::from_secs);
     let body = read_bounded(response, ERROR_BODY_LIMIT, server).await.unwrap_or_default();
     let detail = detail(&body);
-    let host = server.to_owned();
+    // A token server refuses in the name of the registry whose secret was shown.
+    let access = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    let host = if access { source.host.clone() } else { server.to_owned() };
     let repository = source.repository.clone();
     match status {
         StatusCode::NOT_FOUND => Error::NotFound { host, what: what.to_owned(), detail },

@@ -28,7 +28,6 @@ pub struct AccessKey<'a> {
 #[derive(Debug, Serialize, Deserialize)]
 struct TagRecord {
     digest: Digest,
-    resolved: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,7 +51,7 @@ impl Store {
     /// [`Error::NoSpace`], [`Error::Io`].
     pub fn set_tag(&self, who: AccessKey<'_>, tag: &str, digest: &Digest) -> Result<(), Error> {
         let path = self.directory.join("tags").join(self.keyed_name(who, tag));
-        self.write_record(&path, &TagRecord { digest: digest.clone(), resolved: now() })
+        self.write_record(&path, &TagRecord { digest: digest.clone() })
     }
 
     /// Whether this asker has shown within `limit` that it may read `what`: a manifest, or all blobs of a tree.
@@ -75,8 +74,7 @@ impl Store {
     }
 
     fn keyed_name(&self, who: AccessKey<'_>, what: &str) -> String {
-        // HMAC takes a key of any length.
-        let Ok(mut mac) = Hmac::<sha2::Sha256>::new_from_slice(&self.key) else { return String::new() };
+        let mut mac = Hmac::<sha2::Sha256>::new((&self.key).into());
         let parts = [who.host, who.repository, what].into_iter().chain(who.credential.iter().copied());
         for part in parts {
             mac.update(&(part.len() as u64).to_le_bytes());
@@ -87,12 +85,12 @@ impl Store {
 }
 
 /// The key of this node, made when the store is.
-pub(super) fn node_key(directory: &Path) -> Result<[u8; 32], Error> {
+pub(super) fn node_key(directory: &Path) -> Result<[u8; 64], Error> {
     let path = directory.join("key");
     if let Some(key) = fs::read(&path).ok().and_then(|bytes| bytes.try_into().ok()) {
         return Ok(key);
     }
-    let key: [u8; 32] = rand::random();
+    let key: [u8; 64] = rand::random();
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create(true)

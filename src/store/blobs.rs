@@ -103,12 +103,12 @@ impl Store {
         self.publish_blob(digest, bytes.len() as u64, &temporary, origin)
     }
 
-    /// The content of a small blob.
+    /// The content of a blob of at most `limit` bytes; a larger one counts as absent.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn read_blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, Error> {
-        let Some(blob) = self.blob(digest)? else { return Ok(None) };
+    pub fn read_blob(&self, digest: &Digest, limit: usize) -> Result<Option<Vec<u8>>, Error> {
+        let Some(blob) = self.blob(digest)?.filter(|blob| blob.size <= limit as u64) else { return Ok(None) };
         fs::read(&blob.path).map(Some).map_err(io("read", &blob.path))
     }
 
@@ -141,16 +141,22 @@ impl Store {
         set_plain_metadata(from)?;
         fs::rename(from, &path).map_err(io("publish", &path))?;
         let entry = Entry::Blob(digest.clone());
-        let public = origin.anonymous;
-        let record =
-            BlobRecord { size, boot_id: self.boot_id.clone(), durable: false, origins: vec![origin] };
-        {
+        let origins = {
             let _guard = self.lock_records();
+            // Two may bring the same blob at once; what either has shown stays known.
+            let known =
+                record::read::<BlobRecord>(&record_path)?.map_or_else(Vec::new, |known| known.origins);
+            let mut origins: Vec<Origin> = known.into_iter().filter(|known| *known != origin).collect();
+            origins.push(origin);
+            let record =
+                BlobRecord { size, boot_id: self.boot_id.clone(), durable: false, origins: origins.clone() };
             self.write_record(&record_path, &record)?;
-        }
+            origins
+        };
         self.verified().insert(entry.clone());
         self.flusher.add(entry);
-        Ok(Blob { path, size, public, origins: record.origins })
+        let public = origins.iter().any(|origin| origin.anonymous);
+        Ok(Blob { path, size, public, origins })
     }
 
     pub(super) fn mark_blob_durable(&self, digest: &Digest) -> Result<(), Error> {
@@ -164,6 +170,21 @@ impl Store {
         self.verified().remove(&Entry::Blob(digest.clone()));
         remove(&record_path)?;
         self.discard(&path)
+    }
+
+    /// Discards every blob that is not durable.
+    pub(super) fn discard_volatile_blobs(&self) -> Result<(), Error> {
+        for algorithm in ["sha256", "sha512"] {
+            for path in super::children(&self.directory.join("blobs").join(algorithm))? {
+                let hex = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
+                let digest = hex.and_then(|hex| format!("{algorithm}:{hex}").parse().ok());
+                let known = record::read::<BlobRecord>(&path);
+                if let (Some(digest), Ok(Some(BlobRecord { durable: false, .. }))) = (digest, known) {
+                    self.discard_blob(&digest)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn update_blob(

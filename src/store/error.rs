@@ -64,7 +64,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Something the store should hold is not there: it was damaged while in use.
-    #[error("the store is damaged: {0}; run ocivol fsck, or pull again")]
+    #[error("the store is damaged: {0}; it is pulled again")]
     Damaged(String),
 }
 

@@ -1,5 +1,7 @@
 //! Durability in the background: one `syncfs` covers everything that was published before it.
 
+use std::fs::File;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -17,8 +19,8 @@ pub struct Flusher {
 #[derive(Debug)]
 enum Message {
     Entry(Entry),
-    /// Answered when everything before it is durable or discarded.
-    Wait(SyncSender<()>),
+    /// Answered when everything before it is durable, or lost.
+    Wait(SyncSender<bool>),
 }
 
 /// Entries that may wait. Beyond it an entry is left as it is: not durable, and checked after a restart.
@@ -40,9 +42,11 @@ impl Flusher {
     pub(super) fn start(&self, store: &Arc<Store>) -> Result<(), Error> {
         let Some(receiver) = lock(&self.receiver).take() else { return Ok(()) };
         let weak = Arc::downgrade(store);
+        // One descriptor for good: the kernel reports an error of writeback once to each.
+        let directory = File::open(&store.directory).map_err(io("open", &store.directory))?;
         let thread = std::thread::Builder::new()
             .name("store-flush".into())
-            .spawn(move || run(&receiver, &weak))
+            .spawn(move || run(&receiver, &weak, &directory))
             .map_err(io("start the flush thread of", &store.directory))?;
         *lock(&self.thread) = Some(thread);
         Ok(())
@@ -67,17 +71,27 @@ impl Flusher {
 }
 
 impl Store {
-    /// Waits until everything published so far is durable.
-    pub fn flush(&self) {
+    /// Waits until everything published so far is durable. False when some of it was lost.
+    pub fn flush(&self) -> bool {
         let (done, wait) = sync_channel(1);
         let sender = lock(&self.flusher.sender).clone();
-        if sender.is_some_and(|sender| sender.send(Message::Wait(done)).is_ok()) {
-            let _ = wait.recv();
+        sender.is_some_and(|sender| sender.send(Message::Wait(done)).is_ok()) && wait.recv().unwrap_or(false)
+    }
+
+    /// After a failed `syncfs` nobody knows what reached the disk, and the kernel tells of an error once. So all
+    /// that is not durable goes: entries, and downloads that are resumable or still running.
+    fn discard_volatile(&self) -> Result<(), Error> {
+        self.losses.fetch_add(1, Ordering::SeqCst);
+        self.discard_volatile_blobs()?;
+        self.forget_volatile_trees()?;
+        for directory in super::children(&self.directory.join("ingest"))? {
+            super::remove(&directory.join("ranges.json"))?;
         }
+        Ok(())
     }
 }
 
-fn run(receiver: &Receiver<Message>, store: &Weak<Store>) {
+fn run(receiver: &Receiver<Message>, store: &Weak<Store>, directory: &File) {
     while let Ok(first) = receiver.recv() {
         let mut entries = Vec::new();
         let mut waiting = Vec::new();
@@ -88,31 +102,31 @@ fn run(receiver: &Receiver<Message>, store: &Weak<Store>) {
             }
         }
         let Some(store) = store.upgrade() else { return };
-        make_durable(&store, &entries);
-        drop(waiting);
+        let durable = entries.is_empty() || make_durable(&store, &entries, directory);
+        for done in waiting {
+            let _ = done.send(durable); // Who no longer waits does not need it.
+        }
     }
 }
 
-fn make_durable(store: &Store, entries: &[Entry]) {
-    if entries.is_empty() {
-        return;
-    }
-    let synced = std::fs::File::open(&store.directory)
-        .and_then(|directory| rustix::fs::syncfs(&directory).map_err(Into::into));
-    if let Err(error) = &synced {
-        tracing::error!(%error, entries = entries.len(), "syncfs failed; what it did not cover is discarded");
+fn make_durable(store: &Store, entries: &[Entry], directory: &File) -> bool {
+    if let Err(error) = rustix::fs::syncfs(directory) {
+        tracing::error!(%error, "syncfs failed; everything that is not durable is discarded and pulled again");
+        if let Err(error) = store.discard_volatile() {
+            tracing::error!(%error, "cannot discard what may be lost");
+        }
+        return false;
     }
     for entry in entries {
-        let result = match (&synced, entry) {
-            (Ok(()), Entry::Blob(digest)) => store.mark_blob_durable(digest),
-            (Ok(()), Entry::Tree(key)) => store.mark_tree_durable(key),
-            (Err(_), Entry::Blob(digest)) => store.discard_blob(digest),
-            (Err(_), Entry::Tree(key)) => store.forget_tree(key),
+        let result = match entry {
+            Entry::Blob(digest) => store.mark_blob_durable(digest),
+            Entry::Tree(key) => store.mark_tree_durable(key),
         };
         if let Err(error) = result {
             tracing::warn!(%error, ?entry, "cannot record durability");
         }
     }
+    true
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct Ingest {
     file: File,
     origin: Origin,
     size: u64,
+    /// [`Store::losses`] when it was opened.
+    losses: u64,
     ranges: Ranges,
     hash: InOrder,
     /// Where writeback was last started.
@@ -51,26 +54,27 @@ impl std::fmt::Debug for InOrder {
     }
 }
 
-/// The right to write one digest's directory, until dropped.
+/// The right to write in one directory, until dropped.
 #[derive(Debug)]
 struct Turn {
     store: Arc<Store>,
     digest: Digest,
+    directory: PathBuf,
 }
 
 impl Turn {
-    fn take(store: &Arc<Store>, digest: &Digest) -> Self {
+    fn take(store: &Arc<Store>, digest: &Digest, directory: &Path) -> Self {
         let mut open = store.ingests.lock().unwrap_or_else(PoisonError::into_inner);
-        while !open.insert(digest.clone()) {
+        while !open.insert(directory.to_owned()) {
             open = store.ingest_closed.wait(open).unwrap_or_else(PoisonError::into_inner);
         }
-        Self { store: Arc::clone(store), digest: digest.clone() }
+        Self { store: Arc::clone(store), digest: digest.clone(), directory: directory.to_owned() }
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.store.ingests.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.digest);
+        self.store.ingests.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.directory);
         self.store.ingest_closed.notify_all();
     }
 }
@@ -93,22 +97,17 @@ const READ_BACK: usize = 256 * 1024;
 impl Store {
     /// Starts to write `blob`, or resumes where an earlier process or attempt stopped.
     ///
-    /// `origin` is where all of its bytes come from. What another repository sent is not resumed but dropped:
-    /// only who delivered a whole blob has shown that it may be read there.
+    /// `origin` is where all of its bytes come from. What another repository sent is not resumed: only who
+    /// delivered a whole blob has shown that it may be read there.
     ///
-    /// Waits while another ingest of the same digest is open.
+    /// Waits while another ingest of the same blob from the same repository is open.
     ///
     /// # Errors
     /// [`Error::NoSpace`] or [`Error::Io`].
     pub fn ingest(self: &Arc<Self>, blob: &Descriptor, mut origin: Origin) -> Result<Ingest, Error> {
-        let turn = Turn::take(self, &blob.digest);
-        let name = format!("ingest/{}-{}", blob.digest.algorithm().as_str(), blob.digest.hex());
-        let directory = self.directory.join(name);
-        let sidecar: Option<Sidecar> = record::read(&directory.join("ranges.json"))?;
-        let resumed = sidecar
-            .filter(|known| known.boot_id == self.boot_id && known.size == blob.size)
-            .filter(|known| known.ranges.is_valid(blob.size))
-            .filter(|known| known.origin.same_repository(&origin));
+        let directory = self.ingest_directory(blob, &origin);
+        let turn = Turn::take(self, &blob.digest, &directory);
+        let resumed = self.resumable(&directory, blob)?;
         let ranges = match resumed {
             Some(known) => {
                 origin.anonymous &= known.origin.anonymous;
@@ -135,11 +134,44 @@ impl Store {
             file,
             origin,
             size: blob.size,
+            losses: self.losses.load(Ordering::SeqCst),
             ranges,
             hash: InOrder { hasher: blob.digest.algorithm().hasher(), position: 0 },
             written_back: 0,
             unrecorded: 0,
         })
+    }
+}
+
+impl Store {
+    /// Bytes of `blob` that a download from `origin` still has to fetch.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn missing_of(&self, blob: &Descriptor, origin: &Origin) -> Result<u64, Error> {
+        let known = self.resumable(&self.ingest_directory(blob, origin), blob)?;
+        Ok(blob.size - known.map_or(0, |known| known.ranges.total()))
+    }
+
+    /// One directory for each digest, size and repository: sources do not spoil each other's downloads.
+    fn ingest_directory(&self, blob: &Descriptor, origin: &Origin) -> PathBuf {
+        let repository = Digest::sha256(format!("{} {}", origin.host, origin.repository).as_bytes());
+        let (digest, from) = (&blob.digest, repository.short());
+        let name = format!("{}-{}-{}-{from}", digest.algorithm().as_str(), digest.hex(), blob.size);
+        self.directory.join("ingest").join(name)
+    }
+
+    /// What an earlier attempt left in `directory`, if it can be believed: recorded in this boot, and as long as
+    /// it says.
+    fn resumable(&self, directory: &Path, blob: &Descriptor) -> Result<Option<Sidecar>, Error> {
+        let length = fs::metadata(directory.join("data")).map_or(0, |found| found.len());
+        let known: Option<Sidecar> = record::read(&directory.join("ranges.json"))?;
+        Ok(known.filter(|known| {
+            known.boot_id == self.boot_id
+                && known.size == blob.size
+                && known.ranges.is_valid(blob.size)
+                && known.ranges.end() <= length
+        }))
     }
 }
 
@@ -195,6 +227,11 @@ impl Ingest {
     /// [`Error::Mismatch`] when the content is wrong: it is then gone. Else as [`Ingest::write`].
     pub fn finish(mut self) -> Result<Blob, Error> {
         self.hash_what_is_there()?;
+        if self.losses != self.turn.store.losses.load(Ordering::SeqCst) {
+            self.unrecorded = 0;
+            remove(&self.directory)?;
+            return Err(Error::Damaged(format!("the disk lost a part of blob {}", self.turn.digest)));
+        }
         if self.hash.position != self.size {
             let at = self.hash.position;
             return Err(Error::Damaged(format!("blob {} is incomplete at byte {at}", self.turn.digest)));
@@ -208,8 +245,9 @@ impl Ingest {
             return Err(Error::Mismatch { expected, got });
         }
         self.unrecorded = 0;
+        remove(&self.directory.join("ranges.json"))?; // It says nothing once the data is moved.
         let blob = {
-            let Turn { store, digest } = &self.turn;
+            let Turn { store, digest, .. } = &self.turn;
             store.publish_blob(digest, self.size, &self.directory.join("data"), self.origin.clone())?
         };
         remove(&self.directory)?;

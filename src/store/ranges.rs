@@ -46,6 +46,11 @@ impl Ranges {
         gaps
     }
 
+    /// The end of the last range.
+    pub fn end(&self) -> u64 {
+        self.0.last().map_or(0, |last| last.end)
+    }
+
     /// Bytes in the set.
     pub fn total(&self) -> u64 {
         self.0.iter().map(|known| known.end - known.start).sum()

@@ -71,8 +71,8 @@ impl TreeKey {
     /// The key of what `manifest` shows when laid out with these attributes.
     pub fn new(manifest: &Digest, selection: &Selection, readable: bool) -> Self {
         let parts = (manifest, LAYOUT_VERSION, selection.normal_form(), readable);
-        // A tuple of strings and numbers always encodes; an empty text would only make keys collide with none.
-        let text = serde_json::to_string(&parts).unwrap_or_default();
+        // Strings, numbers and lists of them always encode.
+        let text = serde_json::to_string(&parts).unwrap_or_else(|error| error.to_string() + manifest.hex());
         Self(Digest::sha256(text.as_bytes()).hex().to_owned())
     }
 
@@ -210,6 +210,14 @@ impl Store {
         let _guard = self.lock_records();
         self.verified().remove(&Entry::Tree(key.clone()));
         remove(&self.image_path(key))
+    }
+
+    /// Forgets every tree that is not durable.
+    pub(super) fn forget_volatile_trees(&self) -> Result<(), Error> {
+        for tree in self.trees()?.into_iter().filter(|tree| !tree.image.durable) {
+            self.forget_tree(&tree.key)?;
+        }
+        Ok(())
     }
 
     /// Moves a tree's directory aside. Its files stay: a pod may still have it mounted.

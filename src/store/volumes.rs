@@ -22,6 +22,8 @@ pub struct VolumeRecord {
     pub manifest: Digest,
     /// The tree that is mounted.
     pub tree: TreeKey,
+    /// Whether the target's directory was made for it.
+    pub made_target: bool,
 }
 
 impl Store {

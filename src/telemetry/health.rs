@@ -1,6 +1,7 @@
 //! The health server: `/healthz`, `/readyz`, `/metrics`.
 
 use std::future::Future;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,22 @@ pub struct Checks {
 /// Time for a check: livenessprobe's default.
 const CHECK_TIME: Duration = Duration::from_secs(3);
 
+/// Requests answered at the same time; more wait.
+const REQUESTS: usize = 16;
+
+/// Binds `address`; where there is no IPv6, all IPv4 addresses in place of all addresses.
+///
+/// # Errors
+/// When the port is taken, or the address is not this machine's.
+pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        result => result,
+    }
+}
+
 /// Serves until `stop` is true.
 ///
 /// # Errors
@@ -46,6 +63,7 @@ pub async fn serve(
         .route("/healthz", get(|State(checks): State<Arc<Checks>>| async move { answer(&checks.live).await }))
         .route("/readyz", get(|State(checks): State<Arc<Checks>>| async move { answer(&checks.ready).await }))
         .route("/metrics", get(metrics))
+        .layer(tower::limit::GlobalConcurrencyLimitLayer::new(REQUESTS))
         .with_state(Arc::new(checks));
     axum::serve(listener, router)
         .with_graceful_shutdown(async move {

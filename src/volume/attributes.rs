@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(policy(&digest), PullPolicy::IfNotPresent);
         let plain = parse(&[("reference", "r.example/x"), ("path", "/")]).expect("valid");
         assert!(plain.readable && !plain.exec && plain.path.is_none());
-        assert!(plain.selection.is_everything());
+        assert!(plain.selection.normal_form().iter().all(std::collections::BTreeSet::is_empty));
     }
 
     #[test]

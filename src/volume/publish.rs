@@ -107,7 +107,7 @@ impl Volumes {
         let found = blocking(move || {
             let table = Table::read()?;
             let ours = Ours::locate(&table, &root);
-            Ok::<_, Error>(table.at(&looked_up).map(|mount| (ours.holds(mount), mount.clone())))
+            Ok::<_, Error>(table.at(&looked_up).map(|mount| (ours.may_unmount(mount), mount.clone())))
         })
         .await?;
         let Some((ours, mount)) = found else { return Ok(false) };
@@ -118,7 +118,8 @@ impl Volumes {
         let record = match self.store_if_usable().await {
             Some(store) => {
                 let path = path.clone();
-                blocking(move || store.volume(&path)).await?
+                // A record that cannot be read is as good as none.
+                blocking(move || store.volume(&path)).await.unwrap_or(None)
             }
             None => None,
         };
@@ -132,7 +133,6 @@ impl Volumes {
     }
 
     async fn wait_for_pull(&self, request: &Publish, place: &Arc<Place>) -> Result<Arc<Pulled>, Error> {
-        let mut stopping = self.stopping.subscribe();
         let puller = self.puller().await?;
         let attributes = &request.attributes;
         let mut pull = puller.pull(pull_request(attributes, &request.keyring));
@@ -147,7 +147,7 @@ impl Volumes {
                 reference: attributes.reference.to_string(),
                 progress: pull.state().snapshot().to_string(),
             }),
-            _ = stopping.wait_for(|stopping| *stopping) => Err(Error::Stopping),
+            () = self.stopping() => Err(Error::Stopping),
         }
     }
 }
@@ -175,7 +175,8 @@ pub fn hold_time(timeout: Option<Duration>) -> Duration {
 
 fn mount(store: &Store, request: &Publish, pulled: &Pulled, turn: Turn) -> Result<(), Error> {
     let attributes = &request.attributes;
-    mount::attach(&pulled.tree.root, attributes.path.as_ref(), &request.target, attributes.exec)?;
+    let attached =
+        mount::attach(&pulled.tree.root, attributes.path.as_ref(), &request.target, attributes.exec)?;
     let record = VolumeRecord {
         target: request.target.path().to_owned(),
         volume_id: request.volume_id.clone(),
@@ -183,6 +184,7 @@ fn mount(store: &Store, request: &Publish, pulled: &Pulled, turn: Turn) -> Resul
         reference: attributes.reference.to_string(),
         manifest: pulled.digest.clone(),
         tree: pulled.tree.key.clone(),
+        made_target: attached.made_target,
     };
     // The mount stands without it: it then counts as this volume, whatever is asked for.
     if let Err(error) = store.set_volume(&record) {

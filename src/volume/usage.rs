@@ -41,7 +41,8 @@ impl Volumes {
         }
         if let Some(store) = self.store_if_usable().await {
             let looked_up = target.path().to_owned();
-            let record = blocking(move || store.volume(&looked_up)).await?;
+            // A record that cannot be read is as good as none.
+            let record = blocking(move || store.volume(&looked_up)).await.unwrap_or(None);
             if record.is_some_and(|record| record.volume_id != volume_id) {
                 return Err(not_published());
             }

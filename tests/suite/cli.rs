@@ -102,8 +102,19 @@ fn pull_mount_list_and_unmount_alone_and_beside_a_plugin() {
             );
 
             stdout(&ocivol(&node, &registry, &["umount", place]).await);
-            assert!(mount_at(&directory).is_none() && !directory.exists());
+            assert!(mount_at(&directory).is_none() && !directory.exists(), "it was made for the mount");
+            let (code, text) = failure(&ocivol(&node, &registry, &["umount", place]).await);
+            assert!(code == 1 && text.contains("is published at"), "{text}");
+
+            // A directory that was there before stays.
+            std::fs::create_dir(&directory).expect("made");
+            stdout(&ocivol(&node, &registry, &["mount", &reference, place]).await);
+            let (code, _) = failure(&ocivol(&node, &registry, &["mount", &reference, place]).await);
+            assert_eq!(code, 1, "it is mounted already");
             stdout(&ocivol(&node, &registry, &["umount", place]).await);
+            assert!(mount_at(&directory).is_none() && directory.exists());
+            let (code, _) = failure(&ocivol(&node, &registry, &["umount", place]).await);
+            assert!(code == 1 && directory.exists());
         }
     });
 }

@@ -285,3 +285,77 @@ fn a_full_disk_is_told_before_it_is_tried_and_harms_nothing() {
         nix::mount::umount(&node.root).expect("unmounted");
     });
 }
+
+/// A download of which `part` bytes came; the registry then fails until it is unscripted.
+async fn interrupted(node: &Node, registry: &Scripted, reference: &str, content: &[u8], part: usize) {
+    let sent = content[..part].to_vec();
+    let length = content.len();
+    let mut first = true;
+    registry.script(move |seen| {
+        if !seen.path.contains("/blobs/") || seen.method != Method::GET {
+            return None;
+        }
+        if !std::mem::replace(&mut first, false) {
+            return Some(ocivol::demo::registry::error(axum::http::StatusCode::BAD_GATEWAY, "DOWN"));
+        }
+        let parts = [Ok(bytes::Bytes::from(sent.clone())), Err(std::io::Error::other("cut"))];
+        let body = axum::body::Body::from_stream(futures_util::stream::iter(parts));
+        Some(axum::response::IntoResponse::into_response(([("content-length", length)], body)))
+    });
+    let status = node.publish(&node.volume("pod"), reference, &[]).await.expect_err("interrupted");
+    assert_eq!(status.code(), Code::Unavailable, "{}", status.message());
+    registry.unscript();
+    registry.forget();
+}
+
+#[test]
+fn regression_a_resumed_download_needs_only_room_for_the_rest() {
+    isolated(async {
+        let content = noise(10, 12 << 20);
+        let registry = Scripted::start().await;
+        registry
+            .pusher("m")
+            .model("v1", &[Layer::model_file("weight", "w", content.clone())])
+            .await
+            .expect("pushed");
+        let reference = registry.reference("m:v1");
+        let mut node = Node::prepare(&["--plain-http", &registry.host()]);
+        fs::create_dir(&node.root).expect("made");
+        let size = Some("size=16m,mode=700");
+        nix::mount::mount(Some("x"), &node.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
+            .expect("mounted");
+        node.run().await;
+        interrupted(&node, &registry, &reference, &content, 8 << 20).await;
+        let volume = node.volume("pod");
+        node.publish(&volume, &reference, &[]).await.expect("published");
+        assert!(fs::read(volume.target.join("w")).expect("read") == content);
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+        node.stop().await;
+        nix::mount::umount(&node.root).expect("unmounted");
+    });
+}
+
+#[test]
+fn regression_a_download_that_lost_data_starts_over() {
+    isolated(async {
+        let content = noise(11, 3 << 20);
+        let registry = Scripted::start().await;
+        registry
+            .pusher("m")
+            .model("v1", &[Layer::model_file("weight", "w", content.clone())])
+            .await
+            .expect("pushed");
+        let reference = registry.reference("m:v1");
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        interrupted(&node, &registry, &reference, &content, 2 << 20).await;
+        let ingest =
+            fs::read_dir(node.root.join("v1/ingest")).expect("listed").map(|it| it.expect("an entry").path());
+        let data = ingest.map(|path| path.join("data")).find(|path| path.exists()).expect("a download");
+        fs::OpenOptions::new().write(true).open(data).and_then(|file| file.set_len(1000)).expect("cut");
+        let volume = node.volume("pod");
+        node.publish(&volume, &reference, &[]).await.expect("published");
+        assert!(fs::read(volume.target.join("w")).expect("read") == content);
+        assert!(registry.requests().iter().all(|seen| !seen.headers.contains_key("range")), "from the start");
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+    });
+}

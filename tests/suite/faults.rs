@@ -541,3 +541,109 @@ fn a_slow_connection_gets_help_from_others() {
         node.kubelet.unpublish(&volume).await.expect("unpublished");
     });
 }
+
+#[test]
+fn regression_a_head_does_not_move_a_pinned_digest() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let pusher = registry.pusher("m");
+        let pinned = pusher.model("a", &[Layer::model_file("doc", "which", "pinned")]).await.expect("pushed");
+        let other = pusher.model("b", &[Layer::model_file("doc", "which", "other")]).await.expect("pushed");
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let reference = registry.reference(&format!("m@{pinned}"));
+        let (first, second) = (node.volume("first"), node.volume("second"));
+        node.publish(&first, &reference, &[]).await.expect("published");
+        let lie = other.to_string();
+        registry.script(move |seen| {
+            let head = seen.method == Method::HEAD && is_manifest(seen);
+            head.then(|| [("docker-content-digest", lie.clone())].into_response())
+        });
+        node.publish(&second, &reference, &[("pullPolicy", "Always")]).await.expect("published");
+        assert_eq!(std::fs::read_to_string(second.target.join("which")).expect("read"), "pinned");
+        for volume in [&first, &second] {
+            node.kubelet.unpublish(volume).await.expect("unpublished");
+        }
+    });
+}
+
+#[test]
+fn regression_a_large_blob_is_not_read_as_a_manifest() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let pusher = registry.pusher("m");
+        let weights = noise(10, 200 << 20);
+        let digest = Digest::sha256(&weights);
+        pusher.model("v1", &[Layer::model_file("weight", "w", weights)]).await.expect("pushed");
+        let index = serde_json::json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [
+            {"mediaType": media_type::OCI_MANIFEST, "digest": digest.to_string(), "size": 100}]});
+        pusher.manifest("trap", media_type::OCI_INDEX, &index.to_string()).await.expect("pushed");
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let volume = node.volume("pod");
+        node.publish(&volume, &registry.reference("m:v1"), &[]).await.expect("published");
+        let trap = node.volume("trap");
+        node.publish(&trap, &registry.reference("m:trap"), &[]).await.expect_err("no manifest");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line");
+        let peak: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+        assert!(peak < 64 * 1024, "{peak} kB");
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+    });
+}
+
+#[test]
+fn regression_a_manifest_that_lies_about_a_size_spoils_no_other_download() {
+    isolated(async {
+        let content = noise(11, 500_000);
+        let (registry, node, reference) = setup(&content).await;
+        let evil = Scripted::start().await;
+        let pusher = evil.pusher("m");
+        let config = pusher.blob(Bytes::from_static(b"{}")).await.expect("pushed");
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+            "config": {"mediaType": media_type::OCI_EMPTY, "digest": config.to_string(), "size": 2},
+            "layers": [{"mediaType": "a/b", "digest": Digest::sha256(&content).to_string(), "size": 1,
+                "annotations": {"org.opencontainers.image.title": "f"}}],
+        });
+        pusher.manifest("v1", media_type::OCI_MANIFEST, &manifest.to_string()).await.expect("pushed");
+        evil.script(|seen| is_blob(seen).then(|| broken(b"", 1, true)));
+        let mut node = node;
+        node.stop().await;
+        drop(node);
+        let hosts = format!("{},{}", registry.host(), evil.host());
+        let node = Node::start(&["--plain-http", &hosts, "--stall-timeout", "60"]).await;
+        let (trap, volume) = (node.volume("trap"), node.volume("pod"));
+        let (kubelet, evil_reference) = (node.kubelet.clone(), evil.reference("m:v1"));
+        let request = kubelet.publish_request(&trap, &[("reference", &evil_reference)], &[]);
+        let waiting = tokio::spawn(async move { kubelet.publish(request).await });
+        crate::support::eventually("the lie is being fetched", || evil.count(&GET, "/blobs/") > 0).await;
+        node.publish(&volume, &reference, &[]).await.expect("published");
+        assert_eq!(std::fs::read(volume.target.join("w")).expect("read"), content);
+        node.kubelet.unpublish(&trap).await.expect("unpublished");
+        let _ = waiting.await;
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+    });
+}
+
+#[test]
+fn regression_t28_a_redirect_target_cannot_ask_for_credentials() {
+    isolated(async {
+        let (registry, node, reference) = setup(b"content").await;
+        let (storage, harvester) = (Scripted::start().await, Scripted::start().await);
+        let realm = format!("Bearer realm=\"http://{}/token\"", harvester.host());
+        storage.script(move |_| {
+            Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, realm.clone())]).into_response())
+        });
+        let elsewhere = format!("http://{}/blob", storage.host());
+        registry.script(move |seen| {
+            is_blob(seen).then(|| {
+                (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, elsewhere.clone())]).into_response()
+            })
+        });
+        let volume = node.volume("pod");
+        let status =
+            node.publish_as(&volume, &reference, &[], ("user", "hunter2")).await.expect_err("refused");
+        assert_eq!(status.code(), Code::Unauthenticated, "{}", status.message());
+        assert!(!storage.requests().is_empty());
+        assert!(harvester.requests().is_empty(), "{:?}", harvester.requests());
+    });
+}

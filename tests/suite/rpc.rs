@@ -107,6 +107,8 @@ fn publish_answers_every_condition_with_its_code() {
                 let capability = request.volume_capability.as_mut().expect("a capability");
                 capability.access_mode = Some(AccessMode { mode: mode.into() });
                 request.readonly = readonly;
+                // As for a PersistentVolume: inline volumes are always announced as written by one node.
+                request.volume_context.insert("csi.storage.k8s.io/ephemeral".into(), "false".into());
             })
         };
         let flags = |flag: &'static str| -> Change<'static> {
