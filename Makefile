@@ -2,6 +2,9 @@
 
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# Built by you, run by root: `cargo test` starts the test programs through this.
+HOST := $(shell rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)
+AS_ROOT := $(if $(SUDO),CARGO_TARGET_$(HOST)_RUNNER="sudo -E")
 TOOLS := target/tools
 MUSL := x86_64-unknown-linux-musl
 MUSL_ARM := aarch64-unknown-linux-musl
@@ -20,7 +23,7 @@ test: ## Install what the tests need, run all tests (as root: they mount)
 	@$(call need,docker-registry,docker-registry)
 	@$(call need,unshare,util-linux)
 	@$(call need,python3,python3)
-	$(SUDO) env "PATH=$$PATH" $(CARGO) test
+	$(AS_ROOT) $(CARGO) test
 
 check: $(TOOLS)/bin/cargo-deny ## Format, lints as errors, licences and sources, documentation
 	$(CARGO) fmt --check

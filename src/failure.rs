@@ -51,7 +51,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     one_line(&text)
 }
 
-/// `text` without control characters, at most [`LINE_LIMIT`] bytes: what a registry or a reference holds must
+/// `text` without control characters, at most `LINE_LIMIT` bytes: what a registry or a reference holds must
 /// not be able to forge lines in a log or an event.
 pub fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len().min(LINE_LIMIT));

@@ -117,8 +117,8 @@ pub struct Puller {
 /// Bytes received and not yet written, on the whole node. With the bounds on connections and on manifests this
 /// bounds memory, whatever registries send.
 const BUFFERED_BYTES: usize = 12 * 1024 * 1024;
-/// Pulls that read and lay out their manifest at the same time.
-const PLANS_AT_A_TIME: usize = 32;
+/// Manifests that are taken apart at the same time; this takes many times their size, and no network.
+const PLANS_AT_A_TIME: usize = 4;
 /// Blobs of one pull that are looked after at a time; downloads are bounded apart.
 const BLOBS_AT_A_TIME: usize = 16;
 
@@ -210,11 +210,11 @@ impl Puller {
             }
         };
         let (who, reference, digest) = (source.clone(), request.reference.clone(), resolved.digest.clone());
-        let (asked, proven) = (resolved.asked, proven);
+        let (asked, confirmed) = (resolved.asked, !proven && !resolved.offline);
         self.with_store(move |store| {
-            // Only what the registry has just confirmed is proven anew; a belief does not renew itself.
+            // Only what was just shown is proven anew; a belief does not renew itself.
             let keys = access_key(&who);
-            if !proven && asked {
+            if confirmed {
                 store.set_proven(keys.as_key(), &proof)?;
             }
             if asked {
@@ -229,13 +229,13 @@ impl Puller {
         Ok(Pulled { tree, digest: resolved.digest, fetched: progress.snapshot().fetched })
     }
 
-    /// Resolves, and lays out. Bounded, because a manifest takes many times its size while it is read.
+    /// Resolves, and lays out.
     async fn plan(
         self: &Arc<Self>,
         request: &Request,
     ) -> Result<(resolve::Resolved, layout::Plan, layout::Family), Error> {
-        let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
         let (resolved, manifest) = self.resolve(request).await?;
+        let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
         let selection = request.selection.clone();
         // Thousands of names and patterns are work for a thread that may take its time.
         let (plan, family) = blocking(move || {

@@ -135,6 +135,7 @@ impl Store {
             ingest_closed: Condvar::new(),
             _lock: lock,
         });
+        tracing::info!(root = %root.display(), reflink = store.reflink, "store opened");
         store.clear_leftovers()?;
         store.flusher.start(&store)?;
         Ok(store)

@@ -95,8 +95,13 @@ pub struct NodeArgs {
     /// kubelet's directory
     #[arg(long, env = "OCIVOL_KUBELET_DIR", default_value = "/var/lib/kubelet")]
     pub kubelet_dir: PathBuf,
-    /// Where to register with kubelet; empty: do not [default: <kubelet-dir>/plugins_registry]
-    #[arg(long, env = "OCIVOL_REGISTRATION_DIR", value_name = "DIR")]
+    /// Where to register with kubelet.
+    #[arg(
+        long,
+        env = "OCIVOL_REGISTRATION_DIR",
+        value_name = "DIR",
+        help = "Where to register with kubelet; empty: do not [default: <kubelet-dir>/plugins_registry]"
+    )]
     pub registration_dir: Option<String>,
     /// Where /healthz, /readyz and /metrics are served; empty: nowhere
     #[arg(long, env = "OCIVOL_HEALTH_ADDR", default_value = ":9808")]
@@ -112,7 +117,8 @@ pub struct NodeArgs {
 /// What to pull: the same names and meaning as a volume's attributes.
 #[derive(Debug, Clone, Args)]
 pub struct ContentArgs {
-    /// host[:port]/name[:tag][@digest]
+    /// What to pull.
+    #[arg(help = "host[:port]/name[:tag][@digest]")]
     pub reference: String,
     /// Always, IfNotPresent or Never
     #[arg(long)]

@@ -1,7 +1,7 @@
 //! One blob over the network into the store: one pass from the socket through the hash to the file.
 //!
 //! Connections hand their bytes over a bounded channel to one thread, which hashes and writes. The bytes on the
-//! way are bounded for the whole node ([`super::BUFFERED_BYTES`]). A connection that is slow for this network
+//! way are bounded for the whole node (`BUFFERED_BYTES`). A connection that is slow for this network
 //! gets help: the rest of its part is split and fetched by another. What has arrived is kept when a connection
 //! breaks, when the source is given up for one of the same repository, and when the process ends.
 

@@ -142,16 +142,17 @@ impl Puller {
     /// Fetches the manifest at `target` into the store.
     async fn fetch_manifest(&self, source: &Source, target: &str) -> Result<Digest, Error> {
         let fetched = self.registry.manifest(source, target).await?;
-        // Parsed before it is stored: a manifest that cannot be used is not kept.
-        parse(&fetched.bytes, fetched.content_type.as_deref()).map_err(|cause| {
-            registry::Error::Manifest {
-                host: source.host.clone(),
-                what: format!("manifest {}:{target}", source.repository),
-                source: cause,
-            }
-        })?;
+        let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
         let (digest, from) = (fetched.digest.clone(), origin(source));
-        self.with_store(move |store| store.add_blob(&fetched.digest, &fetched.bytes, from)).await?;
+        let (host, what) = (source.host.clone(), format!("manifest {}:{target}", source.repository));
+        self.with_store(move |store| {
+            // Parsed before it is stored: a manifest that cannot be used is not kept.
+            parse(&fetched.bytes, fetched.content_type.as_deref())
+                .map_err(|source| registry::Error::Manifest { host, what, source })?;
+            store.add_blob(&fetched.digest, &fetched.bytes, from)?;
+            Ok::<_, Error>(())
+        })
+        .await?;
         Ok(digest)
     }
 
@@ -164,26 +165,28 @@ impl Puller {
         digest: &Digest,
         offline: bool,
     ) -> Result<Document, Error> {
-        let load = |digest: Digest, from: crate::store::Origin| {
-            self.with_store(move |store: &Arc<Store>| {
+        let load = async || {
+            let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
+            let (digest, from, name) = (digest.clone(), origin(source), reference.to_string());
+            let read = move |store: &Arc<Store>| {
                 let rightful = store.blob(&digest)?.is_some_and(|blob| {
                     blob.public || blob.origins.iter().any(|origin| origin.same_repository(&from))
                 });
                 // What is too large to be a manifest is some other blob, that somebody calls one.
-                if rightful { store.read_blob(&digest, SIZE_LIMIT) } else { Ok(None) }
-            })
+                let bytes = if rightful { store.read_blob(&digest, SIZE_LIMIT)? } else { None };
+                let document = bytes.map(|bytes| parse(&bytes, None)).transpose();
+                document.map_err(|source| Error::Manifest { reference: name, source })
+            };
+            self.with_store(read).await
         };
-        let bytes = match load(digest.clone(), origin(source)).await? {
-            Some(bytes) => bytes,
-            None if offline => return Err(Error::NotPresent { reference: reference.to_string() }),
+        match load().await? {
+            Some(document) => Ok(document),
+            None if offline => Err(Error::NotPresent { reference: reference.to_string() }),
             None => {
                 self.fetch_manifest(source, &digest.to_string()).await?;
-                load(digest.clone(), origin(source))
-                    .await?
-                    .ok_or_else(|| Error::NotPresent { reference: reference.to_string() })?
+                load().await?.ok_or_else(|| Error::NotPresent { reference: reference.to_string() })
             }
-        };
-        parse(&bytes, None).map_err(|source| Error::Manifest { reference: reference.to_string(), source })
+        }
     }
 }
 

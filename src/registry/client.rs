@@ -1,9 +1,11 @@
 //! Manifests and blobs by name.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use reqwest::{Method, header};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Error;
 use super::retry::Backoff;
@@ -14,10 +16,15 @@ use crate::oci::{Descriptor, Digest, manifest, media_type};
 #[derive(Clone)]
 pub struct Registry {
     transport: Transport,
+    /// Permits are bytes: of manifests that came and are not dealt with yet.
+    manifests: Arc<Semaphore>,
 }
 
+/// Bytes of manifests in memory, of all requests together.
+const MANIFEST_BYTES: usize = 16 * manifest::SIZE_LIMIT;
+
 /// A manifest as a registry sent it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Fetched {
     /// Its bytes.
     pub bytes: Bytes,
@@ -25,6 +32,7 @@ pub struct Fetched {
     pub digest: Digest,
     /// What the registry says it is.
     pub content_type: Option<String>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Registry {
@@ -33,7 +41,8 @@ impl Registry {
     pub fn new(settings: Settings) -> Result<Self, Error> {
         let transport = Transport::new(settings);
         let no_roots = |error: reqwest::Error| Error::Tls { reason: crate::failure::chain(&error) };
-        Ok(Self { transport: transport.map_err(no_roots)? })
+        let manifests = Arc::new(Semaphore::new(MANIFEST_BYTES));
+        Ok(Self { transport: transport.map_err(no_roots)?, manifests })
     }
 
     /// Failures in a row after which a caller should give a source up.
@@ -60,11 +69,16 @@ impl Registry {
             let result = async {
                 let response = self.transport.send(source, &request).await?;
                 let content_type = header_text(&response, header::CONTENT_TYPE);
-                let bytes = self.transport.read(source, response, manifest::SIZE_LIMIT).await?;
-                Ok((bytes, content_type))
+                let budget = Some(&self.manifests);
+                let (bytes, permit) =
+                    self.transport.read(source, response, manifest::SIZE_LIMIT, budget).await?;
+                Ok((bytes, content_type, permit))
             };
             match result.await {
-                Ok((bytes, content_type)) => return checked(source, target, bytes, content_type),
+                Ok((bytes, content_type, permit)) => {
+                    let digest = check(source, target, &bytes)?;
+                    return Ok(Fetched { bytes, digest, content_type, _permit: permit });
+                }
                 Err(error) => match backoff.after(&error) {
                     Some(wait) => {
                         tracing::debug!(%error, ?wait, "retrying manifest");
@@ -142,25 +156,14 @@ fn name(source: &Source, target: &str) -> String {
     format!("{}{separator}{target}", source.repository)
 }
 
-/// A digest in `target` is checked against the bytes; what the registry's headers claim is not looked at.
-fn checked(
-    source: &Source,
-    target: &str,
-    bytes: Bytes,
-    content_type: Option<String>,
-) -> Result<Fetched, Error> {
-    let digest = match target.parse::<Digest>() {
-        Ok(wanted) => {
-            let got = Digest::of(wanted.algorithm(), &bytes);
-            if got != wanted {
-                let got = got.to_string();
-                return Err(Error::WrongContent { host: source.host.clone(), wanted, got });
-            }
-            wanted
-        }
-        Err(_) => Digest::sha256(&bytes),
-    };
-    Ok(Fetched { bytes, digest, content_type })
+/// The digest of `bytes`. One in `target` must match; what the registry's headers claim is not looked at.
+fn check(source: &Source, target: &str, bytes: &[u8]) -> Result<Digest, Error> {
+    let Ok(wanted) = target.parse::<Digest>() else { return Ok(Digest::sha256(bytes)) };
+    let got = Digest::of(wanted.algorithm(), bytes);
+    if got == wanted {
+        return Ok(wanted);
+    }
+    Err(Error::WrongContent { host: source.host.clone(), wanted, got: got.to_string() })
 }
 
 fn header_text(response: &reqwest::Response, name: impl header::AsHeaderName) -> Option<String> {

@@ -301,8 +301,13 @@ fn place(
     if !own_metadata && !executable {
         match fs::hard_link(blob, target) {
             Ok(()) => return Ok(()),
-            // ext4 ends at 65,000 links of one file; another file system mounted in between cannot be linked to.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EMLINK | libc::EXDEV)) => {}
+            // ext4 ends at 65,000 links of one file; another file system mounted in between cannot be linked to, and
+            // some have no links at all.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EMLINK | libc::EXDEV | libc::EPERM | libc::EOPNOTSUPP)
+                ) => {}
             Err(error) => return Err(io("link", target)(error)),
         }
     }

@@ -13,7 +13,7 @@ impl Volumes {
     /// Needs no network and no store: a store that cannot be used only keeps a record that the next start drops.
     ///
     /// # Errors
-    /// What [`mount::detach`] fails with.
+    /// What [`mount::detach()`] fails with.
     pub async fn unpublish(&self, target: Target) -> Result<(), Error> {
         self.take_away(target, |_| true).await.map(drop)
     }
