@@ -15,6 +15,7 @@ pub mod progress;
 pub mod resolve;
 pub mod segments;
 mod turns;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -212,7 +213,7 @@ impl Puller {
         let (who, reference, digest) = (source.clone(), request.reference.clone(), resolved.digest.clone());
         let (asked, confirmed) = (resolved.asked, !proven && !resolved.offline);
         self.with_store(move |store| {
-            // Only what was just shown is proven anew; a belief does not renew itself.
+            // The manifest's proof is renewed by the registry alone. The blobs' proof counts only beside it.
             let keys = access_key(&who);
             if confirmed {
                 store.set_proven(keys.as_key(), &proof)?;

@@ -181,6 +181,19 @@ impl Store {
         self.verified.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// How often what was not durable had to be given up. Who began before must not publish after.
+    fn losses(&self) -> u64 {
+        self.losses.load(Ordering::SeqCst)
+    }
+
+    /// Fails when something was given up since `losses` were counted.
+    fn check_losses(&self, losses: u64, what: &str) -> Result<(), Error> {
+        if self.losses() == losses {
+            return Ok(());
+        }
+        Err(Error::Damaged(format!("the disk failed while {what} was written")))
+    }
+
     fn lock_records(&self) -> MutexGuard<'_, ()> {
         self.records.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

@@ -32,12 +32,18 @@ pub async fn run(
             ) =>
         {
             let reply = execute(volumes, request, progress).await?;
+            let lost = match &reply {
+                Reply::Pulled(_) => "the disk failed to take what was pulled; see its log, and pull again",
+                Reply::Mounted(_) => {
+                    "it is mounted, but the disk failed to take what was pulled; see its log, unmount, and pull again"
+                }
+                _ => return Ok(reply),
+            };
             let store = Arc::clone(volumes.puller().await?.store());
-            if !crate::pull::blocking(move || store.flush()).await {
-                let message = "the disk did not take what was pulled; see the log, and try again".to_owned();
-                return Err(Failure { kind: Kind::Unavailable, message });
+            if crate::pull::blocking(move || store.flush()).await {
+                return Ok(reply);
             }
-            Ok(reply)
+            Err(Failure { kind: Kind::Unavailable, message: lost.to_owned() })
         }
         Err(error) => Err(broken(volumes.store_root(), &error.to_string())),
     }

@@ -89,8 +89,10 @@ fn open_target(parent: &OwnedFd, target: &Target) -> Result<OwnedFd, Error> {
 fn attach_clone(source: &OwnedFd, directory: &OwnedFd, target: &Target, exec: bool) -> Result<(), Error> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let clone =
-        rustix::mount::open_tree(source, c"", flags).map_err(kernel("clone the tree for", target.path()))?;
+    let clone = rustix::mount::open_tree(source, c"", flags).map_err(|errno| match errno {
+        Errno::NOSYS => Error::OldKernel,
+        other => kernel("clone the tree for", target.path())(other),
+    })?;
     let mut set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     if !exec {
         set |= libc::MOUNT_ATTR_NOEXEC;

@@ -6,8 +6,8 @@
 //! breaks, when the source is given up for one of the same repository, and when the process ends.
 
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,8 @@ use tokio::time::MissedTickBehavior;
 use super::offers::Offers;
 use super::progress::Counter;
 use super::segments::Segments;
+use super::turns::Permit;
+use super::watch::{Pace, Watch};
 use super::{BUFFERED_BYTES, Error, Puller, blocking, origin};
 use crate::oci::Descriptor;
 use crate::registry;
@@ -37,11 +39,6 @@ const HELP_BELOW: f64 = 100e6;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A source below this rate (bytes per second) is replaced when another is offered.
 const REPLACE_BELOW: f64 = 1e6;
-/// Looks in a row after which a slow source is replaced.
-const PATIENCE: u32 = 5;
-/// A source below this rate (bytes per second) for [`DEAD_AFTER`] looks fails: it only holds others up.
-const DEAD_BELOW: f64 = 10e3;
-const DEAD_AFTER: u32 = 60;
 /// Parts that wait for the writer.
 const QUEUE: usize = 16;
 
@@ -61,13 +58,15 @@ struct Fetch<'a> {
     segments: Mutex<Segments>,
     /// The source sends the whole blob when it is asked for a range.
     ignores_ranges: AtomicBool,
+    /// Bytes that came, also those that are not needed.
+    received: AtomicU64,
     writer: mpsc::Sender<Piece>,
 }
 
 /// Why a source did not deliver the blob.
 enum End {
-    /// It is slow, and another one is offered.
-    Slow,
+    /// It is slow, at this many bytes per second, and another one is offered.
+    Slow(f64),
     /// It cannot. `resumed` when a wrong digest may be the fault of bytes that were there before.
     Failed { error: Error, resumed: bool },
 }
@@ -82,8 +81,7 @@ impl Puller {
     /// Fetches `blob` from the sources that `offers` has and gets, one after the other.
     pub(super) async fn download(&self, blob: &Descriptor, offers: &Offers) -> Result<Blob, Error> {
         let mut last = Arc::new(Error::Stopped);
-        while let Some(source) = offers.next() {
-            let turn = self.downloads.turn(&source.host).await;
+        while let Some((source, turn)) = self.pick(offers).await {
             let mut result = self.download_from(blob, &source, offers).await;
             if let Err(End::Failed { resumed: true, .. }) = result {
                 result = self.download_from(blob, &source, offers).await;
@@ -91,9 +89,9 @@ impl Puller {
             drop(turn);
             match result {
                 Ok(blob) => return Ok(blob),
-                Err(End::Slow) => {
-                    tracing::info!(digest = %blob.digest, host = source.host, "replacing a slow source");
-                    offers.was_slow(&source);
+                Err(End::Slow(rate)) => {
+                    tracing::info!(digest = %blob.digest, host = source.host, rate, "replacing a slow source");
+                    offers.was_slow(&source, rate);
                 }
                 Err(End::Failed { error: error @ Error::Store(_), .. }) => return Err(error),
                 Err(End::Failed { error, .. }) => {
@@ -104,6 +102,29 @@ impl Puller {
             }
         }
         Err(Error::Shared(last))
+    }
+
+    /// The first source whose registry has a turn; a registry that is busy does not hold up another.
+    async fn pick(&self, offers: &Offers) -> Option<(Source, Permit)> {
+        loop {
+            let candidates = offers.candidates();
+            if candidates.is_empty() {
+                return None;
+            }
+            let turns = candidates.into_iter().map(|source| async {
+                let turn = self.downloads.turn(&source.host).await;
+                (source, turn)
+            });
+            let mut turns: FuturesUnordered<_> = turns.collect();
+            tokio::select! {
+                biased;
+                Some((source, turn)) = turns.next() => {
+                    offers.start(&source);
+                    return Some((source, turn));
+                }
+                () = offers.changed() => {}
+            }
+        }
     }
 
     async fn download_from(&self, blob: &Descriptor, source: &Source, offers: &Offers) -> Result<Blob, End> {
@@ -120,6 +141,7 @@ impl Puller {
             offers,
             segments: Mutex::new(Segments::new(ingest.missing())),
             ignores_ranges: AtomicBool::new(false),
+            received: AtomicU64::new(0),
             writer,
         };
         // It runs on a thread of its own, and ends when `fetch`, which has the sender, is dropped.
@@ -168,8 +190,8 @@ impl Fetch<'_> {
         connections.push(self.connection());
         let mut looks = tokio::time::interval_at((Instant::now() + LOOK_EVERY).into(), LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut before = (Instant::now(), self.offers.counter.fetched.load(Relaxed));
-        let (mut slow_looks, mut dead_looks) = (0, 0);
+        let mut watch = Watch::new(Instant::now());
+        let mut before = (Instant::now(), 0);
         loop {
             tokio::select! {
                 ended = connections.next() => match ended {
@@ -181,22 +203,23 @@ impl Fetch<'_> {
                     None => return Ok(()),
                 },
                 _ = looks.tick() => {
-                    let now = (Instant::now(), self.offers.counter.fetched.load(Relaxed));
-                    let seconds = (now.0 - before.0).as_secs_f64().max(0.1);
-                    let rate = (now.1 - before.1) as f64 / seconds;
+                    let now = (Instant::now(), self.received.load(Relaxed));
+                    let rate = (now.1 - before.1) as f64 / (now.0 - before.0).as_secs_f64().max(0.1);
                     before = now;
                     // A full queue says that the disk is what is slow.
                     if self.writer.capacity() == 0 {
+                        watch.excuse(now.0, now.1);
                         continue;
                     }
-                    slow_looks = if rate < REPLACE_BELOW { slow_looks + 1 } else { 0 };
-                    dead_looks = if rate < DEAD_BELOW { dead_looks + 1 } else { 0 };
-                    if slow_looks >= PATIENCE && self.offers.has_new() {
-                        return Err(End::Slow);
-                    }
-                    if dead_looks >= DEAD_AFTER {
-                        let after = LOOK_EVERY * DEAD_AFTER;
-                        return Err(registry::Error::Stalled { host: self.source.host.clone(), after }.into());
+                    match watch.look(now.0, now.1) {
+                        Pace::Dead => {
+                            let host = self.source.host.clone();
+                            return Err(registry::Error::TooSlow { host, over: Watch::DEAD_AFTER }.into());
+                        }
+                        Pace::Rate(rate) if rate < REPLACE_BELOW && self.offers.has_better_than(rate) => {
+                            return Err(End::Slow(rate));
+                        }
+                        Pace::Rate(_) | Pace::Unknown => {}
                     }
                     if self.wants_help(rate) {
                         connections.push(self.connection());
@@ -258,6 +281,7 @@ impl Fetch<'_> {
         }
         // A registry that ignores the range sends what is here already; it is read and dropped.
         while let Some(mut bytes) = body.chunk().await? {
+            self.received.fetch_add(bytes.len() as u64, Relaxed);
             if position < range.start {
                 let known = usize::try_from(range.start - position).unwrap_or(usize::MAX).min(bytes.len());
                 position += known as u64;

@@ -8,9 +8,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::offers::Offers;
 use super::progress::Counter;
+use super::watch::{Pace, Watch};
 use super::{Error, Progress, Puller, origin};
 use crate::oci::Descriptor;
 use crate::registry;
@@ -30,7 +32,7 @@ impl Puller {
     ) -> Result<(), Error> {
         let mut own_error = None;
         let mut fetched_here = false;
-        for _ in 0..ROUNDS {
+        for round in 0..=ROUNDS {
             let digest = blob.digest.clone();
             if let Some(found) = self.with_store(move |store| store.blob(&digest)).await? {
                 if !is_rightful(&found, source) {
@@ -46,6 +48,9 @@ impl Puller {
             if let Some(error) = own_error {
                 return Err(Error::Shared(error));
             }
+            if round == ROUNDS {
+                break;
+            }
             // A manifest that lies about the size must not spoil the download of one that does not.
             let key = (blob.digest.clone(), blob.size);
             let mut waiter = self.blobs.join(key, || {
@@ -60,12 +65,14 @@ impl Puller {
             if let Some(Err(error)) = waiter.wait().await {
                 // Another's failure is no answer for this one: it may name their registry, and their right.
                 own_error = waiter.state().error(source);
+                // The next download counts what is here itself.
+                waiter.state().counter.here.store(0, Ordering::Relaxed);
                 if own_error.is_none() && matches!(*error, Error::Store(_)) {
                     return Err(Error::Shared(error));
                 }
             }
         }
-        Err(own_error.map_or(Error::Stopped, Error::Shared))
+        Err(Error::Stopped)
     }
 
     /// Shows that `source` may read a blob that came from elsewhere.
@@ -93,8 +100,13 @@ impl Puller {
         let mut body = self.registry.blob(source, blob, None).await?;
         let mut hasher = blob.digest.algorithm().hasher();
         let mut received = 0_u64;
+        let mut watch = Watch::new(Instant::now());
         while let Some(chunk) = body.chunk().await? {
             received += chunk.len() as u64;
+            if watch.look(Instant::now(), received) == Pace::Dead {
+                let host = source.host.clone();
+                return Err(registry::Error::TooSlow { host, over: Watch::DEAD_AFTER }.into());
+            }
             if received > blob.size {
                 return Err(wrong(blob, source, format!("more than {} bytes", blob.size)).into());
             }

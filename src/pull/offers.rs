@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 use super::Error;
 use super::progress::Counter;
 use crate::registry::transport::Source;
@@ -10,6 +12,8 @@ use crate::registry::transport::Source;
 #[derive(Debug, Default)]
 pub(super) struct Offers {
     sources: Mutex<Vec<Offer>>,
+    /// Somebody offered another one.
+    changed: Notify,
     /// How far the download is.
     pub counter: Arc<Counter>,
 }
@@ -25,8 +29,8 @@ enum State {
     New,
     /// Being fetched from.
     Current,
-    /// Was given up for another one; comes again when the others failed.
-    Slow,
+    /// Was given up for another one, at this rate in bytes per second; comes again when the others are no better.
+    Slow(f64),
     Failed(Arc<Error>),
 }
 
@@ -46,26 +50,48 @@ impl Offers {
         let mut sources = self.lock();
         if sources.len() < LIMIT && !sources.iter().any(|known| known.source == *source) {
             sources.push(Offer { source: source.clone(), state: State::New });
+            self.changed.notify_one();
         }
     }
 
-    /// The source to fetch from: one that was not tried, else one that was only slow.
-    pub fn next(&self) -> Option<Source> {
-        let mut sources = self.lock();
-        let new = sources.iter().position(|offer| matches!(offer.state, State::New));
-        let next = new.or_else(|| sources.iter().position(|offer| matches!(offer.state, State::Slow)))?;
-        sources[next].state = State::Current;
-        Some(sources[next].source.clone())
+    /// The sources to fetch from: those that were not tried, else those that were only slow, faster ones first.
+    pub fn candidates(&self) -> Vec<Source> {
+        let sources = self.lock();
+        let new = |offer: &&Offer| matches!(offer.state, State::New);
+        let untried: Vec<Source> = sources.iter().filter(new).map(|offer| offer.source.clone()).collect();
+        if !untried.is_empty() {
+            return untried;
+        }
+        let rate = |offer: &Offer| if let State::Slow(rate) = offer.state { Some(rate) } else { None };
+        let mut slow: Vec<(f64, Source)> =
+            sources.iter().filter_map(|offer| Some((rate(offer)?, offer.source.clone()))).collect();
+        slow.sort_by(|(one, _), (two, _)| two.total_cmp(one));
+        slow.into_iter().map(|(_, source)| source).collect()
     }
 
-    /// Whether there is a source that was not tried.
-    pub fn has_new(&self) -> bool {
-        self.lock().iter().any(|offer| matches!(offer.state, State::New))
+    /// Ends when a source was offered since this was last asked.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// `source` is being fetched from.
+    pub fn start(&self, source: &Source) {
+        self.set(source, State::Current);
+    }
+
+    /// Whether another source is worth trying for one that delivers `rate` bytes per second.
+    pub fn has_better_than(&self, rate: f64) -> bool {
+        self.lock().iter().any(|offer| match offer.state {
+            State::New => true,
+            // By a factor, so that two slow sources do not take turns without end.
+            State::Slow(other) => other > 2.0 * rate,
+            State::Current | State::Failed(_) => false,
+        })
     }
 
     /// `source` was given up for another one.
-    pub fn was_slow(&self, source: &Source) {
-        self.set(source, State::Slow);
+    pub fn was_slow(&self, source: &Source, rate: f64) {
+        self.set(source, State::Slow(rate));
     }
 
     /// `source` cannot deliver.
@@ -103,16 +129,19 @@ mod tests {
     fn a_slow_source_comes_again_when_the_others_failed() {
         let (one, two) = (source("one"), source("two"));
         let offers = Offers::new(&one);
-        assert_eq!(offers.next().as_ref(), Some(&one));
-        assert!(!offers.has_new());
+        assert_eq!(offers.candidates(), std::slice::from_ref(&one));
+        offers.start(&one);
+        assert!(!offers.has_better_than(0.0));
         offers.add(&two);
         offers.add(&one);
-        assert!(offers.has_new());
-        offers.was_slow(&one);
-        assert_eq!(offers.next().as_ref(), Some(&two));
+        assert!(offers.has_better_than(1e9));
+        offers.was_slow(&one, 9e5);
+        assert_eq!(offers.candidates(), std::slice::from_ref(&two));
+        offers.start(&two);
+        assert!(offers.has_better_than(1e4) && !offers.has_better_than(8e5));
         offers.failed(&two, Arc::new(Error::Stopped));
-        assert_eq!(offers.next().as_ref(), Some(&one));
-        assert!(offers.next().is_none());
-        assert!(offers.error(&two).is_some() && offers.error(&one).is_none());
+        assert_eq!(offers.candidates(), std::slice::from_ref(&one));
+        offers.failed(&one, Arc::new(Error::Stopped));
+        assert!(offers.candidates().is_empty() && offers.error(&two).is_some());
     }
 }

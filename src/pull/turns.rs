@@ -20,8 +20,6 @@ pub(super) struct Downloads {
 pub(super) struct Permit {
     _host: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
-    /// Keeps the host's semaphore in the map while somebody uses it.
-    _semaphore: Arc<Semaphore>,
 }
 
 /// Registries that can be busy at the same time.
@@ -34,12 +32,11 @@ impl Downloads {
 
     /// Waits for a turn at `host`.
     pub async fn turn(&self, host: &str) -> Permit {
-        let semaphore = self.host(host);
         // Semaphores here are never closed; if one were, this would wait and not overrun the bound.
-        let first = Arc::clone(&semaphore).acquire_owned().await;
+        let first = self.host(host).acquire_owned().await;
         let second = Arc::clone(&self.all).acquire_owned().await;
         match (first, second) {
-            (Ok(host), Ok(all)) => Permit { _host: host, _all: all, _semaphore: semaphore },
+            (Ok(host), Ok(all)) => Permit { _host: host, _all: all },
             _ => std::future::pending().await,
         }
     }

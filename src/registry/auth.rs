@@ -178,7 +178,7 @@ async fn fetch(
     if !status.is_success() {
         return Err(super::transport::refusal(source, &server, response, "a token").await);
     }
-    let (body, _) = super::transport::read_bounded(response, RESPONSE_LIMIT, &server, None).await?;
+    let body = super::transport::read_bounded(response, RESPONSE_LIMIT, &server).await?;
     let invalid = |what: &str| Error::Protocol { host: server.clone(), what: what.to_owned() };
     // The parser's own text could quote the token.
     let answer: TokenResponse =

@@ -69,9 +69,13 @@ impl Registry {
             let result = async {
                 let response = self.transport.send(source, &request).await?;
                 let content_type = header_text(&response, header::CONTENT_TYPE);
-                let budget = Some(&self.manifests);
-                let (bytes, permit) =
-                    self.transport.read(source, response, manifest::SIZE_LIMIT, budget).await?;
+                // All at once and before the first byte: readers never wait for each other half-way. The time it
+                // takes to read is bounded, so is the time that others wait.
+                let length = response.content_length().and_then(|length| usize::try_from(length).ok());
+                let length = length.unwrap_or(manifest::SIZE_LIMIT).min(manifest::SIZE_LIMIT);
+                let permits = u32::try_from(length).unwrap_or(u32::MAX);
+                let permit = Arc::clone(&self.manifests).acquire_many_owned(permits).await.ok();
+                let bytes = self.transport.read(source, response, manifest::SIZE_LIMIT).await?;
                 Ok((bytes, content_type, permit))
             };
             match result.await {

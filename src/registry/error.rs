@@ -96,6 +96,14 @@ pub enum Error {
         /// The limit.
         after: Duration,
     },
+    /// Bytes come, but so few that they only hold others up.
+    #[error("{host} sent next to nothing for {} s; the pull continues where it was when it is tried again", over.as_secs())]
+    TooSlow {
+        /// The registry.
+        host: String,
+        /// The time it was watched.
+        over: Duration,
+    },
     /// The registry breaks the protocol or a bound.
     #[error("{host} {what}")]
     Protocol {
@@ -142,7 +150,8 @@ impl Error {
             Self::RateLimited { .. }
             | Self::Status { .. }
             | Self::Unreachable { .. }
-            | Self::Stalled { .. } => Kind::Unavailable,
+            | Self::Stalled { .. }
+            | Self::TooSlow { .. } => Kind::Unavailable,
             Self::Tls { .. } => Kind::Internal,
             Self::Protocol { .. } | Self::Manifest { .. } | Self::WrongContent { .. } => {
                 Kind::FailedPrecondition

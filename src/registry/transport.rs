@@ -8,7 +8,6 @@ use bytes::Bytes;
 use reqwest::header::{self, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::auth::{self, Token, Tokens};
 use super::{Credential, Error};
@@ -237,15 +236,9 @@ impl Transport {
         Body { response, host: source.host.clone(), stall_timeout: self.settings.stall_timeout }
     }
 
-    /// The body of `response`, whole, and the permits for its bytes from `budget`.
-    pub async fn read(
-        &self,
-        source: &Source,
-        response: Response,
-        limit: usize,
-        budget: Option<&Arc<Semaphore>>,
-    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Error> {
-        self.bounded(&source.host, read_bounded(response, limit, &source.host, budget)).await
+    /// The body of `response`, whole.
+    pub async fn read(&self, source: &Source, response: Response, limit: usize) -> Result<Bytes, Error> {
+        self.bounded(&source.host, read_bounded(response, limit, &source.host)).await
     }
 }
 
@@ -274,33 +267,17 @@ impl Body {
     }
 }
 
-/// Reads a body of at most `limit` bytes. What has come holds permits of `budget`, what has not holds none.
-pub(super) async fn read_bounded(
-    mut response: Response,
-    limit: usize,
-    host: &str,
-    budget: Option<&Arc<Semaphore>>,
-) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Error> {
+/// Reads a body of at most `limit` bytes.
+pub(super) async fn read_bounded(mut response: Response, limit: usize, host: &str) -> Result<Bytes, Error> {
     let mut body = bytes::BytesMut::new();
-    let mut held: Option<OwnedSemaphorePermit> = None;
     while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(host, error))? {
         if body.len() + chunk.len() > limit {
             let what = format!("sent more than {limit} bytes");
             return Err(Error::Protocol { host: host.to_owned(), what });
         }
-        if let Some(budget) = budget {
-            let permits = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
-            // The semaphore is never closed.
-            if let Ok(more) = Arc::clone(budget).acquire_many_owned(permits).await {
-                match &mut held {
-                    Some(held) => held.merge(more),
-                    None => held = Some(more),
-                }
-            }
-        }
         body.extend_from_slice(&chunk);
     }
-    Ok((body.freeze(), held))
+    Ok(body.freeze())
 }
 
 /// The error for an answer that is no success; `server` sent it when `source` was asked for `what`.
@@ -311,8 +288,8 @@ pub(super) async fn refusal(source: &Source, server: &str, response: Response, w
         .get(header::RETRY_AFTER)
         .and_then(|value| value.to_str().ok()?.trim().parse().ok())
         .map(Duration::from_secs);
-    let body = read_bounded(response, ERROR_BODY_LIMIT, server, None).await;
-    let detail = body.map_or_else(|_| String::new(), |(body, _)| detail(&body));
+    let body = read_bounded(response, ERROR_BODY_LIMIT, server).await.unwrap_or_default();
+    let detail = detail(&body);
     // A token server refuses in the name of the registry whose secret was shown.
     let access = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
     let host = if access { source.host.clone() } else { server.to_owned() };

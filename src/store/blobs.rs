@@ -94,13 +94,14 @@ impl Store {
             let got = Digest::of(digest.algorithm(), bytes);
             return Err(Error::Mismatch { expected: digest.clone(), got });
         }
+        let losses = self.losses();
         if let Some(known) = self.blob(digest)? {
             self.add_origin(digest, origin)?;
             return Ok(known);
         }
         let temporary = self.temporary();
         fs::write(&temporary, bytes).map_err(io("write", &temporary))?;
-        self.publish_blob(digest, bytes.len() as u64, &temporary, origin)
+        self.publish_blob(digest, bytes.len() as u64, &temporary, origin, losses)
     }
 
     /// The content of a blob of at most `limit` bytes; a larger one counts as absent.
@@ -129,13 +130,15 @@ impl Store {
         })
     }
 
-    /// Moves a verified file into place; the record, which makes it exist, comes last.
+    /// Moves a verified file into place; the record, which makes it exist, comes last. `losses` were counted when
+    /// its first byte was written.
     pub(super) fn publish_blob(
         &self,
         digest: &Digest,
         size: u64,
         from: &Path,
         origin: Origin,
+        losses: u64,
     ) -> Result<Blob, Error> {
         let (path, record_path) = self.blob_paths(digest);
         set_plain_metadata(from)?;
@@ -143,6 +146,7 @@ impl Store {
         let entry = Entry::Blob(digest.clone());
         let origins = {
             let _guard = self.lock_records();
+            self.check_losses(losses, &format!("blob {digest}"))?;
             // Two may bring the same blob at once; what either has shown stays known.
             let known =
                 record::read::<BlobRecord>(&record_path)?.map_or_else(Vec::new, |known| known.origins);
@@ -172,19 +176,20 @@ impl Store {
         self.discard(&path)
     }
 
-    /// Discards every blob that is not durable.
+    /// Discards every blob that is not durable. Goes on after an error, and returns the first.
     pub(super) fn discard_volatile_blobs(&self) -> Result<(), Error> {
+        let mut result = Ok(());
         for algorithm in ["sha256", "sha512"] {
             for path in super::children(&self.directory.join("blobs").join(algorithm))? {
                 let hex = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
                 let digest = hex.and_then(|hex| format!("{algorithm}:{hex}").parse().ok());
                 let known = record::read::<BlobRecord>(&path);
                 if let (Some(digest), Ok(Some(BlobRecord { durable: false, .. }))) = (digest, known) {
-                    self.discard_blob(&digest)?;
+                    result = result.and(self.discard_blob(&digest));
                 }
             }
         }
-        Ok(())
+        result
     }
 
     fn update_blob(

@@ -71,7 +71,7 @@ impl Flusher {
 }
 
 impl Store {
-    /// Waits until everything published so far is durable. False when some of it was lost.
+    /// Waits until everything published so far is durable. False when this process ever lost something.
     pub fn flush(&self) -> bool {
         let (done, wait) = sync_channel(1);
         let sender = lock(&self.flusher.sender).clone();
@@ -81,13 +81,17 @@ impl Store {
     /// After a failed `syncfs` nobody knows what reached the disk, and the kernel tells of an error once. So all
     /// that is not durable goes: entries, and downloads that are resumable or still running.
     fn discard_volatile(&self) -> Result<(), Error> {
-        self.losses.fetch_add(1, Ordering::SeqCst);
-        self.discard_volatile_blobs()?;
-        self.forget_volatile_trees()?;
-        for directory in super::children(&self.directory.join("ingest"))? {
-            super::remove(&directory.join("ranges.json"))?;
+        {
+            // Under this lock entries come into being: each is seen below, or sees this.
+            let _guard = self.lock_records();
+            self.losses.fetch_add(1, Ordering::SeqCst);
         }
-        Ok(())
+        self.verified().clear();
+        let mut result = self.discard_volatile_blobs().and(self.forget_volatile_trees());
+        for directory in super::children(&self.directory.join("ingest"))? {
+            result = result.and(super::remove(&directory.join("ranges.json")));
+        }
+        result
     }
 }
 
@@ -103,6 +107,7 @@ fn run(receiver: &Receiver<Message>, store: &Weak<Store>, directory: &File) {
         }
         let Some(store) = store.upgrade() else { return };
         let durable = entries.is_empty() || make_durable(&store, &entries, directory);
+        let durable = durable && store.losses() == 0;
         for done in waiting {
             let _ = done.send(durable); // Who no longer waits does not need it.
         }

@@ -12,7 +12,6 @@ use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -107,6 +106,7 @@ impl Store {
     pub fn ingest(self: &Arc<Self>, blob: &Descriptor, mut origin: Origin) -> Result<Ingest, Error> {
         let directory = self.ingest_directory(blob, &origin);
         let turn = Turn::take(self, &blob.digest, &directory);
+        let losses = self.losses(); // Before what is there is looked at.
         let resumed = self.resumable(&directory, blob)?;
         let ranges = match resumed {
             Some(known) => {
@@ -134,7 +134,7 @@ impl Store {
             file,
             origin,
             size: blob.size,
-            losses: self.losses.load(Ordering::SeqCst),
+            losses,
             ranges,
             hash: InOrder { hasher: blob.digest.algorithm().hasher(), position: 0 },
             written_back: 0,
@@ -227,10 +227,10 @@ impl Ingest {
     /// [`Error::Mismatch`] when the content is wrong: it is then gone. Else as [`Ingest::write`].
     pub fn finish(mut self) -> Result<Blob, Error> {
         self.hash_what_is_there()?;
-        if self.losses != self.turn.store.losses.load(Ordering::SeqCst) {
+        if let Err(lost) = self.turn.store.check_losses(self.losses, &format!("blob {}", self.turn.digest)) {
             self.unrecorded = 0;
             remove(&self.directory)?;
-            return Err(Error::Damaged(format!("the disk lost a part of blob {}", self.turn.digest)));
+            return Err(lost);
         }
         if self.hash.position != self.size {
             let at = self.hash.position;
@@ -248,7 +248,13 @@ impl Ingest {
         remove(&self.directory.join("ranges.json"))?; // It says nothing once the data is moved.
         let blob = {
             let Turn { store, digest, .. } = &self.turn;
-            store.publish_blob(digest, self.size, &self.directory.join("data"), self.origin.clone())?
+            store.publish_blob(
+                digest,
+                self.size,
+                &self.directory.join("data"),
+                self.origin.clone(),
+                self.losses,
+            )?
         };
         remove(&self.directory)?;
         Ok(blob)
@@ -280,7 +286,10 @@ impl Ingest {
             size: self.size,
             ranges: self.ranges.clone(),
         };
-        self.turn.store.write_record(&self.directory.join("ranges.json"), &sidecar)
+        let path = self.directory.join("ranges.json");
+        self.turn.store.write_record(&path, &sidecar)?;
+        // What was given up meanwhile must not come back.
+        if self.losses == self.turn.store.losses() { Ok(()) } else { remove(&path) }
     }
 }
 

@@ -152,6 +152,7 @@ impl Store {
         family: &str,
         readable: bool,
     ) -> Result<Tree, Error> {
+        let losses = self.losses();
         let staging = self.temporary();
         let result = self.link_files(&staging.join("fs"), plan, readable).and_then(|()| {
             self.retire_tree(key)?;
@@ -179,6 +180,7 @@ impl Store {
         };
         {
             let _guard = self.lock_records();
+            self.check_losses(losses, &format!("tree {key}"))?;
             self.write_record(&self.image_path(key), &image)?;
         }
         let entry = Entry::Tree(key.clone());
@@ -212,12 +214,13 @@ impl Store {
         remove(&self.image_path(key))
     }
 
-    /// Forgets every tree that is not durable.
+    /// Forgets every tree that is not durable. Goes on after an error, and returns the first.
     pub(super) fn forget_volatile_trees(&self) -> Result<(), Error> {
+        let mut result = Ok(());
         for tree in self.trees()?.into_iter().filter(|tree| !tree.image.durable) {
-            self.forget_tree(&tree.key)?;
+            result = result.and(self.forget_tree(&tree.key));
         }
-        Ok(())
+        result
     }
 
     /// Moves a tree's directory aside. Its files stay: a pod may still have it mounted.

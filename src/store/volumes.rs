@@ -23,6 +23,7 @@ pub struct VolumeRecord {
     /// The tree that is mounted.
     pub tree: TreeKey,
     /// Whether the target's directory was made for it.
+    #[serde(default)]
     pub made_target: bool,
 }
 

@@ -43,7 +43,10 @@ const REQUESTS: usize = 16;
 /// When the port is taken, or the address is not this machine's.
 pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     match TcpListener::bind(address).await {
-        Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+        Err(error)
+            if address.ip() == Ipv6Addr::UNSPECIFIED
+                && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
+        {
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
         }
         result => result,

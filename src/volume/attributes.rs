@@ -71,8 +71,8 @@ pub enum Error {
 /// The keys users may write.
 pub const KEYS: [&str; 8] =
     ["reference", "pullPolicy", "platform", "include", "exclude", "path", "readable", "exec"];
-/// Keys that kubelet and the provisioner add. They are not read: a pod author can forge those that kubelet does
-/// not overwrite.
+/// Keys that kubelet and the provisioner add. No attribute is read from them: a pod author can forge those that
+/// kubelet does not overwrite.
 const IGNORED_PREFIXES: [&str; 2] = ["csi.storage.k8s.io/", "storage.kubernetes.io/"];
 
 /// Whether `key` is the cluster's and not the user's.

@@ -1,11 +1,11 @@
 //! Unpublish: from the mount table alone.
 
-use std::sync::Arc;
+use std::path::PathBuf;
 
+use super::turn::Turn;
 use super::{Error, Ours, Volumes};
 use crate::mount::{self, Table, Target};
 use crate::pull::blocking;
-use crate::store::VolumeRecord;
 
 impl Volumes {
     /// Unmounts and removes `target`, and makes publishes that wait for it give up. Nothing there is success.
@@ -15,7 +15,12 @@ impl Volumes {
     /// # Errors
     /// What [`mount::detach()`] fails with.
     pub async fn unpublish(&self, target: Target) -> Result<(), Error> {
-        self.take_away(target, |_| true).await.map(drop)
+        let place = self.turns.unpublish(target.path());
+        let turn = place.turn().await.map_err(|_| Error::Preempted)?;
+        let path = target.path().to_owned();
+        let (turn, _) = self.take_away(target, true, turn).await?;
+        self.forget(path, turn).await;
+        Ok(())
     }
 
     /// Unmounts `target` for a person: the directory stays unless it was made for the mount.
@@ -23,44 +28,53 @@ impl Volumes {
     /// # Errors
     /// [`Error::NotPublished`] when nothing is mounted there, and as [`Volumes::unpublish`].
     pub async fn unmount(&self, target: Target) -> Result<(), Error> {
-        let path = target.path().display().to_string();
-        let made = |record: Option<&VolumeRecord>| record.is_some_and(|record| record.made_target);
-        match self.take_away(target, made).await? {
-            0 => Err(Error::NotPublished { volume_id: "command line".into(), path }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Unmounts, and removes the directory if `and_directory` says so. Returns how many mounts there were.
-    async fn take_away(
-        &self,
-        target: Target,
-        and_directory: impl FnOnce(Option<&VolumeRecord>) -> bool,
-    ) -> Result<usize, Error> {
         let place = self.turns.unpublish(target.path());
         let turn = place.turn().await.map_err(|_| Error::Preempted)?;
-        let store = self.store_if_usable().await;
         let path = target.path().to_owned();
-        let record = match &store {
+        let record = match self.store_if_usable().await {
             Some(store) => {
-                let (store, path) = (Arc::clone(store), path.clone());
+                let path = path.clone();
                 blocking(move || store.volume(&path)).await.unwrap_or(None)
             }
             None => None,
         };
-        let (root, and_directory) = (self.store_root.clone(), and_directory(record.as_ref()));
-        let (turn, mounts) = blocking(move || {
+        let made_for_it = record.is_some_and(|record| record.made_target);
+        let (turn, mounts) = self.take_away(target, made_for_it, turn).await?;
+        if mounts == 0 {
+            let path = path.display().to_string();
+            return Err(Error::NotPublished { volume_id: "command line".into(), path });
+        }
+        self.forget(path, turn).await;
+        Ok(())
+    }
+
+    /// Unmounts, and removes the directory if `and_directory`. Returns how many mounts there were. The turn goes
+    /// with the work, which ends although the caller goes away.
+    async fn take_away(
+        &self,
+        target: Target,
+        and_directory: bool,
+        turn: Turn,
+    ) -> Result<(Turn, usize), Error> {
+        let root = self.store_root.clone();
+        blocking(move || {
             let ours = Ours::locate(&Table::read()?, &root);
             let mounts = mount::detach(&target, |mount| ours.may_unmount(mount), and_directory)?;
-            Ok::<_, Error>((turn, mounts))
+            Ok((turn, mounts))
         })
-        .await?;
-        if let Some(store) = store
-            && let Err(error) = blocking(move || store.remove_volume(&path)).await
-        {
+        .await
+    }
+
+    /// Removes the record, before anybody else can publish at the target.
+    async fn forget(&self, path: PathBuf, turn: Turn) {
+        let Some(store) = self.store_if_usable().await else { return };
+        let removed = blocking(move || {
+            let removed = store.remove_volume(&path);
+            drop(turn);
+            removed
+        });
+        if let Err(error) = removed.await {
             tracing::warn!(%error, "cannot forget an unpublished volume");
         }
-        drop(turn);
-        Ok(mounts)
     }
 }
