@@ -23,6 +23,8 @@ test: ## Install what the tests need, run all tests (as root: they mount)
 	@$(call need,docker-registry,docker-registry)
 	@$(call need,unshare,util-linux)
 	@$(call need,python3,python3)
+	@$(call need,mkfs.ext4,e2fsprogs)
+	@$(call need,losetup,mount)
 	$(AS_ROOT) $(CARGO) test
 
 check: $(TOOLS)/bin/cargo-deny ## Format, lints as errors, licences and sources, documentation

@@ -359,3 +359,65 @@ fn regression_a_download_that_lost_data_starts_over() {
         node.kubelet.unpublish(&volume).await.expect("unpublished");
     });
 }
+
+/// Runs a program of the system; fails the test when it fails.
+fn run(program: &str, arguments: &[&str]) {
+    let output = std::process::Command::new(program).args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("{program} cannot be started: {error}"));
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_file_system_that_shuts_down_under_the_store_costs_a_pull_and_never_a_wrong_byte() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let contents = [noise(12, 8 << 20), noise(13, 8 << 20), noise(14, 8 << 20)];
+        for (number, content) in contents.iter().enumerate() {
+            let layer = Layer::model_file("weight", "w", content.clone());
+            registry.pusher(&format!("m{number}")).model("v1", &[layer]).await.expect("pushed");
+        }
+        let mut node = Node::prepare(&["--plain-http", &registry.host()]);
+        let image = node.directory.path().join("disk.img").display().to_string();
+        fs::create_dir(&node.root).expect("made");
+        let root = node.root.display().to_string();
+        run("truncate", &["-s", "256M", &image]);
+        run("mkfs.ext4", &["-q", &image]);
+        run("mount", &["-o", "loop", &image, &root]);
+        node.run().await;
+        let volumes: Vec<_> = (0..3).map(|number| node.volume(&format!("pod-{number}"))).collect();
+        let references: Vec<_> = (0..3).map(|number| registry.reference(&format!("m{number}:v1"))).collect();
+        node.publish(&volumes[0], &references[0], &[]).await.expect("published");
+        eventually("every record is durable", || {
+            let records = records(&node);
+            records.len() == 3 && records.iter().all(|path| is_durable(path))
+        })
+        .await;
+        node.publish(&volumes[1], &references[1], &[]).await.expect("published");
+        // FS_IOC_SHUTDOWN without flushing the log: from now on nothing reaches the disk (linux/fs.h).
+        let script = "import fcntl,os,struct,sys\nfcntl.ioctl(os.open(sys.argv[1],os.O_RDONLY),0x8004587d,struct.pack('I',2))";
+        run("python3", &["-c", script, &root]);
+        let status = node.publish(&volumes[2], &references[2], &[]).await.expect_err("no disk");
+        assert_eq!(status.code(), Code::Unavailable, "{}", status.message());
+        for volume in &volumes[..2] {
+            node.kubelet.unpublish(volume).await.expect("unpublish needs no store");
+        }
+        node.kill();
+        run("umount", &[&root]);
+        run("mount", &["-o", "loop", &image, &root]);
+        node.run().await;
+        registry.forget();
+        for ((volume, reference), content) in volumes.iter().zip(&references).zip(&contents) {
+            node.publish(volume, reference, &[]).await.expect("published");
+            assert!(
+                fs::read(volume.target.join("w")).expect("read") == *content,
+                "wrong bytes reached a pod"
+            );
+        }
+        assert!(registry.count(&Method::GET, "/blobs/") <= 2, "what was durable is still there");
+        for volume in &volumes {
+            node.kubelet.unpublish(volume).await.expect("unpublished");
+        }
+        node.stop().await;
+        run("umount", &[&root]);
+    });
+}
