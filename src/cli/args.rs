@@ -35,7 +35,7 @@ pub struct Common {
     /// Seconds without a byte after which a request counts as stalled
     #[arg(long, global = true, env = "OCIVOL_STALL_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
     pub stall_timeout: u64,
-    /// Blobs downloaded at the same time
+    /// Blobs downloaded at the same time from one registry
     #[arg(long, global = true, env = "OCIVOL_PARALLEL_DOWNLOADS", value_name = "N", default_value_t = 4)]
     pub parallel_downloads: usize,
     /// Docker config with credentials, for pull, mount and inspect [default: ~/.docker/config.json]
