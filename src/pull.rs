@@ -117,7 +117,7 @@ pub struct Puller {
 
 /// Bytes received and not yet written, on the whole node. With the bounds on connections and on manifests this
 /// bounds memory, whatever registries send.
-const BUFFERED_BYTES: usize = 12 * 1024 * 1024;
+const BUFFERED_BYTES: usize = 6 * 1024 * 1024;
 /// Manifests that are taken apart at the same time; this takes many times their size, and no network.
 const PLANS_AT_A_TIME: usize = 4;
 /// Blobs of one pull that are looked after at a time; downloads are bounded apart.

@@ -30,6 +30,12 @@ pub enum Error {
         /// The path as asked for.
         path: String,
     },
+    /// There is nothing to unmount.
+    #[error("nothing of ocivol's is mounted on {path}; `ocivol ls` shows what is mounted where", path = path.display())]
+    NotMounted {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The content is still on its way.
     #[error("still pulling {reference}: {progress}")]
     StillPulling {
@@ -67,7 +73,7 @@ impl Error {
         match self {
             Self::Attributes(_) | Self::Credentials(_) => Kind::InvalidArgument,
             Self::Occupied { .. } => Kind::AlreadyExists,
-            Self::NotPublished { .. } => Kind::NotFound,
+            Self::NotPublished { .. } | Self::NotMounted { .. } => Kind::NotFound,
             Self::StillPulling { .. } => Kind::DeadlineExceeded,
             Self::Preempted => Kind::Aborted,
             Self::TooMany { .. } => Kind::ResourceExhausted,

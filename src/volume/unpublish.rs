@@ -26,7 +26,7 @@ impl Volumes {
     /// Unmounts `target` for a person: the directory stays unless it was made for the mount.
     ///
     /// # Errors
-    /// [`Error::NotPublished`] when nothing is mounted there, and as [`Volumes::unpublish`].
+    /// [`Error::NotMounted`] when nothing is, and as [`Volumes::unpublish`].
     pub async fn unmount(&self, target: Target) -> Result<(), Error> {
         let place = self.turns.unpublish(target.path());
         let turn = place.turn().await.map_err(|_| Error::Preempted)?;
@@ -41,8 +41,7 @@ impl Volumes {
         let made_for_it = record.is_some_and(|record| record.made_target);
         let (turn, mounts) = self.take_away(target, made_for_it, turn).await?;
         if mounts == 0 {
-            let path = path.display().to_string();
-            return Err(Error::NotPublished { volume_id: "command line".into(), path });
+            return Err(Error::NotMounted { path });
         }
         self.forget(path, turn).await;
         Ok(())

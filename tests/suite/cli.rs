@@ -104,7 +104,7 @@ fn pull_mount_list_and_unmount_alone_and_beside_a_plugin() {
             stdout(&ocivol(&node, &registry, &["umount", place]).await);
             assert!(mount_at(&directory).is_none() && !directory.exists(), "it was made for the mount");
             let (code, text) = failure(&ocivol(&node, &registry, &["umount", place]).await);
-            assert!(code == 1 && text.contains("is published at"), "{text}");
+            assert!(code == 1 && text.contains("nothing of ocivol's is mounted on"), "{text}");
 
             // A directory that was there before stays.
             std::fs::create_dir(&directory).expect("made");

@@ -71,12 +71,7 @@ fn health_follows_registration_and_the_store() {
             free.local_addr().expect("an address").to_string()
         };
         let mut node = Node::prepare(&[]);
-        let mut command = node.command();
-        command.args(["--health-addr", &address]);
-        // The last of two equal flags does not win in clap; the test's own replaces it.
-        let mut command = replace_flag(&command, "--health-addr", &address);
-        command.env_remove("OCIVOL_HEALTH_ADDR");
-        node.run_as(command).await;
+        node.run_as(replace_flag(&node.command(), "--health-addr", &address)).await;
         let get = async |path: &str| {
             let answer = reqwest::get(format!("http://{address}{path}")).await.expect("an answer");
             (answer.status().as_u16(), answer.text().await.expect("a text"))
@@ -105,7 +100,7 @@ fn health_follows_registration_and_the_store() {
     });
 }
 
-/// `command` with the value of `flag` replaced, and `flag` given once.
+/// `command` with another value of `flag`, which may be given only once.
 fn replace_flag(command: &std::process::Command, flag: &str, value: &str) -> std::process::Command {
     let arguments: Vec<_> = command.get_args().map(std::ffi::OsStr::to_owned).collect();
     let mut replaced = std::process::Command::new(command.get_program());
