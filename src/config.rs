@@ -68,6 +68,8 @@ pub struct PullFlags {
     pub stall_timeout: u64,
     /// `--parallel-downloads`
     pub parallel_downloads: usize,
+    /// Whether the uncompressed layers of images are checked.
+    pub verify_diff_ids: bool,
 }
 
 /// A flag has a value that cannot be used.
@@ -178,8 +180,11 @@ impl PullFlags {
             stall_timeout: Duration::from_secs(self.stall_timeout),
             ..registry::Settings::default()
         };
-        let pulls =
-            pull::Settings { parallel_downloads: self.parallel_downloads, ..pull::Settings::default() };
+        let pulls = pull::Settings {
+            parallel_downloads: self.parallel_downloads,
+            verify_diff_ids: self.verify_diff_ids,
+            ..pull::Settings::default()
+        };
         Ok((registry, pulls))
     }
 }
@@ -275,7 +280,12 @@ mod tests {
             health_addr: ":9808".into(),
             target_roots: Vec::new(),
             allow_writers: false,
-            pulls: PullFlags { plain_http: Vec::new(), stall_timeout: 30, parallel_downloads: 4 },
+            pulls: PullFlags {
+                plain_http: Vec::new(),
+                stall_timeout: 30,
+                parallel_downloads: 4,
+                verify_diff_ids: false,
+            },
         }
     }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::failure::{self, Kind};
+use crate::layer::Dropped;
 use crate::pull::{self, Snapshot};
 use crate::volume::publish::{Published, pull_request};
 use crate::volume::{self, Attributes, Keyring, Listed, Publish, Volumes};
@@ -88,6 +89,8 @@ pub struct Pulled {
     pub size: u64,
     /// How many files.
     pub files: usize,
+    /// What of its archives was left out by rule.
+    pub dropped: Dropped,
     /// Bytes that came over the network.
     pub fetched: u64,
     /// The directory in the store.
@@ -197,7 +200,8 @@ async fn pull(
         reference: attributes.reference.to_string(),
         digest: pulled.digest.to_string(),
         size: pulled.tree.image.size,
-        files: pulled.tree.image.files.len(),
+        files: pulled.tree.image.files,
+        dropped: pulled.tree.image.dropped,
         fetched: pulled.fetched,
         tree: pulled.tree.root.clone(),
     })

@@ -3,3 +3,4 @@
 pub mod kubelet;
 pub mod push;
 pub mod registry;
+pub mod tarball;

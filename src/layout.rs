@@ -3,6 +3,7 @@
 //! One file per artifact family, each a pure function of manifest and config. [`family`] decides which one.
 
 pub mod family;
+pub mod image;
 pub mod modelpack;
 pub mod oras;
 pub mod plan;
@@ -10,21 +11,52 @@ pub mod select;
 pub mod tree_path;
 
 pub use family::{Family, plan};
-pub use plan::{File, Metadata, Plan};
+pub use plan::{Archive, File, Item, Metadata, Plan};
 pub use select::Selection;
 pub use tree_path::TreePath;
 
 /// Changes whenever a manifest would be laid out differently than before: trees made by other versions of the
 /// rules are then not reused.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
+
+/// What a volume's attributes want of a layout.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// `include`, `exclude`
+    pub selection: Selection,
+    /// `unpack`
+    pub unpack: Unpack,
+    /// `stripComponents`
+    pub strip: usize,
+}
+
+/// Which archives inside artifacts are unpacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unpack {
+    /// Those that the family's rule unpacks.
+    #[default]
+    Auto,
+    /// All.
+    Always,
+    /// None.
+    Never,
+}
+
+impl Options {
+    /// The options as text: equal when they ask for the same.
+    pub fn normal_form(&self) -> String {
+        let [include, exclude] = self.selection.normal_form();
+        format!("{include:?} {exclude:?} {:?} {}", self.unpack, self.strip)
+    }
+}
 
 /// The manifest cannot be laid out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No family's rule reads these layers.
     #[error(
-        "unsupported artifact: {what}; media types seen: {media_types}; supported are ModelPack artifacts with raw \
-         layers and artifacts whose layers are files with a title (ORAS)"
+        "unsupported artifact: {what}; media types seen: {media_types}; supported are container images, \
+         ModelPack artifacts, and artifacts whose layers have a title (ORAS)"
     )]
     Unsupported {
         /// What it seems to be, in words.
@@ -82,6 +114,29 @@ pub enum Error {
         /// The paths there are, shortened.
         paths: String,
     },
+    /// An attribute that only means something for artifacts.
+    #[error("{attribute} is for archives inside artifacts, and this is a container image")]
+    NotForImages {
+        /// The attribute.
+        attribute: &'static str,
+    },
+    /// The config of an image does not fit its manifest.
+    #[error("the image has {layers} layers, and its config names {diff_ids} diff IDs")]
+    DiffIds {
+        /// Layers of the manifest.
+        layers: usize,
+        /// Digests in the config.
+        diff_ids: usize,
+    },
+    /// The config of an image is larger than anything real.
+    #[error("the image's config has {size} bytes; at most {} are read", image::CONFIG_LIMIT)]
+    LargeConfig {
+        /// Its size.
+        size: u64,
+    },
+    /// The config of an image cannot be read.
+    #[error("the image's config is not valid")]
+    Config(#[source] serde_json::Error),
     /// The artifact holds no file.
     #[error("the artifact holds no file")]
     Empty,
@@ -92,12 +147,15 @@ impl Error {
     pub fn kind(&self) -> crate::failure::Kind {
         use crate::failure::Kind;
         match self {
-            Self::NothingSelected { .. } => Kind::InvalidArgument,
+            Self::NothingSelected { .. } | Self::NotForImages { .. } => Kind::InvalidArgument,
             Self::Unsupported { .. }
             | Self::Unnamed { .. }
             | Self::UnsafeName { .. }
             | Self::Collision { .. }
             | Self::Metadata { .. }
+            | Self::DiffIds { .. }
+            | Self::LargeConfig { .. }
+            | Self::Config(_)
             | Self::Empty => Kind::FailedPrecondition,
         }
     }

@@ -5,9 +5,11 @@
 //! | layer | module | what it does |
 //! |---|---|---|
 //! | 0 | [`oci`] | references, digests, manifests, platforms: pure data |
+//! | 0 | [`layer`] | what tar layers hold, and what several hold together: indexes and their merge |
 //! | 0 | [`layout`] | from a manifest to a plan of files, one file per artifact family: pure functions |
 //! | 1 | [`registry`] | the distribution client: authentication, retries, ranges (async) |
 //! | 1 | [`store`] | verified blobs and trees on disk, durable in the background (sync) |
+//! | 1 | [`unpack`] | bytes of a layer become files and an index, in one pass (sync) |
 //! | 1 | [`mount`] | the mount table, checked targets, attach and detach (sync) |
 //! | 2 | [`pull`] | from a reference to a complete tree, once for all who ask |
 //! | 3 | [`volume`] | publish, unpublish, usage: joins pulls and mounts, orders them per target |
@@ -16,7 +18,7 @@
 //! | 5 | [`cli`] | commands and their output |
 //!
 //! Beside them: [`failure`] (the vocabulary errors share), [`config`] (checks of flags), [`telemetry`], [`sys`]
-//! (the only unsafe code), and [`demo`] (a registry and a kubelet, for the demo and the tests).
+//! (the only unsafe code), [`inode`] (metadata of files), and [`demo`] (a registry and a kubelet, for the demo and the tests).
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
 
@@ -26,6 +28,8 @@ pub mod control;
 pub mod csi;
 pub mod demo;
 pub mod failure;
+pub mod inode;
+pub mod layer;
 pub mod layout;
 pub mod mount;
 pub mod oci;
@@ -34,4 +38,5 @@ pub mod registry;
 pub mod store;
 pub mod sys;
 pub mod telemetry;
+pub mod unpack;
 pub mod volume;

@@ -1,7 +1,8 @@
 //! From a reference to a complete tree in the store: resolve, plan, fetch, link.
 //!
 //! A pull belongs to the node, not to who asked for it. There are three levels of single flight: a request (all
-//! who ask for the same with the same credentials), a blob (all requests that need it), and a tree (its linking).
+//! who ask for the same with the same credentials), a blob or layer (all requests that need it), and a tree (its
+//! linking).
 //! Whoever waits may go away; a pull that nobody waited for in [`Settings::abandon_after`] stops, and what it
 //! has fetched stays for the next one.
 
@@ -15,6 +16,8 @@ pub mod progress;
 pub mod resolve;
 pub mod segments;
 mod turns;
+mod unpacking;
+mod wanted;
 mod watch;
 
 use std::sync::Arc;
@@ -29,11 +32,12 @@ pub use error::Error;
 pub use metrics::Metrics;
 pub use progress::{Progress, Snapshot};
 
-use crate::layout::{self, Selection};
-use crate::oci::{Descriptor, Digest, Platform, Reference};
+use crate::layout::{self, Family, Options, Plan};
+use crate::oci::{Digest, Platform, Reference};
 use crate::registry::transport::Source;
-use crate::store::{AccessKey, Blob, Origin, Store, Tree, TreeKey};
+use crate::store::{AccessKey, Build, Origin, Store, Tree, TreeKey};
 use flight::{Flights, Waiter};
+use wanted::{Form, Stored, Wanted};
 
 /// What to pull, and as whom. Equal requests share one pull.
 #[derive(Debug, Clone)]
@@ -44,10 +48,10 @@ pub struct Request {
     pub policy: PullPolicy,
     /// The platform to choose from an index.
     pub platform: Platform,
-    /// Which files.
-    pub selection: Selection,
-    /// Whether everybody may read the files.
-    pub readable: bool,
+    /// Which files, and how.
+    pub options: Options,
+    /// Whether everybody may read the files; the family decides if it is not said.
+    pub readable: Option<bool>,
     /// Tried in order; none means anonymous.
     pub credentials: Vec<Credential>,
 }
@@ -70,6 +74,8 @@ pub struct Settings {
     pub parallel_downloads: usize,
     /// A pull that nobody waits for stops after this time.
     pub abandon_after: Duration,
+    /// Whether the uncompressed layers of images have to be what their configs promise.
+    pub verify_diff_ids: bool,
     /// How long a shown right to content is believed without asking the registry again.
     pub proof_ttl: Duration,
 }
@@ -79,6 +85,7 @@ impl Default for Settings {
         Self {
             parallel_downloads: 4,
             abandon_after: Duration::from_secs(600),
+            verify_diff_ids: false,
             proof_ttl: Duration::from_secs(24 * 3600),
         }
     }
@@ -104,12 +111,18 @@ pub struct Puller {
     registry: Registry,
     settings: Settings,
     requests: Flights<RequestKey, Progress, Shared<Arc<Pulled>>>,
-    /// By digest and size.
-    blobs: Flights<(Digest, u64), offers::Offers, Shared<Blob>>,
+    /// By digest, size and form.
+    blobs: Flights<(Digest, u64, Form), offers::Offers, Shared<Stored>>,
     trees: Flights<TreeKey, (), Shared<Tree>>,
     downloads: turns::Downloads,
     /// Manifests that are read and planned at the same time.
     plans: Semaphore,
+    /// Trees that are merged at the same time.
+    merges: Arc<Semaphore>,
+    /// Layers that are unpacked from files of the store at the same time.
+    local_unpacks: Semaphore,
+    /// Layers that have 128 MiB to decompress at the same time.
+    large_windows: Semaphore,
     /// Permits are bytes: what was received and is not yet written, of all downloads together.
     buffers: Arc<Semaphore>,
     metrics: Metrics,
@@ -120,6 +133,10 @@ pub struct Puller {
 const BUFFERED_BYTES: usize = 6 * 1024 * 1024;
 /// Manifests that are taken apart at the same time; this takes many times their size, and no network.
 const PLANS_AT_A_TIME: usize = 4;
+/// Trees that are merged at the same time; each may take a quarter of a GiB.
+const MERGES_AT_A_TIME: usize = 2;
+/// Layers that are unpacked from files of the store at the same time.
+const LOCAL_UNPACKS_AT_A_TIME: usize = 4;
 /// Blobs of one pull that are looked after at a time; downloads are bounded apart.
 const BLOBS_AT_A_TIME: usize = 16;
 
@@ -127,8 +144,15 @@ const BLOBS_AT_A_TIME: usize = 16;
 struct RequestKey {
     reference: Reference,
     policy: PullPolicy,
-    tree: [String; 2],
+    tree: String,
     credentials: Vec<Credential>,
+}
+
+/// A request whose manifest is known.
+struct Planned {
+    resolved: resolve::Resolved,
+    plan: Plan,
+    family: Family,
 }
 
 impl Puller {
@@ -142,6 +166,9 @@ impl Puller {
             trees: Flights::new(Duration::ZERO),
             downloads: turns::Downloads::new(settings.parallel_downloads),
             plans: Semaphore::new(PLANS_AT_A_TIME),
+            merges: Arc::new(Semaphore::new(MERGES_AT_A_TIME)),
+            local_unpacks: Semaphore::new(LOCAL_UNPACKS_AT_A_TIME),
+            large_windows: Semaphore::new(1),
             buffers: Arc::new(Semaphore::new(BUFFERED_BYTES)),
             settings,
             metrics,
@@ -155,11 +182,10 @@ impl Puller {
 
     /// Starts to pull `request`, or joins the pull of an equal one. The waiter's state is its progress.
     pub fn pull(self: &Arc<Self>, request: Request) -> Waiter<Progress, Shared<Arc<Pulled>>> {
-        let [include, exclude] = request.selection.normal_form();
         let key = RequestKey {
             reference: request.reference.clone(),
             policy: request.policy,
-            tree: [format!("{include:?}{exclude:?}"), format!("{} {}", request.platform, request.readable)],
+            tree: format!("{} {:?} {}", request.platform, request.readable, request.options.normal_form()),
             credentials: request.credentials.clone(),
         };
         self.requests.join(key, || {
@@ -186,8 +212,9 @@ impl Puller {
     }
 
     async fn run(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Pulled, Error> {
-        let (resolved, plan, family) = self.plan(request).await?;
-        let key = TreeKey::new(&resolved.manifest_digest, &request.selection, request.readable);
+        let Planned { resolved, plan, family } = self.plan(request, progress).await?;
+        let readable = request.readable.unwrap_or(family.is_readable());
+        let key = TreeKey::new(&resolved.manifest_digest, &request.options, readable);
         let source = &resolved.source;
         let proof = format!("tree {key}");
         let proven = {
@@ -202,12 +229,21 @@ impl Puller {
         let tree = match present.filter(|_| proven) {
             Some(tree) => tree,
             None => {
+                let wanted = Wanted::of(&plan);
                 if resolved.offline {
-                    self.all_here(plan.blobs(), source, &request.reference).await?;
+                    self.all_here(wanted, source, &request.reference).await?;
                 } else {
-                    self.fetch_all(plan.blobs(), source, progress).await?;
+                    self.fetch_all(wanted, source, progress).await?;
                 }
-                self.build(key.clone(), plan, &resolved.manifest_digest, family, request.readable).await?
+                self.build(Build {
+                    key: key.clone(),
+                    plan,
+                    options: request.options.clone(),
+                    readable,
+                    manifest: resolved.manifest_digest.clone(),
+                    family: family.as_str().to_owned(),
+                })
+                .await?
             }
         };
         let (who, reference, digest) = (source.clone(), request.reference.clone(), resolved.digest.clone());
@@ -231,33 +267,54 @@ impl Puller {
     }
 
     /// Resolves, and lays out.
-    async fn plan(
-        self: &Arc<Self>,
-        request: &Request,
-    ) -> Result<(resolve::Resolved, layout::Plan, layout::Family), Error> {
+    async fn plan(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Planned, Error> {
         let (resolved, manifest) = self.resolve(request).await?;
         let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
-        let selection = request.selection.clone();
+        let options = request.options.clone();
+        let config = manifest.config.bare();
         // Thousands of names and patterns are work for a thread that may take its time.
-        let (plan, family) = blocking(move || {
-            let plan = layout::plan(&manifest)?.select(&selection)?;
-            Ok::<_, layout::Error>((plan, layout::family::decide(&manifest)?.family))
+        let (mut plan, family) = blocking(move || {
+            let family = layout::family::decide(&manifest)?.family;
+            Ok::<_, layout::Error>((layout::plan(&manifest, &options)?, family))
         })
         .await?;
-        Ok((resolved, plan, family))
+        if family == Family::Image && self.settings.verify_diff_ids {
+            plan.promise(self.diff_ids(&resolved, config, &request.reference, progress).await?)?;
+        }
+        Ok(Planned { resolved, plan, family })
+    }
+
+    /// What an image's config says of its uncompressed layers.
+    async fn diff_ids(
+        self: &Arc<Self>,
+        resolved: &resolve::Resolved,
+        config: crate::oci::Descriptor,
+        reference: &Reference,
+        progress: &Progress,
+    ) -> Result<Vec<Digest>, Error> {
+        if config.size > layout::image::CONFIG_LIMIT as u64 {
+            return Err(layout::Error::LargeConfig { size: config.size }.into());
+        }
+        let wanted = Wanted::file(&config);
+        if resolved.offline {
+            self.all_here(vec![wanted], &resolved.source, reference).await?;
+        } else {
+            self.obtain(&wanted, &resolved.source, progress).await?;
+        }
+        let read = move |store: &Arc<Store>| store.read_blob(&config.digest, layout::image::CONFIG_LIMIT);
+        let bytes = self.with_store(read).await?.unwrap_or_default();
+        Ok(blocking(move || layout::image::diff_ids(&bytes)).await?)
     }
 
     /// Checks that every blob is here and `source` may have it, without asking anybody.
     async fn all_here(
-        &self,
-        blobs: Vec<&Descriptor>,
+        self: &Arc<Self>,
+        all: Vec<Wanted>,
         source: &Source,
         reference: &Reference,
     ) -> Result<(), Error> {
-        for blob in blobs {
-            let digest = blob.digest.clone();
-            let found = self.with_store(move |store| store.blob(&digest)).await?;
-            if !found.is_some_and(|found| obtain::is_rightful(&found, source)) {
+        for wanted in all {
+            if !self.is_here(&wanted, source).await? {
                 return Err(Error::NotPresent { reference: reference.to_string() });
             }
         }
@@ -272,46 +329,45 @@ impl Puller {
     /// Brings every blob here, each with a proof that `source` may read it.
     async fn fetch_all(
         self: &Arc<Self>,
-        blobs: Vec<&Descriptor>,
+        all: Vec<Wanted>,
         source: &Source,
         progress: &Progress,
     ) -> Result<(), Error> {
-        let blobs: Vec<Descriptor> = blobs.into_iter().cloned().collect();
-        let total = blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
-        progress.expect(blobs.len(), total);
+        let total = all.iter().fold(0_u64, |sum, wanted| sum.saturating_add(wanted.blob.size));
+        progress.expect(all.len(), total);
         let missing = {
-            let (wanted, from) = (blobs.clone(), origin(source));
+            let (all, from) = (all.clone(), origin(source));
             self.with_store(move |store| {
-                wanted.iter().try_fold(0_u64, |sum, blob| {
-                    Ok::<_, crate::store::Error>(match store.blob(&blob.digest)? {
-                        Some(_) => sum,
-                        None => sum.saturating_add(store.missing_of(blob, &from)?),
+                all.iter().try_fold(0_u64, |sum, wanted| {
+                    let found = wanted.find(store)?.filter(|found| wanted.keeps_promise(found).is_some());
+                    Ok::<_, Error>(match (found, &wanted.form) {
+                        (Some(_), _) => sum,
+                        (None, Form::File) => sum.saturating_add(store.missing_of(&wanted.blob, &from)?),
+                        // What is in it takes more; that is looked at while it is unpacked.
+                        (None, Form::Layer { .. }) => sum.saturating_add(wanted.blob.size),
                     })
                 })
             })
             .await?
         };
         self.with_store(move |store| store.check_space(missing)).await?;
-        futures_util::stream::iter(blobs.iter().map(Ok))
-            .try_for_each_concurrent(BLOBS_AT_A_TIME, |blob| self.obtain(blob, source, progress))
+        futures_util::stream::iter(all.iter().map(Ok))
+            .try_for_each_concurrent(BLOBS_AT_A_TIME, |wanted| self.obtain(wanted, source, progress))
             .await
     }
 
-    async fn build(
-        self: &Arc<Self>,
-        key: TreeKey,
-        plan: layout::Plan,
-        manifest: &Digest,
-        family: layout::Family,
-        readable: bool,
-    ) -> Result<Tree, Error> {
-        let manifest = manifest.clone();
-        let mut waiter = self.trees.join(key.clone(), || {
+    async fn build(self: &Arc<Self>, build: Build) -> Result<Tree, Error> {
+        let mut waiter = self.trees.join(build.key.clone(), || {
             let puller = Arc::clone(self);
             let work = async move {
-                let build = move |store: &Arc<Store>| match store.tree(&key)? {
-                    Some(tree) => Ok(tree),
-                    None => store.build_tree(&key, &plan, &manifest, family.as_str(), readable),
+                let turn = Arc::clone(&puller.merges).acquire_owned().await;
+                let turn = turn.map_err(|_| Arc::new(Error::Stopped))?;
+                let build = move |store: &Arc<Store>| {
+                    let _turn = turn; // Until it is done, also when nobody waits any more.
+                    match store.tree(&build.key)? {
+                        Some(tree) => Ok(tree),
+                        None => store.build_tree(&build),
+                    }
                 };
                 puller.with_store(build).await.map_err(|error| Arc::new(Error::from(error)))
             };

@@ -6,7 +6,8 @@
 //!   v1/                      this format
 //!     ingest/                in flight, trusted by nobody; survives restarts of the process, not of the machine
 //!     blobs/<alg>/<hex>      a verified blob; its record is <hex>.json beside it
-//!     trees/<key>/fs         what pods see
+//!     layers/<key>/          an unpacked archive; its record is <key>.json beside it
+//!     trees/<key>/fs         what pods see, where a layer alone is not it
 //!     images/<key>.json      the record of a tree
 //!     volumes/<sha256>.json  published targets
 //!     tags/ proofs/          what references resolved to; who has shown a right to what
@@ -26,6 +27,8 @@ pub mod blobs;
 pub mod error;
 pub mod flush;
 pub mod ingest;
+pub mod layers;
+mod link;
 pub mod lock;
 pub mod ranges;
 pub mod record;
@@ -44,7 +47,8 @@ pub use access::AccessKey;
 pub use blobs::{Blob, Origin};
 pub use error::Error;
 pub use ingest::Ingest;
-pub use trees::{Image, Tree, TreeKey};
+pub use layers::{Layer, LayerIngest, LayerKey};
+pub use trees::{Build, Image, Tree, TreeKey};
 pub use volumes::VolumeRecord;
 
 use error::io;
@@ -52,17 +56,20 @@ use error::io;
 /// The directory of the format this code writes.
 const FORMAT: &str = "v1";
 /// Directories of the format.
-const DIRECTORIES: [&str; 9] = [
+const DIRECTORIES: [&str; 10] = [
     "ingest",
     "ingest/trash",
     "blobs/sha256",
     "blobs/sha512",
+    "layers",
     "trees",
     "images",
     "volumes",
     "tags",
     "proofs",
 ];
+/// Bytes that pulls leave free, at most.
+const RESERVE_LIMIT: u64 = 1 << 30;
 /// After this time an unfinished download is not resumed, and a tag or proof not believed.
 const LEFTOVER_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -79,6 +86,8 @@ pub struct Store {
     verified: Mutex<HashSet<Entry>>,
     /// Held while a record is read, changed and written.
     records: Mutex<()>,
+    /// Held while a layer or tree takes its name.
+    publishing: Mutex<()>,
     /// How often what was not durable had to be given up.
     losses: AtomicU64,
     /// Directories of `ingest/` that are being written.
@@ -92,6 +101,7 @@ pub struct Store {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Entry {
     Blob(crate::oci::Digest),
+    Layer(LayerKey),
     Tree(TreeKey),
 }
 
@@ -131,6 +141,7 @@ impl Store {
             losses: AtomicU64::new(0),
             verified: Mutex::default(),
             records: Mutex::default(),
+            publishing: Mutex::default(),
             ingests: Mutex::default(),
             ingest_closed: Condvar::new(),
             _lock: lock,
@@ -146,18 +157,34 @@ impl Store {
         &self.directory
     }
 
-    /// Checks that `needed` more bytes fit.
+    /// Bytes that pulls leave free: a twentieth of the file system, and at most 1 GiB. Other programs need some, and
+    /// so does kubelet.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn reserve(&self) -> Result<u64, Error> {
+        let found = self.measure()?;
+        Ok((found.f_blocks.saturating_mul(found.f_frsize) / 20).min(RESERVE_LIMIT))
+    }
+
+    /// Checks that `needed` more bytes fit, beside the [reserve](Self::reserve).
     ///
     /// # Errors
     /// [`Error::NoSpace`] when they do not.
     pub fn check_space(&self, needed: u64) -> Result<(), Error> {
-        let found = rustix::fs::statvfs(&self.directory)
-            .map_err(|error| io("measure", &self.directory)(error.into()))?;
-        let available = found.f_bavail.saturating_mul(found.f_frsize);
+        if needed == 0 {
+            return Ok(());
+        }
+        let found = self.measure()?;
+        let available = found.f_bavail.saturating_mul(found.f_frsize).saturating_sub(self.reserve()?);
         if needed > available {
             return Err(Error::NoSpace { store: self.directory.clone(), needed: Some(needed), available });
         }
         Ok(())
+    }
+
+    fn measure(&self) -> Result<rustix::fs::StatVfs, Error> {
+        rustix::fs::statvfs(&self.directory).map_err(|error| io("measure", &self.directory)(error.into()))
     }
 
     /// A name in `ingest/` that nobody else uses.
@@ -177,6 +204,16 @@ impl Store {
         }
     }
 
+    /// Moves a directory that may be mounted out of the way, and leaves it as it is.
+    fn retire(&self, directory: &Path) -> Result<(), Error> {
+        let name = directory.file_name().unwrap_or_default().to_string_lossy();
+        let aside = directory.with_file_name(format!("retired-{name}-{:016x}", rand::random::<u64>()));
+        match fs::rename(directory, &aside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("move", directory)(error)),
+            _ => Ok(()),
+        }
+    }
+
     fn verified(&self) -> MutexGuard<'_, HashSet<Entry>> {
         self.verified.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -192,6 +229,10 @@ impl Store {
             return Ok(());
         }
         Err(Error::Damaged(format!("the disk failed while {what} was written")))
+    }
+
+    fn publishing(&self) -> MutexGuard<'_, ()> {
+        self.publishing.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn lock_records(&self) -> MutexGuard<'_, ()> {

@@ -6,14 +6,26 @@ mod support;
 
 #[path = "suite/access.rs"]
 mod access;
+#[path = "suite/archives.rs"]
+mod archives;
 #[path = "suite/cli.rs"]
 mod cli;
+#[path = "suite/debian.rs"]
+mod debian;
+#[path = "suite/differential.rs"]
+mod differential;
 #[path = "suite/durability.rs"]
 mod durability;
 #[path = "suite/faults.rs"]
 mod faults;
+#[path = "suite/hostile.rs"]
+mod hostile;
+#[path = "suite/hostile_formats.rs"]
+mod hostile_formats;
 #[path = "suite/memory.rs"]
 mod memory;
+#[path = "suite/merge.rs"]
+mod merge;
 #[path = "suite/messages.rs"]
 mod messages;
 #[path = "suite/publish.rs"]

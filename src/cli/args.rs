@@ -11,7 +11,7 @@ use crate::config::{NodeConfig, NodeFlags, PullFlags};
 use crate::control::Failure;
 use crate::telemetry::logs::Format;
 
-/// Mounts what an OCI registry holds (models, files) as read-only directories.
+/// Mounts what an OCI registry holds (models, images, files) as read-only directories.
 #[derive(Debug, Parser)]
 #[command(name = "ocivol", version, max_term_width = 100)]
 pub struct Cli {
@@ -38,6 +38,9 @@ pub struct Common {
     /// Blobs downloaded at the same time from one registry
     #[arg(long, global = true, env = "OCIVOL_PARALLEL_DOWNLOADS", value_name = "N", default_value_t = 4)]
     pub parallel_downloads: usize,
+    /// Check that the uncompressed layers of images are what their configs promise
+    #[arg(long, global = true, env = "OCIVOL_VERIFY_DIFF_IDS")]
+    pub verify_diff_ids: bool,
     /// Docker config with credentials, for pull, mount and inspect [default: ~/.docker/config.json]
     #[arg(long, global = true, env = "OCIVOL_DOCKER_CONFIG", value_name = "FILE")]
     pub docker_config: Option<PathBuf>,
@@ -132,7 +135,13 @@ pub struct ContentArgs {
     /// No files that match one of these globs
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
-    /// false: keep the artifact's own permissions
+    /// Archives inside artifacts: auto by the artifact's rule, always, never
+    #[arg(long, value_name = "WHEN")]
+    pub unpack: Option<String>,
+    /// Leading path parts removed from what archives hold
+    #[arg(long, value_name = "N")]
+    pub strip_components: Option<String>,
+    /// Whether everybody may read the files [default: true, for container images false]
     #[arg(long, value_name = "BOOL")]
     pub readable: Option<String>,
 }
@@ -196,6 +205,7 @@ impl Common {
             plain_http: self.plain_http.clone(),
             stall_timeout: self.stall_timeout,
             parallel_downloads: self.parallel_downloads,
+            verify_diff_ids: self.verify_diff_ids,
         }
     }
 
@@ -252,6 +262,8 @@ impl ContentArgs {
             ("platform", self.platform.clone()),
             ("include", list(&self.include)),
             ("exclude", list(&self.exclude)),
+            ("unpack", self.unpack.clone()),
+            ("stripComponents", self.strip_components.clone()),
             ("readable", self.readable.clone()),
         ];
         given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()

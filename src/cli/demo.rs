@@ -1,4 +1,4 @@
-//! `ocivol demo`: a model goes from a registry into a read-only directory, through the real sockets.
+//! `ocivol demo`: a model and an image go from a registry into read-only directories, through the real sockets.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -16,7 +16,9 @@ use crate::control::Failure;
 use crate::demo::kubelet::{Kubelet, PodVolume};
 use crate::demo::push::{Layer, Pusher};
 use crate::demo::registry::Registry;
+use crate::demo::tarball::{self, Tarball};
 use crate::mount::Table;
+use crate::oci::Digest;
 
 /// Bytes of the demo's weights.
 const WEIGHTS: usize = 64 * 1024 * 1024;
@@ -72,6 +74,12 @@ async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
     let digest = digest.map_err(|error| failed("cannot push", &crate::failure::chain(&error)))?;
     steps.done(&format!("pushed a ModelPack model, {reference}, {}", digest));
 
+    let image = format!("{host}/images/hello:v1");
+    let (layers, diff_ids) = two_layers().map_err(|error| failed("cannot make an image", &error))?;
+    let pushed = Pusher::new(&host, "images/hello").image("v1", &layers, &diff_ids).await;
+    pushed.map_err(|error| failed("cannot push", &crate::failure::chain(&error)))?;
+    steps.done(&format!("pushed a container image of two layers, {image}"));
+
     let kubelet_dir = directory.join("kubelet");
     let registry_dir = kubelet_dir.join("plugins_registry");
     std::fs::create_dir_all(&registry_dir).map_err(|error| failed("cannot make directories", &error))?;
@@ -115,14 +123,17 @@ async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
     }
 
     let second = publish(&kubelet, &mut steps, "pod-2", &reference).await?;
-    for volume in [&volume, &second] {
+    let third = publish(&kubelet, &mut steps, "pod-3", &image).await?;
+    read_image(&third.target).map_err(|error| failed("the image is wrong", &error))?;
+    steps.done("the upper layer wrote through the lower one's symlink lib -> usr/lib, and hid etc/old");
+    for volume in [&volume, &second, &third] {
         kubelet.unpublish(volume).await.map_err(|status| failed("NodeUnpublishVolume", &status))?;
     }
     let left = Table::read().map_err(|error| failed("mountinfo", &error))?;
     if left.iter().any(|mount| mount.mount_point.starts_with(&kubelet_dir)) || volume.target.exists() {
         return Err(internal("a mount was left behind"));
     }
-    steps.done("NodeUnpublishVolume for both: nothing is mounted any more");
+    steps.done("NodeUnpublishVolume for all: nothing is mounted any more");
 
     stop.send_replace(true);
     match plugin.await {
@@ -179,6 +190,28 @@ fn read(target: &Path) -> std::io::Result<()> {
     let weights = std::fs::File::open(target.join("model.safetensors"))?;
     let length = std::io::copy(&mut &weights, &mut std::io::sink())?;
     if config.contains("tiny") && length == WEIGHTS as u64 {
+        return Ok(());
+    }
+    Err(std::io::Error::other("the files are not those that were pushed"))
+}
+
+/// An image whose upper layer changes what the lower one has.
+fn two_layers() -> std::io::Result<(Vec<Layer>, Vec<Digest>)> {
+    let lower = Tarball::new()
+        .directory("usr/lib")
+        .symlink("lib", "usr/lib")
+        .file("usr/lib/greeting", b"hello from below\n")
+        .file("etc/old", b"not any more\n")
+        .finish();
+    let upper = Tarball::new().file("lib/greeting", b"hello\n").file("etc/.wh.old", b"").finish();
+    let diff_ids = [&lower, &upper].map(|content| Digest::sha256(content));
+    let layers = vec![Layer::archive(tarball::gzip(&lower)?), Layer::archive(tarball::zstd(&upper)?)];
+    Ok((layers, diff_ids.to_vec()))
+}
+
+fn read_image(target: &Path) -> std::io::Result<()> {
+    let greeting = std::fs::read_to_string(target.join("usr/lib/greeting"))?;
+    if greeting == "hello\n" && target.join("lib").is_symlink() && !target.join("etc/old").exists() {
         return Ok(());
     }
     Err(std::io::Error::other("the files are not those that were pushed"))

@@ -10,7 +10,7 @@ use super::args::{Common, ContentArgs};
 use super::{internal, output, usage};
 use crate::control::Failure;
 use crate::failure::{Kind, chain};
-use crate::layout::{self, family};
+use crate::layout::{self, Item, family};
 use crate::oci::Manifest;
 use crate::oci::manifest::{Document, parse};
 use crate::pull::resolve::{DEPTH_LIMIT, choose};
@@ -97,7 +97,7 @@ fn describe(
     digest: String,
     chosen: Option<String>,
 ) -> Inspected {
-    let planned = layout::plan(&manifest).and_then(|plan| plan.select(&attributes.selection));
+    let planned = layout::plan(&manifest, &attributes.options);
     let (family, rule) = match family::decide(&manifest) {
         Ok(decision) => (Some(decision.family.as_str()), decision.rule),
         Err(error) => (None, error.to_string()),
@@ -108,7 +108,15 @@ fn describe(
         digest: blob.digest.to_string(),
     };
     let (rule, files): (String, Vec<File>) = match &planned {
-        Ok(plan) => (rule, plan.files().map(|(path, entry)| file(path.to_string(), &entry.blob)).collect()),
+        Ok(plan) => {
+            let items = plan.items().iter().map(|item| match item {
+                Item::File(path, entry) => file(path.to_string(), &entry.blob),
+                Item::Archive(archive) => {
+                    file(format!("(archive {})", archive.blob.media_type), &archive.blob)
+                }
+            });
+            (rule, items.collect())
+        }
         Err(error) => {
             let layers = manifest.layers.iter().map(|layer| file(format!("({})", layer.media_type), layer));
             (error.to_string(), layers.collect())
@@ -137,7 +145,7 @@ fn text(found: &Inspected) -> String {
         Some(family) => lines.push(format!("family     {family}: {}", found.rule)),
         None => lines.push(format!("family     none: {}", found.rule)),
     }
-    lines.push(format!("size       {} in {} files", BinaryBytes(found.size), found.files.len()));
+    lines.push(format!("size       {} in {} blobs", BinaryBytes(found.size), found.files.len()));
     for file in &found.files {
         let size = BinaryBytes(file.size).to_string();
         lines.push(format!("  {size:>11}  {}  {}", &file.digest, file.path));

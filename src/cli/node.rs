@@ -87,7 +87,7 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         root = %config.root.display(),
         "serving"
     );
-    warn_if_not_shared(&config);
+    check_propagation(&config)?;
     let control =
         tokio::spawn(control(config.root.join(control::SOCKET), Arc::clone(&volumes), stop.clone()));
     let state = Arc::new(watch::Sender::new(State::Waiting));
@@ -219,14 +219,20 @@ async fn probe(path: PathBuf) -> Result<(), String> {
     }
 }
 
-/// Mounts reach the pods only if the directory of pods propagates them (`mountPropagation: Bidirectional`).
-fn warn_if_not_shared(config: &NodeConfig) {
-    let Some(pods) = &config.policy.pods else { return };
-    let shared = Table::read().is_ok_and(|table| table.holder(pods).is_some_and(|mount| mount.shared));
-    if !shared {
-        tracing::warn!(
-            pods = %pods.display(),
-            "mounts made here do not reach other mount namespaces; in a container set mountPropagation: Bidirectional"
-        );
+/// Mounts reach the pods only if the directory of pods propagates them (`mountPropagation: Bidirectional`). Where it
+/// is mounted by itself, as in a container, and does not, nothing would ever work.
+fn check_propagation(config: &NodeConfig) -> Result<(), Failure> {
+    let Some(pods) = &config.policy.pods else { return Ok(()) };
+    let Ok(table) = Table::read() else { return Ok(()) };
+    if table.holder(pods).is_some_and(|mount| mount.shared) {
+        return Ok(());
     }
+    let what =
+        "mounts made here do not reach the pods; set mountPropagation: Bidirectional on the volume mount of";
+    if table.at(pods).is_some() {
+        let advice = "and see that the node's mounts are shared (mount --make-rshared /)";
+        return Err(internal(&format!("{what} {}, {advice}", pods.display())));
+    }
+    tracing::warn!(pods = %pods.display(), "{what} this directory, if this is a container");
+    Ok(())
 }

@@ -17,14 +17,16 @@ pub async fn run(common: &Common, flags: &ContentArgs) -> Result<ExitCode, Failu
     let content = Content { attributes: flags.attributes(), docker_config: common.docker_config()? };
     let pulled = pull(common, content).await?;
     output::result(common, &pulled, || {
+        let dropped = pulled.dropped.in_words().map(|words| format!("\nleft out by rule: {words}"));
         format!(
-            "{}\n{}@{}: {} files, {}, of which {} were fetched",
+            "{}\n{}@{}: {} files, {}; {} were fetched{}",
             pulled.digest,
             pulled.reference.split('@').next().unwrap_or(&pulled.reference),
             pulled.digest,
             pulled.files,
             BinaryBytes(pulled.size),
-            BinaryBytes(pulled.fetched)
+            BinaryBytes(pulled.fetched),
+            dropped.unwrap_or_default()
         )
     });
     Ok(ExitCode::SUCCESS)

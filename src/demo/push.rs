@@ -68,6 +68,21 @@ impl Layer {
         }
     }
 
+    /// A layer of a container image: a tar archive, compressed as its content says.
+    pub fn archive(content: impl Into<Bytes>) -> Self {
+        let content = content.into();
+        let compression = match content.as_ref() {
+            [0x1f, 0x8b, ..] => "+gzip",
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => "+zstd",
+            _ => "",
+        };
+        Self {
+            media_type: format!("{}{compression}", media_type::OCI_LAYER),
+            content,
+            annotations: json!({}),
+        }
+    }
+
     /// The layer's descriptor.
     pub fn descriptor(&self) -> Value {
         json!({
@@ -105,6 +120,19 @@ impl Pusher {
         self.artifact(tag, artifact_type, config_type, &config.to_string(), layers).await
     }
 
+    /// Pushes a container image as `tag`; returns its digest. `diff_ids` are the digests of the uncompressed layers.
+    ///
+    /// # Errors
+    /// When the registry does not take it.
+    pub async fn image(&self, tag: &str, layers: &[Layer], diff_ids: &[Digest]) -> Result<Digest, Error> {
+        let diff_ids: Vec<String> = diff_ids.iter().map(Digest::to_string).collect();
+        let config = json!({
+            "architecture": "amd64", "os": "linux", "config": {},
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        self.artifact(tag, "", media_type::OCI_IMAGE_CONFIG, &config.to_string(), layers).await
+    }
+
     /// Pushes files as `oras push` does; returns the digest.
     ///
     /// # Errors
@@ -130,13 +158,15 @@ impl Pusher {
         for layer in layers {
             self.blob(layer.content.clone()).await?;
         }
-        let manifest = json!({
+        let mut manifest = json!({
             "schemaVersion": 2,
             "mediaType": media_type::OCI_MANIFEST,
-            "artifactType": artifact_type,
             "config": { "mediaType": config_type, "digest": config_digest.to_string(), "size": config.len() },
             "layers": layers.iter().map(Layer::descriptor).collect::<Vec<_>>(),
         });
+        if !artifact_type.is_empty() {
+            manifest["artifactType"] = json!(artifact_type);
+        }
         self.manifest(tag, media_type::OCI_MANIFEST, &manifest.to_string()).await
     }
 

@@ -3,12 +3,14 @@
 //! The order of the rules matters: the first that applies decides. Config and artifact type come before layer
 //! types, because a layer's media type alone says little (ORAS calls a plain file `…layer.v1.tar`).
 
-use super::{Error, Plan, modelpack, oras};
+use super::{Error, Options, Plan, image, modelpack, oras};
 use crate::oci::{Manifest, media_type};
 
 /// An artifact family whose layout ocivol knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
+    /// Container images, OCI and Docker.
+    Image,
     /// CNCF ModelPack, current and legacy (`cnai`) names.
     ModelPack,
     /// Files with titles, as `oras push` makes them, and everything else of that shape.
@@ -25,9 +27,16 @@ pub struct Decision {
 }
 
 impl Family {
+    /// Whether everybody may read what it holds, where a volume does not say: the pods that use artifacts seldom
+    /// run as root, while an image's permissions are part of what it is.
+    pub fn is_readable(self) -> bool {
+        self != Self::Image
+    }
+
     /// The name people see.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Image => "image",
             Self::ModelPack => "modelpack",
             Self::Files => "files",
         }
@@ -42,10 +51,16 @@ pub fn decide(manifest: &Manifest) -> Result<Decision, Error> {
     if let Some(rule) = modelpack::recognise(manifest) {
         return Ok(Decision { family: Family::ModelPack, rule });
     }
+    if let Some(rule) = image::recognise(manifest) {
+        return Ok(Decision { family: Family::Image, rule });
+    }
     let image_config = [media_type::OCI_IMAGE_CONFIG, media_type::DOCKER_IMAGE_CONFIG]
         .contains(&&*manifest.config.media_type);
     if image_config && manifest.artifact_type.is_none() {
-        return Err(unsupported(manifest, "a container image"));
+        return Err(unsupported(
+            manifest,
+            "it has the config of a container image, and layers that are none",
+        ));
     }
     if let Some(rule) = oras::recognise(manifest) {
         return Ok(Decision { family: Family::Files, rule });
@@ -53,15 +68,17 @@ pub fn decide(manifest: &Manifest) -> Result<Decision, Error> {
     Err(unsupported(manifest, "no layer has a title"))
 }
 
-/// The plan of everything `manifest` holds.
+/// The plan of what `manifest` holds, as `options` want it.
 ///
 /// # Errors
-/// When no family's rule applies, or the family's rule refuses a layer.
-pub fn plan(manifest: &Manifest) -> Result<Plan, Error> {
-    match decide(manifest)?.family {
-        Family::ModelPack => modelpack::plan(manifest),
-        Family::Files => oras::plan(manifest),
-    }
+/// When no family's rule applies, the family's rule refuses a layer, or nothing is selected.
+pub fn plan(manifest: &Manifest, options: &Options) -> Result<Plan, Error> {
+    let plan = match decide(manifest)?.family {
+        Family::Image => image::plan(manifest, options),
+        Family::ModelPack => modelpack::plan(manifest, options),
+        Family::Files => oras::plan(manifest, options),
+    }?;
+    plan.select(&options.selection)
 }
 
 /// The error that tells a reader of the artifact what it is made of.
@@ -119,7 +136,9 @@ mod tests {
             (body("", empty, "a/b", legacy), Some(Family::ModelPack)),
             (body("a/b", empty, media_type::OCI_LAYER, title), Some(Family::Files)),
             (body("", empty, "a/b", title), Some(Family::Files)),
-            (body("", image, media_type::OCI_LAYER, title), None),
+            (body("", image, media_type::OCI_LAYER, title), Some(Family::Image)),
+            (body("", media_type::DOCKER_IMAGE_CONFIG, media_type::OCI_LAYER, "{}"), Some(Family::Image)),
+            (body("", image, "application/vnd.ollama.image.model", "{}"), None),
             (body("a/b", image, media_type::OCI_LAYER, title), Some(Family::Files)),
             (body("a/b", empty, "a/b", "{}"), None),
         ];
@@ -131,7 +150,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_names_the_media_types() {
         let text = body("x/artifact", "x/config", "x/layer", "{}");
-        let error = plan(&manifest(&text)).expect_err("no rule").to_string();
+        let error = plan(&manifest(&text), &Options::default()).expect_err("no rule").to_string();
         assert!(error.contains("x/artifact, x/config, x/layer"), "{error}");
     }
 }

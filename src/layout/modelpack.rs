@@ -1,13 +1,15 @@
 //! CNCF ModelPack (model-spec v1): model weights, configs, docs, code and datasets, a layer each.
 //!
 //! A raw layer is a file at `org.cncf.model.filepath`, with mode and time in
-//! `org.cncf.model.file.metadata+json`. Artifacts from before the rename say `org.cnai.model` and
+//! `org.cncf.model.file.metadata+json`. A tar layer, plain or compressed, holds files with their directories, and is
+//! unpacked at the volume's root. Artifacts from before the rename say `org.cnai.model` and
 //! `vnd.cnai.model`. Docker Model Runner's `weight.v1.gguf` and `weight.v1.safetensors` are raw as well.
 //! Source: modelpack/model-spec docs/spec.md, specs-go/v1/annotations.go.
 
 use serde::Deserialize;
 
-use super::{Error, File, Metadata, Plan, TreePath, family};
+use super::{Archive, Error, File, Item, Metadata, Options, Plan, TreePath, Unpack};
+use crate::layer::Rename;
 use crate::oci::{Descriptor, Manifest};
 
 const FILEPATH: &str = "org.cncf.model.filepath";
@@ -42,11 +44,14 @@ pub(super) fn recognise(manifest: &Manifest) -> Option<String> {
     manifest.layers.iter().find(named).map(|layer| format!("layer {} has a model filepath", layer.digest))
 }
 
-pub(super) fn plan(manifest: &Manifest) -> Result<Plan, Error> {
-    let mut files = Vec::with_capacity(manifest.layers.len());
+pub(super) fn plan(manifest: &Manifest, options: &Options) -> Result<Plan, Error> {
+    let mut items = Vec::with_capacity(manifest.layers.len());
     for layer in &manifest.layers {
-        if is_archive(&layer.media_type) {
-            return Err(family::unsupported(manifest, "a ModelPack artifact with archive layers"));
+        if is_archive(&layer.media_type) && options.unpack != Unpack::Never {
+            // The diff IDs of its config are not used: modctl writes the digests of the layers there.
+            let rename = Rename { strip: options.strip, ..Rename::default() };
+            items.push(Item::Archive(Archive { blob: layer.bare(), rename, content: None }));
+            continue;
         }
         let stated = metadata(layer)?;
         let fallback = stated.as_ref().map(|stated| stated.name.as_str()).filter(|name| !name.is_empty());
@@ -62,16 +67,16 @@ pub(super) fn plan(manifest: &Manifest) -> Result<Plan, Error> {
         })?;
         let metadata = match stated {
             Some(stated) => Metadata {
-                mode: stated.mode.map(|mode| mode & 0o777),
+                mode: stated.mode.and_then(|mode| u16::try_from(mode & 0o777).ok()),
                 uid: stated.uid,
                 gid: stated.gid,
                 mtime: stated.mtime.as_deref().and_then(seconds_since_epoch).unwrap_or(0),
             },
             None => Metadata::default(),
         };
-        files.push((path, File { blob: layer.bare(), metadata }));
+        items.push(Item::File(path, File { blob: layer.bare(), metadata }));
     }
-    Plan::new(files)
+    Plan::artifact(items)
 }
 
 fn filepath(layer: &Descriptor) -> Option<&str> {
@@ -134,16 +139,16 @@ mod tests {
     fn current_and_legacy_names() {
         let raw = "application/vnd.cncf.model.weight.v1.raw";
         let stated = r#"{"name":"w","mode":33261,"uid":7,"gid":8,"size":1,"mtime":"2025-01-01T00:00:00Z"}"#;
-        let plan = plan(&manifest(vec![
+        let layers = vec![
             layer(raw, &[(FILEPATH, "sub/w"), (METADATA, stated)]),
             layer("application/vnd.cnai.model.doc.v1.raw", &[(LEGACY_FILEPATH, "README.md")]),
             layer("application/vnd.cncf.model.weight.v1.gguf", &[(METADATA, r#"{"name":"m.gguf"}"#)]),
-        ]))
-        .expect("a plan");
+        ];
+        let plan = plan(&manifest(layers), &Options::default()).expect("a plan");
         let files: Vec<_> = plan.files().map(|(path, file)| (path.to_string(), file.metadata)).collect();
         let exact = Metadata { mode: Some(0o755), uid: 7, gid: 8, mtime: 1_735_689_600 };
         let plain = Metadata::default();
-        let expected = [("README.md", plain), ("m.gguf", plain), ("sub/w", exact)];
+        let expected = [("sub/w", exact), ("README.md", plain), ("m.gguf", plain)];
         assert_eq!(files, expected.map(|(path, metadata)| (path.to_owned(), metadata)));
     }
 
@@ -158,12 +163,24 @@ mod tests {
             (&[(FILEPATH, "x"), (METADATA, "{")], METADATA),
         ];
         for (annotations, expected) in table {
-            let error = plan(&manifest(vec![layer(raw, annotations)])).expect_err(expected).to_string();
+            let manifest = manifest(vec![layer(raw, annotations)]);
+            let error = plan(&manifest, &Options::default()).expect_err(expected).to_string();
             assert!(error.contains(expected) && error.contains("sha256:"), "{error}");
         }
-        let archive = layer("application/vnd.cncf.model.weight.v1.tar+gzip", &[(FILEPATH, "x")]);
-        let error = plan(&manifest(vec![archive])).expect_err("an archive").to_string();
-        assert!(error.contains("weight.v1.tar+gzip"), "{error}");
+    }
+
+    #[test]
+    fn archives_are_unpacked_at_the_root_unless_told_otherwise() {
+        let of = |unpack, annotations: &[(&str, &str)]| {
+            let archive = layer("application/vnd.cncf.model.weight.v1.tar+zstd", annotations);
+            plan(&manifest(vec![archive]), &Options { unpack, strip: 2, ..Options::default() })
+        };
+        let unpacked = of(Unpack::Auto, &[(FILEPATH, "w.tar.zst")]).expect("a plan");
+        let renames: Vec<_> = unpacked.archives().map(|archive| archive.rename.clone()).collect();
+        assert_eq!(renames, [Rename { strip: 2, ..Rename::default() }]);
+        let kept = of(Unpack::Never, &[(FILEPATH, "w.tar.zst")]).expect("a plan");
+        assert_eq!(kept.files().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), ["w.tar.zst"]);
+        assert!(matches!(of(Unpack::Never, &[]), Err(Error::Unnamed { .. })));
     }
 
     #[test]

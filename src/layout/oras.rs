@@ -2,24 +2,27 @@
 //! `org.opencontainers.image.title`.
 //!
 //! A layer is written under its title as it is, whatever its media type says: ORAS gives plain files the media
-//! type of a tar archive. Only the annotation `io.deis.oras.content.unpack: "true"` marks a packed directory.
-//! Source: oras-go v2 content/file.
+//! type of a tar archive. Only the annotation `io.deis.oras.content.unpack: "true"` marks a packed directory, whose
+//! entries are all in the directory that the title names. Source: oras-go v2 content/file.
 
-use super::{Error, File, Metadata, Plan, TreePath, family};
-use crate::oci::Manifest;
+use super::{Archive, Error, File, Item, Metadata, Options, Plan, TreePath, Unpack};
+use crate::layer::{Name, Rename};
+use crate::oci::{Descriptor, Manifest, media_type};
 
 /// A layer's file name.
 pub const TITLE: &str = "org.opencontainers.image.title";
-/// `"true"`: the layer is a directory, packed as a gzipped tar archive.
+/// `"true"`: the layer is a directory, packed as a tar archive.
 const UNPACK: &str = "io.deis.oras.content.unpack";
+/// Digest of the uncompressed archive.
+const CONTENT_DIGEST: &str = "io.deis.oras.content.digest";
 
 pub(super) fn recognise(manifest: &Manifest) -> Option<String> {
     let titled = manifest.layers.iter().filter(|layer| layer.annotation(TITLE).is_some()).count();
     (titled > 0).then(|| format!("{titled} of {} layers have a title", manifest.layers.len()))
 }
 
-pub(super) fn plan(manifest: &Manifest) -> Result<Plan, Error> {
-    let mut files = Vec::with_capacity(manifest.layers.len());
+pub(super) fn plan(manifest: &Manifest, options: &Options) -> Result<Plan, Error> {
+    let mut items = Vec::with_capacity(manifest.layers.len());
     for layer in &manifest.layers {
         let title =
             layer.annotation(TITLE).filter(|title| !title.is_empty()).ok_or_else(|| Error::Unnamed {
@@ -27,15 +30,112 @@ pub(super) fn plan(manifest: &Manifest) -> Result<Plan, Error> {
                 media_type: layer.media_type.clone(),
                 expected: TITLE,
             })?;
-        if layer.annotation(UNPACK) == Some("true") {
-            return Err(family::unsupported(manifest, &format!("layer {title:?} is a packed directory")));
-        }
         let path = TreePath::new(title).map_err(|reason| Error::UnsafeName {
             digest: layer.digest.clone(),
             name: title.to_owned(),
             reason,
         })?;
-        files.push((path, File { blob: layer.bare(), metadata: Metadata::default() }));
+        let packed = layer.annotation(UNPACK) == Some("true");
+        let unpacked = match options.unpack {
+            Unpack::Never => false,
+            Unpack::Auto => packed,
+            Unpack::Always => packed || is_archive(layer, title),
+        };
+        items.push(match (unpacked, packed) {
+            (false, _) => Item::File(path, File { blob: layer.bare(), metadata: Metadata::default() }),
+            (true, true) => Item::Archive(directory(layer, &path, options)?),
+            (true, false) => {
+                // What is in it belongs where the archive is.
+                let above = path.ancestors().last().unwrap_or_default();
+                let prefix = Name::below(above.as_bytes(), b"");
+                let rename = Rename { strip: options.strip, prefix, within: Name::default() };
+                Item::Archive(Archive { blob: layer.bare(), rename, content: None })
+            }
+        });
     }
-    Plan::new(files)
+    Plan::artifact(items)
+}
+
+/// A packed directory.
+fn directory(layer: &Descriptor, title: &TreePath, options: &Options) -> Result<Archive, Error> {
+    let within = Name::below(title.as_str().as_bytes(), b"");
+    let content = layer.annotation(CONTENT_DIGEST).map(str::parse).transpose();
+    let content = content.map_err(|error: crate::oci::digest::InvalidDigest| Error::Metadata {
+        digest: layer.digest.clone(),
+        annotation: CONTENT_DIGEST,
+        reason: error.to_string(),
+    })?;
+    let rename = Rename { within, strip: options.strip, prefix: Name::default() };
+    Ok(Archive { blob: layer.bare(), rename, content })
+}
+
+/// For `unpack: always`: what its title or its type calls an archive. The type that ORAS gives every file says
+/// nothing.
+fn is_archive(layer: &Descriptor, title: &str) -> bool {
+    const NAMES: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd"];
+    const TYPES: [&str; 4] = [".tar", ".tar+gzip", ".tar+zstd", ".tar.gzip"];
+    let named = NAMES.iter().any(|ending| title.ends_with(ending));
+    let typed = TYPES.iter().any(|ending| layer.media_type.ends_with(ending));
+    named || (typed && layer.media_type != media_type::OCI_LAYER)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::oci::Digest;
+
+    fn plan_of(media_type: &str, annotations: &[(&str, &str)], options: &Options) -> Result<Plan, Error> {
+        let layer = Descriptor {
+            media_type: media_type.into(),
+            digest: Digest::sha256(b"x"),
+            size: 1,
+            artifact_type: None,
+            platform: None,
+            annotations: annotations.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+        };
+        let manifest = Manifest {
+            media_type: media_type::OCI_MANIFEST.into(),
+            artifact_type: Some("a/b".into()),
+            config: Descriptor { annotations: BTreeMap::new(), ..layer.clone() },
+            layers: vec![layer],
+            annotations: BTreeMap::new(),
+        };
+        plan(&manifest, options)
+    }
+
+    #[test]
+    fn what_is_unpacked_and_where() {
+        let with = |unpack| Options { unpack, strip: 1, ..Options::default() };
+        let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let packed = [(TITLE, "a/b"), (UNPACK, "true")];
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Unpack, Option<(&'a [u8], &'a [u8])>);
+        let table: [Case<'_>; 8] = [
+            (gzip, &packed, Unpack::Auto, Some((b"a/b", b""))),
+            (gzip, &packed, Unpack::Never, None),
+            (gzip, &[(TITLE, "a/b")], Unpack::Auto, None),
+            (gzip, &[(TITLE, "a/b"), (UNPACK, "True")], Unpack::Auto, None),
+            (gzip, &[(TITLE, "a/b")], Unpack::Always, Some((b"", b"a"))),
+            (media_type::OCI_LAYER, &[(TITLE, "README.md")], Unpack::Always, None),
+            (media_type::OCI_LAYER, &[(TITLE, "db.tar.gz")], Unpack::Always, Some((b"", b""))),
+            ("text/plain", &[(TITLE, "db.tar.gz")], Unpack::Auto, None),
+        ];
+        for (media_type, annotations, unpack, expected) in table {
+            let plan = plan_of(media_type, annotations, &with(unpack)).expect("a plan");
+            let found = plan.archives().next().map(|archive| &archive.rename);
+            let found = found.map(|rename| (rename.within.as_bytes(), rename.prefix.as_bytes()));
+            assert_eq!(found, expected, "{annotations:?} {unpack:?}");
+        }
+    }
+
+    #[test]
+    fn t40_a_title_or_digest_that_is_none_is_refused() {
+        let auto = Options::default();
+        for title in ["", "/etc/x", "../x", "a/../../x", "a\0b"] {
+            assert!(plan_of("a/b", &[(TITLE, title), (UNPACK, "true")], &auto).is_err(), "{title:?}");
+        }
+        let bad = [(TITLE, "a"), (UNPACK, "true"), (CONTENT_DIGEST, "sha256:../x")];
+        assert!(matches!(plan_of("a/b", &bad, &auto), Err(Error::Metadata { .. })));
+    }
 }

@@ -3,14 +3,29 @@
 use std::collections::BTreeMap;
 
 use super::{Error, Selection, TreePath};
-use crate::oci::Descriptor;
+use crate::layer::{Profile, Rename};
+use crate::oci::{Descriptor, Digest};
 
 /// What a volume will hold.
 ///
-/// *Invariant:* no two entries have the same path, and no file's path is another entry's directory.
+/// *Invariant:* no two files have the same path, and no file's path is another one's directory. What archives hold
+/// is known only when they are unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    files: BTreeMap<TreePath, File>,
+    items: Vec<Item>,
+    profile: Profile,
+    /// Files that are not wanted; they are there to be named.
+    left_out: Vec<TreePath>,
+}
+
+/// One layer's part of the volume. The order is the manifest's: later archives replace what earlier ones have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // Most plans have few items.
+pub enum Item {
+    /// A blob that is a file.
+    File(TreePath, File),
+    /// A blob that is unpacked.
+    Archive(Archive),
 }
 
 /// One file of the volume: a whole blob under a name.
@@ -22,11 +37,22 @@ pub struct File {
     pub metadata: Metadata,
 }
 
+/// An archive of files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archive {
+    /// The blob.
+    pub blob: Descriptor,
+    /// How its names become names of the volume.
+    pub rename: Rename,
+    /// The digest its uncompressed content has to have, where that is promised and to be checked.
+    pub content: Option<Digest>,
+}
+
 /// Permissions, owner and time, where the artifact knows them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Metadata {
     /// Permission bits; at most `0o777` (setuid, setgid and sticky are dropped by rule).
-    pub mode: Option<u32>,
+    pub mode: Option<u16>,
     /// Owner.
     pub uid: u32,
     /// Group.
@@ -36,67 +62,128 @@ pub struct Metadata {
 }
 
 impl Plan {
-    /// Adds `files` in order.
+    /// A container image: `layers`, lowest first.
+    pub fn image(layers: impl IntoIterator<Item = Archive>) -> Self {
+        Self {
+            items: layers.into_iter().map(Item::Archive).collect(),
+            profile: Profile::Image,
+            left_out: Vec::new(),
+        }
+    }
+
+    /// An artifact: `items` in the order of its layers.
     ///
     /// # Errors
-    /// [`Error::Collision`] when two want one path, [`Error::Empty`] when there are none.
-    pub fn new(files: impl IntoIterator<Item = (TreePath, File)>) -> Result<Self, Error> {
-        let mut placed: BTreeMap<TreePath, File> = BTreeMap::new();
-        let mut directories = std::collections::BTreeSet::new();
-        for (path, file) in files {
-            let collision =
-                |there| Error::Collision { digest: file.blob.digest.clone(), name: path.to_string(), there };
-            if directories.contains(path.as_str()) {
-                return Err(collision("a directory"));
-            }
-            for above in path.ancestors() {
-                let above = TreePath::new(above).map_err(|_| collision("unsafe"))?;
-                if placed.contains_key(&above) {
-                    return Err(collision("below a file"));
-                }
-                directories.insert(above.to_string());
-            }
-            if placed.contains_key(&path) {
-                return Err(collision("a file"));
-            }
-            placed.insert(path, file);
+    /// [`Error::Collision`] when two files want one path, [`Error::Empty`] when there is nothing.
+    pub fn artifact(items: Vec<Item>) -> Result<Self, Error> {
+        check_paths(&items)?;
+        if items.is_empty() {
+            return Err(Error::Empty);
         }
-        if placed.is_empty() { Err(Error::Empty) } else { Ok(Self { files: placed }) }
+        Ok(Self { items, profile: Profile::Archive, left_out: Vec::new() })
     }
 
-    /// The files, by path.
-    pub fn files(&self) -> impl ExactSizeIterator<Item = (&TreePath, &File)> {
-        self.files.iter()
+    /// The items, in the order of the layers.
+    pub fn items(&self) -> &[Item] {
+        &self.items
     }
 
-    /// The blobs needed, each once, larger first: the largest decides how long the pull takes.
-    pub fn blobs(&self) -> Vec<&Descriptor> {
-        let mut blobs: Vec<&Descriptor> = self.files.values().map(|file| &file.blob).collect();
-        blobs.sort_by(|one, two| two.size.cmp(&one.size).then_with(|| one.digest.cmp(&two.digest)));
-        blobs.dedup_by(|one, two| one.digest == two.digest);
-        blobs
+    /// How archives are read.
+    pub fn profile(&self) -> Profile {
+        self.profile
     }
 
-    /// Bytes of all files.
-    pub fn size(&self) -> u64 {
-        self.files.values().fold(0, |sum, file| sum.saturating_add(file.blob.size))
+    /// The files, in the order of the layers.
+    pub fn files(&self) -> impl Iterator<Item = (&TreePath, &File)> {
+        self.items.iter().filter_map(|item| match item {
+            Item::File(path, file) => Some((path, file)),
+            Item::Archive(_) => None,
+        })
     }
 
-    /// Only the files that `selection` wants.
+    /// Files that the artifact has and that are not wanted.
+    pub fn left_out(&self) -> &[TreePath] {
+        &self.left_out
+    }
+
+    /// The archives, in the order of the layers.
+    pub fn archives(&self) -> impl Iterator<Item = &Archive> {
+        self.items.iter().filter_map(|item| match item {
+            Item::File(..) => None,
+            Item::Archive(archive) => Some(archive),
+        })
+    }
+
+    /// Says of each archive what its uncompressed content has to be.
+    ///
+    /// # Errors
+    /// [`Error::DiffIds`] when there are not as many as archives.
+    pub fn promise(&mut self, contents: Vec<Digest>) -> Result<(), Error> {
+        let archives = self.archives().count();
+        if archives != contents.len() {
+            return Err(Error::DiffIds { layers: archives, diff_ids: contents.len() });
+        }
+        let mut contents = contents.into_iter();
+        for item in &mut self.items {
+            if let Item::Archive(archive) = item {
+                archive.content = contents.next();
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves out the files that `selection` does not want. What archives hold is selected when the tree is built,
+    /// and only then it is known whether every pattern matches something.
     ///
     /// # Errors
     /// [`Error::NothingSelected`] when a pattern matches nothing or nothing is left.
-    pub fn select(self, selection: &Selection) -> Result<Self, Error> {
-        let kept = selection.apply(&self.files.keys())?;
-        let files = self.files.into_iter().filter(|(path, _)| kept.contains(path.as_str())).collect();
-        Ok(Self { files })
+    pub fn select(mut self, selection: &Selection) -> Result<Self, Error> {
+        if self.archives().next().is_none() {
+            let mut walk = selection.walk();
+            for (path, _) in self.files() {
+                walk.look_at(path.as_str().as_bytes());
+            }
+            walk.finish()?;
+        }
+        let left_out = &mut self.left_out;
+        self.items.retain(|item| match item {
+            Item::File(path, _) if !selection.wants(path.as_str().as_bytes()) => {
+                left_out.push(path.clone());
+                false
+            }
+            _ => true,
+        });
+        Ok(self)
     }
+}
+
+fn check_paths(items: &[Item]) -> Result<(), Error> {
+    let mut placed: BTreeMap<&TreePath, &File> = BTreeMap::new();
+    let mut directories = std::collections::BTreeSet::new();
+    for item in items {
+        let Item::File(path, file) = item else { continue };
+        let collision =
+            |there| Error::Collision { digest: file.blob.digest.clone(), name: path.to_string(), there };
+        if directories.contains(path.as_str()) {
+            return Err(collision("a directory"));
+        }
+        for above in path.ancestors() {
+            let above = TreePath::new(above).map_err(|_| collision("unsafe"))?;
+            if placed.contains_key(&above) {
+                return Err(collision("below a file"));
+            }
+            directories.insert(above.to_string());
+        }
+        if placed.insert(path, file).is_some() {
+            return Err(collision("a file"));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::Digest;
 
     fn file(content: &str) -> File {
         let blob = Descriptor {
@@ -111,7 +198,8 @@ mod tests {
     }
 
     fn plan(paths: &[&str]) -> Result<Plan, Error> {
-        Plan::new(paths.iter().map(|path| (TreePath::new(path).expect("safe"), file(path))))
+        let item = |path: &&str| Item::File(TreePath::new(path).expect("safe"), file(path));
+        Plan::artifact(paths.iter().map(item).collect())
     }
 
     #[test]
@@ -124,11 +212,13 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_under_two_names_is_needed_once() {
-        let two = [("a", file("x")), ("b", file("x")), ("c", file("longer"))]
-            .map(|(path, file)| (TreePath::new(path).expect("safe"), file));
-        let plan = Plan::new(two).expect("no collision");
-        assert_eq!(plan.blobs().iter().map(|blob| blob.size).collect::<Vec<_>>(), [6, 1]);
-        assert_eq!(plan.size(), 8);
+    fn t16_there_is_one_diff_id_for_each_layer() {
+        let archive = Archive { blob: file("x").blob, rename: Rename::default(), content: None };
+        let digest = Digest::sha256(b"content");
+        let mut image = Plan::image([archive]);
+        assert!(image.promise(vec![]).is_err());
+        assert!(image.promise(vec![digest.clone(); 2]).is_err());
+        image.promise(vec![digest.clone()]).expect("as many");
+        assert_eq!(image.archives().next().and_then(|archive| archive.content.clone()), Some(digest));
     }
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use globset::{Glob, GlobBuilder, GlobSet};
+use globset::{Candidate, Glob, GlobBuilder, GlobSet};
 
-use super::{Error, TreePath};
+use super::Error;
+use crate::layer::name::shown;
 
 /// Globs on paths. A file is kept when some `include` matches it (or there is none) and no `exclude` does.
 ///
@@ -51,44 +52,107 @@ impl Selection {
         [&self.include, &self.exclude].map(|patterns| patterns.texts.iter().map(String::as_str).collect())
     }
 
-    /// The paths that are wanted.
+    /// Whether everything is wanted.
+    pub fn is_all(&self) -> bool {
+        self.include.texts.is_empty() && self.exclude.texts.is_empty()
+    }
+
+    /// Whether `path` is wanted: a path without a leading slash.
+    pub fn wants(&self, path: &[u8]) -> bool {
+        self.walk().look_at(path).is_wanted()
+    }
+
+    /// Begins to look at paths.
+    pub fn walk(&self) -> Walk<'_> {
+        Walk {
+            selection: self,
+            matched: vec![false; self.include.texts.len()],
+            quoted: Vec::new(),
+            any: false,
+        }
+    }
+}
+
+/// A look at all paths that there are, each directory before what is in it.
+#[derive(Debug)]
+pub struct Walk<'a> {
+    selection: &'a Selection,
+    /// By number of the `include` pattern.
+    matched: Vec<bool>,
+    quoted: Vec<String>,
+    any: bool,
+}
+
+/// What is known of a path, and holds for all below it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    included: bool,
+    excluded: bool,
+}
+
+impl Verdict {
+    /// Whether it is wanted.
+    pub fn is_wanted(self) -> bool {
+        self.included && !self.excluded
+    }
+}
+
+impl Walk<'_> {
+    /// The verdict on the root.
+    pub fn start(&self) -> Verdict {
+        Verdict { included: self.selection.include.texts.is_empty(), excluded: false }
+    }
+
+    /// The verdict on `path`, whose directory has the verdict `above`.
+    pub fn look(&mut self, path: &[u8], above: Verdict, leaf: bool) -> Verdict {
+        let mut verdict = above;
+        let candidate = Candidate::from_bytes(path);
+        if !self.selection.include.texts.is_empty() {
+            for number in self.selection.include.globs.matches_candidate(&candidate) {
+                self.matched[number] = true;
+                verdict.included = true;
+            }
+        }
+        if !verdict.excluded && !self.selection.exclude.texts.is_empty() {
+            verdict.excluded = self.selection.exclude.globs.is_match_candidate(&candidate);
+        }
+        if leaf {
+            match self.quoted.len() {
+                0..QUOTED_PATHS => self.quoted.push(shown(path)),
+                QUOTED_PATHS => self.quoted.push("…".into()),
+                _ => {}
+            }
+            self.any |= verdict.is_wanted();
+        }
+        verdict
+    }
+
+    /// The verdict on the file at `path`, after all directories above it.
+    pub fn look_at(&mut self, path: &[u8]) -> Verdict {
+        let mut verdict = self.start();
+        for slash in (0..path.len()).filter(|at| path[*at] == b'/') {
+            verdict = self.look(&path[..slash], verdict, false);
+        }
+        self.look(path, verdict, true)
+    }
+
+    /// Checks that the patterns meant something.
     ///
     /// # Errors
-    /// [`Error::NothingSelected`] when an `include` pattern matches no path, or nothing is left.
-    pub fn apply<'a>(
-        &self,
-        paths: &(impl Iterator<Item = &'a TreePath> + Clone),
-    ) -> Result<BTreeSet<String>, Error> {
-        let quoted = || {
-            let mut names: Vec<&str> = paths.clone().map(TreePath::as_str).take(QUOTED_PATHS + 1).collect();
-            if names.len() > QUOTED_PATHS {
-                names[QUOTED_PATHS] = "…";
-            }
-            names.join(", ")
-        };
+    /// [`Error::NothingSelected`] when an `include` pattern matched no path, or no file is wanted.
+    pub fn finish(self) -> Result<(), Error> {
+        let Selection { include, exclude } = self.selection;
         let nothing = |attribute, pattern: &str, note: &str| Error::NothingSelected {
             attribute,
             pattern: pattern.to_owned(),
-            paths: quoted() + note,
+            paths: self.quoted.join(", ") + note,
         };
-        let mut unmatched: BTreeSet<usize> = (0..self.include.texts.len()).collect();
-        let mut kept = BTreeSet::new();
-        for path in paths.clone() {
-            let included = self.include.matching(path);
-            for number in &included {
-                unmatched.remove(number);
-            }
-            let wanted = self.include.texts.is_empty() || !included.is_empty();
-            if wanted && self.exclude.matching(path).is_empty() {
-                kept.insert(path.to_string());
-            }
+        if let Some(number) = self.matched.iter().position(|matched| !matched) {
+            return Err(nothing("include", &include.texts[number], ""));
         }
-        if let Some(&number) = unmatched.first() {
-            return Err(nothing("include", &self.include.texts[number], ""));
-        }
-        match (kept.is_empty(), self.exclude.texts.first()) {
-            (true, Some(pattern)) => Err(nothing("exclude", pattern, " (all are excluded)")),
-            _ => Ok(kept),
+        match (self.any, exclude.texts.first()) {
+            (false, Some(pattern)) => Err(nothing("exclude", pattern, " (all are excluded)")),
+            _ => Ok(()),
         }
     }
 }
@@ -106,18 +170,6 @@ impl Patterns {
         }
         let globs = globs.build().map_err(|error| invalid(list, error.to_string()))?;
         Ok(Self { texts, globs })
-    }
-
-    /// The numbers of the patterns that match `path` or a directory above it.
-    fn matching(&self, path: &TreePath) -> BTreeSet<usize> {
-        if self.texts.is_empty() {
-            return BTreeSet::new();
-        }
-        let mut found: BTreeSet<usize> = self.globs.matches(path.as_str()).into_iter().collect();
-        for above in path.ancestors() {
-            found.extend(self.globs.matches(above));
-        }
-        found
     }
 }
 
@@ -164,9 +216,16 @@ mod tests {
     ];
 
     fn select(include: &str, exclude: &str) -> Result<Vec<String>, Error> {
-        let paths: Vec<TreePath> = PATHS.iter().map(|path| TreePath::new(path).expect("safe")).collect();
         let selection = Selection::new(include, exclude).expect("patterns");
-        selection.apply(&paths.iter()).map(|kept| kept.into_iter().collect())
+        let mut walk = selection.walk();
+        for path in PATHS {
+            walk.look_at(path.as_bytes());
+        }
+        walk.finish()?;
+        let mut kept: Vec<String> = PATHS.map(str::to_owned).into();
+        kept.retain(|path| selection.wants(path.as_bytes()));
+        kept.sort();
+        Ok(kept)
     }
 
     #[test]

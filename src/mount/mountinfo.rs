@@ -86,29 +86,31 @@ impl Table {
 }
 
 impl StoreLocation {
-    /// Whether `mount` shows a tree of this store.
+    /// Whether `mount` shows a tree of this store, or a layer that needs none.
     pub fn holds(&self, mount: &Mount) -> bool {
-        mount.device == self.device && mount.root.starts_with(join(&self.root, Path::new("v1/trees")))
+        let below = |name| mount.root.starts_with(join(&self.root, Path::new(name)));
+        mount.device == self.device && (below("v1/trees") || below("v1/layers"))
     }
 }
 
 impl Mount {
-    /// Whether the mount shows a tree of some ocivol store: by the shape of its root, `…/trees/<64 hex>/fs…`.
+    /// Whether the mount shows a tree of some ocivol store: by the shape of its root, `…/trees/<64 hex>/fs…` or
+    /// `…/layers/<64 hex>/fs…`.
     ///
     /// For unpublishing when this store was moved, or is lost and cannot be located.
     pub fn looks_like_a_tree(&self) -> bool {
-        self.tree_key().is_some()
+        self.store_key().is_some()
     }
 
-    /// The key of the tree that is mounted, from the mount's root.
-    pub fn tree_key(&self) -> Option<&str> {
+    /// The key of the tree or layer that is mounted, from the mount's root.
+    pub fn store_key(&self) -> Option<&str> {
         let parts: Vec<&str> = self.root.iter().filter_map(|part| part.to_str()).collect();
         parts.windows(3).find_map(|window| {
-            let &[trees, name, fs] = window else { return None };
+            let &[kind, name, fs] = window else { return None };
             let key =
                 name.strip_prefix("retired-").map_or(name, |rest| rest.split('-').next().unwrap_or(rest));
             let is_key = key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
-            (trees == "trees" && fs == "fs" && is_key).then_some(key)
+            (["trees", "layers"].contains(&kind) && fs == "fs" && is_key).then_some(key)
         })
     }
 
@@ -201,8 +203,8 @@ mod tests {
         let ours = |path: &str| table.at(Path::new(path)).is_some_and(|mount| store.holds(mount));
         assert!(ours("/pods/a/with space") && ours("/pods/c"));
         assert!(!ours("/pods/b") && !ours("/var/lib/ocivol") && !ours("/nowhere"));
-        assert_eq!(table.at(Path::new("/pods/b")).and_then(Mount::tree_key), Some(KEY));
-        assert_eq!(table.at(Path::new("/")).and_then(Mount::tree_key), None);
+        assert_eq!(table.at(Path::new("/pods/b")).and_then(Mount::store_key), Some(KEY));
+        assert_eq!(table.at(Path::new("/")).and_then(Mount::store_key), None);
     }
 
     #[test]

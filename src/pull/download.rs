@@ -22,13 +22,15 @@ use super::offers::Offers;
 use super::progress::Counter;
 use super::segments::Segments;
 use super::turns::Permit;
+use super::unpacking::Sink;
+use super::wanted::{Form, Stored, Wanted};
 use super::watch::{Pace, Watch};
 use super::{BUFFERED_BYTES, Error, Puller, blocking, origin};
 use crate::oci::Descriptor;
 use crate::registry;
 use crate::registry::retry::Backoff;
 use crate::registry::transport::{Body, Source};
-use crate::store::{self, Blob, Ingest};
+use crate::store;
 
 /// Connections for one blob.
 const CONNECTIONS: usize = 6;
@@ -39,6 +41,8 @@ const HELP_BELOW: f64 = 100e6;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A source below this rate (bytes per second) is replaced when another is offered.
 const REPLACE_BELOW: f64 = 1e6;
+/// Times that a slow source of a layer is replaced.
+const LAYER_REPLACEMENTS: usize = 3;
 /// Parts that wait for the writer.
 const QUEUE: usize = 16;
 
@@ -56,6 +60,8 @@ struct Fetch<'a> {
     source: &'a Source,
     offers: &'a Offers,
     segments: Mutex<Segments>,
+    /// What came is there for the next source of the same repository.
+    keeps_what_came: bool,
     /// The source sends the whole blob when it is asked for a range.
     ignores_ranges: AtomicBool,
     /// Bytes that came, also those that are not needed.
@@ -78,22 +84,27 @@ impl<E: Into<Error>> From<E> for End {
 }
 
 impl Puller {
-    /// Fetches `blob` from the sources that `offers` has and gets, one after the other.
-    pub(super) async fn download(&self, blob: &Descriptor, offers: &Offers) -> Result<Blob, Error> {
+    /// Fetches a blob from the sources that `offers` has and gets, one after the other.
+    pub(super) async fn download(&self, wanted: &Wanted, offers: &Offers) -> Result<Stored, Error> {
+        let blob = &wanted.blob;
+        if let Some(stored) = self.unpack_file(wanted).await? {
+            return Ok(stored);
+        }
         let mut last = Arc::new(Error::Stopped);
         while let Some((source, turn)) = self.pick(offers).await {
-            let mut result = self.download_from(blob, &source, offers).await;
+            let mut turn = Some(turn);
+            let mut result = self.download_from(wanted, &source, offers, &mut turn).await;
             if let Err(End::Failed { resumed: true, .. }) = result {
-                result = self.download_from(blob, &source, offers).await;
+                result = self.download_from(wanted, &source, offers, &mut turn).await;
             }
             drop(turn);
             match result {
-                Ok(blob) => return Ok(blob),
+                Ok(stored) => return Ok(stored),
                 Err(End::Slow(rate)) => {
                     tracing::info!(digest = %blob.digest, host = source.host, rate, "replacing a slow source");
                     offers.was_slow(&source, rate);
                 }
-                Err(End::Failed { error: error @ Error::Store(_), .. }) => return Err(error),
+                Err(End::Failed { error, .. }) if error.is_everybodys() => return Err(error),
                 Err(End::Failed { error, .. }) => {
                     tracing::debug!(digest = %blob.digest, host = source.host, %error, "source failed");
                     last = Arc::new(error);
@@ -127,25 +138,33 @@ impl Puller {
         }
     }
 
-    async fn download_from(&self, blob: &Descriptor, source: &Source, offers: &Offers) -> Result<Blob, End> {
-        let (store, from, wanted) = (Arc::clone(&self.store), origin(source), blob.clone());
-        let ingest = blocking(move || store.ingest(&wanted, from)).await?;
-        let resumed = !ingest.is_fresh();
+    async fn download_from(
+        &self,
+        wanted: &Wanted,
+        source: &Source,
+        offers: &Offers,
+        turn: &mut Option<Permit>,
+    ) -> Result<Stored, End> {
+        let blob = &wanted.blob;
+        let (store, from, opened) = (Arc::clone(&self.store), origin(source), wanted.clone());
+        let sink = blocking(move || Sink::open(&store, &opened, from)).await?;
+        let resumed = sink.present() > 0;
         let counter = Arc::clone(&offers.counter);
-        counter.here.store(ingest.present(), Relaxed);
+        counter.here.store(sink.present(), Relaxed);
         let (writer, pieces) = mpsc::channel(QUEUE);
         let fetch = Fetch {
             puller: self,
             blob,
             source,
             offers,
-            segments: Mutex::new(Segments::new(ingest.missing())),
+            segments: Mutex::new(Segments::new(sink.missing())),
+            keeps_what_came: wanted.form == Form::File,
             ignores_ranges: AtomicBool::new(false),
             received: AtomicU64::new(0),
             writer,
         };
         // It runs on a thread of its own, and ends when `fetch`, which has the sender, is dropped.
-        let writing = blocking(move || write(ingest, pieces, &counter));
+        let writing = blocking(move || write(sink, pieces, &counter));
         tokio::pin!(writing);
         let fetched = tokio::select! {
             biased;
@@ -157,10 +176,16 @@ impl Puller {
             }
         };
         drop(fetch);
-        let ingest = writing.await?;
-        fetched?;
-        blocking(move || ingest.finish()).await.map_err(|error| match error {
-            store::Error::Mismatch { expected, got } => {
+        let sink = writing.await?;
+        if let Err(end) = fetched {
+            blocking(move || drop(sink)).await; // What was unpacked in vain is removed.
+            return Err(end);
+        }
+        if sink.needs_large_window() {
+            turn.take(); // All bytes are here; who waits for memory holds nothing that others need.
+        }
+        self.finish(sink).await.map_err(|error| match error {
+            Error::Store(store::Error::Mismatch { expected, got }) => {
                 let (host, got) = (source.host.clone(), got.to_string());
                 let error = registry::Error::WrongContent { host, wanted: expected, got };
                 End::Failed { error: error.into(), resumed }
@@ -170,17 +195,48 @@ impl Puller {
     }
 }
 
-/// The writer's thread: until no more pieces can come.
-fn write(
-    mut ingest: Ingest,
-    mut pieces: mpsc::Receiver<Piece>,
-    counter: &Counter,
-) -> Result<Ingest, store::Error> {
-    while let Some(piece) = pieces.blocking_recv() {
-        ingest.write(piece.offset, &piece.bytes)?;
-        counter.here.fetch_add(piece.bytes.len() as u64, Relaxed);
+impl Puller {
+    /// Checks and publishes what a sink has, when there is memory for it.
+    async fn finish(&self, sink: Sink) -> Result<Stored, Error> {
+        let large = sink.needs_large_window();
+        let _memory = if large { self.large_windows.acquire().await.ok() } else { None };
+        blocking(move || sink.finish()).await
     }
-    Ok(ingest)
+
+    /// Unpacks a layer that is here as a file. Who may read the file may read the layer.
+    async fn unpack_file(&self, wanted: &Wanted) -> Result<Option<Stored>, Error> {
+        if wanted.form == Form::File {
+            return Ok(None);
+        }
+        let looked = Wanted::file(&wanted.blob);
+        let Some(Stored::Blob(file)) = self.with_store(move |store| looked.find(store)).await? else {
+            return Ok(None);
+        };
+        if file.size != wanted.blob.size {
+            return Ok(None);
+        }
+        let _turn = self.local_unpacks.acquire().await.map_err(|_| Error::Stopped)?;
+        let opened = wanted.clone();
+        let sink = self.with_store(move |store| Sink::from_file(store, &opened, file)).await?;
+        match self.finish(sink).await {
+            Err(Error::Store(store::Error::Mismatch { expected, got })) => {
+                tracing::warn!(%expected, %got, "discarding a blob that did not keep");
+                self.with_store(move |store| store.discard_blob(&expected)).await?;
+                Ok(None)
+            }
+            result => result.map(Some),
+        }
+    }
+}
+
+/// The writer's thread: until no more pieces can come.
+fn write(mut sink: Sink, mut pieces: mpsc::Receiver<Piece>, counter: &Counter) -> Result<Sink, Error> {
+    while let Some(piece) = pieces.blocking_recv() {
+        let length = piece.bytes.len() as u64;
+        sink.write(piece.offset, piece.bytes)?;
+        counter.here.fetch_add(length, Relaxed);
+    }
+    Ok(sink)
 }
 
 impl Fetch<'_> {
@@ -216,7 +272,11 @@ impl Fetch<'_> {
                             let host = self.source.host.clone();
                             return Err(registry::Error::TooSlow { host, over: Watch::DEAD_AFTER }.into());
                         }
-                        Pace::Rate(rate) if rate < REPLACE_BELOW && self.offers.has_better_than(rate) => {
+                        Pace::Rate(rate)
+                            if rate < REPLACE_BELOW
+                                && self.offers.has_better_than(rate)
+                                && self.may_be_replaced() =>
+                        {
                             return Err(End::Slow(rate));
                         }
                         Pace::Rate(_) | Pace::Unknown => {}
@@ -227,6 +287,11 @@ impl Fetch<'_> {
                 }
             }
         }
+    }
+
+    /// A layer starts again with another source: not without end.
+    fn may_be_replaced(&self) -> bool {
+        self.keeps_what_came || self.offers.replaced() < LAYER_REPLACEMENTS
     }
 
     /// Splits a part for another connection, when those that run are slow for a network.

@@ -17,6 +17,14 @@ pub enum Error {
     /// The manifest describes no volume.
     #[error(transparent)]
     Layout(#[from] crate::layout::Error),
+    /// A layer cannot be unpacked.
+    #[error("layer {digest}: {source}")]
+    Unpack {
+        /// The layer.
+        digest: crate::oci::Digest,
+        /// Why.
+        source: crate::unpack::Error,
+    },
     /// A manifest in the store cannot be read.
     #[error("the manifest of {reference} cannot be used: {source}")]
     Manifest {
@@ -62,12 +70,24 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it is the same for everybody who needs the content, whoever sends it: the disk failed, or the content is
+    /// the right one and no good.
+    pub(super) fn is_everybodys(&self) -> bool {
+        match self {
+            Self::Store(_) => true,
+            Self::Unpack { source, .. } => source.is_about_content(),
+            Self::Shared(error) => error.is_everybodys(),
+            _ => false,
+        }
+    }
+
     /// What the caller can do.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Registry(error) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Layout(error) => error.kind(),
+            Self::Unpack { source, .. } => source.kind(),
             Self::Manifest { .. } | Self::NoPlatform { .. } | Self::TooDeep { .. } => {
                 Kind::FailedPrecondition
             }

@@ -12,36 +12,40 @@ use std::time::Instant;
 
 use super::offers::Offers;
 use super::progress::Counter;
+use super::wanted::{Form, Stored, Wanted};
 use super::watch::{Pace, Watch};
 use super::{Error, Progress, Puller, origin};
 use crate::oci::Descriptor;
 use crate::registry;
 use crate::registry::transport::Source;
-use crate::store::Blob;
 
 /// Downloads of one blob that one asker waits for: each but the last ended without its own source being tried.
 const ROUNDS: usize = 4;
 
 impl Puller {
-    /// Brings `blob` into the store, and makes sure that `source` may read it.
+    /// Brings a blob into the store, in the form that is wanted, and makes sure that `source` may read it.
     pub(super) async fn obtain(
         self: &Arc<Self>,
-        blob: &Descriptor,
+        wanted: &Wanted,
         source: &Source,
         progress: &Progress,
     ) -> Result<(), Error> {
+        let blob = &wanted.blob;
         let mut own_error = None;
         let mut fetched_here = false;
         for round in 0..=ROUNDS {
-            let digest = blob.digest.clone();
-            if let Some(found) = self.with_store(move |store| store.blob(&digest)).await? {
+            let looked = wanted.clone();
+            let found = self.with_store(move |store| looked.find(store)).await?;
+            let found = found.and_then(|found| Some((wanted.keeps_promise(&found)?, found)));
+            if let Some((promise, found)) = found {
                 if !is_rightful(&found, source) {
-                    self.prove(blob, source, &found, progress).await?;
+                    self.prove(wanted, source, &found, progress).await?;
                 }
-                if found.size != blob.size {
+                if found.size() != blob.size {
                     let got = "content of another size than the manifest says".to_owned();
                     return Err(wrong(blob, source, got).into());
                 }
+                promise?;
                 progress.blob_done(if fetched_here { 0 } else { blob.size });
                 return Ok(());
             }
@@ -51,14 +55,7 @@ impl Puller {
             if round == ROUNDS {
                 break;
             }
-            // A manifest that lies about the size must not spoil the download of one that does not.
-            let key = (blob.digest.clone(), blob.size);
-            let mut waiter = self.blobs.join(key, || {
-                let offers = Arc::new(Offers::new(source));
-                let (puller, blob, shared) = (Arc::clone(self), blob.clone(), Arc::clone(&offers));
-                let work = async move { puller.download(&blob, &shared).await.map_err(Arc::new) };
-                (offers, work)
-            });
+            let mut waiter = self.join(wanted, Offers::new(source));
             waiter.state().add(source);
             progress.follow(&waiter.state().counter);
             fetched_here = true;
@@ -67,7 +64,7 @@ impl Puller {
                 own_error = waiter.state().error(source);
                 // The next download counts what is here itself.
                 waiter.state().counter.here.store(0, Ordering::Relaxed);
-                if own_error.is_none() && matches!(*error, Error::Store(_)) {
+                if own_error.is_none() && error.is_everybodys() {
                     return Err(Error::Shared(error));
                 }
             }
@@ -75,15 +72,55 @@ impl Puller {
         Err(Error::Stopped)
     }
 
+    /// Joins the flight that brings `wanted`, or starts it with `offers`.
+    fn join(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        offers: Offers,
+    ) -> super::Waiter<Offers, super::Shared<super::Stored>> {
+        // A manifest that lies about the size must not spoil the download of one that does not.
+        let key = (wanted.blob.digest.clone(), wanted.blob.size, wanted.form.clone());
+        self.blobs.join(key, || {
+            let offers = Arc::new(offers);
+            let (puller, wanted, shared) = (Arc::clone(self), wanted.clone(), Arc::clone(&offers));
+            let work = async move { puller.download(&wanted, &shared).await.map_err(Arc::new) };
+            (offers, work)
+        })
+    }
+
+    /// Whether `wanted` is here for `source`, without asking anybody.
+    pub(super) async fn is_here(self: &Arc<Self>, wanted: &Wanted, source: &Source) -> Result<bool, Error> {
+        let looked = wanted.clone();
+        let (found, file) = self
+            .with_store(move |store| {
+                Ok::<_, Error>((looked.find(store)?, Wanted::file(&looked.blob).find(store)?))
+            })
+            .await?;
+        let here = found.filter(|found| is_rightful(found, source));
+        if let Some(promise) = here.and_then(|found| wanted.keeps_promise(&found)) {
+            return promise.map(|()| true);
+        }
+        // What is here as a file can be unpacked without asking.
+        if wanted.form == Form::File || !file.is_some_and(|file| is_rightful(&file, source)) {
+            return Ok(false);
+        }
+        match self.join(wanted, Offers::default()).wait().await {
+            Some(Ok(stored)) => Ok(is_rightful(&stored, source)),
+            Some(Err(error)) if error.is_everybodys() => Err(Error::Shared(error)),
+            _ => Ok(false),
+        }
+    }
+
     /// Shows that `source` may read a blob that came from elsewhere.
     async fn prove(
         &self,
-        blob: &Descriptor,
+        wanted: &Wanted,
         source: &Source,
-        found: &Blob,
+        found: &Stored,
         progress: &Progress,
     ) -> Result<(), Error> {
-        if found.origins.iter().any(|known| known.host == source.host) {
+        let blob = &wanted.blob;
+        if found.origins().iter().any(|known| known.host == source.host) {
             self.registry.prove_blob(source, &blob.digest).await?;
         } else {
             let _turn = self.downloads.turn(&source.host).await;
@@ -91,8 +128,8 @@ impl Puller {
             progress.follow(&counter);
             self.compare(blob, source, &counter).await?;
         }
-        let (digest, from) = (blob.digest.clone(), origin(source));
-        Ok(self.with_store(move |store| store.add_origin(&digest, from)).await?)
+        let (wanted, from) = (wanted.clone(), origin(source));
+        Ok(self.with_store(move |store| wanted.add_origin(store, from)).await?)
     }
 
     /// Fetches all of `blob` and compares it with its digest, without keeping it.
@@ -128,7 +165,7 @@ fn wrong(blob: &Descriptor, source: &Source, got: String) -> registry::Error {
 
 /// Whether `source` may read `blob` without asking anybody. Its right to the manifest in its own repository has
 /// been shown before.
-pub(super) fn is_rightful(blob: &Blob, source: &Source) -> bool {
+pub(super) fn is_rightful(found: &Stored, source: &Source) -> bool {
     let own = origin(source);
-    blob.public || blob.origins.iter().any(|known| known.same_repository(&own))
+    found.public() || found.origins().iter().any(|known| known.same_repository(&own))
 }

@@ -1,5 +1,6 @@
 //! What the askers of a blob bring to its download: places to fetch it from.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -14,6 +15,7 @@ pub(super) struct Offers {
     sources: Mutex<Vec<Offer>>,
     /// Somebody offered another one.
     changed: Notify,
+    replaced: AtomicUsize,
     /// How far the download is.
     pub counter: Arc<Counter>,
 }
@@ -89,8 +91,14 @@ impl Offers {
         })
     }
 
+    /// How often a source was given up for another one.
+    pub fn replaced(&self) -> usize {
+        self.replaced.load(Ordering::Relaxed)
+    }
+
     /// `source` was given up for another one.
     pub fn was_slow(&self, source: &Source, rate: f64) {
+        self.replaced.fetch_add(1, Ordering::Relaxed);
         self.set(source, State::Slow(rate));
     }
 

@@ -50,8 +50,20 @@ struct BlobRecord {
     origins: Vec<Origin>,
 }
 
-/// Origins kept per blob; the oldest go first.
+/// Origins kept per blob or layer; the oldest go first.
 const ORIGINS_LIMIT: usize = 64;
+
+/// Adds `origin`; false when it is known already.
+pub(super) fn note_origin(origins: &mut Vec<Origin>, origin: Origin) -> bool {
+    if origins.contains(&origin) {
+        return false;
+    }
+    if origins.len() >= ORIGINS_LIMIT {
+        origins.remove(0);
+    }
+    origins.push(origin);
+    true
+}
 
 impl Store {
     /// The blob with `digest`, if it is here.
@@ -118,16 +130,7 @@ impl Store {
     /// # Errors
     /// [`Error::NoSpace`], [`Error::Io`].
     pub fn add_origin(&self, digest: &Digest, origin: Origin) -> Result<(), Error> {
-        self.update_blob(digest, |known| {
-            if known.origins.contains(&origin) {
-                return false;
-            }
-            if known.origins.len() >= ORIGINS_LIMIT {
-                known.origins.remove(0);
-            }
-            known.origins.push(origin);
-            true
-        })
+        self.update_blob(digest, |known| note_origin(&mut known.origins, origin))
     }
 
     /// Moves a verified file into place; the record, which makes it exist, comes last. `losses` were counted when
@@ -168,7 +171,10 @@ impl Store {
     }
 
     /// Takes a blob out of the store; record first, so that it never exists without being checked.
-    pub(super) fn discard_blob(&self, digest: &Digest) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn discard_blob(&self, digest: &Digest) -> Result<(), Error> {
         let (path, record_path) = self.blob_paths(digest);
         let _guard = self.lock_records();
         self.verified().remove(&Entry::Blob(digest.clone()));

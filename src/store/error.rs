@@ -53,6 +53,17 @@ pub enum Error {
         /// The digest it has.
         got: Digest,
     },
+    /// The layers cannot be applied.
+    #[error("layer {digest} is refused: {source}")]
+    Refused {
+        /// The layer.
+        digest: Digest,
+        /// Why.
+        source: crate::layer::Refused,
+    },
+    /// Of what the layers hold nothing is wanted.
+    #[error(transparent)]
+    Selection(#[from] crate::layout::Error),
     /// The kernel refused something in the store.
     #[error("cannot {action} {path}: {source}", path = path.display())]
     Io {
@@ -78,7 +89,8 @@ impl Error {
             | Self::Io { .. }
             | Self::Damaged(_) => Kind::Unavailable,
             Self::NoSpace { .. } => Kind::ResourceExhausted,
-            Self::Mismatch { .. } => Kind::FailedPrecondition,
+            Self::Mismatch { .. } | Self::Refused { .. } => Kind::FailedPrecondition,
+            Self::Selection(error) => error.kind(),
         }
     }
 }

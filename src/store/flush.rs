@@ -87,7 +87,8 @@ impl Store {
             self.losses.fetch_add(1, Ordering::SeqCst);
         }
         self.verified().clear();
-        let mut result = self.discard_volatile_blobs().and(self.forget_volatile_trees());
+        let mut result = self.discard_volatile_blobs();
+        result = result.and(self.forget_volatile_layers()).and(self.forget_volatile_trees());
         for directory in super::children(&self.directory.join("ingest"))? {
             result = result.and(super::remove(&directory.join("ranges.json")));
         }
@@ -125,6 +126,7 @@ fn make_durable(store: &Store, entries: &[Entry], directory: &File) -> bool {
     for entry in entries {
         let result = match entry {
             Entry::Blob(digest) => store.mark_blob_durable(digest),
+            Entry::Layer(key) => store.mark_layer_durable(key),
             Entry::Tree(key) => store.mark_tree_durable(key),
         };
         if let Err(error) = result {

@@ -211,11 +211,6 @@ impl Ingest {
         Ok(())
     }
 
-    /// Whether nothing is there yet.
-    pub fn is_fresh(&self) -> bool {
-        self.ranges.total() == 0
-    }
-
     /// Bytes that are there.
     pub fn present(&self) -> u64 {
         self.ranges.total()

@@ -1,17 +1,19 @@
-//! Trees: directories of hard links into the blobs, which pods see.
+//! Trees: directories of hard links into layers and blobs, which pods see.
+//!
+//! An image of one layer needs none: what is mounted is the layer itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::blobs::hash_file;
-use super::{Entry, Error, Store, create_private, error::io, now, record, remove};
-use crate::layout::{LAYOUT_VERSION, Metadata, Plan, Selection, TreePath};
+use super::layers::{Layer, LayerKey};
+use super::link::{self, How, Source};
+use super::{Entry, Error, Store, error::io, now, record, remove};
+use crate::layer::{self, Dropped, ENTRY_LIMIT, Kind, MEMORY_LIMIT, Merge, Name, Place, Profile, Rename};
+use crate::layout::{Item, LAYOUT_VERSION, Options, Plan};
 use crate::oci::Digest;
 
 /// The name of a tree: a hash of everything that decides what it holds.
@@ -43,36 +45,44 @@ pub struct Image {
     pub family: String,
     /// Bytes of all files.
     pub size: u64,
-    /// Every file.
-    pub files: Vec<ImageFile>,
+    /// How many files and symlinks.
+    pub files: usize,
+    /// What of its layers was left out by rule.
+    pub dropped: Dropped,
+    /// The layers it is made of.
+    pub layers: Vec<LayerKey>,
+    /// The layer that is the tree, where there is no other.
+    pub only_layer: Option<LayerKey>,
     /// Seconds since the epoch of the last publish.
     pub last_use: u64,
     boot_id: String,
     durable: bool,
 }
 
-/// One file of a tree.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageFile {
-    /// Path in the tree.
-    pub path: String,
-    /// Digest of its content.
-    pub digest: Digest,
-    /// Bytes of content.
-    pub size: u64,
+/// What a tree is built from.
+#[derive(Debug, Clone)]
+pub struct Build {
+    /// Its name.
+    pub key: TreeKey,
+    /// What it holds.
+    pub plan: Plan,
+    /// What of it is wanted.
+    pub options: Options,
+    /// Whether everybody may read it.
+    pub readable: bool,
+    /// The manifest it shows.
+    pub manifest: Digest,
+    /// The artifact family.
+    pub family: String,
 }
 
-/// Files up to this size are copied, not linked, to carry their own mode, owner and time.
-const COPY_LIMIT: u64 = 1024 * 1024;
 /// References remembered per tree.
 const REFERENCES_LIMIT: usize = 32;
 
 impl TreeKey {
     /// The key of what `manifest` shows when laid out with these attributes.
-    pub fn new(manifest: &Digest, selection: &Selection, readable: bool) -> Self {
-        let parts = (manifest, LAYOUT_VERSION, selection.normal_form(), readable);
-        // Strings, numbers and lists of them always encode.
-        let text = serde_json::to_string(&parts).unwrap_or_else(|error| error.to_string() + manifest.hex());
+    pub fn new(manifest: &Digest, options: &Options, readable: bool) -> Self {
+        let text = format!("{manifest} {LAYOUT_VERSION} {readable} {}", options.normal_form());
         Self(Digest::sha256(text.as_bytes()).hex().to_owned())
     }
 
@@ -86,8 +96,7 @@ impl TryFrom<String> for TreeKey {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, &'static str> {
-        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        if text.len() == 64 && text.bytes().all(hex) { Ok(Self(text)) } else { Err("not a tree key") }
+        is_key(&text).then_some(Self(text)).ok_or("not a tree key")
     }
 }
 
@@ -97,30 +106,35 @@ impl fmt::Display for TreeKey {
     }
 }
 
+/// Whether `text` is a hash in lower-case hex.
+pub(super) fn is_key(text: &str) -> bool {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.len() == 64 && text.bytes().all(hex)
+}
+
+impl Tree {
+    /// The name in the store of what is mounted: the tree's, or its only layer's.
+    pub fn mounted_key(&self) -> &str {
+        self.image.only_layer.as_ref().map_or(self.key.as_str(), LayerKey::as_str)
+    }
+}
+
 impl Store {
     /// The tree with `key`, if it is here and sound.
     ///
+    /// A tree that is neither durable nor of this process counts as absent: linking it again costs less than to look
+    /// at every file, and its layers and blobs are looked at then.
+    ///
     /// # Errors
-    /// [`Error::Io`]. A tree that did not survive is discarded and counts as absent.
+    /// [`Error::Io`].
     pub fn tree(&self, key: &TreeKey) -> Result<Option<Tree>, Error> {
         let Some(image) = record::read::<Image>(&self.image_path(key))? else { return Ok(None) };
-        let root = self.tree_directory(key).join("fs");
-        if !root.is_dir() {
-            return Ok(None);
-        }
-        let tree = Tree { key: key.clone(), root, image };
-        let entry = Entry::Tree(key.clone());
-        let trusted = tree.image.durable || self.verified().contains(&entry);
-        if !trusted {
-            if tree.image.boot_id != self.boot_id || !self.is_sound(&tree)? {
-                tracing::warn!(%key, "discarding a tree that did not survive");
-                self.retire_tree(key)?;
-                return Ok(None);
-            }
-            self.verified().insert(entry.clone());
-            self.flusher.add(entry);
-        }
-        Ok(Some(tree))
+        let trusted = image.durable || self.verified().contains(&Entry::Tree(key.clone()));
+        let here = match &image.only_layer {
+            Some(layer) => self.layer(layer)?.is_some(),
+            None => self.tree_directory(key).join("fs").is_dir(),
+        };
+        Ok((trusted && here).then(|| self.as_tree(key, image)))
     }
 
     /// All trees with a readable record.
@@ -133,60 +147,69 @@ impl Store {
             let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
             let Some(key) = name.and_then(|name| TreeKey::try_from(name.to_owned()).ok()) else { continue };
             let Some(image) = record::read::<Image>(&path)? else { continue };
-            let root = self.tree_directory(&key).join("fs");
-            trees.push(Tree { key, root, image });
+            trees.push(self.as_tree(&key, image));
         }
         trees.sort_by(|one, two| one.image.references.cmp(&two.image.references));
         Ok(trees)
     }
 
-    /// Builds the tree of `plan`, whose blobs are all here. Its name appears when it is complete.
+    /// Builds a tree whose blobs and layers are all here. Its name appears when it is complete.
     ///
     /// # Errors
-    /// [`Error::Damaged`] when a blob is missing, [`Error::NoSpace`], [`Error::Io`].
-    pub fn build_tree(
-        &self,
-        key: &TreeKey,
-        plan: &Plan,
-        manifest: &Digest,
-        family: &str,
-        readable: bool,
-    ) -> Result<Tree, Error> {
+    /// [`Error::Refused`] when the layers cannot be applied, [`Error::Selection`] when nothing of them is wanted,
+    /// [`Error::Damaged`] when one is missing, [`Error::NoSpace`], [`Error::Io`].
+    pub fn build_tree(&self, build: &Build) -> Result<Tree, Error> {
         let losses = self.losses();
-        let staging = self.temporary();
-        let result = self.link_files(&staging.join("fs"), plan, readable).and_then(|()| {
-            self.retire_tree(key)?;
-            let directory = self.tree_directory(key);
-            fs::rename(&staging, &directory).map_err(io("publish", &directory))
-        });
-        if let Err(error) = result {
-            remove(&staging)?;
-            return Err(error);
-        }
-        let files = plan.files().map(|(path, file)| ImageFile {
-            path: path.to_string(),
-            digest: file.blob.digest.clone(),
-            size: file.blob.size,
-        });
-        let image = Image {
-            manifest: manifest.clone(),
+        let sources = self.sources(&build.plan)?;
+        let only_layer = only_layer(build, &sources);
+        let made = match &only_layer {
+            Some(layer) => link::Made { files: layer.summary.files, bytes: layer.summary.bytes },
+            None => {
+                let staging = self.temporary();
+                let result = self.link_tree(&staging.join("fs"), build, &sources).and_then(|made| {
+                    let _one = self.publishing();
+                    self.retire_tree(&build.key)?;
+                    let directory = self.tree_directory(&build.key);
+                    fs::rename(&staging, &directory).map_err(io("publish", &directory))?;
+                    Ok(made)
+                });
+                if result.is_err() {
+                    remove(&staging)?;
+                }
+                result?
+            }
+        };
+        let layers = || {
+            sources.iter().filter_map(|source| match source {
+                Source::Layer(layer) => Some(layer),
+                Source::Blob(..) => None,
+            })
+        };
+        let mut image = Image {
+            manifest: build.manifest.clone(),
             references: BTreeSet::new(),
-            family: family.to_owned(),
-            size: plan.size(),
-            files: files.collect(),
+            family: build.family.clone(),
+            size: made.bytes,
+            files: made.files,
+            dropped: layers().fold(Dropped::default(), |sum, layer| sum.plus(layer.summary.dropped)),
+            layers: layers().map(|layer| layer.key.clone()).collect(),
+            only_layer: only_layer.map(|layer| layer.key),
             last_use: now(),
             boot_id: self.boot_id.clone(),
             durable: false,
         };
         {
             let _guard = self.lock_records();
-            self.check_losses(losses, &format!("tree {key}"))?;
-            self.write_record(&self.image_path(key), &image)?;
+            self.check_losses(losses, &format!("tree {}", build.key))?;
+            if let Some(known) = record::read::<Image>(&self.image_path(&build.key))? {
+                image.references = known.references;
+            }
+            self.write_record(&self.image_path(&build.key), &image)?;
         }
-        let entry = Entry::Tree(key.clone());
+        let entry = Entry::Tree(build.key.clone());
         self.verified().insert(entry.clone());
         self.flusher.add(entry);
-        Ok(Tree { key: key.clone(), root: self.tree_directory(key).join("fs"), image })
+        Ok(self.as_tree(&build.key, image))
     }
 
     /// Notes that the tree was used now, as `reference`.
@@ -225,13 +248,7 @@ impl Store {
 
     /// Moves a tree's directory aside. Its files stay: a pod may still have it mounted.
     fn retire_tree(&self, key: &TreeKey) -> Result<(), Error> {
-        self.forget_tree(key)?;
-        let directory = self.tree_directory(key);
-        let aside = self.directory.join(format!("trees/retired-{key}-{:016x}", rand::random::<u64>()));
-        match fs::rename(&directory, &aside) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("move", &directory)(error)),
-            _ => Ok(()),
-        }
+        self.retire(&self.tree_directory(key))
     }
 
     fn update_tree(&self, key: &TreeKey, change: impl FnOnce(&mut Image) -> bool) -> Result<(), Error> {
@@ -241,44 +258,31 @@ impl Store {
         if change(&mut image) { self.write_record(&path, &image) } else { Ok(()) }
     }
 
-    fn link_files(&self, root: &Path, plan: &Plan, readable: bool) -> Result<(), Error> {
-        create_private(root).map_err(io("create", root))?;
-        let directories: BTreeSet<&str> = plan.files().flat_map(|(path, _)| path.ancestors()).collect();
-        for directory in &directories {
-            let path = root.join(directory);
-            fs::create_dir(&path).map_err(io("create", &path))?;
-        }
-        for (path, file) in plan.files() {
-            let blob = self
-                .blob(&file.blob.digest)?
-                .ok_or_else(|| Error::Damaged(format!("blob {} is gone", file.blob.digest)))?;
-            place(&blob.path, blob.size, &root.join(path.as_str()), file.metadata, self.reflink, readable)?;
-        }
-        // Deepest first: giving a directory its time comes after everything in it.
-        for directory in directories.into_iter().rev().map(|name| root.join(name)).chain([root.to_owned()]) {
-            let file = File::open(&directory).map_err(io("open", &directory))?;
-            file.set_permissions(Permissions::from_mode(0o755)).map_err(io("change mode of", &directory))?;
-            file.set_modified(SystemTime::UNIX_EPOCH).map_err(io("touch", &directory))?;
-        }
-        Ok(())
+    /// What `plan` needs, in its order.
+    fn sources(&self, plan: &Plan) -> Result<Vec<Source>, Error> {
+        let gone = |digest: &Digest| Error::Damaged(format!("blob {digest} is gone"));
+        let source = |item: &Item| match item {
+            Item::File(_, file) => {
+                let digest = &file.blob.digest;
+                let blob = self.blob(digest)?.ok_or_else(|| gone(digest))?;
+                Ok(Source::Blob(blob, file.metadata))
+            }
+            Item::Archive(archive) => {
+                let digest = &archive.blob.digest;
+                let layer =
+                    self.layer(&LayerKey::new(digest, plan.profile()))?.ok_or_else(|| gone(digest))?;
+                Ok(Source::Layer(layer))
+            }
+        };
+        plan.items().iter().map(source).collect()
     }
 
-    /// Compares every file with its digest. A link to a sound blob is as sound as the blob.
-    fn is_sound(&self, tree: &Tree) -> Result<bool, Error> {
-        for file in &tree.image.files {
-            let Ok(path) = TreePath::new(&file.path) else { return Ok(false) };
-            let path = tree.root.join(path.as_str());
-            let Ok(found) = fs::symlink_metadata(&path) else { return Ok(false) };
-            if !found.is_file() || found.len() != file.size {
-                return Ok(false);
-            }
-            let blob = self.blob(&file.digest)?.and_then(|blob| fs::symlink_metadata(blob.path).ok());
-            let linked = blob.is_some_and(|blob| (blob.dev(), blob.ino()) == (found.dev(), found.ino()));
-            if !linked && hash_file(&path, &file.digest)? != file.digest {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+    fn as_tree(&self, key: &TreeKey, image: Image) -> Tree {
+        let root = match &image.only_layer {
+            Some(layer) => self.directory.join("layers").join(layer.as_str()).join("fs"),
+            None => self.tree_directory(key).join("fs"),
+        };
+        Tree { key: key.clone(), root, image }
     }
 
     fn tree_directory(&self, key: &TreeKey) -> PathBuf {
@@ -290,56 +294,94 @@ impl Store {
     }
 }
 
-/// Puts a blob's content at `target`: linked where its plain metadata will do, else copied.
-fn place(
-    blob: &Path,
-    size: u64,
-    target: &Path,
-    metadata: Metadata,
-    reflink: bool,
-    readable: bool,
-) -> Result<(), Error> {
-    let executable = metadata.mode.is_some_and(|mode| mode & 0o111 != 0);
-    let own_metadata = metadata != Metadata::default() && (size <= COPY_LIMIT || reflink);
-    if !own_metadata && !executable {
-        match fs::hard_link(blob, target) {
-            Ok(()) => return Ok(()),
-            // ext4 ends at 65,000 links of one file; another file system mounted in between cannot be linked to, and
-            // some have no links at all.
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EMLINK | libc::EXDEV | libc::EPERM | libc::EOPNOTSUPP)
-                ) => {}
-            Err(error) => return Err(io("link", target)(error)),
-        }
-    }
-    copy(blob, target)?;
-    let mode = match (metadata.mode, readable) {
-        _ if !own_metadata => 0o444 | if executable { 0o111 } else { 0 },
-        (Some(mode), true) => mode | 0o444,
-        (Some(mode), false) => mode,
-        (None, _) => 0o444,
+/// The layer that can be mounted as it is.
+fn only_layer(build: &Build, sources: &[Source]) -> Option<Layer> {
+    let ([Item::Archive(archive)], [Source::Layer(layer)]) = (build.plan.items(), sources) else {
+        return None;
     };
-    if own_metadata && rustix::process::geteuid().is_root() {
-        match chown(target, Some(metadata.uid), Some(metadata.gid)) {
-            // In a user namespace of one's own most users do not exist; files then belong to its root.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            result => result.map_err(io("change owner of", target))?,
-        }
-    }
-    let seconds = u64::try_from(metadata.mtime).unwrap_or(0);
-    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(if own_metadata { seconds } else { 0 });
-    let file = File::open(target).map_err(io("open", target))?;
-    file.set_modified(time).map_err(io("touch", target))?;
-    file.set_permissions(Permissions::from_mode(mode & 0o777)).map_err(io("change mode of", target))
+    let as_it_is = archive.rename == Rename::default() && build.options.selection.is_all();
+    let summary = &layer.summary;
+    let readable = summary.readable || build.readable == (build.plan.profile() == Profile::Archive);
+    (as_it_is && readable && summary.regular).then(|| layer.clone())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<(), Error> {
-    let source = File::open(from).map_err(io("open", from))?;
-    let target = File::create_new(to).map_err(io("create", to))?;
-    if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
-        return Ok(());
+impl Store {
+    /// Merges, selects, and links the result at `root`.
+    fn link_tree(&self, root: &Path, build: &Build, sources: &[Source]) -> Result<link::Made, Error> {
+        let profile = build.plan.profile();
+        check_bounds(&build.plan, sources)?;
+        let indexes = indexes(&build.plan, sources)?;
+        let mut merge = Merge::new(profile);
+        for (item, source) in build.plan.items().iter().zip(sources) {
+            let (digest, rename) = match item {
+                Item::File(_, file) => (&file.blob.digest, &Rename::default()),
+                Item::Archive(archive) => (&archive.blob.digest, &archive.rename),
+            };
+            let entries = indexes.get(&index_key(item, source)).map_or(&[][..], Vec::as_slice);
+            let applied = merge.apply(entries, rename);
+            applied.map_err(|source| Error::Refused { digest: digest.clone(), source })?;
+        }
+        let selection = &build.options.selection;
+        if !selection.is_all() {
+            let mut walk = selection.walk();
+            for path in build.plan.left_out() {
+                walk.look_at(path.as_str().as_bytes());
+            }
+            merge.retain(walk.start(), &mut |path, above, leaf| {
+                let verdict = walk.look(path.as_bytes(), above, leaf);
+                (verdict, verdict.is_wanted())
+            });
+            walk.finish()?;
+        }
+        let how = How { profile, readable: build.readable, reflink: self.reflink };
+        link::make(root, &merge, sources, how, &|needed| self.check_space(needed))
     }
-    std::io::copy(&mut &source, &mut &target).map(drop).map_err(io("write", to))
+}
+
+/// An index is read once, however often a manifest names its layer.
+fn index_key<'a>(item: &'a Item, source: &'a Source) -> &'a str {
+    match (item, source) {
+        (_, Source::Layer(layer)) => layer.key.as_str(),
+        (Item::File(path, _), Source::Blob(..)) => path.as_str(),
+        (Item::Archive(_), Source::Blob(..)) => "",
+    }
+}
+
+/// The entries of each item. A file is an archive of one entry.
+fn indexes<'a>(plan: &'a Plan, sources: &'a [Source]) -> Result<HashMap<&'a str, Vec<layer::Entry>>, Error> {
+    let mut all: HashMap<&str, Vec<layer::Entry>> = HashMap::new();
+    for (item, source) in plan.items().iter().zip(sources) {
+        let key = index_key(item, source);
+        match (item, source) {
+            (_, Source::Layer(_)) if all.contains_key(key) => {}
+            (_, Source::Layer(layer)) => drop(all.insert(key, layer.entries()?)),
+            (Item::File(path, _), Source::Blob(blob, _)) => {
+                let checksum = layer::Checksum::of(b""); // Blobs have digests instead.
+                let kind = Kind::File { size: blob.size, checksum, place: Place::Named };
+                let name = Name::below(path.as_str().as_bytes(), b"");
+                all.insert(key, vec![layer::Entry { name, kind, metadata: layer::Metadata::default() }]);
+            }
+            (Item::Archive(_), Source::Blob(..)) => {}
+        }
+    }
+    Ok(all)
+}
+
+/// Bounds time and memory of a merge, before any index is read.
+fn check_bounds(plan: &Plan, sources: &[Source]) -> Result<(), Error> {
+    let mut seen = HashSet::new();
+    let (mut applied, mut memory) = (0_usize, 0_u64);
+    for (item, source) in plan.items().iter().zip(sources) {
+        let (Item::Archive(archive), Source::Layer(layer)) = (item, source) else { continue };
+        applied += layer.summary.entries;
+        if seen.insert(&layer.key) {
+            memory += layer.summary.memory;
+        }
+        if applied > 2 * ENTRY_LIMIT || memory > MEMORY_LIMIT {
+            let rule = "with the layers below it, it has more entries or names than one tree may have";
+            let source = layer::Refused { name: Name::default(), rule: rule.into() };
+            return Err(Error::Refused { digest: archive.blob.digest.clone(), source });
+        }
+    }
+    Ok(())
 }

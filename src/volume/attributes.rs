@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::layout::{Selection, TreePath, select::InvalidPattern};
+use crate::layout::{Options, Selection, TreePath, Unpack, select::InvalidPattern};
 use crate::oci::platform::InvalidPlatform;
 use crate::oci::reference::InvalidReference;
 use crate::oci::{Platform, Reference};
@@ -17,12 +17,12 @@ pub struct Attributes {
     pub pull_policy: PullPolicy,
     /// `platform`
     pub platform: Platform,
-    /// `include`, `exclude`
-    pub selection: Selection,
+    /// `include`, `exclude`, `unpack`, `stripComponents`
+    pub options: Options,
     /// `path`; `None` is all of the tree.
     pub path: Option<TreePath>,
-    /// `readable`
-    pub readable: bool,
+    /// `readable`; without it the artifact's family decides.
+    pub readable: Option<bool>,
     /// `exec`
     pub exec: bool,
 }
@@ -69,8 +69,20 @@ pub enum Error {
 }
 
 /// The keys users may write.
-pub const KEYS: [&str; 8] =
-    ["reference", "pullPolicy", "platform", "include", "exclude", "path", "readable", "exec"];
+pub const KEYS: [&str; 10] = [
+    "reference",
+    "pullPolicy",
+    "platform",
+    "include",
+    "exclude",
+    "unpack",
+    "stripComponents",
+    "path",
+    "readable",
+    "exec",
+];
+/// Leading parts that can be removed: as many as a name can have.
+const STRIP_LIMIT: usize = crate::layer::name::DEPTH_LIMIT;
 /// Keys that kubelet and the provisioner add. No attribute is read from them: a pod author can forge those that
 /// kubelet does not overwrite.
 const IGNORED_PREFIXES: [&str; 2] = ["csi.storage.k8s.io/", "storage.kubernetes.io/"];
@@ -101,18 +113,30 @@ impl Attributes {
                 Some(other) => return Err(word("pullPolicy", other, "Always, IfNotPresent, Never")),
             },
             platform: value("platform").map_or_else(|| Ok(Platform::host()), str::parse)?,
-            selection: Selection::new(
-                map.get("include").map_or("", String::as_str),
-                map.get("exclude").map_or("", String::as_str),
-            )?,
+            options: Options {
+                selection: Selection::new(
+                    map.get("include").map_or("", String::as_str),
+                    map.get("exclude").map_or("", String::as_str),
+                )?,
+                unpack: match value("unpack") {
+                    None | Some("auto") => Unpack::Auto,
+                    Some("always") => Unpack::Always,
+                    Some("never") => Unpack::Never,
+                    Some(other) => return Err(word("unpack", other, "auto, always, never")),
+                },
+                strip: value("stripComponents").map_or(Ok(0), |text| {
+                    let number = text.parse().ok().filter(|number| *number <= STRIP_LIMIT);
+                    number.ok_or_else(|| word("stripComponents", text, "whole numbers from 0 to 128"))
+                })?,
+            },
             path: match value("path").map(|path| path.trim_start_matches('/')) {
                 None | Some("" | ".") => None,
                 Some(path) => Some(
                     TreePath::new(path).map_err(|reason| Error::Path { value: path.to_owned(), reason })?,
                 ),
             },
-            readable: flag("readable", value("readable"), true)?,
-            exec: flag("exec", value("exec"), false)?,
+            readable: flag("readable", value("readable"))?,
+            exec: flag("exec", value("exec"))?.unwrap_or(false),
             reference,
         })
     }
@@ -126,11 +150,11 @@ fn default_policy(reference: &Reference) -> PullPolicy {
     }
 }
 
-fn flag(key: &'static str, value: Option<&str>, default: bool) -> Result<bool, Error> {
+fn flag(key: &'static str, value: Option<&str>) -> Result<Option<bool>, Error> {
     match value {
-        None => Ok(default),
-        Some("true") => Ok(true),
-        Some("false") => Ok(false),
+        None => Ok(None),
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
         Some(other) => Err(word(key, other, "true, false")),
     }
 }
@@ -157,20 +181,24 @@ mod tests {
         let digest = format!("r.example/x@sha256:{}", "0".repeat(64));
         assert_eq!(policy(&digest), PullPolicy::IfNotPresent);
         let plain = parse(&[("reference", "r.example/x"), ("path", "/")]).expect("valid");
-        assert!(plain.readable && !plain.exec && plain.path.is_none());
-        assert!(plain.selection.normal_form().iter().all(std::collections::BTreeSet::is_empty));
+        assert!(plain.readable.is_none() && !plain.exec && plain.path.is_none());
+        assert!(plain.options.selection.is_all() && plain.options.strip == 0);
+        assert_eq!(plain.options.unpack, Unpack::Auto);
     }
 
     #[test]
     fn bad_attributes_are_named_with_what_is_allowed() {
         let reference = ("reference", "r.example/x");
-        let table: [(&[(&str, &str)], &str); 8] = [
+        let table: [(&[(&str, &str)], &str); 11] = [
             (&[], "reference is missing"),
             (&[("reference", " ")], "reference is missing"),
             (&[("reference", "r.example/UPPER")], "UPPER"),
             (&[reference, ("referense", "x")], "known are reference, pullPolicy"),
             (&[reference, ("pullPolicy", "always")], "Always, IfNotPresent, Never"),
             (&[reference, ("exec", "yes")], "true, false"),
+            (&[reference, ("unpack", "yes")], "auto, always, never"),
+            (&[reference, ("stripComponents", "-1")], "0 to 128"),
+            (&[reference, ("stripComponents", "129")], "0 to 128"),
             (&[reference, ("path", "../etc")], "'..'"),
             (&[reference, ("platform", "linux")], "os/arch"),
         ];

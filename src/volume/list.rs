@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Ours, Volumes};
+use crate::layer::Dropped;
 use crate::mount::Table;
 use crate::pull::blocking;
 
@@ -21,6 +22,8 @@ pub struct Listed {
     pub size: u64,
     /// How many files.
     pub files: usize,
+    /// What of its archives was left out by rule.
+    pub dropped: Dropped,
     /// Seconds since the epoch of the last publish or pull.
     pub last_use: u64,
     /// The tree's name in the store.
@@ -41,17 +44,18 @@ impl Volumes {
             let table = Table::read()?;
             let ours = Ours::locate(&table, &root);
             let listed = puller.store().trees()?.into_iter().map(|tree| Listed {
+                mounted_at: table
+                    .iter()
+                    .filter(|mount| ours.holds(mount) && mount.store_key() == Some(tree.mounted_key()))
+                    .map(|mount| mount.mount_point.clone())
+                    .collect(),
                 references: tree.image.references.into_iter().collect(),
                 digest: tree.image.manifest.to_string(),
                 family: tree.image.family,
                 size: tree.image.size,
-                files: tree.image.files.len(),
+                files: tree.image.files,
+                dropped: tree.image.dropped,
                 last_use: tree.image.last_use,
-                mounted_at: table
-                    .iter()
-                    .filter(|mount| ours.holds(mount) && mount.tree_key() == Some(tree.key.as_str()))
-                    .map(|mount| mount.mount_point.clone())
-                    .collect(),
                 tree: tree.key.to_string(),
             });
             Ok(listed.collect())

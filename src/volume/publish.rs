@@ -158,7 +158,7 @@ pub fn pull_request(attributes: &Attributes, keyring: &Keyring) -> pull::Request
         reference: attributes.reference.clone(),
         policy: attributes.pull_policy,
         platform: attributes.platform.clone(),
-        selection: attributes.selection.clone(),
+        options: attributes.options.clone(),
         readable: attributes.readable,
         credentials: keyring.matching(&attributes.reference),
     }

@@ -234,3 +234,50 @@ fn a_failing_source_is_replaced_by_another_waiters() {
         }
     });
 }
+
+#[test]
+fn regression_a_wrong_promise_does_not_tell_what_is_cached() {
+    use ocivol::demo::tarball::{Tarball, gzip};
+    isolated(async {
+        let registry = Scripted::start().await;
+        let tar = Tarball::new().file("set/secret", &noise(5, 10_000)).finish();
+        let content = gzip(&tar).expect("gzip");
+        let real = ocivol::oci::Digest::sha256(&tar).to_string();
+        let layer = |promise: &str| Layer {
+            annotations: serde_json::json!({
+                "org.opencontainers.image.title": "set",
+                "io.deis.oras.content.unpack": "true",
+                "io.deis.oras.content.digest": promise,
+            }),
+            ..Layer::archive(content.clone())
+        };
+        registry.pusher("private").files("v1", &[layer(&real)]).await.expect("pushed");
+        // The manifest is public; its repository has the blob only until the attacker may not read it any more.
+        let wrong = ocivol::oci::Digest::sha256(b"wrong").to_string();
+        registry.pusher("open").files("v1", &[layer(&wrong)]).await.expect("pushed");
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        use base64::Engine as _;
+        let pair = base64::engine::general_purpose::STANDARD.encode("a:pw");
+        registry.script(move |seen| {
+            let known = seen
+                .headers
+                .get(header::AUTHORIZATION)
+                .is_some_and(|value| value == &format!("Basic {pair}"));
+            if seen.path.contains("/open/blobs/") {
+                return Some(StatusCode::NOT_FOUND.into_response());
+            }
+            (seen.path.contains("/private/") && !known).then(|| {
+                (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"r\"")]).into_response()
+            })
+        });
+        let reference = registry.reference("private:v1");
+        node.publish_as(&node.volume("a"), &reference, &[], ("a", "pw")).await.expect("A may");
+        let open = registry.reference("open:v1");
+        for policy in ["Always", "Never"] {
+            let attributes = [("pullPolicy", policy)];
+            let status = node.publish(&node.volume("b"), &open, &attributes).await.expect_err("B may not");
+            assert_eq!(status.code(), Code::NotFound, "{policy}: {}", status.message());
+            assert!(!status.message().contains(&real), "{}", status.message());
+        }
+    });
+}

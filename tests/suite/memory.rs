@@ -86,3 +86,33 @@ fn a_layer_of_four_gib_takes_less_than_64_mib_and_idling_less_than_24() {
         println!("idle {} MiB, peak {} MiB, after {} MiB", idle / MIB, peak / MIB, after / MIB);
     });
 }
+
+#[test]
+fn an_image_of_many_layers_takes_less_than_128_mib() {
+    use ocivol::demo::push::Layer;
+    use ocivol::demo::tarball::{Tarball, gzip, zstd};
+    isolated(async {
+        let registry = Scripted::start().await;
+        let layers: Vec<Layer> = (0..10)
+            .map(|number: u64| {
+                let mut tar = Tarball::new().file(format!("big/{number}"), &noise(number, 24 << 20));
+                for file in 0..2000 {
+                    tar = tar.file(format!("small/{number}/{file}"), &noise(file, 500));
+                }
+                let tar = tar.finish();
+                Layer::archive(
+                    if number.is_multiple_of(2) { gzip(&tar) } else { zstd(&tar) }.expect("memory"),
+                )
+            })
+            .collect();
+        registry.pusher("image").image("v1", &layers, &[]).await.expect("pushed");
+        let mut node = Node::start(&["--plain-http", &registry.host()]).await;
+        node.kubelet.deadline = Duration::from_secs(120);
+        let volume = node.volume("pod");
+        node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect("published");
+        assert_eq!(std::fs::read_dir(volume.target.join("big")).expect("a directory").count(), 10);
+        let peak = status(&node, "VmHWM");
+        assert!(peak < 128 * MIB, "peak: {} MiB", peak / MIB);
+        println!("peak {} MiB", peak / MIB);
+    });
+}

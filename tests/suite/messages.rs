@@ -89,6 +89,16 @@ fn the_readme_quotes_what_the_pods_event_shows() {
         assert_quoted("wrong digest", status.message(), &digests);
         scripted.unscript();
 
+        let bad = ocivol::demo::tarball::Tarball::new().file("a/../../etc/passwd", b"x").finish();
+        let bad = Layer::archive(bad);
+        scripted.pusher("images/app").image("v1", std::slice::from_ref(&bad), &[]).await.expect("pushed");
+        let status = node
+            .publish(&node.volume("image"), &scripted.reference("images/app:v1"), &[])
+            .await
+            .expect_err("a bad layer");
+        let layer = ocivol::oci::Digest::sha256(&bad.content).to_string();
+        assert_quoted("bad layer", status.message(), &[(&layer, "sha256:<layer>")]);
+
         let mut full = Node::prepare(&["--plain-http", &hosts]);
         std::fs::create_dir(&full.root).expect("made");
         let size = Some("size=16m,mode=700");

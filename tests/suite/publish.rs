@@ -221,7 +221,7 @@ fn stacked_mounts_are_all_taken_away() {
         node.publish(&volume, &reference, &[]).await.expect("published");
         let tree = mount_at(&volume.target).expect("mounted");
         let none: Option<&str> = None;
-        let source = node.root.join("v1/trees").join(tree.tree_key().expect("a key")).join("fs");
+        let source = node.root.join("v1/trees").join(tree.store_key().expect("a key")).join("fs");
         for _ in 0..2 {
             let bind = nix::mount::MsFlags::MS_BIND;
             nix::mount::mount(Some(&source), &volume.target, none, bind, none).expect("bound");

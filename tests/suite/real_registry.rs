@@ -166,7 +166,7 @@ fn what_is_no_family_of_ours_is_named() {
         let registry = DebianRegistry::start().await;
         let pusher = registry.pusher("image");
         let layer = Layer {
-            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".into(),
+            media_type: "application/vnd.ollama.image.model".into(),
             content: Bytes::from_static(b"not looked at"),
             annotations: json!({}),
         };
@@ -175,7 +175,9 @@ fn what_is_no_family_of_ours_is_named() {
         let volume = node.volume("pod");
         let status = node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect_err("an image");
         assert_eq!(status.code(), Code::FailedPrecondition);
-        for word in ["a container image", media_type::OCI_IMAGE_CONFIG, "layer.v1.tar+gzip"] {
+        for word in
+            ["the config of a container image", media_type::OCI_IMAGE_CONFIG, "vnd.ollama.image.model"]
+        {
             assert!(status.message().contains(word), "{}", status.message());
         }
     });

@@ -1,11 +1,14 @@
 //! What the suites are made of.
 
+pub mod attack;
 pub mod debian_registry;
+pub mod layers;
 pub mod namespace;
 pub mod node;
 pub mod scripted;
+pub mod snapshot;
 
-pub use namespace::isolated;
+pub use namespace::{isolated, isolated_with_network};
 pub use node::Node;
 pub use scripted::Scripted;
 

@@ -10,6 +10,17 @@ pub fn isolated(test: impl Future<Output = ()>) {
     runtime.expect("a runtime").block_on(test);
 }
 
+/// Runs `test` in a mount and a network namespace of its own: its ports are nobody else's.
+pub fn isolated_with_network(test: impl Future<Output = ()>) {
+    unshare(CloneFlags::CLONE_NEWNET)
+        .unwrap_or_else(|error| panic!("this test needs root: {error}; run `sudo make test`"));
+    let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    let up =
+        up.unwrap_or_else(|error| panic!("ip cannot be started: {error}; run `apt-get install iproute2`"));
+    assert!(up.success(), "the loopback interface cannot be set up");
+    isolated(test);
+}
+
 /// Moves this thread, and the threads and processes it starts, into a new mount namespace.
 pub fn separate_mounts() {
     unshare(CloneFlags::CLONE_NEWNS)

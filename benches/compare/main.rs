@@ -1,0 +1,131 @@
+//! Whole-process comparison: from a registry on this machine to files on this disk.
+//!
+//! `make bench` runs it and the README quotes its tables. Every tool starts with nothing, in turns, and the order
+//! changes each round; the medians are compared. Two times count: until the tool returns, and until a `sync`
+//! after it returns, because some tools wait for the disk and some do not.
+//!
+//! `ROUNDS` (5), `WORKLOADS` (`model,image-gzip,image-zstd,many-small`) and `BENCH_DIR` (where the tools store; a file
+//! system with a journal, or ext4 gets slower with every round) are taken from the environment.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::cast_possible_truncation)]
+
+#[path = "../../tests/support/mod.rs"]
+#[allow(dead_code, unused_imports)]
+mod support;
+
+mod tools;
+mod workloads;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{UsageWho, getrusage};
+use support::debian_registry::DebianRegistry;
+use tools::Tool;
+use workloads::Workload;
+
+#[derive(Clone, Copy)]
+struct Measured {
+    wall: Duration,
+    synced: Duration,
+    cpu: Duration,
+}
+
+fn main() {
+    let setting = |name: &str| std::env::var(name).ok();
+    let rounds: usize = setting("ROUNDS").and_then(|text| text.parse().ok()).unwrap_or(5);
+    let wanted = setting("WORKLOADS").unwrap_or_else(|| "model,image-gzip,image-zstd,many-small".into());
+    let place = setting("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let registry = runtime.block_on(DebianRegistry::start());
+    for name in wanted.split(',') {
+        let workload = runtime.block_on(Workload::push(name, &registry));
+        let base = tempfile::Builder::new().prefix("ocivol-bench-").tempdir_in(&place).expect("a directory");
+        let tools = tools::of(&workload, &registry.host());
+        let mut results: Vec<Vec<Measured>> = vec![Vec::new(); tools.len()];
+        for round in 0..rounds {
+            for turn in 0..tools.len() {
+                let number = (round + turn) % tools.len();
+                let measured = measure(&tools[number], &base.path().join("run"));
+                results[number].push(measured);
+                eprintln!(
+                    "{name}, round {round}: {}: {:.2} s",
+                    tools[number].name,
+                    measured.wall.as_secs_f64()
+                );
+            }
+        }
+        println!("\n{}\n", workload.description);
+        print_table(&tools, &results);
+    }
+}
+
+fn measure(tool: &Tool, directory: &Path) -> Measured {
+    remove(directory);
+    fs::create_dir_all(directory).expect("a directory");
+    sync();
+    // A daemon is running before the clock starts, and counts towards the CPU time when it ends.
+    let before = children_cpu();
+    let daemon = tool.daemon.as_ref().map(|daemon| daemon.start(directory));
+    let began = Instant::now();
+    let status = Command::new("bash")
+        .args(["-o", "pipefail", "-ec", &tool.script])
+        .env("DIR", directory)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .expect("bash starts");
+    let wall = began.elapsed();
+    assert!(status.success(), "{} failed: {}", tool.name, tool.script);
+    sync();
+    let synced = began.elapsed();
+    drop(daemon);
+    let cpu = children_cpu() - before;
+    remove(directory);
+    Measured { wall, synced, cpu }
+}
+
+/// Removes what a tool has left, mounts first.
+fn remove(directory: &Path) {
+    let mounts = support::node::mounts_below(directory);
+    for mount in mounts.iter().rev() {
+        let _ = nix::mount::umount2(&mount.mount_point, nix::mount::MntFlags::MNT_DETACH);
+    }
+    let _ = fs::remove_dir_all(directory);
+}
+
+fn sync() {
+    assert!(Command::new("sync").status().expect("sync starts").success());
+}
+
+fn children_cpu() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("usage");
+    let time = |value: nix::sys::time::TimeVal| {
+        Duration::from_micros((value.tv_sec() * 1_000_000 + value.tv_usec()).unsigned_abs())
+    };
+    time(usage.user_time()) + time(usage.system_time())
+}
+
+fn print_table(tools: &[Tool], results: &[Vec<Measured>]) {
+    let median = |values: &[Measured], of: fn(&Measured) -> Duration| {
+        let mut seconds: Vec<f64> = values.iter().map(|value| of(value).as_secs_f64()).collect();
+        seconds.sort_by(f64::total_cmp);
+        seconds[seconds.len() / 2]
+    };
+    let ours = median(&results[0], |it| it.wall);
+    let ours_synced = median(&results[0], |it| it.synced);
+    println!("| tool | seconds | of ocivol's | until synced | of ocivol's | CPU seconds |");
+    println!("|---|---|---|---|---|---|");
+    for (tool, values) in tools.iter().zip(results) {
+        let (wall, synced) = (median(values, |it| it.wall), median(values, |it| it.synced));
+        println!(
+            "| {} | {wall:.2} | {:.1}x | {synced:.2} | {:.1}x | {:.1} |",
+            tool.name,
+            wall / ours,
+            synced / ours_synced,
+            median(values, |it| it.cpu)
+        );
+    }
+}

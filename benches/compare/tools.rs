@@ -1,0 +1,161 @@
+//! The tools that are compared: how each gets an artifact into a directory.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::workloads::Workload;
+
+/// One tool.
+pub struct Tool {
+    pub name: &'static str,
+    /// A shell script; `$DIR` is an empty directory.
+    pub script: String,
+    pub daemon: Option<Containerd>,
+}
+
+/// A containerd of the benchmark's own.
+#[derive(Clone)]
+pub struct Containerd {
+    binary: PathBuf,
+    client: PathBuf,
+    settings: &'static str,
+    /// It may have igzip decompress, as it does by itself where that is installed.
+    igzip: bool,
+}
+
+/// A containerd that runs until dropped.
+pub struct Running(Child);
+
+const VERSION_1: &str = r#"version = 2
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+"#;
+const VERSION_2: &str = r#"version = 3
+disabled_plugins = ["io.containerd.nri.v1.nri"]
+"#;
+const VERSION_2_TUNED: &str = r#"version = 3
+disabled_plugins = ["io.containerd.nri.v1.nri"]
+[plugins."io.containerd.transfer.v1.local"]
+  max_concurrent_downloads = 4
+  concurrent_layer_fetch_buffer = 8388608
+  max_concurrent_unpacks = 4
+"#;
+
+/// The tools for a workload; ocivol is the first.
+pub fn of(workload: &Workload, host: &str) -> Vec<Tool> {
+    let name = &workload.name;
+    let ocivol = env!("CARGO_BIN_EXE_ocivol");
+    let plain = |name, script: String| Tool { name, script, daemon: None };
+    let mut tools =
+        vec![plain("ocivol pull", format!("{ocivol} pull --root $DIR --plain-http {host} {host}/{name}:v1"))];
+    if workload.is_image {
+        tools.extend(containerds(&format!("{host}/{name}:v1")));
+        let podman = "podman --root $DIR/root --runroot $DIR/run --storage-driver overlay";
+        tools.push(plain(
+            "podman pull and mount",
+            format!("{podman} pull -q --tls-verify=false {host}/{name}:v1 && {podman} image mount {host}/{name}:v1"),
+        ));
+        tools.push(plain(
+            "skopeo copy and umoci unpack",
+            format!(
+                "skopeo copy -q --preserve-digests --src-tls-verify=false docker://{host}/{name}:v1 oci:$DIR/oci:v1 && umoci raw unpack --image $DIR/oci:v1 $DIR/rootfs"
+            ),
+        ));
+        // umoci 0.4 does not know zstd.
+        if name.ends_with("zstd") {
+            tools.pop();
+        }
+        return tools;
+    }
+    let urls: String =
+        workload.digests.iter().map(|digest| format!("http://{host}/v2/{name}/blobs/{digest}\n")).collect();
+    // `$0` is the URL, `${0##*:}` its digest.
+    let parallel = |command: &str| format!("printf '%s' '{urls}' | xargs -P 4 -I{{}} sh -c '{command}' {{}}");
+    tools.push(plain("curl, 4 at a time, nothing verified", parallel("curl -sf -o $DIR/${0##*:} $0")));
+    tools.push(plain(
+        "curl and openssl sha256, 4 at a time",
+        parallel("curl -sf $0 | tee $DIR/${0##*:} | openssl dgst -sha256 -r | grep -q ^${0##*:}"),
+    ));
+    tools.push(plain(
+        "curl and sha256sum, 4 at a time",
+        parallel("curl -sf $0 | tee $DIR/${0##*:} | sha256sum | grep -q ^${0##*:}"),
+    ));
+    tools.push(plain(
+        "skopeo copy to dir:",
+        format!("skopeo copy -q --src-tls-verify=false docker://{host}/{name}:v1 dir:$DIR/image"),
+    ));
+    tools
+}
+
+/// Debian's containerd, and the newest where `make bench` could build it.
+fn containerds(reference: &str) -> Vec<Tool> {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/containerd");
+    let newest = || (built.join("containerd"), built.join("ctr"));
+    let debian = (PathBuf::from("/usr/bin/containerd"), PathBuf::from("/usr/bin/ctr"));
+    let igzip = Path::new("/usr/bin/igzip").exists();
+    let candidates = [
+        ("containerd 1.6 of Debian 12", debian, VERSION_1, false),
+        ("containerd 2.3.4", newest(), VERSION_2, false),
+        ("containerd 2.3.4, parallel fetch and unpack", newest(), VERSION_2_TUNED, false),
+        ("containerd 2.3.4, the same with igzip", newest(), VERSION_2_TUNED, true),
+    ];
+    let available = candidates.into_iter().filter(|(name, (binary, _), _, with_igzip)| {
+        let there = binary.exists() && (igzip || !with_igzip);
+        if !there {
+            eprintln!("not compared: {name}, there is no {}", binary.display());
+        }
+        there
+    });
+    available
+        .map(|(name, (binary, client), settings, igzip)| {
+            let ctr = format!("{} -a $DIR/c.sock", client.display());
+            let script = format!(
+                "mkdir $DIR/mnt && {ctr} images pull --plain-http {reference} && {ctr} images mount {reference} $DIR/mnt"
+            );
+            Tool { name, script, daemon: Some(Containerd { binary, client, settings, igzip }) }
+        })
+        .collect()
+}
+
+impl Containerd {
+    /// Starts it with everything below `directory`, and waits until it answers.
+    pub fn start(&self, directory: &Path) -> Running {
+        let below = |name: &str| directory.join(name).display().to_string();
+        let (socket, ttrpc, config) = (below("c.sock"), below("t.sock"), below("config.toml"));
+        let settings = format!(
+            "root = {:?}\nstate = {:?}\n{}[grpc]\n  address = {socket:?}\n[ttrpc]\n  address = {ttrpc:?}\n",
+            below("root"),
+            below("state"),
+            self.settings
+        );
+        std::fs::write(&config, settings).expect("a file");
+        let child = Command::new(&self.binary)
+            .args(["-c", &config, "-l", "error"])
+            .env("CONTAINERD_DISABLE_PIGZ", "1")
+            .envs((!self.igzip).then_some(("CONTAINERD_DISABLE_IGZIP", "1")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("containerd starts");
+        let running = Running(child);
+        let began = Instant::now();
+        let answers = || {
+            let version = Command::new(&self.client).args(["-a", &socket, "version"]).output();
+            version.is_ok_and(|version| version.status.success())
+        };
+        while !answers() {
+            assert!(began.elapsed() < Duration::from_secs(20), "{} does not answer", self.binary.display());
+            std::thread::yield_now();
+        }
+        running
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.0.wait();
+    }
+}

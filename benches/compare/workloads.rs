@@ -1,0 +1,143 @@
+//! What is pulled.
+
+use std::path::Path;
+use std::process::Command;
+
+use ocivol::demo::push::Layer;
+use ocivol::demo::tarball::{Header, Tarball, gzip, zstd};
+use ocivol::oci::Digest;
+
+use crate::support::debian_registry::DebianRegistry;
+use crate::support::noise;
+
+/// An artifact in the registry, as `<name>:v1`.
+pub struct Workload {
+    pub name: String,
+    pub description: String,
+    /// An image, and not files.
+    pub is_image: bool,
+    /// Digests of its layers.
+    pub digests: Vec<Digest>,
+}
+
+/// Weight files, and bytes of each.
+const WEIGHTS: usize = 4;
+const WEIGHT_SIZE: usize = 512 * 1024 * 1024;
+/// Files of the layer of small files.
+const SMALL_FILES: usize = 100_000;
+/// Bytes of files in one layer of the image, about.
+const LAYER_SIZE: u64 = 200 * 1000 * 1000;
+
+impl Workload {
+    /// Makes and pushes it.
+    pub async fn push(name: &str, registry: &DebianRegistry) -> Self {
+        let pusher = registry.pusher(name);
+        if name == "model" {
+            let layers = model();
+            pusher.model("v1", &layers).await.expect("pushed");
+            let digests = layers.iter().map(|layer| Digest::sha256(&layer.content)).collect();
+            let description = "A ModelPack model of 2.1 GB in seven raw layers.".to_owned();
+            return Self { name: name.into(), description, is_image: false, digests };
+        }
+        let tars = if name == "many-small" { vec![small_files()] } else { real_files() };
+        let diff_ids: Vec<Digest> = tars.iter().map(|tar| Digest::sha256(tar)).collect();
+        let unpacked: usize = tars.iter().map(Vec::len).sum();
+        let compress = if name.ends_with("zstd") { zstd } else { gzip };
+        let layers: Vec<Layer> =
+            tars.into_iter().map(|tar| Layer::archive(compress(&tar).expect("memory"))).collect();
+        pusher.image("v1", &layers, &diff_ids).await.expect("pushed");
+        let packed: usize = layers.iter().map(|layer| layer.content.len()).sum();
+        let what = if name == "many-small" {
+            format!("An image of one layer, gzip, {SMALL_FILES} files of 1 to 4 KB")
+        } else {
+            let compression = name.rsplit('-').next().unwrap_or_default();
+            format!("An image of {} layers of real files of /usr, {compression}", layers.len())
+        };
+        Self {
+            name: name.into(),
+            description: format!(
+                "{what}: {:.0} MB, {:.2} GB unpacked.",
+                packed as f64 / 1e6,
+                unpacked as f64 / 1e9
+            ),
+            is_image: true,
+            digests: layers.iter().map(|layer| Digest::sha256(&layer.content)).collect(),
+        }
+    }
+}
+
+fn model() -> Vec<Layer> {
+    let mut layers: Vec<Layer> = (0..WEIGHTS)
+        .map(|number| {
+            let path = format!("model-{:05}-of-{WEIGHTS:05}.safetensors", number + 1);
+            Layer::model_file("weight", &path, noise(number as u64 + 1, WEIGHT_SIZE))
+        })
+        .collect();
+    layers.push(Layer::model_file("weight.config", "config.json", "{}"));
+    layers.push(Layer::model_file("weight.config", "tokenizer.json", noise(9, 2 << 20)));
+    layers.push(Layer::model_file("doc", "README.md", "# model\n"));
+    layers
+}
+
+/// Text, which compresses like text.
+fn small_files() -> Vec<u8> {
+    let words = noise(11, 8 << 20);
+    let mut tar = Tarball::new();
+    for number in 0..SMALL_FILES {
+        if number % 500 == 0 {
+            tar = tar.directory(format!("data/d{:04}", number / 500));
+        }
+        let length = 1000 + (number * 7919) % 3000;
+        let start = (number * 641) % (words.len() - 4096);
+        let content: Vec<u8> = words[start..start + length / 3]
+            .iter()
+            .flat_map(|byte| format!("{byte:02x} ").into_bytes())
+            .collect();
+        let name = format!("data/d{:04}/f{number:06}.txt", number / 500);
+        let header = Header { size: content.len() as u64, ..Header::new(name, b'0') };
+        tar = tar.entry(&header, &content);
+    }
+    tar.finish()
+}
+
+/// Up to six layers of what this machine has installed.
+fn real_files() -> Vec<Vec<u8>> {
+    let mut layers: Vec<(Vec<String>, u64)> = vec![(Vec::new(), 0)];
+    let mut waiting = vec![Path::new("/usr").to_owned()];
+    while let Some(directory) = waiting.pop() {
+        let Ok(entries) = std::fs::read_dir(&directory) else { continue };
+        let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.sort();
+        for path in paths {
+            let Ok(found) = std::fs::symlink_metadata(&path) else { continue };
+            if found.is_dir() {
+                waiting.push(path);
+            } else if found.len() < 80_000_000 && (found.is_file() || found.is_symlink()) {
+                let (names, size) = layers.last_mut().expect("one");
+                names.push(path.display().to_string());
+                *size += found.len();
+                if *size > LAYER_SIZE {
+                    layers.push((Vec::new(), 0));
+                }
+            }
+        }
+        if layers.len() > 6 {
+            layers.truncate(6);
+            break;
+        }
+    }
+    layers.retain(|(names, _)| !names.is_empty());
+    layers.into_iter().map(|(names, _)| pack(&names)).collect()
+}
+
+fn pack(names: &[String]) -> Vec<u8> {
+    let mut list = tempfile::NamedTempFile::new().expect("a file");
+    std::io::Write::write_all(&mut list, names.join("\n").as_bytes()).expect("written");
+    let tar = Command::new("tar")
+        .args(["--format=posix", "-C", "/", "--no-recursion", "-cf", "-", "-T"])
+        .arg(list.path())
+        .output()
+        .expect("tar starts");
+    assert!(tar.status.success(), "{}", String::from_utf8_lossy(&tar.stderr));
+    tar.stdout
+}

@@ -1,0 +1,16 @@
+//! Any bytes as an index whose checksum is right: it is read, and written again as the same, or refused.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use ocivol::layer::{Checksum, index};
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(entries) = index::read(bytes, Checksum::of(bytes)) else { return };
+    let mut again = Vec::new();
+    let mut writer = index::Writer::new(&mut again);
+    for entry in &entries {
+        writer.add(entry).expect("memory");
+    }
+    let checksum = writer.finish().expect("memory");
+    assert_eq!(index::read(&again, checksum).expect("sound"), entries);
+});

@@ -1,0 +1,55 @@
+//! Any bytes as a tar archive.
+//!
+//! Errors are fine, panics are bugs. What is read must have been there: no entry has more content than the input,
+//! and small steps read the same as one large one.
+#![no_main]
+
+use std::io::{BufReader, Read};
+
+use libfuzzer_sys::fuzz_target;
+use ocivol::unpack::tar::{Archive, Header};
+
+type Listing = (Vec<(Header, u64)>, bool);
+
+fn list(input: impl std::io::BufRead) -> Listing {
+    let mut archive = Archive::new(input);
+    let mut entries = Vec::new();
+    loop {
+        match archive.next_entry() {
+            Ok(None) => return (entries, true),
+            Err(_) => return (entries, false),
+            Ok(Some(header)) => {
+                let mut read = 0;
+                loop {
+                    match archive.content().map(<[u8]>::len) {
+                        Ok(0) => break,
+                        Ok(length) => {
+                            read += length as u64;
+                            archive.consume(length);
+                        }
+                        Err(_) => return (entries, false),
+                    }
+                }
+                assert_eq!(read, header.size);
+                entries.push((header, read));
+            }
+        }
+    }
+}
+
+/// Bytes in pieces of seven.
+struct Slow<'a>(&'a [u8]);
+
+impl Read for Slow<'_> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let length = out.len().min(7);
+        self.0.read(&mut out[..length])
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let whole = list(bytes);
+    let content: u64 = whole.0.iter().map(|(_, read)| *read).sum();
+    assert!(content <= bytes.len() as u64);
+    assert_eq!(whole, list(BufReader::with_capacity(64, Slow(bytes))));
+});

@@ -1,0 +1,239 @@
+//! The index of a layer: every entry in the order of the archive, with what is needed to merge and to check it.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{ENTRY_LIMIT, Name};
+
+/// One entry of an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Where it is. For a whiteout: what it hides; for an opaque whiteout: the directory.
+    pub name: Name,
+    /// What it is.
+    pub kind: Kind,
+    /// Owner, permissions and times; without meaning for hard links and whiteouts.
+    pub metadata: Metadata,
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File {
+        /// Bytes.
+        size: u64,
+        /// Of the content.
+        checksum: Checksum,
+        /// Where the content is.
+        place: Place,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// What it says; any bytes.
+        target: Vec<u8>,
+        /// Where the link itself is.
+        place: Place,
+    },
+    /// Another name of a file, of this layer or of a lower one.
+    HardLink {
+        /// The other name.
+        target: Name,
+    },
+    /// Hides a lower layer's file or directory.
+    Whiteout,
+    /// Hides what lower layers have in a directory.
+    Opaque,
+    /// A device, FIFO or socket: not created, but it takes the place of what was there.
+    Dropped,
+}
+
+/// Where an unpacked layer keeps an entry's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Place {
+    /// At `fs/<name>`.
+    Named,
+    /// At `aside/<number of the entry>`: the name was taken, or its parent is no directory of this layer.
+    Aside,
+}
+
+/// Owner, permissions and times.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Permission bits; at most `0o777`: setuid, setgid and sticky are dropped by rule.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last modification, in seconds since the epoch.
+    pub mtime: i64,
+    /// And nanoseconds after that second.
+    pub nanos: u32,
+    /// Extended attributes, `user.*` only.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Entry {
+    /// Bytes of memory, about: of the entry, of its node in a merge, and of what both refer to.
+    fn memory(&self) -> u64 {
+        const ENTRY: usize = size_of::<Entry>() + 128;
+        const XATTR: usize = 96;
+        let target = match &self.kind {
+            Kind::Symlink { target, .. } => target.len(),
+            Kind::HardLink { target } => target.as_bytes().len(),
+            _ => 0,
+        };
+        let xattrs: usize =
+            self.metadata.xattrs.iter().map(|(name, value)| XATTR + name.len() + value.len()).sum();
+        (ENTRY + self.name.as_bytes().len() + target + xattrs) as u64
+    }
+}
+
+impl Metadata {
+    /// What a directory gets that no archive describes.
+    pub fn implied() -> Self {
+        Self { mode: 0o755, ..Self::default() }
+    }
+}
+
+/// XXH3-128: finds what a disk lost; it is no defence against an attacker who can write to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checksum(u128);
+
+impl Checksum {
+    /// Of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_128(bytes))
+    }
+
+    /// Of everything that `hasher` was given.
+    pub fn finish(hasher: &Xxh3) -> Self {
+        Self(hasher.digest128())
+    }
+}
+
+/// Writes an index, entry by entry.
+pub struct Writer<W> {
+    out: W,
+    hasher: Xxh3,
+    buffer: Vec<u8>,
+    entries: usize,
+    memory: u64,
+}
+
+/// An index could not be read: it is damaged, or of another version of the format.
+#[derive(Debug, thiserror::Error)]
+#[error("the index of a layer is damaged: {0}")]
+pub struct Damaged(&'static str);
+
+impl<W: io::Write> Writer<W> {
+    /// Writes to `out`, in pieces of about 64 KiB.
+    pub fn new(out: W) -> Self {
+        Self { out, hasher: Xxh3::new(), buffer: Vec::with_capacity(80 * 1024), entries: 0, memory: 0 }
+    }
+
+    /// Entries so far: the number of the next one.
+    pub fn entries(&self) -> usize {
+        self.entries
+    }
+
+    /// Bytes of memory that the entries so far take when they are read, about.
+    pub fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    /// Adds an entry.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn add(&mut self, entry: &Entry) -> io::Result<()> {
+        let buffer = std::mem::take(&mut self.buffer);
+        self.buffer = postcard::to_extend(entry, buffer).map_err(io::Error::other)?;
+        self.entries += 1;
+        self.memory += entry.memory();
+        if self.buffer.len() >= 64 * 1024 { self.flush() } else { Ok(()) }
+    }
+
+    /// Writes what is left; returns the checksum of the whole.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn finish(mut self) -> io::Result<Checksum> {
+        self.flush()?;
+        self.out.flush()?;
+        Ok(Checksum::finish(&self.hasher))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.hasher.update(&self.buffer);
+        self.out.write_all(&self.buffer)?;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+/// Reads an index whose checksum is known.
+///
+/// # Errors
+/// [`Damaged`] when it is not what was written.
+pub fn read(mut bytes: &[u8], checksum: Checksum) -> Result<Vec<Entry>, Damaged> {
+    if Checksum::of(bytes) != checksum {
+        return Err(Damaged("its checksum is wrong"));
+    }
+    let mut entries = Vec::new();
+    while !bytes.is_empty() {
+        let (entry, rest) = postcard::take_from_bytes(bytes).map_err(|_| Damaged("it cannot be decoded"))?;
+        entries.push(entry);
+        bytes = rest;
+        if entries.len() > ENTRY_LIMIT {
+            return Err(Damaged("it is too long"));
+        }
+    }
+    entries.shrink_to_fit();
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_damage_is_seen() {
+        let name = |text: &str| Name::parse(text.as_bytes()).expect("safe");
+        let xattrs = vec![(b"user.a".to_vec(), b"\0\xff".to_vec())];
+        let metadata = Metadata { mode: 0o640, uid: 1, gid: 2, mtime: -5, nanos: 7, xattrs };
+        let checksum = Checksum::of(b"x");
+        let kinds = [
+            Kind::Directory,
+            Kind::File { size: 1 << 40, checksum, place: Place::Named },
+            Kind::Symlink { target: b"\xff/..".to_vec(), place: Place::Aside },
+            Kind::HardLink { target: name("a/b") },
+            Kind::Whiteout,
+            Kind::Opaque,
+            Kind::Dropped,
+        ];
+        let entries: Vec<Entry> = kinds
+            .into_iter()
+            .map(|kind| Entry { name: name("a/b/c"), kind, metadata: metadata.clone() })
+            .collect();
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes);
+        for entry in &entries {
+            writer.add(entry).expect("memory");
+        }
+        assert_eq!(writer.entries(), entries.len());
+        let checksum = writer.finish().expect("memory");
+        assert_eq!(read(&bytes, checksum).expect("sound"), entries);
+        for position in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[position] ^= 1;
+            assert!(read(&bad, checksum).is_err(), "byte {position}");
+        }
+        assert!(read(&bytes[..bytes.len() - 1], checksum).is_err());
+    }
+}

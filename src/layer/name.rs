@@ -1,0 +1,184 @@
+//! Names of entries: bytes, checked once.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A path relative to the root of a tree, without `.`, `..`, empty parts or NUL; empty is the root itself.
+///
+/// Names need not be UTF-8. They are shown escaped: a name must not forge lines in a log.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Name(Vec<u8>);
+
+/// Bytes of one part: `NAME_MAX` of every file system ocivol runs on.
+pub const PART_LIMIT: usize = 255;
+/// Bytes of a name; leaves room below `PATH_MAX` (4096) for where the tree is mounted.
+pub const LIMIT: usize = 3072;
+/// Directories above a file.
+pub const DEPTH_LIMIT: usize = 128;
+/// Characters of a name that a message shows.
+const SHOWN: usize = 160;
+
+impl Name {
+    /// Reads a name as an archive has it. A leading `/` or `./` and trailing slashes are common and mean nothing:
+    /// names are relative to the root.
+    ///
+    /// # Errors
+    /// The rule that the name breaks, in words.
+    pub fn parse(raw: &[u8]) -> Result<Self, &'static str> {
+        let mut name = Vec::with_capacity(raw.len());
+        let mut depth = 0;
+        for part in raw.split(|byte| *byte == b'/') {
+            match part {
+                b"" | b"." => continue,
+                b".." => return Err("its name contains '..'"),
+                _ if part.len() > PART_LIMIT => return Err("a part of its name is longer than 255 bytes"),
+                _ if part.contains(&0) => return Err("its name contains NUL"),
+                _ => {}
+            }
+            if !name.is_empty() {
+                name.push(b'/');
+            }
+            name.extend_from_slice(part);
+            depth += 1;
+        }
+        if name.len() > LIMIT {
+            return Err("its name is longer than 3072 bytes");
+        }
+        if depth > DEPTH_LIMIT {
+            return Err("it is deeper than 128 directories");
+        }
+        Ok(Self(name))
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Whether it names the root.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The name's parts, outermost first.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.split(|byte| *byte == b'/').filter(|part| !part.is_empty())
+    }
+
+    /// The directory it is in, and its last part; `None` for the root.
+    pub fn split(&self) -> Option<(&[u8], &[u8])> {
+        if self.0.is_empty() {
+            return None;
+        }
+        Some(match self.0.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
+            None => (b"", &self.0),
+        })
+    }
+
+    /// `self` below `directory`, which is another name's part before a slash, or `""`.
+    pub fn below(directory: &[u8], part: &[u8]) -> Self {
+        let mut name = Vec::with_capacity(directory.len() + 1 + part.len());
+        name.extend_from_slice(directory);
+        if !directory.is_empty() && !part.is_empty() {
+            name.push(b'/');
+        }
+        name.extend_from_slice(part);
+        Self(name)
+    }
+
+    /// Whether it is `directory` or something in it.
+    pub fn is_within(&self, directory: &Self) -> bool {
+        match self.0.strip_prefix(directory.0.as_slice()) {
+            Some(rest) => directory.is_root() || rest.is_empty() || rest[0] == b'/',
+            None => false,
+        }
+    }
+
+    /// The name without its first `count` parts; `None` when nothing is left.
+    pub fn strip(&self, count: usize) -> Option<Self> {
+        let mut rest = self.0.as_slice();
+        for _ in 0..count {
+            let slash = rest.iter().position(|byte| *byte == b'/')?;
+            rest = &rest[slash + 1..];
+        }
+        (!rest.is_empty()).then(|| Self(rest.to_vec()))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&shown(&self.0))
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "\"{}\"", shown(&self.0))
+    }
+}
+
+/// Bytes of an archive for a message: escaped where they are no plain text, and not long.
+pub fn shown(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in bytes[..bytes.len().min(4 * SHOWN)].utf8_chunks() {
+        text.extend(chunk.valid().chars().flat_map(char::escape_debug));
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => text[..end].to_owned() + "…",
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t01_t02_t49_names_are_one_safe_path() {
+        let parse = |raw: &[u8]| Name::parse(raw).map(|name| name.as_bytes().to_vec());
+        let plain: [(&[u8], &[u8]); 8] = [
+            (b"a", b"a"),
+            (b"./a//b/", b"a/b"),
+            (b"/etc/probe", b"etc/probe"),
+            (b"//etc/probe", b"etc/probe"),
+            (b".", b""),
+            (b"./", b""),
+            (b"..a/b..", b"..a/b.."),
+            (b"\xff\n", b"\xff\n"),
+        ];
+        for (raw, expected) in plain {
+            assert_eq!(parse(raw).as_deref(), Ok(expected), "{}", shown(raw));
+        }
+        let long = vec![b'a'; 256];
+        let deep = b"d/".repeat(200);
+        let far = b"abcdefgh/".repeat(600);
+        let bad: [&[u8]; 8] =
+            [b"..", b"../../probe", b"a/../../probe", b"./..//probe", b"a\0b", &long, &deep, &far];
+        for raw in bad {
+            assert!(parse(raw).is_err(), "{} was accepted", shown(raw));
+        }
+        let widest = vec![b'a'; 255];
+        assert!(parse(&widest).is_ok());
+    }
+
+    #[test]
+    fn parts_and_prefixes() {
+        let name = Name::parse(b"a/b/c").expect("safe");
+        assert_eq!(name.split(), Some((&b"a/b"[..], &b"c"[..])));
+        assert_eq!(name.strip(1), Some(Name::parse(b"b/c").expect("safe")));
+        assert_eq!((name.strip(3), name.strip(4)), (None, None));
+        assert_eq!(Name::below(b"a/b", b"c"), name);
+        assert_eq!(Name::parse(b"/").expect("root").split(), None);
+    }
+
+    #[test]
+    fn t49_t57_names_cannot_forge_lines() {
+        assert_eq!(shown(b"a\n\x1b[31m\xff"), "a\\n\\u{1b}[31m\\xff");
+        assert!(shown(&[b'x'; 5000]).len() < 200);
+    }
+}

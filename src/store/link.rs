@@ -1,0 +1,257 @@
+//! A merged tree on disk: directories of its own, files that are links to those of layers and blobs.
+
+use std::collections::HashMap;
+use std::fs::{self, File, Permissions};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::layers::Layer;
+use super::{Blob, Error, create_private, error::io};
+use crate::inode;
+use crate::layer::{self, At, Kind, Merge, Metadata, Name, Place, Profile, Visit};
+use crate::layout;
+
+/// What the tree is made of, by the number of the layer in the merge.
+pub(super) enum Source {
+    /// A blob that is one file.
+    Blob(Blob, layout::Metadata),
+    /// An unpacked layer.
+    Layer(Layer),
+}
+
+/// How the tree is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How {
+    pub profile: Profile,
+    /// Everybody may read everything.
+    pub readable: bool,
+    /// The file system shares content between files.
+    pub reflink: bool,
+}
+
+/// Files and directories that were made, and bytes of the files.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Made {
+    pub files: usize,
+    pub bytes: u64,
+}
+
+/// Files up to this size are copied, not linked, to carry their own mode, owner and time.
+const COPY_LIMIT: u64 = 1024 * 1024;
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+struct Linker<'a> {
+    root: &'a Path,
+    merge: &'a Merge<'a>,
+    sources: &'a [Source],
+    how: How,
+    /// The directories on the way, with what they get when they are left.
+    open: Vec<(OwnedFd, PathBuf, Metadata)>,
+    /// Where something was copied to: its other names are links to that.
+    copies: HashMap<At, PathBuf>,
+    made: Made,
+    space: Space<'a>,
+    /// Files and directories made, and bytes copied, since the free space was looked at.
+    unlooked: (usize, u64),
+}
+
+/// Checks that so many more bytes fit.
+type Space<'a> = &'a dyn Fn(u64) -> Result<(), Error>;
+
+/// How often the free space is looked at.
+const LOOK_NODES: usize = 4096;
+const LOOK_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Makes the tree at `root`, which is not there yet.
+///
+/// # Errors
+/// [`Error::NoSpace`], [`Error::Io`].
+pub(super) fn make(
+    root: &Path,
+    merge: &Merge<'_>,
+    sources: &[Source],
+    how: How,
+    space: Space<'_>,
+) -> Result<Made, Error> {
+    create_private(root.parent().unwrap_or(root)).map_err(io("create", root))?;
+    let mut linker = Linker {
+        root,
+        merge,
+        sources,
+        how,
+        open: Vec::new(),
+        copies: HashMap::new(),
+        made: Made::default(),
+        space,
+        unlooked: (0, 0),
+    };
+    merge.walk(&mut |visit| match visit {
+        Visit::Enter { path, metadata } => linker.enter(path, metadata),
+        Visit::Leave => linker.leave(),
+        Visit::Leaf { path, at } => linker.leaf(path, at),
+    })?;
+    Ok(linker.made)
+}
+
+impl Linker<'_> {
+    fn enter(&mut self, path: &Name, metadata: Option<&Metadata>) -> Result<(), Error> {
+        self.look(0)?;
+        let place = self.place(path);
+        let part = path.split().map(|(_, part)| part);
+        let opened = match (self.open.last(), part) {
+            (Some((parent, ..)), Some(part)) => rustix::fs::mkdirat(parent, part, Mode::RWXU)
+                .and_then(|()| rustix::fs::openat(parent, part, DIRECTORY, Mode::empty())),
+            _ => rustix::fs::mkdirat(CWD, self.root, Mode::RWXU)
+                .and_then(|()| rustix::fs::openat(CWD, self.root, DIRECTORY, Mode::empty())),
+        };
+        let opened = opened.map_err(|error| io("create", &place)(error.into()))?;
+        self.open.push((opened, place, metadata.cloned().unwrap_or_else(Metadata::implied)));
+        Ok(())
+    }
+
+    /// Everything in it is made: it gets its metadata, times last.
+    fn leave(&mut self) -> Result<(), Error> {
+        let Some((directory, path, metadata)) = self.open.pop() else { return Ok(()) };
+        let mode = if self.how.readable { layer::readable(metadata.mode, true) } else { metadata.mode };
+        inode::set(directory.as_fd(), mode, &metadata).map_err(|error| io("change", &path)(error.into()))?;
+        Ok(())
+    }
+
+    fn leaf(&mut self, path: &Name, at: At) -> Result<(), Error> {
+        let entry = self.merge.entry(at);
+        self.made.files += 1;
+        match (&self.sources[at.layer as usize], &entry.kind) {
+            (Source::Blob(blob, metadata), _) => {
+                self.made.bytes += blob.size;
+                place_blob(blob, &self.place(path), *metadata, self.how)
+            }
+            (Source::Layer(layer), Kind::File { size, place, .. }) => {
+                self.made.bytes += size;
+                let on_disk = entry.metadata.mode | self.how.profile.added_mode();
+                let mode = if self.how.readable {
+                    layer::readable(entry.metadata.mode, false)
+                } else {
+                    entry.metadata.mode
+                };
+                self.link(layer, path, at, *place, (mode != on_disk).then_some(mode))
+            }
+            (Source::Layer(layer), Kind::Symlink { place, .. }) => self.link(layer, path, at, *place, None),
+            // A merge has nothing else as leaves.
+            (Source::Layer(_), _) => Ok(()),
+        }
+    }
+
+    /// Links what a layer has, or copies it: where it needs another `mode`, and where it cannot be linked.
+    fn link(
+        &mut self,
+        layer: &Layer,
+        path: &Name,
+        at: At,
+        place: Place,
+        mode: Option<u16>,
+    ) -> Result<(), Error> {
+        let target = self.place(path);
+        let entry = self.merge.entry(at);
+        let original = layer.directory.join(Layer::place(&entry.name, place, at.entry));
+        let known = self.copies.get(&at).cloned();
+        if let Some(from) = known.as_deref().or_else(|| mode.is_none().then_some(original.as_path())) {
+            let (Some((directory, ..)), Some((_, part))) = (self.open.last(), path.split()) else {
+                return Ok(());
+            };
+            match rustix::fs::linkat(CWD, from, directory, part, AtFlags::empty()) {
+                Ok(()) => return Ok(()),
+                Err(error) if cannot_link(error) => {}
+                Err(error) => return Err(io("link", &target)(error.into())),
+            }
+        }
+        if let Kind::File { size, .. } = entry.kind {
+            self.look(size)?;
+        }
+        self.copy(&original, &target, &entry.kind, mode.unwrap_or(entry.metadata.mode), &entry.metadata)?;
+        self.copies.insert(at, target);
+        Ok(())
+    }
+
+    /// What is about to be made has to leave room for others.
+    fn look(&mut self, bytes: u64) -> Result<(), Error> {
+        self.unlooked = (self.unlooked.0 + 1, self.unlooked.1.saturating_add(bytes));
+        if self.unlooked.0 < LOOK_NODES && self.unlooked.1 < LOOK_BYTES {
+            return Ok(());
+        }
+        self.unlooked = (0, 0);
+        (self.space)(bytes.max(1))
+    }
+
+    fn copy(&self, from: &Path, to: &Path, kind: &Kind, mode: u16, metadata: &Metadata) -> Result<(), Error> {
+        if let Kind::Symlink { target, .. } = kind {
+            let (parent, part) = (to.parent().unwrap_or(to), to.file_name().unwrap_or_default());
+            let at = rustix::fs::openat(CWD, parent, DIRECTORY, Mode::empty());
+            let at = at.map_err(|error| io("open", parent)(error.into()))?;
+            let made = rustix::fs::symlinkat(target.as_slice(), &at, part);
+            return made
+                .and_then(|()| inode::set_symlink(at.as_fd(), part.as_encoded_bytes(), metadata))
+                .map_err(|error| io("create", to)(error.into()));
+        }
+        let file = copy(from, to)?;
+        inode::set(file.as_fd(), mode, metadata).map(drop).map_err(|error| io("change", to)(error.into()))
+    }
+
+    fn place(&self, path: &Name) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt as _;
+        if path.is_root() {
+            return self.root.to_owned();
+        }
+        self.root.join(std::ffi::OsStr::from_bytes(path.as_bytes()))
+    }
+}
+
+/// ext4 ends at 65,000 links of one file; another file system mounted in between cannot be linked to, and some have
+/// no links at all.
+fn cannot_link(error: Errno) -> bool {
+    matches!(error, Errno::MLINK | Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP)
+}
+
+/// Puts a blob's content at `target`: linked where its plain metadata will do, else copied.
+fn place_blob(blob: &Blob, target: &Path, metadata: layout::Metadata, how: How) -> Result<(), Error> {
+    let executable = metadata.mode.is_some_and(|mode| mode & 0o111 != 0);
+    let own_metadata = metadata != layout::Metadata::default() && (blob.size <= COPY_LIMIT || how.reflink);
+    if !own_metadata && !executable {
+        match rustix::fs::linkat(CWD, &blob.path, CWD, target, AtFlags::empty()) {
+            Ok(()) => return Ok(()),
+            Err(error) if cannot_link(error) => {}
+            Err(error) => return Err(io("link", target)(error.into())),
+        }
+    }
+    let file = copy(&blob.path, target)?;
+    if own_metadata {
+        let mode = metadata.mode.unwrap_or(layer::READABLE) & 0o777;
+        let mode = if how.readable { layer::readable(mode, false) } else { mode };
+        let seconds = metadata.mtime.max(0);
+        let exact =
+            Metadata { mode, uid: metadata.uid, gid: metadata.gid, mtime: seconds, ..Metadata::default() };
+        return inode::set(file.as_fd(), mode, &exact)
+            .map(drop)
+            .map_err(|error| io("change", target)(error.into()));
+    }
+    let mode = 0o444 | if executable { 0o111 } else { 0 };
+    file.set_modified(SystemTime::UNIX_EPOCH + Duration::ZERO).map_err(io("touch", target))?;
+    file.set_permissions(Permissions::from_mode(mode)).map_err(io("change mode of", target))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<File, Error> {
+    let source = File::open(from).map_err(io("open", from))?;
+    let mut options = fs::OpenOptions::new();
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let target = options.write(true).create_new(true).open(to).map_err(io("create", to))?;
+    if rustix::fs::ioctl_ficlone(&target, &source).is_err() {
+        std::io::copy(&mut &source, &mut &target).map_err(io("write", to))?;
+    }
+    Ok(target)
+}

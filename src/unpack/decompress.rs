@@ -1,0 +1,349 @@
+//! Compression, told apart by magic bytes and not by media type: none, gzip, zstd.
+//!
+//! Compressed bytes are pushed in as they come, and leave in buffers of a fixed size. Several gzip members, and
+//! several or skippable zstd frames, one after the other, are one stream (RFC 1952, 2.2; RFC 8878, 3.1). Zeros may
+//! follow the last gzip member, as tools that pad to blocks leave them; nothing else may.
+
+use bytes::{Buf as _, Bytes};
+use zlib_rs::{Inflate, InflateFlush, Status};
+use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
+
+use super::error::Error;
+
+/// A decoder of one stream.
+pub struct Decoder {
+    state: State,
+    /// The first bytes, until they tell what the stream is.
+    start: Vec<u8>,
+    consumed: u64,
+    produced: u64,
+    /// Whether a window larger than [`COMMON_WINDOW`] may be had.
+    large_window: bool,
+}
+
+enum State {
+    Unknown,
+    Plain,
+    Gzip {
+        inflate: Box<Inflate>,
+        /// Between two members.
+        ended: bool,
+        /// Only zeros may come.
+        padding: bool,
+    },
+    Zstd {
+        context: Box<DCtx<'static>>,
+        /// Between two frames, where the next header is collected.
+        header: Option<Vec<u8>>,
+    },
+}
+
+/// A buffer of a fixed size that is filled piece by piece.
+pub struct Buffer {
+    bytes: Box<[u8]>,
+    filled: usize,
+}
+
+/// A piece of what was decompressed.
+pub enum Piece<'a> {
+    /// A buffer to take the content of; it is to be left empty, or replaced by an empty one.
+    Buffer(&'a mut Buffer),
+    /// Bytes that were not compressed at all.
+    Shared(Bytes),
+}
+
+type Emit<'a> = &'a mut dyn FnMut(Piece<'_>) -> Result<(), Error>;
+
+/// The longest magic number that is looked at.
+const MAGIC: usize = 6;
+/// Windows up to this size (2^23 is 8 MiB, what `zstd -19` needs) are had by every stream at once.
+const COMMON_WINDOW: u64 = 1 << 23;
+/// The largest window (`zstd --ultra -22`), for who is allowed to have it.
+const LARGEST_WINDOW: u64 = 1 << 27;
+/// Bytes of a zstd frame header with everything in it (RFC 8878, 3.1.1.1).
+const FRAME_HEADER: usize = 18;
+/// How often larger the content may be: deflate ends at 1,032, and what is made for use is far below 100.
+const RATIO_LIMIT: u64 = 200;
+/// Content up to this size may have any ratio.
+const RATIO_FREE: u64 = 256 * 1024 * 1024;
+
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+impl Buffer {
+    /// An empty buffer for `size` bytes.
+    pub fn new(size: usize) -> Self {
+        Self { bytes: vec![0; size].into(), filled: 0 }
+    }
+
+    /// What is in it.
+    pub fn content(&self) -> &[u8] {
+        &self.bytes[..self.filled]
+    }
+
+    /// Forgets what is in it.
+    pub fn clear(&mut self) {
+        self.filled = 0;
+    }
+
+    fn is_full(&self) -> bool {
+        self.filled == self.bytes.len()
+    }
+
+    fn free(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.filled..]
+    }
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self { state: State::Unknown, start: Vec::new(), consumed: 0, produced: 0, large_window: false }
+    }
+}
+
+impl Decoder {
+    /// From now on a large window may be had. Who allows it bounds how many there are.
+    pub fn allow_large_window(&mut self) {
+        self.large_window = true;
+    }
+
+    /// Takes the next bytes in. Whenever `buffer` is full, or bytes were not compressed, `emit` gets them.
+    ///
+    /// Returns the bytes from where a large window is needed that is not [allowed](Self::allow_large_window); they
+    /// are to be pushed again, when it is.
+    ///
+    /// # Errors
+    /// [`Error::Compression`], [`Error::Format`], [`Error::TooMuch`], and those of `emit`.
+    pub fn push(
+        &mut self,
+        mut bytes: Bytes,
+        buffer: &mut Buffer,
+        emit: Emit<'_>,
+    ) -> Result<Option<Bytes>, Error> {
+        if matches!(self.state, State::Unknown) {
+            if !self.start.is_empty() || bytes.len() < MAGIC {
+                self.start.extend_from_slice(&bytes);
+                if self.start.len() < MAGIC {
+                    return Ok(None);
+                }
+                bytes = std::mem::take(&mut self.start).into();
+            }
+            self.state = recognise(&bytes)?;
+        }
+        self.decode(bytes, buffer, emit)
+    }
+
+    /// The end of the stream: what is left goes to `emit`.
+    ///
+    /// # Errors
+    /// [`Error::Compression`] when the end is not where the stream should end, and as [`Self::push`].
+    pub fn finish(&mut self, buffer: &mut Buffer, emit: Emit<'_>) -> Result<(), Error> {
+        if matches!(self.state, State::Unknown) {
+            let start = std::mem::take(&mut self.start);
+            self.state = recognise(&start)?;
+            self.decode(start.into(), buffer, emit)?;
+        }
+        let complete = match &mut self.state {
+            State::Unknown | State::Plain => true,
+            State::Gzip { ended, .. } => *ended,
+            State::Zstd { header, .. } => header.as_ref().is_some_and(Vec::is_empty),
+        };
+        if !complete {
+            return Err(Error::Compression("it ends too early".into()));
+        }
+        if buffer.content().is_empty() { Ok(()) } else { emit(Piece::Buffer(buffer)) }
+    }
+
+    fn decode(
+        &mut self,
+        mut bytes: Bytes,
+        buffer: &mut Buffer,
+        emit: Emit<'_>,
+    ) -> Result<Option<Bytes>, Error> {
+        self.consumed += bytes.len() as u64;
+        if matches!(self.state, State::Plain) {
+            self.produced += bytes.len() as u64;
+            if !bytes.is_empty() {
+                emit(Piece::Shared(bytes))?;
+            }
+            return Ok(None);
+        }
+        loop {
+            let before = (bytes.len(), buffer.filled);
+            match &mut self.state {
+                State::Unknown | State::Plain => return Ok(None),
+                State::Gzip { inflate, ended, padding } => {
+                    gunzip(inflate, ended, padding, &mut bytes, buffer)?;
+                }
+                State::Zstd { context, header } => {
+                    if !unzstd(context, header, self.large_window, &mut bytes, buffer)? {
+                        self.consumed -= bytes.len() as u64;
+                        return Ok(Some(bytes));
+                    }
+                }
+            }
+            self.produced += (buffer.filled - before.1) as u64;
+            if self.produced > RATIO_FREE && self.produced / RATIO_LIMIT > self.consumed {
+                let rule = format!("{RATIO_LIMIT} times its size: it looks like a decompression bomb");
+                return Err(Error::TooMuch(rule.into()));
+            }
+            if buffer.is_full() {
+                emit(Piece::Buffer(buffer))?;
+            } else if bytes.is_empty() {
+                return Ok(None);
+            } else if (bytes.len(), buffer.filled) == before {
+                return Err(Error::Compression("it leads nowhere".into()));
+            }
+        }
+    }
+}
+
+/// What the first bytes say.
+fn recognise(start: &[u8]) -> Result<State, Error> {
+    let begins = |magic: &[u8]| start.starts_with(magic);
+    if begins(&[0x1f, 0x8b]) {
+        let inflate = Box::new(Inflate::new(true, 16 + 15));
+        return Ok(State::Gzip { inflate, ended: false, padding: false });
+    }
+    if begins(&ZSTD_MAGIC) || is_skippable(start) {
+        let mut context = Box::new(DCtx::create());
+        let limit = DParameter::WindowLogMax(LARGEST_WINDOW.ilog2());
+        context.set_parameter(limit).map_err(zstd_error)?;
+        return Ok(State::Zstd { context, header: Some(Vec::new()) });
+    }
+    // What is no tar archive either has no valid header; these are told by name.
+    match start {
+        [b'B', b'Z', b'h', ..] => Err(Error::Format("compressed with bzip2")),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Err(Error::Format("compressed with xz")),
+        [b'P', b'K', 3, 4, ..] => Err(Error::Format("a zip archive")),
+        [0x04, 0x22, 0x4d, 0x18, ..] => Err(Error::Format("compressed with lz4")),
+        [b'h', b's', b'q', b's', ..] => Err(Error::Format("a squashfs image")),
+        _ => Ok(State::Plain),
+    }
+}
+
+fn is_skippable(start: &[u8]) -> bool {
+    matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
+}
+
+fn gunzip(
+    inflate: &mut Inflate,
+    ended: &mut bool,
+    padding: &mut bool,
+    input: &mut Bytes,
+    buffer: &mut Buffer,
+) -> Result<(), Error> {
+    if *padding || (*ended && input.first() == Some(&0)) {
+        *padding = true;
+        if input.iter().any(|byte| *byte != 0) {
+            return Err(Error::Compression("there is something else after the compressed content".into()));
+        }
+        input.clear();
+        return Ok(());
+    }
+    if *ended {
+        if input.is_empty() {
+            return Ok(());
+        }
+        *inflate = Inflate::new(true, 16 + 15);
+        *ended = false;
+    }
+    let (read, written) = (inflate.total_in(), inflate.total_out());
+    let status = inflate.decompress(input, buffer.free(), InflateFlush::NoFlush);
+    buffer.filled += usize::try_from(inflate.total_out() - written).unwrap_or(0);
+    input.advance(usize::try_from(inflate.total_in() - read).unwrap_or(0));
+    match status {
+        Ok(Status::Ok | Status::BufError) => Ok(()),
+        Ok(Status::StreamEnd) => {
+            *ended = true;
+            Ok(())
+        }
+        Err(error) => {
+            let what = inflate.error_message().unwrap_or(error.as_str());
+            Err(Error::Compression(format!("gzip: {what}").into()))
+        }
+    }
+}
+
+/// False when the next frame needs a large window, and may not have it.
+fn unzstd(
+    context: &mut DCtx<'static>,
+    header: &mut Option<Vec<u8>>,
+    large_window: bool,
+    input: &mut Bytes,
+    buffer: &mut Buffer,
+) -> Result<bool, Error> {
+    // The header is looked at before the decoder sees it: the decoder would allocate what it asks for.
+    let mut start = Vec::new();
+    if let Some(collected) = header {
+        let wanted = FRAME_HEADER.saturating_sub(collected.len()).min(input.len());
+        let known = collected.len();
+        collected.extend_from_slice(&input[..wanted]);
+        let Some(window) = window(collected)? else {
+            input.advance(wanted);
+            return Ok(true);
+        };
+        if window > LARGEST_WINDOW {
+            let rule = format!("zstd with a window of {} MiB, more than 128", window >> 20);
+            return Err(Error::Compression(rule.into()));
+        }
+        if window > COMMON_WINDOW && !large_window {
+            collected.truncate(known);
+            return Ok(false);
+        }
+        start = std::mem::take(collected);
+        start.truncate(known); // The rest is still in `input`.
+        *header = None;
+    }
+    if !start.is_empty() {
+        // What an earlier piece held of the header; it makes no output.
+        let mut source = InBuffer::around(&start);
+        let mut none = [0_u8; 0];
+        let mut sink = OutBuffer::around(&mut none[..]);
+        while source.pos < start.len() {
+            let before = source.pos;
+            context.decompress_stream(&mut sink, &mut source).map_err(zstd_error)?;
+            if source.pos == before {
+                return Err(Error::Compression("zstd: its header is not sound".into()));
+            }
+        }
+    }
+    let mut source = InBuffer::around(input);
+    let mut sink = OutBuffer::around(buffer.free());
+    let result = context.decompress_stream(&mut sink, &mut source);
+    let (read, written) = (source.pos, sink.pos());
+    buffer.filled += written;
+    input.advance(read);
+    if result.map_err(zstd_error)? == 0 {
+        context.reset(ResetDirective::SessionOnly).map_err(zstd_error)?;
+        *header = Some(Vec::new());
+    }
+    Ok(true)
+}
+
+fn zstd_error(code: usize) -> Error {
+    Error::Compression(format!("zstd: {}", zstd::zstd_safe::get_error_name(code)).into())
+}
+
+/// The window that a frame asks for; `None` when the header is not all here. RFC 8878, 3.1.1.1.
+fn window(header: &[u8]) -> Result<Option<u64>, Error> {
+    let Some(magic) = header.first_chunk::<4>() else { return Ok(None) };
+    if is_skippable(magic) {
+        return Ok(Some(0));
+    }
+    if *magic != ZSTD_MAGIC {
+        return Err(Error::Compression("there is something else after the compressed content".into()));
+    }
+    let Some(descriptor) = header.get(4) else { return Ok(None) };
+    if descriptor & 0x20 == 0 {
+        return Ok(header.get(5).map(|byte| {
+            let base = 1_u64 << (10 + (byte >> 3));
+            base + base / 8 * u64::from(byte & 7)
+        }));
+    }
+    // A single segment: the window is the content, whose size follows the dictionary's ID.
+    let at = 5 + [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let length = [1, 2, 4, 8][usize::from(descriptor >> 6)];
+    let Some(field) = header.get(at..at + length) else { return Ok(None) };
+    let size = field.iter().rev().fold(0_u64, |size, byte| size << 8 | u64::from(*byte));
+    Ok(Some(if length == 2 { size + 256 } else { size }))
+}

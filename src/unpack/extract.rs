@@ -1,0 +1,423 @@
+//! Entries of an archive become files below a directory, and an index.
+//!
+//! On disk nothing is ever followed, replaced or removed. A file is created at its own name below directories that
+//! were created here; a name that is taken, or whose parent is no such directory, goes `aside`, and the index says
+//! so. What such entries mean (a parent that is a symlink, a file that becomes a directory) is for the merge, in
+//! memory. So nothing outside the directory can be reached, whatever the names and links say.
+//!
+//! ```text
+//! <directory>/fs/<name>       what the layer holds, at its names
+//! <directory>/aside/<number>  content whose name was taken, by the number of its entry
+//! <directory>/index           every entry, in the order of the archive
+//! ```
+
+mod files;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufRead;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::error::{Error, io};
+use super::tar::{Archive, Header, Type};
+use crate::inode;
+use crate::layer::index::Writer;
+use crate::layer::name::shown;
+use crate::layer::{
+    Checksum, Dropped, ENTRY_LIMIT, Entry, Kind, MEMORY_LIMIT, Metadata, Name, Place, Profile, Summary,
+};
+use files::{Directories, Parent};
+
+/// An extraction.
+pub struct Extract {
+    directory: PathBuf,
+    fs: OwnedFd,
+    aside: OwnedFd,
+    index: Writer<File>,
+    profile: Profile,
+    limits: Limits,
+    directories: Directories,
+    /// What archives say of directories, and what they do not.
+    described: HashMap<Name, Metadata>,
+    umask: u16,
+    summary: Summary,
+    /// Bytes and entries when the free space was last looked at.
+    looked: (u64, usize),
+}
+
+/// What may be used.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Bytes that stay free on the file system.
+    pub reserve: u64,
+}
+
+/// How often the free space is looked at.
+const LOOK_BYTES: u64 = 32 * 1024 * 1024;
+const LOOK_ENTRIES: usize = 4096;
+/// Inodes that stay free, as a part of all.
+const INODE_RESERVE: u64 = 50;
+/// Bytes of memory for the directories of a layer, while it is extracted.
+const DIRECTORIES_LIMIT: u64 = 64 * 1024 * 1024;
+/// `man 7 xattr`; overlayfs reads the second as instructions (CVE-2023-0386 and its kind).
+const XATTR_PREFIX: &[u8] = b"user.";
+const XATTR_NEVER: &[u8] = b"user.overlay.";
+/// `XATTR_NAME_MAX`
+const XATTR_NAME: usize = 255;
+
+impl Extract {
+    /// Prepares `directory`, which is there and empty.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`].
+    pub fn new(directory: &Path, profile: Profile, limits: Limits) -> Result<Self, Error> {
+        let make = |name: &str| {
+            let path = directory.join(name);
+            rustix::fs::mkdirat(CWD, &path, Mode::RWXU).map_err(io("create", name.as_bytes()))?;
+            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(CWD, &path, flags, Mode::empty()).map_err(io("open", name.as_bytes()))
+        };
+        let (fs, aside) = (make("fs")?, make("aside")?);
+        let index = File::create_new(directory.join("index")).map_err(io("create", b"index"))?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            directories: Directories::new(fs.try_clone().map_err(io("open", b"fs"))?),
+            fs,
+            aside,
+            index: Writer::new(index),
+            profile,
+            limits,
+            described: HashMap::new(),
+            umask: 0,
+            summary: Summary {
+                entries: 0,
+                files: 0,
+                bytes: 0,
+                memory: 0,
+                index: Checksum::of(b""),
+                regular: true,
+                readable: true,
+                dropped: Dropped::default(),
+            },
+            looked: (0, 0),
+        })
+    }
+
+    /// Extracts the archive, on a thread of its own: the thread's mode mask is changed.
+    ///
+    /// # Errors
+    /// When the archive breaks a rule or a limit, or the kernel refuses something. What was written then stays
+    /// for the caller to remove.
+    pub fn run(mut self, input: impl BufRead) -> Result<Summary, Error> {
+        self.umask = inode::clear_umask();
+        self.look()?;
+        let mut archive = Archive::new(input);
+        while let Some(header) = archive.next_entry()? {
+            self.entry(&header, &mut archive)?;
+        }
+        self.finish()
+    }
+
+    fn entry<R: BufRead>(&mut self, header: &Header, archive: &mut Archive<R>) -> Result<(), Error> {
+        let refused = |rule: &'static str| Error::entry(&header.name, rule);
+        let name = Name::parse(&header.name).map_err(refused)?;
+        let (name, whiteout) = match self.profile {
+            Profile::Image => match whiteout(&name, header.kind).map_err(refused)? {
+                Special::No => (name, None),
+                Special::Whiteout(hidden, kind) => (hidden, Some(kind)),
+                Special::Bookkeeping => return Ok(()),
+            },
+            Profile::Archive => (name, None),
+        };
+        let metadata = self.metadata(header);
+        let kind = match (whiteout, header.kind) {
+            (Some(kind), _) => {
+                self.summary.regular = false;
+                kind
+            }
+            (None, Type::Directory) => self.directory(&name, &metadata)?,
+            (None, _) if name.is_root() => return Err(refused("the root is no directory")),
+            (None, Type::File) => self.file(&name, header, &metadata, archive)?,
+            (None, Type::Symlink) => self.symlink(&name, header, &metadata)?,
+            (None, Type::HardLink) => self.hard_link(&name, header)?,
+            (None, Type::Special) => {
+                self.summary.dropped.devices += 1;
+                self.summary.regular = false;
+                Kind::Dropped
+            }
+        };
+        let is_file = matches!(kind, Kind::File { .. } | Kind::Symlink { .. } | Kind::HardLink { .. });
+        self.summary.files += usize::from(is_file);
+        self.index.add(&Entry { name, kind, metadata }).map_err(io("write", b"index"))?;
+        let used = self.index.entries() + self.directories.created();
+        if used > ENTRY_LIMIT {
+            let rule = format!("{ENTRY_LIMIT} files and directories");
+            return Err(Error::TooMuch(rule.into()));
+        }
+        if self.index.memory() > MEMORY_LIMIT || self.directories.memory() > DIRECTORIES_LIMIT {
+            return Err(Error::TooMuch("can be kept in memory of names and attributes".into()));
+        }
+        if used >= self.looked.1 + LOOK_ENTRIES {
+            self.look()?;
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, name: &Name, metadata: &Metadata) -> Result<Kind, Error> {
+        match self.directories.make(name, self.profile)? {
+            Parent::Here(_) => {
+                self.note_readable(metadata.mode, true);
+                self.described.insert(name.clone(), metadata.clone());
+            }
+            Parent::Blocked => self.summary.regular = false,
+        }
+        Ok(Kind::Directory)
+    }
+
+    fn file<R: BufRead>(
+        &mut self,
+        name: &Name,
+        header: &Header,
+        metadata: &Metadata,
+        archive: &mut Archive<R>,
+    ) -> Result<Kind, Error> {
+        self.summary.bytes = self.summary.bytes.saturating_add(header.size);
+        if self.summary.bytes > self.limits.bytes {
+            return Err(Error::TooMuch(format!("{} bytes", self.limits.bytes).into()));
+        }
+        if header.size >= LOOK_BYTES {
+            self.look_for(header.size)?;
+        }
+        self.note_readable(metadata.mode, false);
+        let mode = metadata.mode | self.profile.added_mode();
+        let create = |at: BorrowedFd<'_>, part: &[u8]| {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(at, part, flags, inode::mode(mode))
+        };
+        let (file, place) = self.create(name, create)?;
+        let checksum = self.write(&file, name, header.size, archive)?;
+        inode::set_owner(file.as_fd(), metadata).map_err(io("change owner of", name.as_bytes()))?;
+        if mode & self.umask != 0 {
+            rustix::fs::fchmod(&file, inode::mode(mode)).map_err(io("change mode of", name.as_bytes()))?;
+        }
+        self.summary.dropped.xattrs +=
+            inode::set_xattrs(file.as_fd(), metadata).map_err(io("set attributes of", name.as_bytes()))?;
+        inode::set_times(file.as_fd(), metadata).map_err(io("touch", name.as_bytes()))?;
+        Ok(Kind::File { size: header.size, checksum, place })
+    }
+
+    fn write<R: BufRead>(
+        &mut self,
+        file: &OwnedFd,
+        name: &Name,
+        size: u64,
+        archive: &mut Archive<R>,
+    ) -> Result<Checksum, Error> {
+        let mut content = files::Content::new(file.as_fd(), size);
+        loop {
+            let piece = archive.content()?;
+            let length = piece.len();
+            if length == 0 {
+                return Ok(content.checksum());
+            }
+            content.write(piece).map_err(io("write", name.as_bytes()))?;
+            archive.consume(length);
+            self.looked.0 += length as u64;
+            if self.looked.0 >= LOOK_BYTES {
+                self.look()?;
+            }
+        }
+    }
+
+    fn symlink(&mut self, name: &Name, header: &Header, metadata: &Metadata) -> Result<Kind, Error> {
+        let target = header.link.clone();
+        if target.is_empty() || target.len() > 4095 {
+            return Err(Error::entry(&header.name, "a symbolic link to nothing, or to more than 4095 bytes"));
+        }
+        let create = |at: BorrowedFd<'_>, part: &[u8]| rustix::fs::symlinkat(target.as_slice(), at, part);
+        let ((), place) = self.create(name, create)?;
+        let number = self.index.entries().to_string();
+        let (at, part) = match place {
+            Place::Named => (self.directories.parent(name, self.profile)?, name.split().map(|split| split.1)),
+            Place::Aside => (Parent::Here(self.aside.as_fd()), Some(number.as_bytes())),
+        };
+        if let (Parent::Here(at), Some(part)) = (at, part) {
+            inode::set_symlink(at, part, metadata).map_err(io("touch", name.as_bytes()))?;
+        }
+        Ok(Kind::Symlink { target, place })
+    }
+
+    fn hard_link(&mut self, name: &Name, header: &Header) -> Result<Kind, Error> {
+        let refused = |rule: &'static str| Error::entry(&header.name, rule);
+        let target = Name::parse(&header.link).map_err(|rule| {
+            Error::entry(&header.name, format!("it is a hard link to \"{}\": {rule}", shown(&header.link)))
+        })?;
+        let (_, target_part) = target.split().ok_or_else(|| refused("it is a hard link to the root"))?;
+        let (_, part) = name.split().ok_or_else(|| refused("the root is no directory"))?;
+        // What it means is decided by the merge. On disk it is there if nothing is special about it.
+        let mut linked = false;
+        if let Parent::Here(source) = self.directories.find(&target)? {
+            let source = source.try_clone_to_owned().map_err(io("open", target.as_bytes()))?;
+            if let Parent::Here(parent) = self.directories.parent(name, self.profile)? {
+                let result = rustix::fs::linkat(&source, target_part, parent, part, AtFlags::empty());
+                linked = match result {
+                    Ok(()) => true,
+                    Err(Errno::NOENT | Errno::EXIST | Errno::PERM | Errno::MLINK) => false,
+                    Err(error) => return Err(io("link", name.as_bytes())(error)),
+                };
+            }
+        }
+        self.summary.regular &= linked;
+        Ok(Kind::HardLink { target })
+    }
+
+    /// Creates something at `name`, or aside.
+    fn create<T>(
+        &mut self,
+        name: &Name,
+        create: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<T, Errno>,
+    ) -> Result<(T, Place), Error> {
+        if let (Parent::Here(parent), Some((_, part))) =
+            (self.directories.parent(name, self.profile)?, name.split())
+        {
+            match create(parent, part) {
+                Ok(made) => return Ok((made, Place::Named)),
+                Err(Errno::EXIST | Errno::ISDIR) => {}
+                Err(error) => return Err(io("create", name.as_bytes())(error)),
+            }
+        }
+        self.summary.regular = false;
+        let number = self.index.entries().to_string();
+        match create(self.aside.as_fd(), number.as_bytes()) {
+            Ok(made) => Ok((made, Place::Aside)),
+            Err(error) => Err(io("create", name.as_bytes())(error)),
+        }
+    }
+
+    /// The metadata that is kept, and what is dropped of it.
+    fn metadata(&mut self, header: &Header) -> Metadata {
+        self.summary.dropped.mode_bits += u64::from(header.mode & 0o7000 != 0);
+        let total = header.xattrs.len();
+        let kept = header.xattrs.iter().filter(|(name, _)| {
+            name.len() > XATTR_PREFIX.len()
+                && name.starts_with(XATTR_PREFIX)
+                && !name.starts_with(XATTR_NEVER)
+                && name.len() <= XATTR_NAME
+        });
+        let xattrs: Vec<_> = kept.cloned().collect();
+        self.summary.dropped.xattrs += (total - xattrs.len()) as u64;
+        Metadata {
+            mode: header.mode & 0o777,
+            uid: header.uid,
+            gid: header.gid,
+            mtime: header.mtime,
+            nanos: header.nanos,
+            xattrs,
+        }
+    }
+
+    fn note_readable(&mut self, mode: u16, directory: bool) {
+        self.summary.readable &= crate::layer::readable(mode, directory) == mode;
+    }
+
+    /// Gives directories their metadata, deepest first: creating something in them has changed their time.
+    fn finish(mut self) -> Result<Summary, Error> {
+        let mut names = self.directories.take_names();
+        names.sort_unstable_by(|one, two| two.cmp(one));
+        for name in names.iter().chain([&Name::default()]) {
+            let implied;
+            let metadata = match self.described.get(name) {
+                Some(described) => described,
+                None => {
+                    implied = Metadata::implied();
+                    &implied
+                }
+            };
+            let mode = match self.profile {
+                Profile::Image => metadata.mode,
+                Profile::Archive => crate::layer::readable(metadata.mode, true),
+            };
+            let directory = self.directories.open(name)?;
+            self.summary.dropped.xattrs +=
+                inode::set(directory.as_fd(), mode, metadata).map_err(io("change", name.as_bytes()))?;
+        }
+        self.summary.entries = self.index.entries();
+        self.summary.memory = self.index.memory();
+        self.summary.index = self.index.finish().map_err(io("write", b"index"))?;
+        Ok(self.summary)
+    }
+
+    /// Checks that the reserve is still free.
+    fn look(&mut self) -> Result<(), Error> {
+        self.look_for(0)
+    }
+
+    fn look_for(&mut self, more: u64) -> Result<(), Error> {
+        self.looked = (0, self.index.entries() + self.directories.created());
+        let found = rustix::fs::fstatvfs(&self.fs).map_err(io("measure", b"fs"))?;
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        let no_space = |available: String, reserve: String| Error::NoSpace {
+            directory: self.directory.clone(),
+            available,
+            reserve,
+        };
+        if free < self.limits.reserve.saturating_add(more) {
+            let needed = if more == 0 { String::new() } else { format!(" beside the {more} needed") };
+            let reserve = format!("{} bytes{needed}", self.limits.reserve);
+            return Err(no_space(format!("{free} bytes"), reserve));
+        }
+        // File systems that make inodes as they need them say that they have none.
+        let reserve = found.f_files / INODE_RESERVE;
+        if found.f_files > 0 && found.f_favail < reserve {
+            return Err(no_space(format!("{} inodes", found.f_favail), format!("{reserve} inodes")));
+        }
+        Ok(())
+    }
+}
+
+enum Special {
+    No,
+    Whiteout(Name, Kind),
+    /// What AUFS wrote for itself; docker has always left it out.
+    Bookkeeping,
+}
+
+/// Whether a name is a whiteout. Source: image-spec layer.md#whiteouts.
+fn whiteout(name: &Name, kind: Type) -> Result<Special, &'static str> {
+    const PREFIX: &[u8] = b".wh.";
+    const META: &[u8] = b".wh..wh.";
+    const OPAQUE: &[u8] = b".wh..wh..opq";
+    let Some((parent, part)) = name.split() else { return Ok(Special::No) };
+    if parent.split(|byte| *byte == b'/').any(|part| part.starts_with(META)) {
+        return Ok(Special::Bookkeeping);
+    }
+    if parent.split(|byte| *byte == b'/').any(|part| part.starts_with(PREFIX)) {
+        return Err("it is inside a whiteout");
+    }
+    let Some(hidden) = part.strip_prefix(PREFIX) else { return Ok(Special::No) };
+    let plain = matches!(kind, Type::File | Type::HardLink);
+    if part == OPAQUE {
+        let directory = Name::below(parent, b"");
+        return if plain {
+            Ok(Special::Whiteout(directory, Kind::Opaque))
+        } else {
+            Err("a whiteout is a file")
+        };
+    }
+    if part.starts_with(META) {
+        return Ok(Special::Bookkeeping);
+    }
+    if !plain {
+        return Err("a whiteout is a file");
+    }
+    if matches!(hidden, b"" | b"." | b"..") {
+        return Err("it is a whiteout of nothing");
+    }
+    Ok(Special::Whiteout(Name::below(parent, hidden), Kind::Whiteout))
+}

@@ -1,0 +1,218 @@
+//! The system calls of an extraction: directories that are never left, and content.
+
+use std::collections::{HashSet, VecDeque};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::super::error::{Error, io};
+use crate::layer::{Checksum, Name, Profile};
+
+/// The directories that were made, and the few that are open.
+pub(super) struct Directories {
+    root: OwnedFd,
+    made: HashSet<Name>,
+    /// Bytes of memory they take, about.
+    memory: u64,
+    /// Most recently used last.
+    open: VecDeque<(Name, OwnedFd)>,
+}
+
+/// A directory that something is to be created in.
+pub(super) enum Parent<'a> {
+    /// It was made by this extraction.
+    Here(BorrowedFd<'a>),
+    /// A file or symlink of this layer is in the way.
+    Blocked,
+}
+
+/// Directories that are open at a time: archives go through a tree depth first.
+const OPEN: usize = 16;
+
+const DIRECTORY: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+impl Directories {
+    pub fn new(root: OwnedFd) -> Self {
+        Self { root, made: HashSet::new(), memory: 0, open: VecDeque::new() }
+    }
+
+    /// How many were made.
+    pub fn created(&self) -> usize {
+        self.made.len()
+    }
+
+    /// Bytes of memory that their names take, about; what archives say of them is kept as well.
+    pub fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    /// The names of all that were made, without the root.
+    pub fn take_names(&mut self) -> Vec<Name> {
+        self.made.drain().collect()
+    }
+
+    /// The directory that `name` is in, made where it is missing.
+    pub fn parent(&mut self, name: &Name, profile: Profile) -> Result<Parent<'_>, Error> {
+        let parent = name.split().map_or_else(Name::default, |(parent, _)| Name::below(parent, b""));
+        if let Parent::Blocked = self.make(&parent, profile)? {
+            return Ok(Parent::Blocked);
+        }
+        Ok(self.opened(&parent))
+    }
+
+    /// The directory that `name` is in, if it was made.
+    pub fn find(&mut self, name: &Name) -> Result<Parent<'_>, Error> {
+        let parent = name.split().map_or_else(Name::default, |(parent, _)| Name::below(parent, b""));
+        if !parent.is_root() && !self.made.contains(&parent) {
+            return Ok(Parent::Blocked);
+        }
+        self.reopen(&parent)?;
+        Ok(self.opened(&parent))
+    }
+
+    /// Makes the directory `name` and those above it, where they are missing. In an archive that is no image, a
+    /// parent that is something else is refused.
+    pub fn make(&mut self, name: &Name, profile: Profile) -> Result<Parent<'_>, Error> {
+        if name.is_root() || self.made.contains(name) {
+            self.reopen(name)?;
+            return Ok(self.opened(name));
+        }
+        // The deepest directory above that is known to be there.
+        let bytes = name.as_bytes();
+        let slashes: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] == b'/').collect();
+        let mut known = slashes.len();
+        while known > 0 && !self.made.contains(&Name::below(&bytes[..slashes[known - 1]], b"")) {
+            known -= 1;
+        }
+        let ends = slashes[known..].iter().copied().chain([bytes.len()]);
+        for end in ends {
+            let directory = Name::below(&bytes[..end], b"");
+            if let Parent::Blocked = self.make_one(&directory)? {
+                if profile == Profile::Archive && directory != *name {
+                    let there = format!("its parent \"{directory}\" is a file or a symbolic link");
+                    return Err(Error::entry(bytes, there));
+                }
+                return Ok(Parent::Blocked);
+            }
+        }
+        Ok(self.opened(name))
+    }
+
+    /// Makes one directory, whose parent was made.
+    fn make_one(&mut self, name: &Name) -> Result<Parent<'_>, Error> {
+        let Some((parent, part)) = name.split() else { return Ok(Parent::Blocked) };
+        let parent = Name::below(parent, b"");
+        self.reopen(&parent)?;
+        let Parent::Here(at) = self.opened(&parent) else { return Ok(Parent::Blocked) };
+        match rustix::fs::mkdirat(at, part, Mode::RWXU) {
+            Ok(()) => {}
+            // It was not made here, so it is something else.
+            Err(Errno::EXIST) => return Ok(Parent::Blocked),
+            Err(error) => return Err(io("create", name.as_bytes())(error)),
+        }
+        let opened =
+            rustix::fs::openat(at, part, DIRECTORY, Mode::empty()).map_err(io("open", name.as_bytes()))?;
+        self.made.insert(name.clone());
+        self.memory += 160 + 2 * name.as_bytes().len() as u64;
+        self.keep(name.clone(), opened);
+        Ok(self.opened(name))
+    }
+
+    /// Opens the directory `name`, which was made, without following anything on the way.
+    pub fn open(&self, name: &Name) -> Result<OwnedFd, Error> {
+        let path: &[u8] = if name.is_root() { b"." } else { name.as_bytes() };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat2(&self.root, path, flags, Mode::empty(), inside())
+            .map_err(io("open", name.as_bytes()))
+    }
+
+    /// Makes sure that `name`, which was made, is among the open ones, as the most recent.
+    fn reopen(&mut self, name: &Name) -> Result<(), Error> {
+        if name.is_root() || self.open.back().is_some_and(|(known, _)| known == name) {
+            return Ok(());
+        }
+        let known = self.open.iter().position(|(known, _)| known == name);
+        let (name, opened) = match known.and_then(|position| self.open.remove(position)) {
+            Some(known) => known,
+            None => {
+                let opened =
+                    rustix::fs::openat2(&self.root, name.as_bytes(), DIRECTORY, Mode::empty(), inside());
+                (name.clone(), opened.map_err(io("open", name.as_bytes()))?)
+            }
+        };
+        self.keep(name, opened);
+        Ok(())
+    }
+
+    fn keep(&mut self, name: Name, opened: OwnedFd) {
+        if self.open.len() >= OPEN {
+            self.open.pop_front();
+        }
+        self.open.push_back((name, opened));
+    }
+
+    fn opened(&self, name: &Name) -> Parent<'_> {
+        if name.is_root() {
+            return Parent::Here(self.root.as_fd());
+        }
+        match self.open.back() {
+            Some((known, opened)) if known == name => Parent::Here(opened.as_fd()),
+            _ => Parent::Blocked,
+        }
+    }
+}
+
+/// `man 2 openat2`: whatever somebody may have put in the way, it is not followed.
+fn inside() -> ResolveFlags {
+    ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV
+}
+
+/// A file's content on its way to disk.
+pub(super) struct Content<'a> {
+    file: BorrowedFd<'a>,
+    size: u64,
+    /// `None` for a file that came in one piece, as most do: hashing it at once is faster.
+    hasher: Option<Box<Xxh3>>,
+    checksum: Checksum,
+    written: u64,
+    written_back: u64,
+}
+
+/// How often writeback is started, so that the disk works while the network does.
+const WRITE_BACK_EVERY: u64 = 32 * 1024 * 1024;
+
+impl<'a> Content<'a> {
+    pub fn new(file: BorrowedFd<'a>, size: u64) -> Self {
+        Self { file, size, hasher: None, checksum: Checksum::of(b""), written: 0, written_back: 0 }
+    }
+
+    pub fn write(&mut self, piece: &[u8]) -> Result<(), Errno> {
+        if piece.len() as u64 == self.size {
+            self.checksum = Checksum::of(piece);
+        } else {
+            self.hasher.get_or_insert_default().update(piece);
+        }
+        let mut rest = piece;
+        while !rest.is_empty() {
+            match rustix::io::write(self.file, rest) {
+                Ok(written) => rest = &rest[written..],
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.written += piece.len() as u64;
+        if self.written - self.written_back >= WRITE_BACK_EVERY {
+            // Only advice; the data is no worse without it.
+            let _ = crate::sys::start_writeback(self.file, self.written_back..self.written);
+            self.written_back = self.written;
+        }
+        Ok(())
+    }
+
+    pub fn checksum(&self) -> Checksum {
+        self.hasher.as_ref().map_or(self.checksum, |hasher| Checksum::finish(hasher))
+    }
+}

@@ -1,0 +1,212 @@
+//! PAX extended headers: `length key=value\n`, as often as there are keys.
+
+/// What an extended header says of the entry after it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Extended {
+    pub path: Option<Vec<u8>>,
+    pub linkpath: Option<Vec<u8>>,
+    pub size: Option<u64>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    /// Seconds, and nanoseconds after them.
+    pub mtime: Option<(i64, u32)>,
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+const XATTR: &[u8] = b"SCHILY.xattr.";
+/// Attributes of one entry.
+const XATTR_LIMIT: usize = 32;
+
+/// Reads the header of one entry.
+pub(super) fn parse(bytes: &[u8]) -> Result<Extended, &'static str> {
+    let mut extended = Extended::default();
+    for record in records(bytes) {
+        let (key, value) = record?;
+        // An empty value takes a key back, or is a name or size that is empty: tools do not agree.
+        if value.is_empty() && [&b"path"[..], b"linkpath", b"size"].contains(&key) {
+            return Err("an extended header with an empty name or size");
+        }
+        let stated = (!value.is_empty()).then_some(value);
+        match key {
+            b"path" => extended.path = stated.map(name).transpose()?,
+            b"linkpath" => extended.linkpath = stated.map(name).transpose()?,
+            b"size" => extended.size = stated.map(decimal).transpose()?,
+            b"uid" => extended.uid = stated.map(owner).transpose()?,
+            b"gid" => extended.gid = stated.map(owner).transpose()?,
+            b"mtime" => extended.mtime = stated.map(time).transpose()?,
+            _ if key.starts_with(b"GNU.sparse.") => {
+                return Err("a sparse file; make the archive without --sparse");
+            }
+            _ => {
+                if let Some(attribute) = key.strip_prefix(XATTR) {
+                    extended.xattrs.retain(|(known, _)| known != attribute);
+                    if extended.xattrs.len() >= XATTR_LIMIT {
+                        return Err("more than 32 extended attributes");
+                    }
+                    if attribute.is_empty() || attribute.contains(&0) {
+                        return Err("an extended attribute without a name");
+                    }
+                    extended.xattrs.push((attribute.to_vec(), value.to_vec()));
+                }
+            }
+        }
+    }
+    Ok(extended)
+}
+
+/// Checks a global header. Tools disagree on whether it changes the entries after it, so it must not want to;
+/// `git archive` leaves a comment in one.
+pub(super) fn check_global(bytes: &[u8]) -> Result<(), &'static str> {
+    for record in records(bytes) {
+        let (key, _) = record?;
+        let changes = [&b"path"[..], b"linkpath", b"size", b"uid", b"gid", b"mtime"].contains(&key)
+            || key.starts_with(XATTR)
+            || key.starts_with(b"GNU.sparse.");
+        if changes {
+            return Err("a global header that changes the entries after it");
+        }
+    }
+    Ok(())
+}
+
+type Record<'a> = Result<(&'a [u8], &'a [u8]), &'static str>;
+
+fn records(mut bytes: &[u8]) -> impl Iterator<Item = Record<'_>> {
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        let result = record(bytes);
+        bytes = result.map_or(&[], |(_, rest)| rest);
+        Some(result.map(|(record, _)| record))
+    })
+}
+
+type Split<'a> = ((&'a [u8], &'a [u8]), &'a [u8]);
+
+fn record(bytes: &[u8]) -> Result<Split<'_>, &'static str> {
+    const BAD: &str = "an extended header that is not sound";
+    let space = bytes.iter().take(20).position(|byte| *byte == b' ').ok_or(BAD)?;
+    let length = usize::try_from(decimal(&bytes[..space])?).map_err(|_| BAD)?;
+    if length <= space + 1 || length > bytes.len() || bytes[length - 1] != b'\n' {
+        return Err(BAD);
+    }
+    let body = &bytes[space + 1..length - 1];
+    let equals = body.iter().position(|byte| *byte == b'=').ok_or(BAD)?;
+    let (key, value) = (&body[..equals], &body[equals + 1..]);
+    if key.is_empty() || key.contains(&0) {
+        return Err(BAD);
+    }
+    Ok(((key, value), &bytes[length..]))
+}
+
+fn name(value: &[u8]) -> Result<Vec<u8>, &'static str> {
+    if value.contains(&0) { Err("a name with NUL in it") } else { Ok(value.to_vec()) }
+}
+
+fn decimal(value: &[u8]) -> Result<u64, &'static str> {
+    const BAD: &str = "an extended header with a number that is none";
+    if value.is_empty() {
+        return Err(BAD);
+    }
+    let number = value.iter().try_fold(0_u64, |number, digit| match digit {
+        b'0'..=b'9' => number.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
+        _ => None,
+    });
+    // Sizes and offsets are signed everywhere else.
+    number.filter(|number| i64::try_from(*number).is_ok()).ok_or(BAD)
+}
+
+fn owner(value: &[u8]) -> Result<u32, &'static str> {
+    u32::try_from(decimal(value)?).ok().filter(|id| *id != u32::MAX).ok_or("an owner that is none")
+}
+
+/// `-1.5` is half a second after -2.
+fn time(value: &[u8]) -> Result<(i64, u32), &'static str> {
+    let (negative, value) = match value.strip_prefix(b"-") {
+        Some(rest) => (true, rest),
+        None => (false, value),
+    };
+    let dot = value.iter().position(|byte| *byte == b'.').unwrap_or(value.len());
+    let seconds = i64::try_from(decimal(&value[..dot])?).map_err(|_| "a time that is none")?;
+    let mut nanos = 0_u32;
+    let mut unit = 100_000_000;
+    for digit in value.get(dot + 1..).unwrap_or_default() {
+        if !digit.is_ascii_digit() {
+            return Err("a time that is none");
+        }
+        nanos += unit * u32::from(digit - b'0');
+        unit /= 10;
+    }
+    Ok(match (negative, nanos) {
+        (false, _) => (seconds, nanos),
+        (true, 0) => (-seconds, 0),
+        (true, _) => (-seconds - 1, 1_000_000_000 - nanos),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(key: &str, value: &str) -> String {
+        let body = format!(" {key}={value}\n");
+        let mut length = body.len() + 1;
+        while format!("{length}{body}").len() != length {
+            length += 1;
+        }
+        format!("{length}{body}")
+    }
+
+    #[test]
+    fn records_are_read() {
+        let text = line("path", "a=b\nc")
+            + &line("mtime", "-1.5")
+            + &line("size", "8589934592")
+            + &line("SCHILY.xattr.user.a", "x")
+            + &line("SCHILY.xattr.user.a", "y")
+            + &line("comment", "")
+            + &line("uid", "7")
+            + &line("uid", "");
+        let extended = parse(text.as_bytes()).expect("sound");
+        assert_eq!(extended.path.as_deref(), Some(&b"a=b\nc"[..]));
+        assert_eq!(extended.mtime, Some((-2, 500_000_000)));
+        assert_eq!((extended.size, extended.uid), (Some(8_589_934_592), None));
+        assert_eq!(extended.xattrs, [(b"user.a".to_vec(), b"y".to_vec())]);
+    }
+
+    #[test]
+    fn t46_what_is_malformed_is_refused() {
+        for bad in [
+            "x",
+            "5 a=b",
+            "6 a=b\nx",
+            "99 a=b\n",
+            "0 a=b\n",
+            "3 \n",
+            "6 =ab\n",
+            "-6 a=b\n",
+            " a=b\n",
+            "5 abc\n",
+            "00000000000000000000000006 a=b\n",
+            "18446744073709551622 a=b\n",
+        ] {
+            assert!(parse(bad.as_bytes()).is_err(), "{bad:?} was accepted");
+        }
+        for (key, value) in [
+            ("size", "-1"),
+            ("size", "x"),
+            ("size", "9223372036854775808"),
+            ("uid", "4294967295"),
+            ("path", "a\0b"),
+            ("mtime", "1.2.3"),
+            ("mtime", "."),
+            ("GNU.sparse.major", "1"),
+            ("SCHILY.xattr.", "x"),
+        ] {
+            assert!(parse(line(key, value).as_bytes()).is_err(), "{key}={value:?} was accepted");
+        }
+        assert!(check_global(line("comment", "x").as_bytes()).is_ok());
+        assert!(check_global(line("path", "x").as_bytes()).is_err());
+    }
+}

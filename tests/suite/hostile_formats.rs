@@ -1,0 +1,297 @@
+//! Layers made to do harm by what they are: bombs, broken and ambiguous archives, broken promises, more than there is room
+//! for.
+
+use std::fs;
+
+use bytes::Bytes;
+use ocivol::demo::push::Layer;
+use ocivol::demo::tarball::{self, FILE, Header, Tarball, gzip, pax, zstd};
+use ocivol::layer::Profile;
+use ocivol::oci::Digest;
+use ocivol::unpack::Unpack;
+use tonic::Code;
+
+use crate::support::attack::{Attack, attack, attack_with, one};
+use crate::support::layers::{LIMITS, Layers};
+use crate::support::{Node, Scripted, isolated};
+
+#[test]
+fn t14_decompression_bombs_end_early() {
+    attack(async |mut attack| {
+        let zeros = vec![0_u8; 64 << 20];
+        let header = Header { size: 10 << 30, ..Header::new("zeros", FILE) };
+        let (start, member) = (header.block(), gzip(&zeros).expect("gzip"));
+        let mut bomb = gzip(&start).expect("gzip");
+        for _ in 0..160 {
+            bomb.extend_from_slice(&member);
+        }
+        bomb.extend_from_slice(&gzip(&[0; 1024]).expect("gzip"));
+        attack.refuse_image(&[bomb], &["200 times its size"]).await;
+
+        let (start, frame) = (zstd(&start).expect("zstd"), zstd(&zeros).expect("zstd"));
+        let mut bomb = start;
+        for _ in 0..160 {
+            bomb.extend_from_slice(&frame);
+        }
+        attack.refuse_image(&[bomb], &["200 times its size"]).await;
+
+        // 2 GiB of window (zstd --long=31): the header alone is enough.
+        let window = [0x28, 0xb5, 0x2f, 0xfd, 0, (31 - 10) << 3, 1, 0, 0];
+        attack.refuse_image(&[window.to_vec()], &["a window of 2048 MiB"]).await;
+        // A single segment of 4 GiB.
+        let segment = [&[0x28, 0xb5, 0x2f, 0xfd, 0xa0][..], &u32::MAX.to_le_bytes(), &[1, 0, 0]].concat();
+        attack.refuse_image(&[segment], &["a window of 4095 MiB"]).await;
+
+        let status = fs::read_to_string(format!("/proc/{}/status", attack.node.pid())).expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        let peak: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+        assert!(peak < 128 * 1024, "{peak} kB");
+    });
+}
+
+#[test]
+fn t15_one_reading_of_what_comes_after_the_end() {
+    let tar = one("x");
+    let half = tar.len() / 2;
+    let zeros = vec![0_u8; 5000];
+    let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0][..], b"skip"].concat();
+    let (gz, zs) = (gzip(&tar).expect("gzip"), zstd(&tar).expect("zstd"));
+    let [gz1, gz2] = [&tar[..half], &tar[half..]].map(|part| gzip(part).expect("gzip"));
+    let [zs1, zs2] = [&tar[..half], &tar[half..]].map(|part| zstd(part).expect("zstd"));
+    let good = [
+        [&gz1[..], &gz2].concat(),
+        [&gz[..], &zeros].concat(),
+        [&gz[..], &gzip(&zeros).expect("gzip")].concat(),
+        [&zs1[..], &zs2].concat(),
+        [&skippable[..], &zs1, &skippable, &zs2, &skippable].concat(),
+        [&tar[..], &zeros].concat(),
+        Tarball::new().file("before", b"1").file("x", b"2").unfinished(),
+        gz.clone(),
+    ];
+    let layers = Layers::new();
+    for (number, blob) in good.iter().enumerate() {
+        let tree =
+            layers.stack(std::slice::from_ref(blob)).unwrap_or_else(|error| panic!("{number}: {error}"));
+        assert_eq!(fs::read(tree.join("x")).expect("a file"), b"2", "{number}");
+    }
+    let bad = [
+        ([&gz[..], b"x"].concat(), "compress"),
+        ([&gz[..], &zeros, b"x"].concat(), "something else"),
+        ([&zs[..], b"xyz"].concat(), "ends too early"),
+        ([&zs[..], b"xyzw"].concat(), "something else"),
+        (gz[..gz.len() - 1].to_vec(), "ends too early"),
+        (zs[..zs.len() - 1].to_vec(), "ends too early"),
+        ([&gz[..], &zs].concat(), "gzip"),
+        ([&tar[..], &tar].concat(), "after the end"),
+        ([&tar[..], b"x"].concat(), "after the end"),
+        ([&gz[..], &gz].concat(), "after the end"),
+        (tar[..700].to_vec(), "ends within"),
+        (b"BZh91AY".to_vec(), "bzip2"),
+        (b"\xfd7zXZ\0\0".to_vec(), "xz"),
+    ];
+    for (blob, word) in &bad {
+        let error = layers.stack(std::slice::from_ref(blob)).expect_err(word);
+        assert!(error.contains(word), "no {word:?} in {error}");
+    }
+}
+
+#[test]
+fn t16_diff_ids_are_checked_where_that_is_wanted() {
+    attack_with(&["--verify-diff-ids"], async |mut attack| {
+        let tar = one("x");
+        let (layer, right, wrong) =
+            (Layer::archive(gzip(&tar).expect("gzip")), Digest::sha256(&tar), Digest::sha256(b"other"));
+        let mut publish = async |diff_ids: &[Digest]| {
+            attack.number += 1;
+            let repository = format!("hostile/{}", attack.number);
+            let pusher = attack.registry.pusher(&repository);
+            pusher.image("v1", std::slice::from_ref(&layer), diff_ids).await.expect("pushed");
+            attack.publish(&repository, &[]).await
+        };
+        for (diff_ids, words) in [
+            (vec![wrong.clone()], "uncompressed content"),
+            (vec![], "0 diff IDs"),
+            (vec![right.clone(); 2], "2 diff IDs"),
+        ] {
+            let status = publish(&diff_ids).await.expect_err(words);
+            assert_eq!(status.code(), Code::FailedPrecondition);
+            assert!(status.message().contains(words), "{}", status.message());
+        }
+        publish(std::slice::from_ref(&right)).await.expect("published");
+        // What is here already is known to be something else than is promised now.
+        let status = publish(&[wrong]).await.expect_err("another promise");
+        assert!(status.message().contains(&right.to_string()), "{}", status.message());
+    });
+    attack(async |mut attack| {
+        let target = attack.image(&[gzip(&one("x")).expect("gzip")]).await.expect("not wanted, not checked");
+        assert!(target.join("x").exists());
+    });
+}
+
+#[test]
+fn t42_a_disk_that_is_full_stays_usable() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let mut node = Node::prepare(&["--plain-http", &registry.host()]);
+        fs::create_dir(&node.root).expect("a directory");
+        let size = Some("size=64m,mode=0700");
+        nix::mount::mount(Some("x"), &node.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
+            .expect("a small disk");
+        node.run().await;
+        let push = async |name: &str, megabytes: usize| {
+            let tar = Tarball::new().file("big", &crate::support::noise(7, megabytes << 20)).finish();
+            let blob = zstd(&tar).expect("zstd");
+            let pusher = registry.pusher(name);
+            pusher.image("v1", &[Layer::archive(blob)], &[Digest::sha256(&tar)]).await.expect("pushed");
+            registry.reference(&format!("{name}:v1"))
+        };
+        let small = push("small", 1).await;
+        let (first, big) = (node.volume("first"), push("big", 80).await);
+        node.publish(&first, &small, &[]).await.expect("published");
+        let status = node.publish(&node.volume("big"), &big, &[]).await.expect_err("it does not fit");
+        assert_eq!(status.code(), Code::ResourceExhausted, "{}", status.message());
+        // Its blob fits, what is in it does not: seen while it is unpacked.
+        let tar = Tarball::new().file("zeros", &vec![0; 100 << 20]).finish();
+        let blob = Layer::archive(gzip(&tar).expect("gzip"));
+        registry.pusher("zeros").image("v1", &[blob], &[Digest::sha256(&tar)]).await.expect("pushed");
+        let zeros = registry.reference("zeros:v1");
+        let status = node.publish(&node.volume("zeros"), &zeros, &[]).await.expect_err("it does not fit");
+        assert_eq!(status.code(), Code::ResourceExhausted, "{}", status.message());
+        assert!(status.message().contains("free"), "{}", status.message());
+        let free = rustix::fs::statvfs(&node.root).expect("a disk");
+        assert!(free.f_bavail * free.f_frsize > (64 << 20) * 9 / 10, "what did not fit was not removed");
+        let second = node.volume("second");
+        node.publish(&second, &small, &[]).await.expect("others work");
+        assert_eq!(fs::metadata(first.target.join("big")).expect("a file").len(), 1 << 20);
+    });
+}
+
+#[test]
+fn t43_entries_and_depth_are_bounded() {
+    attack(async |mut attack| {
+        let deep = "d/".repeat(4000);
+        attack.refuse_image(&[Tarball::new().directory(&deep).finish()], &["longer than 3072 bytes"]).await;
+        let deep = "d/".repeat(200);
+        attack.refuse_image(&[Tarball::new().directory(&deep).finish()], &["deeper than 128"]).await;
+        // Many symlinks lead deeper than any name says.
+        let mut tar = Tarball::new();
+        for number in 0..4 {
+            let below = if number == 0 { String::new() } else { format!("s{}/", number - 1) };
+            tar = tar.symlink(format!("s{number}"), format!("{below}{}", "x/".repeat(60)));
+        }
+        attack.refuse_image(&[tar.file("s3/f", b"x").finish()], &["s3/f", "too deep"]).await;
+    });
+    // A million of the same.
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut unpack = Unpack::start(directory.path(), Profile::Image, LIMITS, None).expect("space");
+    let blocks = Bytes::from(Header::new("d", tarball::DIRECTORY).block().repeat(1000));
+    let error = (0..=1000).find_map(|_| unpack.push(blocks.clone()).err()).or_else(|| unpack.finish().err());
+    let error = error.expect("it was unpacked").to_string();
+    assert!(error.contains("1000000 files and directories"), "{error}");
+}
+
+#[test]
+fn t46_headers_with_two_readings_are_refused() {
+    attack(async |mut attack| {
+        // The size of the extended header counts, whatever the plain one says.
+        let plain = Header::new("file", FILE);
+        let lying = Header { size: 3, ..plain.clone() };
+        for header in [&plain, &lying] {
+            let archive =
+                Tarball::new().pax(&[("size", b"5")]).raw(&header.block()).content(b"12345").finish();
+            let target = attack.image(&[archive]).await.expect("published");
+            assert_eq!(fs::read(target.join("file")).expect("a file"), b"12345");
+        }
+        let mut attack = Attack::start(&[]).await;
+        let huge = Header { size: 1 << 30, ..Header::new("x", b'x') }.block();
+        let sparse = b"10 GNU.sparse.major=1\n";
+        let table: Vec<(Tarball, &str)> = vec![
+            (Tarball::new().pax(&[("path", b"a")]).extended(b'L', b"b\0").file("c", b""), "two names"),
+            (Tarball::new().pax(&[("path", b"a")]).pax(&[("path", b"b")]).file("c", b""), "of a kind"),
+            (Tarball::new().extended(b'L', b"a").extended(b'L', b"b").file("c", b""), "of a kind"),
+            (Tarball::new().pax(&[("path", b"a")]), "describes nothing"),
+            (Tarball::new().extended(b'x', b"6 a=b\nx").file("c", b""), "not sound"),
+            (Tarball::new().extended(b'x', b"99 a=b\n").file("c", b""), "not sound"),
+            (Tarball::new().extended(b'x', sparse).file("c", b""), "not sound"),
+            (Tarball::new().pax(&[("size", b"-1")]).file("c", b""), "number"),
+            (Tarball::new().pax(&[("path", b"a\0b")]).file("c", b""), "NUL"),
+            (Tarball::new().pax(&[("path", b"\xff/../x")]).file("c", b""), "'..'"),
+            (Tarball::new().extended(b'g', &pax(&[("path", b"evil")])).file("c", b""), "global header"),
+            (Tarball::new().raw(&huge), "1 MiB"),
+            (Tarball::new().extended(b'L', &vec![b'a'; (1 << 20) + 1]).file("c", b""), "1 MiB"),
+            (
+                Tarball::new().entry(&Header { size: 512, ..Header::new("l", b'2') }, &[0; 512]),
+                "has no content",
+            ),
+            (Tarball::new().pax(&[("size", b"512")]).directory("d").raw(&[0; 512]), "has no content"),
+            (
+                Tarball::new()
+                    .pax(&[("path", b"a"), ("size", b"512")])
+                    .extended(b'g', b"13 comment=x\n")
+                    .raw(&plain.block()),
+                "between an extended one",
+            ),
+            (Tarball::new().extended(b'x', b"8 size=\n").file("c", b"x"), "empty name or size"),
+            (
+                Tarball::new().pax(&[("path", b"f"), ("size", b"512")]).raw(&Header::new("d/", 0).block()),
+                "by one of its names",
+            ),
+            (Tarball::new().entry(&Header::new("z", b'Z'), b""), "unknown type"),
+            (
+                Tarball::new().raw(&{
+                    let mut block = plain.block();
+                    block[0] = b'F';
+                    block
+                }),
+                "wrong checksum",
+            ),
+        ];
+        for (archive, rule) in table {
+            attack.refuse_image(&[archive.finish()], &[rule]).await;
+        }
+    });
+}
+
+#[test]
+fn t47_sparse_files_are_refused() {
+    attack(async |mut attack| {
+        let old = Tarball::new().entry(&Header::new("sparse", b'S'), b"").finish();
+        let records: [&[(&str, &[u8])]; 3] = [
+            &[
+                ("GNU.sparse.major", b"1"),
+                ("GNU.sparse.minor", b"0"),
+                ("GNU.sparse.realsize", b"9223372036854775807"),
+            ],
+            &[("GNU.sparse.size", b"9223372036854775807"), ("GNU.sparse.numblocks", b"1")],
+            &[("GNU.sparse.map", b"0,1")],
+        ];
+        attack.refuse_image(&[old], &["sparse"]).await;
+        for records in records {
+            let archive = Tarball::new().pax(records).file("sparse", b"x").finish();
+            attack.refuse_image(&[archive], &["sparse"]).await;
+        }
+        // A file that says it is larger than any disk.
+        let huge =
+            Tarball::new().pax(&[("size", b"9223372036854775807")]).raw(&Header::new("f", FILE).block());
+        attack.refuse_image(&[huge.finish()], &["17592186044416 bytes"]).await;
+    });
+}
+
+#[test]
+fn t50_images_of_file_systems_are_no_layers() {
+    attack(async |mut attack| {
+        let mut ext4 = vec![0_u8; 8192];
+        ext4[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
+        let mut erofs = vec![0_u8; 8192];
+        erofs[1024..1028].copy_from_slice(&0xe0f5_e1e2_u32.to_le_bytes());
+        for (blob, word) in [
+            (ext4, "after the end"),
+            (erofs, "after the end"),
+            ([b"hsqs".as_slice(), &[1; 4092]].concat(), "squashfs"),
+        ] {
+            attack.refuse_image(&[blob], &[word]).await;
+        }
+        let table = ocivol::mount::Table::read().expect("a table");
+        assert!(!table.iter().any(|mount| ["erofs", "squashfs"].contains(&mount.fs_type.as_str())));
+    });
+}
