@@ -1,4 +1,5 @@
-# One entry for people and CI. On a new machine with Rust and a C compiler every target installs what it needs.
+# One entry for people and CI. On a new machine with Rust and a C compiler every target installs what it needs; check,
+# manifests and conformance also need Go, for helm and csi-sanity.
 
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -9,7 +10,16 @@ TOOLS := target/tools
 MUSL := x86_64-unknown-linux-musl
 MUSL_ARM := aarch64-unknown-linux-musl
 
-.PHONY: help demo test check bench static check-arm advisories
+# Seconds for each fuzz target.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := tar decompress unpack merge index
+CONTAINERD := v2.3.4
+HELM := v3.19.0
+CSI_SANITY := v5.6.0
+# The chart is tried with all of these; the last one renders manifests/install.yaml.
+KUBERNETES := 1.29.0 1.31.0 1.33.0 1.34.0 1.35.0 1.36.0
+
+.PHONY: help demo test check conformance manifests image fuzz bench static check-arm advisories
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -25,12 +35,76 @@ test: ## Install what the tests need, run all tests (as root: they mount)
 	@$(call need,python3,python3)
 	@$(call need,mkfs.ext4,e2fsprogs)
 	@$(call need,losetup,mount)
+	@$(call need,umoci,umoci)
+	@$(call need,skopeo,skopeo)
+	@$(call need,buildah,buildah)
+	@$(call need,ip,iproute2)
+	@$(call need,strace,strace)
 	$(AS_ROOT) $(CARGO) test
 
-check: $(TOOLS)/bin/cargo-deny ## Format, lints as errors, licences and sources, documentation
+fuzz: $(TOOLS)/bin/cargo-fuzz ## Feed the code that reads archives with what it does not expect
+	cd fuzz && export PATH="$(abspath $(TOOLS))/bin:$$PATH" RUSTC_BOOTSTRAP=1 && cargo fuzz build && \
+	for target in $(FUZZ_TARGETS); do \
+		mkdir -p corpus/$$target seeds/$$target; \
+		cargo fuzz run $$target corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) \
+			-rss_limit_mb=1024 -timeout=10 -max_len=16384 -verbosity=0 -print_funcs=0 -print_final_stats=1 || exit 1; \
+	done
+
+# Nightly is not needed: RUSTC_BOOTSTRAP lets the pinned compiler have the sanitizer.
+$(TOOLS)/bin/cargo-fuzz:
+	$(CARGO) install --quiet --locked --root $(TOOLS) cargo-fuzz@0.13.2
+
+# $(call rendered,file): the chart as plain manifests.
+rendered = { cat manifests/namespace.yaml && $(TOOLS)/bin/helm template ocivol charts/ocivol --namespace ocivol \
+	--kube-version $(lastword $(KUBERNETES)); } > $(1)
+
+manifests: $(TOOLS)/bin/helm ## Render manifests/install.yaml from the chart
+	$(call rendered,manifests/install.yaml)
+
+conformance: $(TOOLS)/bin/helm $(TOOLS)/bin/csi-sanity ## csi-sanity against the binary, helm lint and template
+	$(TOOLS)/bin/helm lint --strict charts/ocivol
+	for version in $(KUBERNETES); do \
+		$(TOOLS)/bin/helm template ocivol charts/ocivol --kube-version $$version >/dev/null || exit 1; done
+	! $(TOOLS)/bin/helm template ocivol charts/ocivol --kube-version $(lastword $(KUBERNETES)) \
+		--set registry.plainHttp=x >/dev/null 2>&1 # A value that there is not is refused.
+	@$(call need,unshare,util-linux)
+	$(CARGO) build
+	$(SUDO) sh tests/conformance.sh target/debug/ocivol $(TOOLS)/bin/csi-sanity
+
+# $(call go,module@version): a tool of the Go module proxy.
+go = @command -v go >/dev/null || { echo "this needs Go 1.25 or newer: https://go.dev/doc/install" >&2; exit 1; }; \
+	GOBIN=$(abspath $(TOOLS))/bin go install $(1)
+
+$(TOOLS)/bin/helm:
+	$(call go,helm.sh/helm/v3/cmd/helm@$(HELM))
+
+$(TOOLS)/bin/csi-sanity:
+	$(call go,github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@$(CSI_SANITY))
+
+# The storage of buildah for this alone.
+BUILDAH := buildah --root target/image/storage --runroot target/image/run --storage-driver vfs
+
+image: static ## The container image, as an OCI archive: target/ocivol-image.tar
+	@$(call need,buildah,buildah)
+	@$(call need,skopeo,skopeo)
+	@$(call need,umoci,umoci)
+	@$(call need,python3,python3)
+	@$(call need,update-ca-certificates,ca-certificates)
+	mkdir -p target/image/context
+	cp /etc/ssl/certs/ca-certificates.crt target/$(MUSL)/release/ocivol target/image/context
+	rm -f target/ocivol-image.tar
+	$(SUDO) $(BUILDAH) build --quiet --tag ocivol -f Dockerfile target/image/context >/dev/null
+	$(SUDO) $(BUILDAH) push --quiet localhost/ocivol oci-archive:target/ocivol-image.tar:ocivol
+	$(SUDO) rm -rf target/image
+	$(SUDO) sh tests/image.sh target/ocivol-image.tar
+
+check: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm ## Format, lints as errors, licences and sources, documentation, rendered manifests
 	$(CARGO) fmt --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(TOOLS)/bin/cargo-deny check licenses bans sources
+	mkdir -p target/tmp && $(call rendered,target/tmp/install.yaml)
+	diff -u manifests/install.yaml target/tmp/install.yaml # Not equal: run make manifests.
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
 
 $(TOOLS)/bin/cargo-deny:
@@ -44,7 +118,17 @@ bench: ## Compare with other tools, print the table that the README quotes
 	@$(call need,skopeo,skopeo)
 	@$(call need,curl,curl)
 	@$(call need,openssl,openssl)
+	@$(call need,umoci,umoci)
+	@$(call need,ctr,containerd)
+	@$(call need,podman,podman)
+	@$(call need,igzip,isal)
+	@if command -v go >/dev/null; then $(MAKE) --no-print-directory $(TOOLS)/containerd/ctr; \
+		else echo "no Go: the newest containerd is not compared"; fi
 	$(CARGO) bench --bench compare
+
+$(TOOLS)/containerd/ctr:
+	GOBIN=$(abspath $(TOOLS))/containerd go install github.com/containerd/containerd/v2/cmd/containerd@$(CONTAINERD) \
+		github.com/containerd/containerd/v2/cmd/ctr@$(CONTAINERD)
 
 static: ## The static x86-64 binary
 	@$(call need,musl-gcc,musl-tools)

@@ -1,0 +1,138 @@
+//! The chart's objects and the examples, read by the types of several versions of Kubernetes: no unknown field, and
+//! the values that the driver depends on.
+//!
+//! `manifests/install.yaml` is the rendered chart; `make check` holds them equal.
+
+#![allow(clippy::print_stdout)]
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// All objects of a file of YAML documents.
+fn objects(text: &str) -> Vec<Value> {
+    serde_yaml_ng::Deserializer::from_str(text)
+        .map(|document| serde::Deserialize::deserialize(document).expect("YAML"))
+        .filter(|object: &Value| !object.is_null())
+        .collect()
+}
+
+fn install() -> Vec<Value> {
+    objects(include_str!("../manifests/install.yaml"))
+}
+
+fn of_kind(kind: &str) -> Value {
+    install().into_iter().find(|object| object["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))
+}
+
+/// Without what is null or empty, which the types leave out.
+fn normal(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let kept = map.iter().map(|(key, value)| (key.clone(), normal(value)));
+            Value::Object(kept.filter(|(_, value)| !is_empty(value)).collect())
+        }
+        Value::Array(list) => Value::Array(list.iter().map(normal).collect()),
+        other => other.clone(),
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.is_null()
+        || value.as_object().is_some_and(serde_json::Map::is_empty)
+        || value.as_array().is_some_and(Vec::is_empty)
+}
+
+/// Reads `object` as `T`, and fails when a field got lost on the way: the type does not know it.
+fn read<T: DeserializeOwned + Serialize>(object: &Value) {
+    let what = format!("{} {}", object["kind"], object["metadata"]["name"]);
+    let typed: T = serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let again = serde_json::to_value(&typed).expect("JSON");
+    assert_eq!(normal(&again), normal(object), "{what} has fields that Kubernetes does not know");
+}
+
+macro_rules! readers {
+    ($version:ident, $api:ident) => {
+        fn $version(object: &Value) {
+            use $api::api::{apps, core, storage};
+            match object["kind"].as_str().expect("a kind") {
+                "Namespace" => read::<core::v1::Namespace>(object),
+                "ServiceAccount" => read::<core::v1::ServiceAccount>(object),
+                "Pod" => read::<core::v1::Pod>(object),
+                "PersistentVolume" => read::<core::v1::PersistentVolume>(object),
+                "PersistentVolumeClaim" => read::<core::v1::PersistentVolumeClaim>(object),
+                "DaemonSet" => read::<apps::v1::DaemonSet>(object),
+                "Deployment" => read::<apps::v1::Deployment>(object),
+                "CSIDriver" => read::<storage::v1::CSIDriver>(object),
+                other => panic!("an object of kind {other}"),
+            }
+        }
+    };
+}
+
+readers!(kubernetes_1_29, k8s_openapi_1_29);
+readers!(kubernetes_1_33, k8s_openapi_1_33);
+readers!(kubernetes_1_36, k8s_openapi);
+
+#[test]
+fn every_object_is_known_to_every_version() {
+    let mut all = install();
+    assert_eq!(all.len(), 4);
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples");
+    for entry in std::fs::read_dir(examples).expect("examples") {
+        let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("text");
+        all.extend(objects(&text));
+    }
+    assert!(all.len() > 8);
+    for object in &all {
+        kubernetes_1_29(object);
+        kubernetes_1_33(object);
+        kubernetes_1_36(object);
+    }
+}
+
+#[test]
+fn an_unknown_field_is_seen() {
+    let mut object = of_kind("CSIDriver");
+    object["spec"]["attachRequird"] = false.into();
+    assert!(std::panic::catch_unwind(|| kubernetes_1_36(&object)).is_err());
+}
+
+#[test]
+fn the_driver_object_says_what_the_driver_does() {
+    let driver = of_kind("CSIDriver");
+    assert_eq!(driver["metadata"]["name"], "csi.ocivol.dev");
+    let spec = &driver["spec"];
+    for (key, value) in [
+        ("attachRequired", Value::from(false)),
+        ("podInfoOnMount", true.into()),
+        ("fsGroupPolicy", "None".into()),
+        ("requiresRepublish", false.into()),
+        ("storageCapacity", false.into()),
+        ("seLinuxMount", false.into()),
+        ("volumeLifecycleModes", vec!["Ephemeral", "Persistent"].into()),
+    ] {
+        assert_eq!(spec[key], value, "{key}");
+    }
+}
+
+#[test]
+fn the_daemon_set_is_one_privileged_container_that_shares_only_the_pods() {
+    let set = of_kind("DaemonSet");
+    let pod = &set["spec"]["template"]["spec"];
+    assert!(pod["hostNetwork"].is_null() && pod["hostPID"].is_null() && pod["initContainers"].is_null());
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(pod["priorityClassName"], "system-node-critical");
+    // A second plugin with the same name could not register: kubelet refuses it.
+    assert!(set["spec"]["updateStrategy"]["rollingUpdate"]["maxSurge"].is_null());
+    let containers = pod["containers"].as_array().expect("containers");
+    assert_eq!(containers.len(), 1);
+    assert_eq!(containers[0]["securityContext"]["readOnlyRootFilesystem"], true);
+    let mounts = containers[0]["volumeMounts"].as_array().expect("mounts");
+    let shared: Vec<&Value> = mounts.iter().filter(|mount| !mount["mountPropagation"].is_null()).collect();
+    assert_eq!(shared.len(), 1);
+    assert_eq!(shared[0]["mountPath"], "/var/lib/kubelet/pods");
+    assert_eq!(shared[0]["mountPropagation"], "Bidirectional");
+}
