@@ -10,6 +10,8 @@ mod access;
 mod archives;
 #[path = "suite/cli.rs"]
 mod cli;
+#[path = "suite/daemonset.rs"]
+mod daemonset;
 #[path = "suite/debian.rs"]
 mod debian;
 #[path = "suite/differential.rs"]
@@ -22,12 +24,16 @@ mod faults;
 mod hostile;
 #[path = "suite/hostile_formats.rs"]
 mod hostile_formats;
+#[path = "suite/killed.rs"]
+mod killed;
 #[path = "suite/memory.rs"]
 mod memory;
 #[path = "suite/merge.rs"]
 mod merge;
 #[path = "suite/messages.rs"]
 mod messages;
+#[path = "suite/model.rs"]
+mod model;
 #[path = "suite/publish.rs"]
 mod publish;
 #[path = "suite/real_registry.rs"]

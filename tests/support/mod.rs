@@ -1,12 +1,15 @@
 //! What the suites are made of.
 
 pub mod attack;
+pub mod daemonset;
 pub mod debian_registry;
+pub mod kubelet;
 pub mod layers;
 pub mod namespace;
 pub mod node;
 pub mod scripted;
 pub mod snapshot;
+pub mod world;
 
 pub use namespace::{isolated, isolated_with_network};
 pub use node::Node;

@@ -1,0 +1,168 @@
+//! The plugin in the shape of the rendered DaemonSet, driven as kubelet drives it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use ocivol::demo::kubelet::PodVolume;
+use ocivol::demo::push::Layer;
+use ocivol::demo::tarball::Tarball;
+use tonic::Code;
+
+use crate::support::daemonset::{DaemonNode, REGISTRATION, SOCKET};
+use crate::support::kubelet::Pods;
+use crate::support::node::mount_at;
+use crate::support::{Scripted, isolated_with_network};
+
+/// A registry with a model and an image, and a node that may use it.
+async fn start() -> (Scripted, DaemonNode) {
+    let registry = Scripted::start().await;
+    let file = Layer::model_file("weight", "model.gguf", vec![7; 1 << 20]);
+    registry.pusher("model").model("v1", &[file]).await.expect("pushed");
+    let layers = [Tarball::new().file("a", b"1").finish(), Tarball::new().file("b", b"2").finish()];
+    let layers = layers.map(Layer::archive);
+    registry.pusher("image").image("v1", &layers, &[]).await.expect("pushed");
+    let mut node = DaemonNode::prepare();
+    node.env.insert("OCIVOL_PLAIN_HTTP".into(), registry.host());
+    node.run().await;
+    (registry, node)
+}
+
+#[test]
+fn a_volume_appears_on_the_node_and_goes_again() {
+    isolated_with_network(async {
+        let (registry, node) = start().await;
+        let info = node.kubelet.register(Path::new(REGISTRATION)).await.expect("registered");
+        assert_eq!((info.endpoint.as_str(), info.name.as_str()), (SOCKET, "csi.ocivol.dev"));
+        let mut pods = Pods::new(&node.kubelet);
+        for (pod, reference, file) in [("one", "model:v1", "model.gguf"), ("two", "image:v1", "b")] {
+            let volume = pods.add(pod, &registry.reference(reference));
+            pods.sync(pod).await.expect("mounted");
+            // The node sees it, though it was mounted in the container's namespace.
+            let mounted = mount_at(&volume.target).expect("a mount on the node");
+            assert!(
+                ["ro", "nosuid", "nodev", "noexec"].iter().all(|flag| mounted.has(flag)),
+                "{}",
+                mounted.options
+            );
+            assert!(volume.target.join(file).is_file());
+            let stats = node.kubelet.stats(&volume).await.expect("stats");
+            assert!(stats[0].used > 0);
+        }
+        for pod in ["one", "two"] {
+            pods.remove(pod).await.expect("unmounted");
+        }
+        pods.clean_orphans();
+        assert_eq!(std::fs::read_dir("/var/lib/kubelet/pods").expect("pods").count(), 0, "nothing is left");
+    });
+}
+
+#[test]
+fn kubelets_restart_needs_no_registry_and_the_plugins_no_pods() {
+    isolated_with_network(async {
+        let (registry, mut node) = start().await;
+        let mut pods = Pods::new(&node.kubelet);
+        for pod in ["one", "two", "three"] {
+            pods.add(pod, &registry.reference("model:v1"));
+            pods.sync(pod).await.expect("mounted");
+        }
+        registry.script(|_| Some(ocivol::demo::registry::error(axum::http::StatusCode::BAD_GATEWAY, "DOWN")));
+        let before = pods.volume("one").target.join("model.gguf");
+        let inode =
+            |path: &Path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).expect("a file"));
+        let known = inode(&before);
+        // kubelet starts: every volume that is there is set up again.
+        pods.restart().await.expect("without the registry");
+        // The plugin dies; pods go on reading.
+        node.kill();
+        assert_eq!(inode(&before), known);
+        node.run().await;
+        pods.restart().await.expect("without the registry");
+        for pod in ["one", "two", "three"] {
+            pods.remove(pod).await.expect("unmounted");
+        }
+        pods.clean_orphans();
+    });
+}
+
+#[test]
+fn a_first_mount_that_fails_for_good_leaves_nothing_in_the_way() {
+    isolated_with_network(async {
+        let (registry, node) = start().await;
+        let mut pods = Pods::new(&node.kubelet);
+        pods.add("wrong", &registry.reference("absent:v1"));
+        let status = pods.sync("wrong").await.expect_err("it does not exist");
+        assert_eq!(status.code(), Code::NotFound);
+        // kubelet has removed its directories without asking the plugin.
+        assert!(!pods.volume("wrong").target.exists());
+        pods.forget("wrong");
+        pods.clean_orphans();
+        // What may pass is uncertain: the pod goes away, and kubelet unpublishes what was never there.
+        registry.script(|_| Some(ocivol::demo::registry::error(axum::http::StatusCode::BAD_GATEWAY, "DOWN")));
+        pods.add("late", &registry.reference("model:v1"));
+        let status = pods.sync("late").await.expect_err("the registry is down");
+        assert_eq!(status.code(), Code::Unavailable);
+        pods.remove("late").await.expect("nothing to unmount");
+        // Another waits until it is back.
+        pods.add("patient", &registry.reference("model:v1"));
+        let mut left = 3;
+        registry.script(move |seen| {
+            if seen.path.contains("/manifests/") && left > 0 {
+                left -= 1;
+                return Some(ocivol::demo::registry::error(axum::http::StatusCode::NOT_FOUND, "NOT_YET"));
+            }
+            None
+        });
+        assert_eq!(pods.sync_until_mounted("patient", Duration::from_millis(10)).await, 4);
+        pods.remove("patient").await.expect("unmounted");
+        pods.clean_orphans();
+        assert_eq!(std::fs::read_dir("/var/lib/kubelet/pods").expect("pods").count(), 0);
+    });
+}
+
+#[test]
+fn with_two_hundred_volumes_it_is_ready_within_a_second() {
+    isolated_with_network(async {
+        let (registry, mut node) = start().await;
+        let mut pods = Pods::new(&node.kubelet);
+        for number in 0..200 {
+            let pod = format!("pod-{number}");
+            pods.add(&pod, &registry.reference("model:v1"));
+            pods.sync(&pod).await.expect("mounted");
+        }
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        node.kill();
+        let began = Instant::now();
+        node.run().await;
+        let ready = || async {
+            let answer = client.get("http://127.0.0.1:9808/readyz").send().await;
+            answer.is_ok_and(|answer| answer.status().is_success())
+        };
+        while !ready().await {
+            assert!(began.elapsed() < Duration::from_secs(10), "{}", node.logged());
+            tokio::task::yield_now().await;
+        }
+        let took = began.elapsed();
+        println!("ready after {took:?}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        for number in 0..200 {
+            let volume: PodVolume = pods.volume(&format!("pod-{number}")).clone();
+            assert!(mount_at(&volume.target).is_some());
+        }
+        let health = client.get("http://127.0.0.1:9808/metrics").send().await.expect("metrics");
+        assert!(health.status().is_success());
+    });
+}
+
+#[test]
+fn without_propagation_it_does_not_start() {
+    isolated_with_network(async {
+        let mut node = DaemonNode::prepare();
+        // As on a node whose mounts are private.
+        let none: Option<&str> = None;
+        nix::mount::mount(none, "/var/lib", none, nix::mount::MsFlags::MS_PRIVATE, none).expect("private");
+        node.start();
+        assert!(!node.wait().await, "it started");
+        let logged = node.logged();
+        assert!(logged.contains("Bidirectional") && logged.contains("/var/lib/kubelet/pods"), "{logged}");
+    });
+}
