@@ -17,7 +17,7 @@
 //! | 4 | [`control`] | the command line's operations, here or in the plugin that holds the store |
 //! | 5 | [`cli`] | commands and their output |
 //!
-//! Beside them: [`failure`] (the vocabulary errors share), [`config`] (checks of flags), [`telemetry`], [`sys`]
+//! Beside them: [`failure`] (the vocabulary errors share), [`moment`] (where tests end the process), [`config`] (checks of flags), [`telemetry`], [`sys`]
 //! (the only unsafe code), [`inode`] (metadata of files), and [`demo`] (a registry and a kubelet, for the demo and the tests).
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
@@ -31,6 +31,7 @@ pub mod failure;
 pub mod inode;
 pub mod layer;
 pub mod layout;
+pub mod moment;
 pub mod mount;
 pub mod oci;
 pub mod pull;

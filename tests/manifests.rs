@@ -59,6 +59,7 @@ macro_rules! readers {
             use $api::api::{apps, core, storage};
             match object["kind"].as_str().expect("a kind") {
                 "Namespace" => read::<core::v1::Namespace>(object),
+                "ConfigMap" => read::<core::v1::ConfigMap>(object),
                 "ServiceAccount" => read::<core::v1::ServiceAccount>(object),
                 "Pod" => read::<core::v1::Pod>(object),
                 "PersistentVolume" => read::<core::v1::PersistentVolume>(object),
@@ -79,7 +80,7 @@ readers!(kubernetes_1_36, k8s_openapi);
 #[test]
 fn every_object_is_known_to_every_version() {
     let mut all = install();
-    assert_eq!(all.len(), 4);
+    assert_eq!(all.len(), 5);
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples");
     for entry in std::fs::read_dir(examples).expect("examples") {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("text");

@@ -52,7 +52,7 @@ pub async fn stop_on_signal(stop: watch::Sender<bool>) {
 /// The CSI socket serves before the registration socket exists, because kubelet calls it at once.
 ///
 /// # Errors
-/// When a socket cannot be bound. A store that cannot be used is no reason: unpublish works without it.
+/// When a socket cannot be bound, and when kubelet can no longer be registered with. A store that cannot be used is no reason: unpublish works without it.
 pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), Failure> {
     let registry = Registry::new(config.registry.clone()).map_err(|error| internal(&error.to_string()))?;
     let pull_metrics = pull::Metrics::default();
@@ -91,7 +91,7 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     let control =
         tokio::spawn(control(config.root.join(control::SOCKET), Arc::clone(&volumes), stop.clone()));
     let state = Arc::new(watch::Sender::new(State::Waiting));
-    let registering = config
+    let mut registering = config
         .registration
         .clone()
         .map(|settings| tokio::spawn(registration::run(settings, Arc::clone(&state), stop.clone())));
@@ -100,17 +100,23 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         let checks = checks(&config, &volumes, &metrics, &pull_metrics, state, must_register);
         tokio::spawn(health::serve(listener, checks, calls_may_end))
     });
-    wait_for(stop).await;
+    let gone = match &mut registering {
+        // It ends when it is told to, after removing its socket: kubelet sends nothing new.
+        Some(task) => task.await.ok().and_then(Result::err),
+        None => {
+            wait_for(stop).await;
+            None
+        }
+    };
     tracing::info!("stopping");
-    if let Some(task) = registering {
-        let _ = task.await; // It removes its socket: kubelet sends nothing new.
-    }
     volumes.stop();
     ended.send_replace(true);
     if tokio::time::timeout(DRAIN, serving).await.is_err() {
         tracing::warn!("calls did not end in time");
     }
-    let _ = control.await;
+    if gone.is_none() {
+        let _ = control.await;
+    }
     if let Some(task) = health {
         task.abort();
     }
@@ -118,7 +124,7 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     if socket::identity(&config.socket) == own_socket {
         let _ = std::fs::remove_file(&config.socket);
     }
-    Ok(())
+    gone.map_or(Ok(()), |gone| Err(internal(&gone.to_string())))
 }
 
 async fn wait_for(mut stop: watch::Receiver<bool>) {

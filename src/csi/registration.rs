@@ -4,6 +4,7 @@
 //! driver is unregistered. So the socket is made after the CSI socket serves, is removed first when the plugin
 //! stops, and is made again when somebody removes it.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,8 +59,25 @@ impl Settings {
     }
 }
 
+/// The directory in which plugins register was removed while it was mounted here: what kubelet makes anew under the
+/// same name is another one, which only a new container sees.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{directory} was removed on the node, and this container still has the old one; it ends, to be started again"
+)]
+pub struct Gone {
+    directory: String,
+}
+
 /// Keeps the registration socket there until `stop` is true, then removes it.
-pub async fn run(settings: Settings, state: Arc<watch::Sender<State>>, mut stop: watch::Receiver<bool>) {
+///
+/// # Errors
+/// [`Gone`]: it can never register again.
+pub async fn run(
+    settings: Settings,
+    state: Arc<watch::Sender<State>>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), Gone> {
     let path = settings.socket();
     let service = Service { settings: Arc::new(settings), state };
     let mut serving: Option<Serving> = None;
@@ -99,6 +117,11 @@ pub async fn run(settings: Settings, state: Arc<watch::Sender<State>>, mut stop:
             // kubelet makes the directory; until then there is nobody to register with.
             Err(error) => {
                 tracing::warn!(socket = %path.display(), %error, "cannot make the registration socket");
+                let directory = path.parent().unwrap_or(&path);
+                // What is mounted exists, and has no name left.
+                if std::fs::metadata(directory).is_ok_and(|found| found.nlink() == 0) {
+                    return Err(Gone { directory: directory.display().to_string() });
+                }
             }
         }
     }
@@ -107,6 +130,7 @@ pub async fn run(settings: Settings, state: Arc<watch::Sender<State>>, mut stop:
     {
         tracing::warn!(socket = %path.display(), %error, "cannot remove the registration socket");
     }
+    Ok(())
 }
 
 /// A socket that is served. Dropped, it is not served any more; its file stays.

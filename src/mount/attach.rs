@@ -43,12 +43,14 @@ pub fn attach(tree: &Path, path: Option<&TreePath>, target: &Target, exec: bool)
         Err(Errno::EXIST) => false,
         Err(errno) => return Err(kernel("create", target.path())(errno)),
     };
+    crate::moment::reached("publish.target_made");
     let result =
         open_target(&parent, target).and_then(|directory| attach_clone(&source, &directory, target, exec));
     if result.is_err() && made {
         // Only an empty directory goes; the error that matters is the first one.
         let _ = rustix::fs::unlinkat(&parent, target.name(), AtFlags::REMOVEDIR);
     }
+    crate::moment::reached("publish.mounted");
     result.map(|()| Attached { made_target: made })
 }
 

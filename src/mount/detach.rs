@@ -36,7 +36,7 @@ pub fn detach(target: &Target, ours: impl Fn(&Mount) -> bool, and_directory: boo
         }
         match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW) {
             // EINVAL: no longer a mount. Somebody else was faster.
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => crate::moment::reached("unpublish.unmounted"),
             Err(Errno::BUSY) => {
                 return Err(Error::Busy { path: path.to_owned(), source: Errno::BUSY.into() });
             }

@@ -146,6 +146,7 @@ impl Store {
         let (path, record_path) = self.blob_paths(digest);
         set_plain_metadata(from)?;
         fs::rename(from, &path).map_err(io("publish", &path))?;
+        crate::moment::reached("blob.named");
         let entry = Entry::Blob(digest.clone());
         let origins = {
             let _guard = self.lock_records();
@@ -158,6 +159,7 @@ impl Store {
             let record =
                 BlobRecord { size, boot_id: self.boot_id.clone(), durable: false, origins: origins.clone() };
             self.write_record(&record_path, &record)?;
+            crate::moment::reached("blob.recorded");
             origins
         };
         self.verified().insert(entry.clone());

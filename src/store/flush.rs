@@ -123,6 +123,7 @@ fn make_durable(store: &Store, entries: &[Entry], directory: &File) -> bool {
         }
         return false;
     }
+    crate::moment::reached("flush.synced");
     for entry in entries {
         let result = match entry {
             Entry::Blob(digest) => store.mark_blob_durable(digest),
@@ -132,6 +133,7 @@ fn make_durable(store: &Store, entries: &[Entry], directory: &File) -> bool {
         if let Err(error) = result {
             tracing::warn!(%error, ?entry, "cannot record durability");
         }
+        crate::moment::reached("flush.recorded");
     }
     true
 }

@@ -205,8 +205,10 @@ impl Ingest {
             self.written_back = self.hash.position;
         }
         self.unrecorded += bytes.len() as u64;
+        crate::moment::reached("pull.received");
         if self.unrecorded >= RECORD_EVERY {
             self.record()?;
+            crate::moment::reached("pull.recorded");
         }
         Ok(())
     }
@@ -241,6 +243,7 @@ impl Ingest {
         }
         self.unrecorded = 0;
         remove(&self.directory.join("ranges.json"))?; // It says nothing once the data is moved.
+        crate::moment::reached("pull.verified");
         let blob = {
             let Turn { store, digest, .. } = &self.turn;
             store.publish_blob(

@@ -130,6 +130,7 @@ impl LayerIngest {
     /// # Errors
     /// [`Error::Damaged`] when the disk failed meanwhile, [`Error::NoSpace`], [`Error::Io`].
     pub fn publish(self, summary: Summary, content: Option<Digest>) -> Result<Layer, Error> {
+        crate::moment::reached("unpack.finished");
         let store = &self.store;
         let _one = store.publishing();
         if let Some(known) = store.layer(&self.key)? {
@@ -152,6 +153,7 @@ impl LayerIngest {
         store.retire_layer(&self.key)?;
         let directory = store.layer_directory(&self.key);
         fs::rename(&self.directory, &directory).map_err(io("publish", &directory))?;
+        crate::moment::reached("layer.named");
         let record = LayerRecord {
             digest: self.blob.digest.clone(),
             size: self.blob.size,
@@ -167,6 +169,7 @@ impl LayerIngest {
             store.check_losses(self.losses, &format!("layer {}", self.blob.digest))?;
             store.write_record(&store.layer_record(&self.key), &record)?;
         }
+        crate::moment::reached("layer.recorded");
         let entry = Entry::Layer(self.key.clone());
         store.verified().insert(entry.clone());
         store.flusher.add(entry);

@@ -125,6 +125,7 @@ impl Linker<'_> {
     }
 
     fn leaf(&mut self, path: &Name, at: At) -> Result<(), Error> {
+        crate::moment::reached("merge.entry");
         let entry = self.merge.entry(at);
         self.made.files += 1;
         match (&self.sources[at.layer as usize], &entry.kind) {

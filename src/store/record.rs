@@ -44,6 +44,7 @@ impl Store {
                 .map_err(io("create", &temporary))?;
             let bytes = serde_json::to_vec(record).map_err(|error| io("encode", path)(error.into()))?;
             file.write_all(&bytes).map_err(io("write", &temporary))?;
+            crate::moment::reached("record.written");
             fs::rename(&temporary, path).map_err(io("write", path))
         })();
         if result.is_err() {

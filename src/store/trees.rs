@@ -167,10 +167,12 @@ impl Store {
             None => {
                 let staging = self.temporary();
                 let result = self.link_tree(&staging.join("fs"), build, &sources).and_then(|made| {
+                    crate::moment::reached("merge.finished");
                     let _one = self.publishing();
                     self.retire_tree(&build.key)?;
                     let directory = self.tree_directory(&build.key);
                     fs::rename(&staging, &directory).map_err(io("publish", &directory))?;
+                    crate::moment::reached("tree.named");
                     Ok(made)
                 });
                 if result.is_err() {
@@ -206,6 +208,7 @@ impl Store {
             }
             self.write_record(&self.image_path(&build.key), &image)?;
         }
+        crate::moment::reached("tree.recorded");
         let entry = Entry::Tree(build.key.clone());
         self.verified().insert(entry.clone());
         self.flusher.add(entry);

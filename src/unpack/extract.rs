@@ -125,6 +125,7 @@ impl Extract {
     }
 
     fn entry<R: BufRead>(&mut self, header: &Header, archive: &mut Archive<R>) -> Result<(), Error> {
+        crate::moment::reached("unpack.entry");
         let refused = |rule: &'static str| Error::entry(&header.name, rule);
         let name = Name::parse(&header.name).map_err(refused)?;
         let (name, whiteout) = match self.profile {

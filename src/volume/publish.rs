@@ -190,6 +190,7 @@ fn mount(store: &Store, request: &Publish, pulled: &Pulled, turn: Turn) -> Resul
     if let Err(error) = store.set_volume(&record) {
         tracing::warn!(%error, target = %record.target.display(), "cannot record a published volume");
     }
+    crate::moment::reached("publish.recorded");
     drop(turn);
     Ok(())
 }

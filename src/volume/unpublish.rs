@@ -68,7 +68,9 @@ impl Volumes {
     async fn forget(&self, path: PathBuf, turn: Turn) {
         let Some(store) = self.store_if_usable().await else { return };
         let removed = blocking(move || {
+            crate::moment::reached("unpublish.target_gone");
             let removed = store.remove_volume(&path);
+            crate::moment::reached("unpublish.forgotten");
             drop(turn);
             removed
         });

@@ -58,7 +58,7 @@ fn pull_mount_list_and_unmount_alone_and_beside_a_plugin() {
     isolated(async {
         let (registry, reference) = model().await;
         for with_plugin in [false, true] {
-            let mut node = Node::prepare(&["--plain-http", &registry.host()]);
+            let mut node = Node::on_host(&["--plain-http", &registry.host()]);
             if with_plugin {
                 node.run().await;
                 let control = node.root.join("control.sock");
@@ -123,7 +123,7 @@ fn pull_mount_list_and_unmount_alone_and_beside_a_plugin() {
 fn inspect_pulls_no_layer_and_needs_no_store() {
     isolated(async {
         let (registry, reference) = model().await;
-        let node = Node::prepare(&[]);
+        let node = Node::on_host(&[]);
         let text = stdout(&ocivol(&node, &registry, &["inspect", &reference]).await);
         for part in ["family     modelpack: artifactType is", "3.00 MiB in 2 blobs", "config.json"] {
             assert!(text.contains(part), "{text}");
@@ -142,7 +142,7 @@ fn inspect_pulls_no_layer_and_needs_no_store() {
 fn failures_are_one_line_and_have_their_status() {
     isolated(async {
         let (registry, reference) = model().await;
-        let node = Node::prepare(&[]);
+        let node = Node::on_host(&[]);
         let absent = registry.reference("m:v2");
         let table: [(&[&str], i32, &str); 7] = [
             (&["pull", &absent], 1, "m:v2 does not exist"),
@@ -166,7 +166,7 @@ fn failures_are_one_line_and_have_their_status() {
 fn a_command_runs_with_the_mount_and_only_it_sees_it() {
     isolated(async {
         let (registry, reference) = model().await;
-        let node = Node::prepare(&[]);
+        let node = Node::on_host(&[]);
         let directory = node.directory.path().canonicalize().expect("a path").join("mnt");
         let place = directory.to_str().expect("text");
         let script = format!("cat {place}/config.json; touch {place}/x 2>&1 | grep -c Read-only; exit 7");

@@ -8,31 +8,33 @@ use ocivol::demo::push::Layer;
 use ocivol::demo::tarball::Tarball;
 use tonic::Code;
 
-use crate::support::daemonset::{DaemonNode, REGISTRATION, SOCKET};
 use crate::support::kubelet::Pods;
-use crate::support::node::mount_at;
-use crate::support::{Scripted, isolated_with_network};
+use crate::support::node::{DRIVER, mount_at};
+use crate::support::{Node, Scripted, isolated};
 
 /// A registry with a model and an image, and a node that may use it.
-async fn start() -> (Scripted, DaemonNode) {
+async fn start() -> (Scripted, Node) {
     let registry = Scripted::start().await;
     let file = Layer::model_file("weight", "model.gguf", vec![7; 1 << 20]);
     registry.pusher("model").model("v1", &[file]).await.expect("pushed");
     let layers = [Tarball::new().file("a", b"1").finish(), Tarball::new().file("b", b"2").finish()];
     let layers = layers.map(Layer::archive);
     registry.pusher("image").image("v1", &layers, &[]).await.expect("pushed");
-    let mut node = DaemonNode::prepare();
+    let mut node = Node::prepare(&[]);
     node.env.insert("OCIVOL_PLAIN_HTTP".into(), registry.host());
-    node.run().await;
+    node.run_registered().await;
     (registry, node)
 }
 
 #[test]
 fn a_volume_appears_on_the_node_and_goes_again() {
-    isolated_with_network(async {
+    isolated(async {
         let (registry, node) = start().await;
-        let info = node.kubelet.register(Path::new(REGISTRATION)).await.expect("registered");
-        assert_eq!((info.endpoint.as_str(), info.name.as_str()), (SOCKET, "csi.ocivol.dev"));
+        let info = node.kubelet.register(&node.registration()).await.expect("registered");
+        assert_eq!(
+            (info.endpoint.as_str(), info.name.as_str()),
+            (node.socket.to_str().expect("text"), DRIVER)
+        );
         let mut pods = Pods::new(&node.kubelet);
         for (pod, reference, file) in [("one", "model:v1", "model.gguf"), ("two", "image:v1", "b")] {
             let volume = pods.add(pod, &registry.reference(reference));
@@ -58,7 +60,7 @@ fn a_volume_appears_on_the_node_and_goes_again() {
 
 #[test]
 fn kubelets_restart_needs_no_registry_and_the_plugins_no_pods() {
-    isolated_with_network(async {
+    isolated(async {
         let (registry, mut node) = start().await;
         let mut pods = Pods::new(&node.kubelet);
         for pod in ["one", "two", "three"] {
@@ -75,7 +77,7 @@ fn kubelets_restart_needs_no_registry_and_the_plugins_no_pods() {
         // The plugin dies; pods go on reading.
         node.kill();
         assert_eq!(inode(&before), known);
-        node.run().await;
+        node.run_registered().await;
         pods.restart().await.expect("without the registry");
         for pod in ["one", "two", "three"] {
             pods.remove(pod).await.expect("unmounted");
@@ -86,7 +88,7 @@ fn kubelets_restart_needs_no_registry_and_the_plugins_no_pods() {
 
 #[test]
 fn a_first_mount_that_fails_for_good_leaves_nothing_in_the_way() {
-    isolated_with_network(async {
+    isolated(async {
         let (registry, node) = start().await;
         let mut pods = Pods::new(&node.kubelet);
         pods.add("wrong", &registry.reference("absent:v1"));
@@ -121,7 +123,7 @@ fn a_first_mount_that_fails_for_good_leaves_nothing_in_the_way() {
 
 #[test]
 fn with_two_hundred_volumes_it_is_ready_within_a_second() {
-    isolated_with_network(async {
+    isolated(async {
         let (registry, mut node) = start().await;
         let mut pods = Pods::new(&node.kubelet);
         for number in 0..200 {
@@ -132,7 +134,7 @@ fn with_two_hundred_volumes_it_is_ready_within_a_second() {
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
         node.kill();
         let began = Instant::now();
-        node.run().await;
+        node.run_registered().await;
         let ready = || async {
             let answer = client.get("http://127.0.0.1:9808/readyz").send().await;
             answer.is_ok_and(|answer| answer.status().is_success())
@@ -155,12 +157,12 @@ fn with_two_hundred_volumes_it_is_ready_within_a_second() {
 
 #[test]
 fn without_propagation_it_does_not_start() {
-    isolated_with_network(async {
-        let mut node = DaemonNode::prepare();
+    isolated(async {
+        let mut node = Node::prepare(&[]);
         // As on a node whose mounts are private.
         let none: Option<&str> = None;
         nix::mount::mount(none, "/var/lib", none, nix::mount::MsFlags::MS_PRIVATE, none).expect("private");
-        node.start();
+        node.launch();
         assert!(!node.wait().await, "it started");
         let logged = node.logged();
         assert!(logged.contains("Bidirectional") && logged.contains("/var/lib/kubelet/pods"), "{logged}");

@@ -51,6 +51,7 @@ fn comparable(mut snapshot: Snapshot) -> Snapshot {
 
 #[test]
 fn a_debian_image_of_buildah_is_what_umoci_unpacks() {
+    let packages = packages(); // Before there is no network any more.
     isolated(async {
         let work = tempfile::Builder::new().prefix("ocivol-debian-").tempdir().expect("a directory");
         let base = work.path();
@@ -61,7 +62,7 @@ fn a_debian_image_of_buildah_is_what_umoci_unpacks() {
             std::fs::create_dir_all(rootfs.join("usr").join(name)).expect("a directory");
             std::os::unix::fs::symlink(format!("usr/{name}"), rootfs.join(name)).expect("a link");
         }
-        for package in packages() {
+        for package in packages {
             // tar keeps the links, which dpkg-deb -x replaces.
             let unpacked = base.join("package.tar");
             let file = std::fs::File::create(&unpacked).expect("a file");

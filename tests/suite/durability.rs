@@ -248,7 +248,6 @@ fn a_full_disk_is_told_before_it_is_tried_and_harms_nothing() {
             .await
             .expect("pushed");
         let mut node = Node::prepare(&["--plain-http", &registry.host()]);
-        fs::create_dir(&node.root).expect("made");
         let size = Some("size=16m,mode=700");
         nix::mount::mount(Some("x"), &node.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
             .expect("mounted");
@@ -320,7 +319,6 @@ fn regression_a_resumed_download_needs_only_room_for_the_rest() {
             .expect("pushed");
         let reference = registry.reference("m:v1");
         let mut node = Node::prepare(&["--plain-http", &registry.host()]);
-        fs::create_dir(&node.root).expect("made");
         let size = Some("size=16m,mode=700");
         nix::mount::mount(Some("x"), &node.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
             .expect("mounted");
@@ -378,7 +376,6 @@ fn a_file_system_that_shuts_down_under_the_store_costs_a_pull_and_never_a_wrong_
         }
         let mut node = Node::prepare(&["--plain-http", &registry.host()]);
         let image = node.directory.path().join("disk.img").display().to_string();
-        fs::create_dir(&node.root).expect("made");
         let root = node.root.display().to_string();
         run("truncate", &["-s", "256M", &image]);
         run("mkfs.ext4", &["-q", &image]);

@@ -133,7 +133,6 @@ fn t42_a_disk_that_is_full_stays_usable() {
     isolated(async {
         let registry = Scripted::start().await;
         let mut node = Node::prepare(&["--plain-http", &registry.host()]);
-        fs::create_dir(&node.root).expect("a directory");
         let size = Some("size=64m,mode=0700");
         nix::mount::mount(Some("x"), &node.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
             .expect("a small disk");
@@ -202,6 +201,7 @@ fn t46_headers_with_two_readings_are_refused() {
             let target = attack.image(&[archive]).await.expect("published");
             assert_eq!(fs::read(target.join("file")).expect("a file"), b"12345");
         }
+        attack.node.kill();
         let mut attack = Attack::start(&[]).await;
         let huge = Header { size: 1 << 30, ..Header::new("x", b'x') }.block();
         let sparse = b"10 GNU.sparse.major=1\n";

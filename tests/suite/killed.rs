@@ -1,113 +1,180 @@
-//! The plugin dies at chosen system calls, and at any time: afterwards volumes that were published still work, what
-//! was begun is begun again, and nothing is half there. I8.
+//! The plugin dies at every named moment, and at any time: afterwards volumes that were published still work, what was
+//! begun is begun again, and I1 to I8 of `docs/architecture.md` hold.
 
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ocivol::demo::kubelet::PodVolume;
+use ocivol::demo::push::Layer;
 
-use crate::support::daemonset::{DaemonNode, STORE};
-use crate::support::isolated_with_network;
 use crate::support::node::{mount_at, mounts_below};
 use crate::support::world::{World, assert_published, assert_store_is_sound, make_volatile};
+use crate::support::{Node, eventually, isolated, noise};
 
-fn node_for(world: &World) -> DaemonNode {
-    let mut node = DaemonNode::prepare();
+const SMALL: &[&str] = &["model:v1", "image:one", "image:three"];
+/// What takes time to pull.
+const LARGE: &[&str] = &["large:v1", "image:one"];
+/// Bytes of memory a plugin may ever have had: I6.
+const MEMORY: u64 = 128 << 20;
+
+/// The world, and a model so large that its download is recorded on the way.
+async fn world() -> World {
+    let mut world = World::start().await;
+    let weights = noise(7, 65 << 20);
+    let layer = Layer::model_file("weight", "model.gguf", weights.clone());
+    world.registry.pusher("large").model("v1", &[layer]).await.expect("pushed");
+    world.artifacts.insert("large:v1".into(), BTreeMap::from([("model.gguf".to_owned(), weights)]));
+    world
+}
+
+fn node_for(world: &World) -> Node {
+    let mut node = Node::prepare(&[]);
+    std::fs::write(node.kubelet.directory.join("pods/probe"), "untouched").expect("a probe");
     node.env.insert("OCIVOL_PLAIN_HTTP".into(), world.registry.host());
     node
 }
 
 /// Publishes and unpublishes until the plugin dies, or all is done.
-async fn work(node: &DaemonNode, world: &World, round: &str) -> Vec<(String, PodVolume)> {
+async fn work(node: &Node, world: &World, round: &str, artifacts: &[&str]) -> Vec<(String, PodVolume)> {
     let mut volumes = Vec::new();
-    for name in ["model:v1", "image:one", "image:three"] {
+    for name in artifacts {
         let volume = node.volume(&format!("{round}-{}", name.replace(':', "-")));
         let _ = node.publish(&volume, &world.reference(name), &[]).await;
-        volumes.push((name.to_owned(), volume));
+        volumes.push(((*name).to_owned(), volume));
     }
-    let _ = node.kubelet.unpublish(&volumes[0].1).await;
-    let _ = node.kubelet.unpublish(&volumes[2].1).await;
+    for at in [0, artifacts.len() - 1] {
+        let _ = node.kubelet.unpublish(&volumes[at].1).await;
+    }
     volumes
 }
 
 /// After the plugin died: whatever is mounted is whole, and everything can be had again.
-async fn assert_recovers(node: &mut DaemonNode, world: &World, volumes: &[(String, PodVolume)], when: &str) {
+async fn assert_recovers(node: &mut Node, world: &World, volumes: &[(String, PodVolume)], when: &str) {
     for (name, volume) in volumes {
         if mount_at(&volume.target).is_some() {
             assert_published(volume, &world.artifacts[name], &format!("{when}, before the restart"));
         }
     }
-    node.run().await;
+    let before = outside(node, volumes);
+    world.registry.forget();
+    node.run_registered().await;
     for (name, volume) in volumes {
         node.publish(volume, &world.reference(name), &[])
             .await
             .unwrap_or_else(|status| panic!("{when}: {status}"));
         assert_published(volume, &world.artifacts[name], when);
     }
-    assert_store_is_sound(Path::new(STORE), when);
+    assert_store_is_sound(&node.root, when);
+    // I7: what is pulled again is pulled once.
+    for (blob, downloads) in downloads(world) {
+        assert_eq!(downloads, 1, "{when}: {blob}");
+    }
+    // I6.
+    let peak = node.memory("VmHWM");
+    assert!(peak < MEMORY, "{when}: {} MiB", peak >> 20);
     for (_, volume) in volumes {
         node.kubelet.unpublish(volume).await.expect(when);
         assert!(!volume.target.exists(), "{when}: the target is still there");
     }
     let left = mounts_below(&node.kubelet.directory);
     assert!(left.is_empty(), "{when}: {left:?}");
+    // I3.
+    assert_eq!(before, outside(node, volumes), "{when}");
+}
+
+/// What is on the node beside the store, targets and sockets, with the content of files.
+fn outside(node: &Node, volumes: &[(String, PodVolume)]) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![PathBuf::from("/var/lib")];
+    while let Some(path) = waiting.pop() {
+        let kind = std::fs::symlink_metadata(&path).expect("metadata").file_type();
+        if path == node.root || volumes.iter().any(|(_, volume)| volume.target == path) || kind.is_socket() {
+            continue;
+        }
+        if kind.is_dir() {
+            waiting.extend(
+                std::fs::read_dir(&path).expect("a directory").map(|it| it.expect("an entry").path()),
+            );
+        }
+        let content = kind.is_file().then(|| std::fs::read(&path).expect("content"));
+        found.insert(path, content);
+    }
+    found
+}
+
+/// How often each blob was asked for.
+fn downloads(world: &World) -> BTreeMap<String, usize> {
+    let mut found = BTreeMap::new();
+    for seen in world.registry.requests() {
+        if seen.method == axum::http::Method::GET && seen.path.contains("/blobs/") {
+            // The same blob in two repositories is the same download.
+            let digest = seen.path.rsplit('/').next().expect("a digest").to_owned();
+            *found.entry(digest).or_default() += 1;
+        }
+    }
+    found
+}
+
+/// The moments that there are in the code.
+fn moments() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut waiting = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(path) = waiting.pop() {
+        if path.is_dir() {
+            waiting
+                .extend(std::fs::read_dir(path).expect("a directory").map(|it| it.expect("an entry").path()));
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("a source file");
+        for part in text.split("moment::reached(\"").skip(1) {
+            found.insert(part.split('"').next().expect("a name").to_owned());
+        }
+    }
+    found
 }
 
 #[test]
-fn it_dies_at_every_kind_of_step_and_goes_on() {
-    isolated_with_network(async {
-        let world = World::start().await;
-        // Calls are counted by thread.
-        let moments: [(&str, &[usize]); 10] = [
-            // Records, blobs, layers and trees take their names.
-            ("rename", &[1, 2, 3, 4, 5, 6, 7, 8]),
-            // Files are created and linked.
-            ("openat", &[5, 10, 15, 20, 30, 40]),
-            ("linkat", &[1, 2, 3]),
-            ("symlinkat", &[1]),
-            ("mkdirat", &[1, 2, 3]),
-            ("utimensat", &[1, 2, 3, 4]),
-            // Volumes come and go.
-            ("open_tree", &[1, 2]),
-            ("move_mount", &[1, 2]),
-            ("umount2", &[1, 2]),
-            ("syncfs", &[1, 2, 3]),
-        ];
-        let mut report = Vec::new();
-        for (syscall, numbers) in moments {
-            let mut killed = Vec::new();
-            for (turn, number) in numbers.iter().enumerate() {
-                let when = format!("killed at {syscall} {number}");
+fn it_dies_at_every_moment_and_goes_on() {
+    isolated(async {
+        let world = world().await;
+        let moments = moments();
+        for step in ["pull.", "unpack.", "merge.", "publish.", "unpublish."] {
+            assert!(moments.iter().any(|moment| moment.starts_with(step)), "{step}: {moments:?}");
+        }
+        for moment in &moments {
+            let artifacts = if moment.starts_with("pull.") { LARGE } else { SMALL };
+            for (turn, times) in [1, 2, 5].into_iter().enumerate() {
+                let when = format!("killed at {moment}:{times}");
                 let mut node = node_for(&world);
-                node.kill_at(syscall, *number);
-                node.start();
-                node.wait_until_it_serves();
-                let volumes = work(&node, &world, "killed").await;
-                if node.was_killed() {
-                    killed.push(*number);
+                node.env.insert("OCIVOL_KILLED_AT".into(), format!("{moment}:{times}"));
+                node.launch();
+                node.serves_or_ends().await;
+                let volumes = work(&node, &world, "killed", artifacts).await;
+                if times == 1 {
+                    // What happens in the background happens soon.
+                    eventually(&when, || node.was_killed()).await;
                 }
                 node.kill();
-                // Every third time the machine goes down as well, and what was not flushed counts as lost.
-                if turn % 3 == 2 {
-                    make_volatile(Path::new(STORE), true);
+                node.env.remove("OCIVOL_KILLED_AT");
+                // The machine goes down as well, and what was not flushed counts as lost.
+                if turn == 1 {
+                    make_volatile(&node.root, true);
                 }
                 assert_recovers(&mut node, &world, &volumes, &when).await;
             }
-            report.push((syscall, killed));
         }
-        println!("it was killed at {report:?}");
-        for (syscall, killed) in &report {
-            assert!(!killed.is_empty(), "it was never killed at {syscall}: {report:?}");
-        }
+        println!("killed at {moments:?}");
     });
 }
 
 #[test]
 fn it_dies_at_any_time_and_goes_on() {
-    isolated_with_network(async {
-        let world = World::start().await;
+    isolated(async {
+        let world = world().await;
         let mut node = node_for(&world);
-        node.run().await;
+        node.run_registered().await;
         for turn in 0..30_u32 {
             let pid = nix::unistd::Pid::from_raw(node.pid().cast_signed());
             // Not to wait for something: to be anywhere.
@@ -115,11 +182,11 @@ fn it_dies_at_any_time_and_goes_on() {
                 tokio::time::sleep(Duration::from_micros(u64::from(turn * turn * 137 % 60_000))).await;
                 let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
             });
-            let volumes = work(&node, &world, &format!("turn-{turn}")).await;
+            let volumes = work(&node, &world, &format!("turn-{turn}"), SMALL).await;
             later.await.expect("no panic");
             node.kill();
             if turn % 4 == 3 {
-                make_volatile(Path::new(STORE), turn % 8 == 7);
+                make_volatile(&node.root, turn % 8 == 7);
             }
             assert_recovers(&mut node, &world, &volumes, &format!("turn {turn}")).await;
         }

@@ -15,13 +15,6 @@ use crate::support::{Node, Scripted, isolated, noise};
 
 const MIB: u64 = 1024 * 1024;
 
-/// A value of `/proc/<pid>/status`, in bytes.
-fn status(node: &Node, key: &str) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("it runs");
-    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).expect("a line");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
-}
-
 #[test]
 fn a_layer_of_four_gib_takes_less_than_64_mib_and_idling_less_than_24() {
     isolated(async {
@@ -73,16 +66,16 @@ fn a_layer_of_four_gib_takes_less_than_64_mib_and_idling_less_than_24() {
         });
         let mut node = Node::start(&["--plain-http", &registry.host()]).await;
         node.kubelet.register(&node.registration()).await.expect("registered");
-        let idle = status(&node, "VmRSS");
+        let idle = node.memory("VmRSS");
         assert!(idle < 24 * MIB, "idle: {} MiB", idle / MIB);
         node.kubelet.deadline = Duration::from_secs(120);
         let volume = node.volume("pod");
         node.publish(&volume, &registry.reference("m:v1"), &[]).await.expect("published");
-        let peak = status(&node, "VmHWM");
+        let peak = node.memory("VmHWM");
         assert!(peak < 64 * MIB, "peak: {} MiB", peak / MIB);
         assert_eq!(std::fs::metadata(volume.target.join("weights")).expect("a file").len(), SIZE);
         node.kubelet.unpublish(&volume).await.expect("unpublished");
-        let after = status(&node, "VmRSS");
+        let after = node.memory("VmRSS");
         println!("idle {} MiB, peak {} MiB, after {} MiB", idle / MIB, peak / MIB, after / MIB);
     });
 }
@@ -111,7 +104,7 @@ fn an_image_of_many_layers_takes_less_than_128_mib() {
         let volume = node.volume("pod");
         node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect("published");
         assert_eq!(std::fs::read_dir(volume.target.join("big")).expect("a directory").count(), 10);
-        let peak = status(&node, "VmHWM");
+        let peak = node.memory("VmHWM");
         assert!(peak < 128 * MIB, "peak: {} MiB", peak / MIB);
         println!("peak {} MiB", peak / MIB);
     });

@@ -213,7 +213,12 @@ fn compare(layers: &Layers, stack: &[Vec<Op>]) -> Result<bool, String> {
     if listing(&ours) != model.listing() {
         return Err(format!("the model has {:?}, ocivol {:?}", model.listing(), listing(&ours)));
     }
-    let theirs = theirs.map_err(|error| format!("ocivol accepts, umoci refuses: {error}"))?;
+    let theirs = match theirs {
+        // umoci takes away what has the name of a hard link before it looks for the link's target, which may lead
+        // through that name.
+        Err(error) if error.contains(": link: no such file or directory") => return Ok(false),
+        theirs => theirs.map_err(|error| format!("ocivol accepts, umoci refuses: {error}"))?,
+    };
     match difference(&without_times(&ours), &without_times(&snapshot(&theirs)), "umoci") {
         Some(difference) => Err(difference),
         None => Ok(true),

@@ -37,7 +37,7 @@ fn the_readme_quotes_what_the_pods_event_shows() {
         scripted.pusher("models/llama").model("v1", &large).await.expect("pushed");
         let (host, other) = (registry.host(), scripted.host());
         let hosts = format!("{host},{other}");
-        let node = Node::start(&["--plain-http", &hosts]).await;
+        let mut node = Node::start(&["--plain-http", &hosts]).await;
         let volume = node.volume("pod");
         let replacements =
             [(host.as_str(), "registry.example.com"), (other.as_str(), "registry.example.com")];
@@ -99,8 +99,8 @@ fn the_readme_quotes_what_the_pods_event_shows() {
         let layer = ocivol::oci::Digest::sha256(&bad.content).to_string();
         assert_quoted("bad layer", status.message(), &[(&layer, "sha256:<layer>")]);
 
+        node.kill();
         let mut full = Node::prepare(&["--plain-http", &hosts]);
-        std::fs::create_dir(&full.root).expect("made");
         let size = Some("size=16m,mode=700");
         nix::mount::mount(Some("x"), &full.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
             .expect("mounted");

@@ -13,10 +13,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tonic::Code;
 
-use crate::support::daemonset::{DaemonNode, STORE};
-use crate::support::isolated_with_network;
 use crate::support::node::{BINARY, mount_at};
 use crate::support::world::{Files, World, assert_published, assert_store_is_sound, make_volatile};
+use crate::support::{Node, isolated};
 
 const PODS: u32 = 10;
 const ARTIFACTS: [&str; 4] = ["model:v1", "image:one", "image:three", "moving:latest"];
@@ -57,7 +56,7 @@ enum Operation {
 
 struct Run {
     world: World,
-    node: DaemonNode,
+    node: Node,
     random: StdRng,
     /// What each pod has mounted: the artifact, and what it was then.
     mounted: BTreeMap<u32, (&'static str, Files)>,
@@ -70,9 +69,9 @@ struct Run {
 impl Run {
     async fn start(seed: u64) -> Self {
         let world = World::start().await;
-        let mut node = DaemonNode::prepare();
+        let mut node = Node::prepare(&[]);
         node.env.insert("OCIVOL_PLAIN_HTTP".into(), world.registry.host());
-        node.run().await;
+        node.run_registered().await;
         let random = StdRng::seed_from_u64(seed);
         Self {
             world,
@@ -140,10 +139,7 @@ impl Run {
             Operation::Pull { artifact } => {
                 let reference = self.world.reference(artifact);
                 let pull = tokio::task::spawn_blocking(move || {
-                    Command::new(BINARY)
-                        .args(["pull", &reference, "--root", STORE])
-                        .output()
-                        .expect("it runs")
+                    Command::new(BINARY).args(["pull", &reference]).output().expect("it runs")
                 });
                 let pull = pull.await.expect("no panic");
                 let error = String::from_utf8_lossy(&pull.stderr).into_owned();
@@ -157,20 +153,20 @@ impl Run {
             Operation::Fault(fault) => self.set_fault(*fault),
             Operation::Restart => {
                 self.node.stop().await;
-                self.node.run().await;
+                self.node.run_registered().await;
             }
             Operation::Kill => {
                 self.node.kill();
-                self.node.run().await;
+                self.node.run_registered().await;
             }
             Operation::Reboot => {
                 self.node.kill();
                 for pod in std::mem::take(&mut self.mounted).into_keys() {
                     nix::mount::umount(&self.volume(pod).target).expect("it was mounted");
                 }
-                make_volatile(Path::new(STORE), true);
+                make_volatile(&self.node.root, true);
                 self.known.clear();
-                self.node.run().await;
+                self.node.run_registered().await;
             }
             Operation::Corrupt => {
                 for pod in 0..PODS {
@@ -178,10 +174,10 @@ impl Run {
                 }
                 self.mounted.clear();
                 self.node.kill();
-                make_volatile(Path::new(STORE), false);
+                make_volatile(&self.node.root, false);
                 self.damage();
                 self.known.clear();
-                self.node.run().await;
+                self.node.run_registered().await;
             }
         }
     }
@@ -225,7 +221,7 @@ impl Run {
     /// Damages one file of a blob or a layer.
     fn damage(&mut self) {
         let mut files: Vec<PathBuf> = Vec::new();
-        let mut waiting = vec![Path::new(STORE).join("v1/blobs"), Path::new(STORE).join("v1/layers")];
+        let mut waiting = vec![self.node.root.join("v1/blobs"), self.node.root.join("v1/layers")];
         while let Some(directory) = waiting.pop() {
             for entry in std::fs::read_dir(directory).expect("a directory") {
                 let path = entry.expect("an entry").path();
@@ -279,7 +275,7 @@ async fn run(seed: u64, operations: usize) {
         run.apply(&operation, &when).await;
         run.check(&when);
         if number % 50 == 0 {
-            assert_store_is_sound(Path::new(STORE), &when);
+            assert_store_is_sound(&run.node.root, &when);
             assert_eq!(std::fs::read(probe).expect("the probe"), b"untouched", "{when}");
         }
     }
@@ -296,5 +292,5 @@ fn random_operations_agree_with_a_model() {
     let seed = setting("OCIVOL_SEED").unwrap_or_else(rand::random);
     let operations = setting("OCIVOL_OPERATIONS").unwrap_or(5000);
     println!("seed {seed}");
-    isolated_with_network(run(seed, usize::try_from(operations).expect("a number")));
+    isolated(run(seed, usize::try_from(operations).expect("a number")));
 }

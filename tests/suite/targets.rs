@@ -29,7 +29,7 @@ async fn unpublish(node: &Node, target: &str) -> Code {
 fn t33_a_volume_id_never_becomes_a_path() {
     isolated(async {
         let (node, _registry, reference) = node_with_a_model().await;
-        let sentinel = node.directory.path().join("sentinel");
+        let sentinel = node.kubelet.directory.join("pods/sentinel");
         fs::write(&sentinel, "untouched").expect("written");
         for (number, id) in
             ["../../sentinel", "/etc/passwd", ".", "a\0b", "ü\u{202e}", &"x".repeat(1024)].iter().enumerate()
@@ -51,7 +51,7 @@ fn t33_a_volume_id_never_becomes_a_path() {
 fn t34_targets_that_lead_astray_are_refused() {
     isolated(async {
         let (node, _registry, reference) = node_with_a_model().await;
-        let outside = node.directory.path().canonicalize().expect("a path").join("outside");
+        let outside = node.kubelet.directory.join("pods/outside");
         fs::create_dir_all(outside.join("mount")).expect("directories");
         let publish = async |pod: &str, prepare: &dyn Fn(&std::path::Path)| {
             let volume = node.volume(pod);
@@ -84,7 +84,7 @@ fn t34_targets_that_lead_astray_are_refused() {
 fn t34_a_target_that_is_swapped_while_it_is_published_leads_nowhere_else() {
     isolated(async {
         let (node, _registry, reference) = node_with_a_model().await;
-        let outside = node.directory.path().canonicalize().expect("a path").join("outside");
+        let outside = node.kubelet.directory.join("pods/outside");
         fs::create_dir_all(outside.join("mount")).expect("directories");
         let volume = node.volume("pod");
         let parent = volume.target.parent().expect("a parent").to_owned();

@@ -18,6 +18,8 @@ pub struct Attack {
     pub node: Node,
     pub registry: Scripted,
     pub probe: PathBuf,
+    /// The plugin's root directory, as the kernel names it.
+    pub root: PathBuf,
     pub number: usize,
 }
 
@@ -37,14 +39,13 @@ impl Attack {
         all.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
         let mut node = Node::prepare(&all);
-        let probe = node.directory.path().join("probe");
+        // Where the container sees it under the same name.
+        let probe = node.kubelet.directory.join("pods/probe");
         fs::create_dir(&probe).expect("a directory");
         fs::write(probe.join("file"), "untouched").expect("a file");
-        // Names that are read as relative to the plugin's own directory would lead here.
-        let mut command = node.command();
-        command.current_dir(&probe);
-        node.run_as(command).await;
-        Self { node, registry, probe, number: 0 }
+        node.run().await;
+        let root = fs::read_link(format!("/proc/{}/root", node.pid())).expect("a root");
+        Self { node, registry, probe, root, number: 0 }
     }
 
     fn probes(&self) -> Vec<Facts> {

@@ -1,7 +1,7 @@
 //! What the suites are made of.
 
 pub mod attack;
-pub mod daemonset;
+pub mod container;
 pub mod debian_registry;
 pub mod kubelet;
 pub mod layers;
@@ -11,7 +11,7 @@ pub mod scripted;
 pub mod snapshot;
 pub mod world;
 
-pub use namespace::{isolated, isolated_with_network};
+pub use namespace::isolated;
 pub use node::Node;
 pub use scripted::Scripted;
 

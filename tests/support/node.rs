@@ -1,8 +1,11 @@
-//! A node: temporary directories, the real binary as plugin, and a kubelet that drives it.
+//! A node: its kubelet, its store, and the real binary as plugin, in the container that the DaemonSet describes.
 
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ocivol::demo::kubelet::{Kubelet, PodVolume};
@@ -10,24 +13,30 @@ use ocivol::mount::{Mount, Table};
 use tempfile::TempDir;
 use tonic::Status;
 
-use super::eventually;
+use super::{container, eventually};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_ocivol");
 pub const DRIVER: &str = "csi.ocivol.dev";
+const NONE: Option<&str> = None;
 
 /// A machine with a kubelet directory, a store, and at most one running plugin.
 pub struct Node {
+    /// The machine's disk, and what only the test knows of.
     pub directory: TempDir,
     pub root: PathBuf,
     pub socket: PathBuf,
     pub registry_dir: PathBuf,
     pub kubelet: Kubelet,
+    /// Environment beside the container's, as the chart's `extraEnv` adds it.
+    pub env: BTreeMap<String, String>,
+    /// Arguments beside the container's, as the chart's `extraArgs` adds them.
     flags: Vec<String>,
+    in_container: bool,
     plugin: Option<Child>,
 }
 
 impl Node {
-    /// A node whose plugin runs with `flags` beside those that every test needs.
+    /// A node whose plugin runs with `flags` beside those of the DaemonSet.
     pub async fn start(flags: &[&str]) -> Self {
         let mut node = Self::prepare(flags);
         node.run().await;
@@ -35,27 +44,99 @@ impl Node {
     }
 
     /// A node whose plugin is not started yet.
+    ///
+    /// `/var/lib` of this mount namespace becomes the node's, shared as systemd shares everything. A second node of a
+    /// test takes the place of the first.
     pub fn prepare(flags: &[&str]) -> Self {
-        let directory = tempfile::Builder::new().prefix("ocivol-test-").tempdir().expect("a directory");
+        let directory = temporary();
+        while mount_at(Path::new("/var/lib")).is_some_and(|mount| mount.fs_type == "tmpfs") {
+            nix::mount::umount2("/var/lib", nix::mount::MntFlags::MNT_DETACH).expect("the node before");
+        }
+        let size = Some("size=256m,mode=0755");
+        mount(Some("node"), "/var/lib", Some("tmpfs"), MsFlags::empty(), size).expect("a node's /var/lib");
+        mount(NONE, "/var/lib", NONE, MsFlags::MS_SHARED, NONE).expect("shared");
+        let root = PathBuf::from("/var/lib/ocivol");
+        let disk = directory.path().join("store");
+        for path in [&root, &disk] {
+            std::fs::create_dir(path).expect("a directory");
+        }
+        mount(Some(&disk), &root, NONE, MsFlags::MS_BIND, NONE).expect("a store on a disk");
+        let kubelet_dir = Path::new("/var/lib/kubelet");
+        let socket = kubelet_dir.join("plugins").join(DRIVER).join("csi.sock");
+        Self::new(directory, kubelet_dir, root, socket, flags, true)
+    }
+
+    /// A node whose plugin runs as a process of the host, without a container: for what the command line does beside
+    /// it, in directories of the host.
+    pub fn on_host(flags: &[&str]) -> Self {
+        let directory = temporary();
         let base = directory.path().canonicalize().expect("a path");
-        let kubelet_dir = base.join("kubelet");
-        let registry_dir = kubelet_dir.join("plugins_registry");
-        std::fs::create_dir_all(&registry_dir).expect("directories");
-        std::fs::create_dir_all(kubelet_dir.join("pods")).expect("directories");
-        let socket = base.join("csi.sock");
+        Self::new(directory, &base.join("kubelet"), base.join("store"), base.join("csi.sock"), flags, false)
+    }
+
+    fn new(
+        directory: TempDir,
+        kubelet_dir: &Path,
+        root: PathBuf,
+        socket: PathBuf,
+        flags: &[&str],
+        in_container: bool,
+    ) -> Self {
+        // What kubelet makes; the rest is for whoever starts the container.
+        for name in ["pods", "plugins", "plugins_registry"] {
+            std::fs::create_dir_all(kubelet_dir.join(name)).expect("directories");
+        }
         Self {
-            root: base.join("store"),
-            kubelet: Kubelet::new(&kubelet_dir, &socket),
+            root,
+            kubelet: Kubelet::new(kubelet_dir, &socket),
             socket,
-            registry_dir,
+            registry_dir: kubelet_dir.join("plugins_registry"),
             directory,
+            env: BTreeMap::new(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            in_container,
             plugin: None,
         }
     }
 
-    /// The command of the plugin, with all its flags.
-    pub fn command(&self) -> Command {
+    /// Starts the plugin and waits until it wants to register.
+    pub async fn run(&mut self) {
+        self.launch();
+        self.serves_or_ends().await;
+        assert!(!self.has_ended(), "it ended: {}", self.logged());
+    }
+
+    /// Waits until it wants to register, or has ended.
+    pub async fn serves_or_ends(&mut self) {
+        let registration = self.registration();
+        eventually("the registration socket", || registration.exists() || self.has_ended()).await;
+    }
+
+    /// Starts the plugin, registers it, and waits until the command line finds it.
+    pub async fn run_registered(&mut self) {
+        self.run().await;
+        // Without it the command line would work on the store itself.
+        let control = self.root.join("control.sock");
+        eventually("the control socket", || std::os::unix::net::UnixStream::connect(&control).is_ok()).await;
+        self.kubelet.register(&self.registration()).await.expect("registered");
+    }
+
+    /// Starts the plugin.
+    pub fn launch(&mut self) {
+        assert!(self.plugin.is_none(), "a plugin runs already");
+        for socket in [self.registration(), self.socket.clone()] {
+            let _ = std::fs::remove_file(socket);
+        }
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).expect("a log");
+        self.plugin = Some(if self.in_container {
+            let root = self.directory.path().join("rootfs");
+            container::start(&root, &self.flags, &self.env, log)
+        } else {
+            self.on_host_command().stderr(log).spawn().expect("the plugin starts")
+        });
+    }
+
+    fn on_host_command(&self) -> Command {
         let mut command = Command::new(BINARY);
         command
             .arg("node")
@@ -64,30 +145,17 @@ impl Node {
             .args(["--kubelet-dir".as_ref(), self.kubelet.directory.as_os_str()])
             .args(["--root".as_ref(), self.root.as_os_str()])
             .args(&self.flags)
+            .envs(&self.env)
             .env_remove("http_proxy")
             .stdin(Stdio::null());
         command
     }
 
-    /// Starts the plugin and waits until it registers.
-    pub async fn run(&mut self) {
-        self.run_as(self.command()).await;
-    }
-
-    /// Starts the plugin with a command of the test's own.
-    pub async fn run_as(&mut self, mut command: Command) {
-        assert!(self.plugin.is_none(), "a plugin runs already");
-        let _ = std::fs::remove_file(self.registration());
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).expect("a log");
-        self.plugin = Some(command.stderr(log).spawn().expect("the plugin starts"));
-        let registration = self.registration();
-        eventually("the registration socket", || registration.exists()).await;
-    }
-
-    /// Takes over a plugin that the test started itself.
-    pub fn adopt(&mut self, child: Child) {
-        assert!(self.plugin.is_none(), "a plugin runs already");
-        self.plugin = Some(child);
+    /// A value of `/proc/<pid>/status`, in bytes.
+    pub fn memory(&self, key: &str) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).expect("a line");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
     /// What the plugins of this node have logged.
@@ -111,12 +179,35 @@ impl Node {
         kill(Pid::from_raw(self.pid() as i32), signal).expect("the plugin runs");
     }
 
+    /// Whether the plugin has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.status().is_some()
+    }
+
+    /// Whether the plugin was killed, and not by this test; fails when it ended in another way.
+    pub fn was_killed(&mut self) -> bool {
+        let status = self.status();
+        if let Some(status) = status {
+            assert_eq!(status.signal(), Some(9), "{status}: {}", self.logged());
+        }
+        status.is_some()
+    }
+
+    fn status(&mut self) -> Option<ExitStatus> {
+        self.plugin.as_mut().and_then(|child| child.try_wait().expect("a child"))
+    }
+
     /// Asks the plugin to end and waits for it.
     pub async fn stop(&mut self) {
         self.signal(Signal::SIGTERM);
+        assert!(self.wait().await, "{}", self.logged());
+    }
+
+    /// Waits for the plugin to end by itself; whether it was content.
+    pub async fn wait(&mut self) -> bool {
         let mut child = self.plugin.take().expect("a plugin runs");
         let status = tokio::task::spawn_blocking(move || child.wait()).await.expect("no panic");
-        assert!(status.expect("a status").success(), "{}", self.logged());
+        status.expect("a status").success()
     }
 
     /// Kills the plugin as a crash would.
@@ -174,6 +265,10 @@ impl Drop for Node {
             let _ = nix::mount::umount2(&mount.mount_point, nix::mount::MntFlags::MNT_DETACH);
         }
     }
+}
+
+fn temporary() -> TempDir {
+    tempfile::Builder::new().prefix("ocivol-test-").tempdir().expect("a directory")
 }
 
 /// The mount at exactly `path`, in this test's namespace.

@@ -41,3 +41,18 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
 {{- end -}}
 {{- end -}}
+
+{{- define "ocivol.config" -}}
+OCIVOL_PARALLEL_DOWNLOADS: {{ .Values.registry.parallelDownloads | quote }}
+OCIVOL_STALL_TIMEOUT: {{ .Values.registry.stallTimeout | quote }}
+{{- with .Values.registry.plainHTTP }}
+OCIVOL_PLAIN_HTTP: {{ join "," . | quote }}
+{{- end }}
+OCIVOL_VERIFY_DIFF_IDS: {{ .Values.registry.verifyDiffIDs | quote }}
+OCIVOL_LOG_FORMAT: {{ .Values.log.format | quote }}
+{{- range $name, $value := dict "HTTP_PROXY" .Values.registry.httpProxy "HTTPS_PROXY" .Values.registry.httpsProxy "NO_PROXY" .Values.registry.noProxy }}
+{{- if $value }}
+{{ $name }}: {{ $value | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
