@@ -1,33 +1,85 @@
-//! From a manifest to a [`Plan`]: which blob becomes which file of the volume.
+//! From a manifest to a [`Plan`]: which blob becomes which file of the volume. `docs/layouts.md` is this for users.
 //!
-//! One file per artifact family, each a pure function of manifest and config. [`family`] decides which one.
+//! One file per artifact family, each a pure function of manifest and config, and one row in the table of
+//! [`family`], which decides whose rule applies. [`blobs`], [`oci_layout`] and [`ollama`] also lay out what any
+//! family's artifact is made of, for volumes that ask for that.
 
+pub mod attachment;
+pub mod blobs;
+pub mod docker_model;
+pub mod error;
 pub mod family;
+pub mod flux;
+pub mod helm;
 pub mod image;
 pub mod modelpack;
+pub mod oci_layout;
+pub mod ollama;
 pub mod oras;
 pub mod plan;
 pub mod select;
 pub mod tree_path;
+pub mod wasm;
 
-pub use family::{Family, plan};
+pub use error::Error;
+pub use family::{Decision, Family, decide};
 pub use plan::{Archive, File, Item, Metadata, Plan};
 pub use select::Selection;
 pub use tree_path::TreePath;
 
+use crate::oci::{Descriptor, Digest, Manifest, Reference};
+
 /// Changes whenever a manifest would be laid out differently than before: trees made by other versions of the
 /// rules are then not reused.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
+
+/// Bytes of a config: containerd's bound for everything that is read whole.
+pub const CONFIG_LIMIT: usize = 8 * 1024 * 1024;
+
+/// What is laid out.
+#[derive(Debug, Clone, Copy)]
+pub struct Artifact<'a> {
+    /// The manifest.
+    pub manifest: &'a Manifest,
+    /// Its digest.
+    pub digest: &'a Digest,
+    /// Its bytes, as the registry sent them; only layouts that show it look at them ([`Layout::shows_manifest`]).
+    pub bytes: &'a [u8],
+    /// Its config; needed only after [`Error::NeedsConfig`].
+    pub config: Option<&'a [u8]>,
+}
 
 /// What a volume's attributes want of a layout.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
+    /// `layout`
+    pub layout: Layout,
     /// `include`, `exclude`
     pub selection: Selection,
     /// `unpack`
     pub unpack: Unpack,
     /// `stripComponents`
     pub strip: usize,
+}
+
+/// What is shown of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// Files, by the rule of the artifact's family.
+    #[default]
+    Auto,
+    /// Every layer as it is, under its title or digest.
+    Blobs,
+    /// All of it, as an OCI image layout directory.
+    OciLayout {
+        /// What its index calls it.
+        tag: Option<String>,
+    },
+    /// A model of Ollama, as a directory that `OLLAMA_MODELS` can name.
+    Ollama {
+        /// Where Ollama keeps the manifest of a model of this name.
+        manifest: String,
+    },
 }
 
 /// Which archives inside artifacts are unpacked.
@@ -42,121 +94,76 @@ pub enum Unpack {
     Never,
 }
 
+impl Layout {
+    /// The values of the attribute.
+    pub const NAMES: &'static str = "auto, blobs, oci-layout, ollama";
+
+    /// The layout with this name, of what `reference` names. `None` when there is none of this name.
+    pub fn new(name: &str, reference: &Reference) -> Option<Self> {
+        match name {
+            "auto" => Some(Self::Auto),
+            "blobs" => Some(Self::Blobs),
+            "oci-layout" => Some(Self::OciLayout { tag: reference.tag().map(str::to_owned) }),
+            "ollama" => Some(Self::Ollama { manifest: ollama::manifest_path(reference) }),
+            _ => None,
+        }
+    }
+
+    /// Whether the manifest itself is one of the files.
+    pub fn shows_manifest(&self) -> bool {
+        matches!(self, Self::OciLayout { .. } | Self::Ollama { .. })
+    }
+}
+
 impl Options {
     /// The options as text: equal when they ask for the same.
     pub fn normal_form(&self) -> String {
         let [include, exclude] = self.selection.normal_form();
-        format!("{include:?} {exclude:?} {:?} {}", self.unpack, self.strip)
+        format!("{:?} {include:?} {exclude:?} {:?} {}", self.layout, self.unpack, self.strip)
     }
 }
 
-/// The manifest cannot be laid out.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No family's rule reads these layers.
-    #[error(
-        "unsupported artifact: {what}; media types seen: {media_types}; supported are container images, \
-         ModelPack artifacts, and artifacts whose layers have a title (ORAS)"
-    )]
-    Unsupported {
-        /// What it seems to be, in words.
-        what: String,
-        /// Config, artifact and layer types, comma-separated.
-        media_types: String,
-    },
-    /// A layer has no name to appear under.
-    #[error("layer {digest} ({media_type}) has no file name: {expected} is missing")]
-    Unnamed {
-        /// The layer.
-        digest: crate::oci::Digest,
-        /// Its media type.
-        media_type: String,
-        /// The annotation that should name it.
-        expected: &'static str,
-    },
-    /// A name would leave the volume, or is none.
-    #[error("layer {digest} has an unsafe file name {name:?}: {reason}")]
-    UnsafeName {
-        /// The layer.
-        digest: crate::oci::Digest,
-        /// Its name.
-        name: String,
-        /// The rule it breaks.
-        reason: &'static str,
-    },
-    /// Two layers want the same path, or one wants a directory where another has a file.
-    #[error("layer {digest} wants {name:?}, which is already {there}")]
-    Collision {
-        /// The later layer.
-        digest: crate::oci::Digest,
-        /// Its name.
-        name: String,
-        /// What is there: a file, or a directory.
-        there: &'static str,
-    },
-    /// A metadata annotation cannot be read, or contradicts its layer.
-    #[error("layer {digest} has invalid metadata in annotation {annotation}: {reason}")]
-    Metadata {
-        /// The layer.
-        digest: crate::oci::Digest,
-        /// The annotation's key.
-        annotation: &'static str,
-        /// What is wrong.
-        reason: String,
-    },
-    /// `include` and `exclude` leave nothing, or a pattern matches nothing.
-    #[error("{attribute} pattern {pattern:?} matches no file; there are: {paths}")]
-    NothingSelected {
-        /// `include` or `exclude`.
-        attribute: &'static str,
-        /// The pattern.
-        pattern: String,
-        /// The paths there are, shortened.
-        paths: String,
-    },
-    /// An attribute that only means something for artifacts.
-    #[error("{attribute} is for archives inside artifacts, and this is a container image")]
-    NotForImages {
-        /// The attribute.
-        attribute: &'static str,
-    },
-    /// The config of an image does not fit its manifest.
-    #[error("the image has {layers} layers, and its config names {diff_ids} diff IDs")]
-    DiffIds {
-        /// Layers of the manifest.
-        layers: usize,
-        /// Digests in the config.
-        diff_ids: usize,
-    },
-    /// The config of an image is larger than anything real.
-    #[error("the image's config has {size} bytes; at most {} are read", image::CONFIG_LIMIT)]
-    LargeConfig {
-        /// Its size.
-        size: u64,
-    },
-    /// The config of an image cannot be read.
-    #[error("the image's config is not valid")]
-    Config(#[source] serde_json::Error),
-    /// The artifact holds no file.
-    #[error("the artifact holds no file")]
-    Empty,
+/// The plan of what `artifact` holds, as `options` want it.
+///
+/// # Errors
+/// When no family's rule applies, the family's rule refuses a layer, or nothing is selected;
+/// [`Error::NeedsConfig`] when it has to be called again with the config.
+pub fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, Error> {
+    let decision = decide(artifact.manifest, &options.layout)?;
+    (decision.family.plan)(artifact, options)?.select(&options.selection)
 }
 
-impl Error {
-    /// What the caller can do.
-    pub fn kind(&self) -> crate::failure::Kind {
-        use crate::failure::Kind;
-        match self {
-            Self::NothingSelected { .. } | Self::NotForImages { .. } => Kind::InvalidArgument,
-            Self::Unsupported { .. }
-            | Self::Unnamed { .. }
-            | Self::UnsafeName { .. }
-            | Self::Collision { .. }
-            | Self::Metadata { .. }
-            | Self::DiffIds { .. }
-            | Self::LargeConfig { .. }
-            | Self::Config(_)
-            | Self::Empty => Kind::FailedPrecondition,
-        }
+/// `name`, which an annotation of `layer` or a rule gave it, as a path of the volume.
+fn path_of(layer: &Descriptor, name: &str) -> Result<TreePath, Error> {
+    TreePath::new(name).map_err(|reason| Error::UnsafeName {
+        digest: layer.digest.clone(),
+        name: name.to_owned(),
+        reason,
+    })
+}
+
+/// `layer` as it is, as the file `name`.
+fn file(layer: &Descriptor, name: &str) -> Result<Item, Error> {
+    Ok(Item::File(path_of(layer, name)?, File { blob: layer.bare(), metadata: Metadata::default() }))
+}
+
+/// `layer` has no name; `expected` would be one.
+fn unnamed(layer: &Descriptor, expected: &'static str) -> Error {
+    Error::Unnamed { digest: layer.digest.clone(), media_type: layer.media_type.clone(), expected }
+}
+
+/// The name of part `number` (from 0) of `total`, as models are sharded: `model.gguf`, `model-00001-of-00002.gguf`.
+fn sharded(name: &str, extension: &str, number: usize, total: usize) -> String {
+    match total {
+        0 | 1 => format!("{name}.{extension}"),
+        _ => format!("{name}-{:05}-of-{total:05}.{extension}", number + 1),
+    }
+}
+
+/// The name of one of several texts: `license.txt`, `license-2.txt`.
+fn numbered(name: &str, extension: &str, number: usize) -> String {
+    match number {
+        0 => format!("{name}.{extension}"),
+        _ => format!("{name}-{}.{extension}", number + 1),
     }
 }

@@ -6,6 +6,7 @@
 //! Whoever waits may go away; a pull that nobody waited for in [`Settings::abandon_after`] stops, and what it
 //! has fetched stays for the next one.
 
+pub mod choose;
 pub mod download;
 pub mod error;
 pub mod flight;
@@ -28,12 +29,14 @@ use tokio::sync::Semaphore;
 
 /// The client that pulls go through, and the credentials they use.
 pub use crate::registry::{Credential, Keyring, Registry, Secret, credentials::InvalidCredentials};
+pub use choose::Choice;
 pub use error::Error;
 pub use metrics::Metrics;
 pub use progress::{Progress, Snapshot};
 
-use crate::layout::{self, Family, Options, Plan};
-use crate::oci::{Digest, Platform, Reference};
+use crate::layout::{self, Artifact, Family, Options, Plan};
+use crate::oci::manifest::SIZE_LIMIT;
+use crate::oci::{Descriptor, Digest, Manifest, Reference};
 use crate::registry::transport::Source;
 use crate::store::{AccessKey, Build, Origin, Store, Tree, TreeKey};
 use flight::{Flights, Waiter};
@@ -46,8 +49,8 @@ pub struct Request {
     pub reference: Reference,
     /// Whether the registry is asked although the content may be here.
     pub policy: PullPolicy,
-    /// The platform to choose from an index.
-    pub platform: Platform,
+    /// What to choose from an index.
+    pub choice: Choice,
     /// Which files, and how.
     pub options: Options,
     /// Whether everybody may read the files; the family decides if it is not said.
@@ -152,7 +155,7 @@ struct RequestKey {
 struct Planned {
     resolved: resolve::Resolved,
     plan: Plan,
-    family: Family,
+    family: &'static Family,
 }
 
 impl Puller {
@@ -185,7 +188,7 @@ impl Puller {
         let key = RequestKey {
             reference: request.reference.clone(),
             policy: request.policy,
-            tree: format!("{} {:?} {}", request.platform, request.readable, request.options.normal_form()),
+            tree: format!("{:?} {:?} {}", request.choice, request.readable, request.options.normal_form()),
             credentials: request.credentials.clone(),
         };
         self.requests.join(key, || {
@@ -213,7 +216,7 @@ impl Puller {
 
     async fn run(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Pulled, Error> {
         let Planned { resolved, plan, family } = self.plan(request, progress).await?;
-        let readable = request.readable.unwrap_or(family.is_readable());
+        let readable = request.readable.unwrap_or(family.readable);
         let key = TreeKey::new(&resolved.manifest_digest, &request.options, readable);
         let source = &resolved.source;
         let proof = format!("tree {key}");
@@ -241,7 +244,7 @@ impl Puller {
                     options: request.options.clone(),
                     readable,
                     manifest: resolved.manifest_digest.clone(),
-                    family: family.as_str().to_owned(),
+                    family: family.name.to_owned(),
                 })
                 .await?
             }
@@ -270,40 +273,68 @@ impl Puller {
     async fn plan(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Planned, Error> {
         let (resolved, manifest) = self.resolve(request).await?;
         let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
-        let options = request.options.clone();
+        let decision = layout::decide(&manifest, &request.options.layout)?;
+        let family = decision.family;
         let config = manifest.config.bare();
-        // Thousands of names and patterns are work for a thread that may take its time.
-        let (mut plan, family) = blocking(move || {
-            let family = layout::family::decide(&manifest)?.family;
-            Ok::<_, layout::Error>((layout::plan(&manifest, &options)?, family))
-        })
-        .await?;
-        if family == Family::Image && self.settings.verify_diff_ids {
-            plan.promise(self.diff_ids(&resolved, config, &request.reference, progress).await?)?;
+        let manifest = Arc::new(manifest);
+        let mut plan = match self.lay_out(&resolved, &manifest, request, None).await {
+            Err(Error::Layout(layout::Error::NeedsConfig)) => {
+                let config = self.config(&resolved, &config, &request.reference, progress).await?;
+                self.lay_out(&resolved, &manifest, request, Some(config)).await?
+            }
+            planned => planned?,
+        };
+        if family.name == layout::image::NAME && self.settings.verify_diff_ids {
+            let config = self.config(&resolved, &config, &request.reference, progress).await?;
+            plan.promise(blocking(move || layout::image::diff_ids(&config)).await?)?;
         }
         Ok(Planned { resolved, plan, family })
     }
 
-    /// What an image's config says of its uncompressed layers.
-    async fn diff_ids(
+    /// Thousands of names and patterns are work for a thread that may take its time.
+    async fn lay_out(
+        &self,
+        resolved: &resolve::Resolved,
+        manifest: &Arc<Manifest>,
+        request: &Request,
+        config: Option<Vec<u8>>,
+    ) -> Result<Plan, Error> {
+        let (manifest, digest) = (Arc::clone(manifest), resolved.manifest_digest.clone());
+        let options = request.options.clone();
+        self.with_store(move |store| {
+            // The right to it was shown when it was resolved.
+            let bytes = match options.layout.shows_manifest() {
+                true => store.read_blob(&digest, SIZE_LIMIT)?,
+                false => None,
+            };
+            let bytes = bytes.unwrap_or_default();
+            let artifact =
+                Artifact { manifest: &manifest, digest: &digest, bytes: &bytes, config: config.as_deref() };
+            Ok(layout::plan(&artifact, &options)?)
+        })
+        .await
+    }
+
+    /// The artifact's config.
+    async fn config(
         self: &Arc<Self>,
         resolved: &resolve::Resolved,
-        config: crate::oci::Descriptor,
+        config: &Descriptor,
         reference: &Reference,
         progress: &Progress,
-    ) -> Result<Vec<Digest>, Error> {
-        if config.size > layout::image::CONFIG_LIMIT as u64 {
+    ) -> Result<Vec<u8>, Error> {
+        if config.size > layout::CONFIG_LIMIT as u64 {
             return Err(layout::Error::LargeConfig { size: config.size }.into());
         }
-        let wanted = Wanted::file(&config);
+        let wanted = Wanted::file(config);
         if resolved.offline {
             self.all_here(vec![wanted], &resolved.source, reference).await?;
         } else {
             self.obtain(&wanted, &resolved.source, progress).await?;
         }
-        let read = move |store: &Arc<Store>| store.read_blob(&config.digest, layout::image::CONFIG_LIMIT);
-        let bytes = self.with_store(read).await?.unwrap_or_default();
-        Ok(blocking(move || layout::image::diff_ids(&bytes)).await?)
+        let digest = config.digest.clone();
+        let read = move |store: &Arc<Store>| store.read_blob(&digest, layout::CONFIG_LIMIT);
+        Ok(self.with_store(read).await?.unwrap_or_default())
     }
 
     /// Checks that every blob is here and `source` may have it, without asking anybody.

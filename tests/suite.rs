@@ -18,6 +18,8 @@ mod debian;
 mod differential;
 #[path = "suite/durability.rs"]
 mod durability;
+#[path = "suite/families.rs"]
+mod families;
 #[path = "suite/faults.rs"]
 mod faults;
 #[path = "suite/hostile.rs"]
@@ -44,3 +46,7 @@ mod registration;
 mod rpc;
 #[path = "suite/targets.rs"]
 mod targets;
+#[path = "suite/tools.rs"]
+mod tools;
+#[path = "suite/wanted.rs"]
+mod wanted;

@@ -129,6 +129,15 @@ pub struct ContentArgs {
     /// os/arch[/variant], for an index [default: this machine's]
     #[arg(long)]
     pub platform: Option<String>,
+    /// The child of an index with this artifact type
+    #[arg(long, value_name = "TYPE")]
+    pub artifact_type: Option<String>,
+    /// The child of an index with this annotation
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub variant: Option<String>,
+    /// auto by the artifact's family, blobs, oci-layout or ollama
+    #[arg(long)]
+    pub layout: Option<String>,
     /// Only files that match one of these globs
     #[arg(long, value_name = "GLOB")]
     pub include: Vec<String>,
@@ -260,6 +269,9 @@ impl ContentArgs {
             ("reference", Some(self.reference.clone())),
             ("pullPolicy", self.pull_policy.clone()),
             ("platform", self.platform.clone()),
+            ("artifactType", self.artifact_type.clone()),
+            ("variant", self.variant.clone()),
+            ("layout", self.layout.clone()),
             ("include", list(&self.include)),
             ("exclude", list(&self.exclude)),
             ("unpack", self.unpack.clone()),

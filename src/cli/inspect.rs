@@ -10,10 +10,11 @@ use super::args::{Common, ContentArgs};
 use super::{internal, output, usage};
 use crate::control::Failure;
 use crate::failure::{Kind, chain};
-use crate::layout::{self, Item, family};
-use crate::oci::Manifest;
+use crate::layout::{self, Artifact, Item, Plan};
 use crate::oci::manifest::{Document, parse};
-use crate::pull::resolve::{DEPTH_LIMIT, choose};
+use crate::oci::{Digest, Manifest};
+use crate::pull;
+use crate::pull::resolve::DEPTH_LIMIT;
 use crate::registry::transport::Source;
 use crate::registry::{self, Keyring, Registry};
 use crate::volume::{self, Attributes};
@@ -77,11 +78,31 @@ async fn inspect(
             .map_err(|error| Failure { kind: Kind::FailedPrecondition, message: chain(&error) })?;
         match document {
             Document::Manifest(manifest) => {
-                let chosen = (fetched.digest != digest).then(|| fetched.digest.to_string());
-                return Ok(describe(attributes, manifest, digest.to_string(), chosen));
+                let failed = |error: &pull::Error| Failure { kind: error.kind(), message: chain(error) };
+                if fetched.digest == digest {
+                    attributes.choice.check(&manifest, reference).map_err(|error| failed(&error))?;
+                }
+                let mut artifact = Artifact {
+                    manifest: &manifest,
+                    digest: &fetched.digest,
+                    bytes: &fetched.bytes,
+                    config: None,
+                };
+                let mut planned = layout::plan(&artifact, &attributes.options);
+                let config;
+                if matches!(planned, Err(layout::Error::NeedsConfig)) {
+                    let limit = layout::CONFIG_LIMIT;
+                    let read = registry.small_blob(&source, &manifest.config, limit).await;
+                    config = read.map_err(|error| failure(&error))?;
+                    artifact.config = Some(&config);
+                    planned = layout::plan(&artifact, &attributes.options);
+                }
+                return Ok(describe(attributes, &artifact, &planned, &digest));
             }
             Document::Index(index) => {
-                let child = choose(&index, &attributes.platform, reference)
+                let child = attributes
+                    .choice
+                    .of(&index, reference)
                     .map_err(|error| Failure { kind: error.kind(), message: chain(&error) })?;
                 fetched =
                     registry.manifest(&source, &child.to_string()).await.map_err(|error| failure(&error))?;
@@ -93,53 +114,53 @@ async fn inspect(
 
 fn describe(
     attributes: &Attributes,
-    manifest: Manifest,
-    digest: String,
-    chosen: Option<String>,
+    artifact: &Artifact<'_>,
+    planned: &Result<Plan, layout::Error>,
+    digest: &Digest,
 ) -> Inspected {
-    let planned = layout::plan(&manifest, &attributes.options);
-    let (family, rule) = match family::decide(&manifest) {
-        Ok(decision) => (Some(decision.family.as_str()), decision.rule),
-        Err(error) => (None, error.to_string()),
-    };
-    let file = |path: String, blob: &crate::oci::Descriptor| File {
-        path,
-        size: blob.size,
-        digest: blob.digest.to_string(),
-    };
-    let (rule, files): (String, Vec<File>) = match &planned {
-        Ok(plan) => {
+    let manifest: &Manifest = artifact.manifest;
+    let decided = layout::decide(manifest, &attributes.options.layout);
+    let file = |path: String, size: u64, digest: &Digest| File { path, size, digest: digest.to_string() };
+    let family = decided.as_ref().ok().map(|decision| decision.family.name);
+    let (rule, files): (String, Vec<File>) = match (&decided, planned) {
+        (Ok(decision), Ok(plan)) => {
             let items = plan.items().iter().map(|item| match item {
-                Item::File(path, entry) => file(path.to_string(), &entry.blob),
+                Item::File(path, entry) => file(path.to_string(), entry.blob.size, &entry.blob.digest),
+                Item::Text(path, text) => file(path.to_string(), text.len() as u64, &item.digest()),
                 Item::Archive(archive) => {
-                    file(format!("(archive {})", archive.blob.media_type), &archive.blob)
+                    let place = archive.rename.prefix.to_string();
+                    let place = if place.is_empty() { "the root".to_owned() } else { place };
+                    let what = format!("(archive, unpacked at {place})");
+                    file(what, archive.blob.size, &archive.blob.digest)
                 }
             });
-            (rule, items.collect())
+            (decision.rule.clone(), items.collect())
         }
-        Err(error) => {
-            let layers = manifest.layers.iter().map(|layer| file(format!("({})", layer.media_type), layer));
+        (Err(error), _) | (_, Err(error)) => {
+            let layers = manifest.layers.iter();
+            let layers =
+                layers.map(|layer| file(format!("({})", layer.media_type), layer.size, &layer.digest));
             (error.to_string(), layers.collect())
         }
     };
     Inspected {
         reference: attributes.reference.to_string(),
-        digest,
-        manifest: chosen,
-        media_type: manifest.media_type,
-        artifact_type: manifest.artifact_type,
-        config_type: manifest.config.media_type,
+        digest: digest.to_string(),
+        manifest: (artifact.digest != digest).then(|| artifact.digest.to_string()),
+        media_type: manifest.media_type.clone(),
+        artifact_type: manifest.artifact_type.clone(),
+        config_type: manifest.config.media_type.clone(),
         family: family.filter(|_| planned.is_ok()),
         rule,
         size: files.iter().fold(0, |sum, file| sum.saturating_add(file.size)),
         files,
-        annotations: manifest.annotations,
+        annotations: manifest.annotations.clone(),
     }
 }
 
 fn text(found: &Inspected) -> String {
     let mut lines = vec![format!("reference  {}", found.reference), format!("digest     {}", found.digest)];
-    lines.extend(found.manifest.iter().map(|digest| format!("manifest   {digest} (chosen by platform)")));
+    lines.extend(found.manifest.iter().map(|digest| format!("manifest   {digest} (chosen from the index)")));
     lines.push(format!("type       {}", found.artifact_type.as_deref().unwrap_or(&found.config_type)));
     match found.family {
         Some(family) => lines.push(format!("family     {family}: {}", found.rule)),

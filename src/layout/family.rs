@@ -1,88 +1,87 @@
 //! Which family an artifact belongs to, and by which rule.
-//!
-//! The order of the rules matters: the first that applies decides. Config and artifact type come before layer
-//! types, because a layer's media type alone says little (ORAS calls a plain file `…layer.v1.tar`).
 
-use super::{Error, Options, Plan, image, modelpack, oras};
-use crate::oci::{Manifest, media_type};
+use super::{
+    Artifact, Error, Layout, Options, Plan, attachment, blobs, docker_model, flux, helm, image, modelpack,
+    oci_layout, ollama, oras, wasm,
+};
+use crate::oci::Manifest;
 
 /// An artifact family whose layout ocivol knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    /// Container images, OCI and Docker.
-    Image,
-    /// CNCF ModelPack, current and legacy (`cnai`) names.
-    ModelPack,
-    /// Files with titles, as `oras push` makes them, and everything else of that shape.
-    Files,
+#[derive(Debug)]
+pub struct Family {
+    /// The name people see.
+    pub name: &'static str,
+    /// Whether everybody may read what it holds, where a volume does not say: the pods that use artifacts seldom
+    /// run as root, while an image's permissions are part of what it is.
+    pub readable: bool,
+    /// The rule by which a manifest is one of these, in words; `None` when it is none.
+    recognise: fn(&Manifest) -> Option<String>,
+    /// Where its files go.
+    pub(super) plan: fn(&Artifact<'_>, &Options) -> Result<Plan, Error>,
 }
 
 /// A family and why it was chosen.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Decision {
     /// The family.
-    pub family: Family,
+    pub family: &'static Family,
     /// The rule that chose it, for people.
     pub rule: String,
 }
 
-impl Family {
-    /// Whether everybody may read what it holds, where a volume does not say: the pods that use artifacts seldom
-    /// run as root, while an image's permissions are part of what it is.
-    pub fn is_readable(self) -> bool {
-        self != Self::Image
-    }
+/// The families. The first whose rule applies decides: config and artifact type come before layer types, because a
+/// layer's media type alone says little (ORAS calls a plain file `…layer.v1.tar`), and Ollama comes before images,
+/// whose config type it uses.
+#[rustfmt::skip]
+static FAMILIES: [Family; 9] = [
+    Family { name: "attachment", readable: true, recognise: attachment::recognise, plan: attachment::plan },
+    Family { name: "docker-model", readable: true, recognise: docker_model::recognise, plan: docker_model::plan },
+    Family { name: "modelpack", readable: true, recognise: modelpack::recognise, plan: modelpack::plan },
+    Family { name: "ollama", readable: true, recognise: ollama::recognise, plan: ollama::plan },
+    Family { name: image::NAME, readable: false, recognise: image::recognise, plan: image::plan },
+    Family { name: "helm", readable: true, recognise: helm::recognise, plan: helm::plan },
+    Family { name: "flux", readable: true, recognise: flux::recognise, plan: flux::plan },
+    Family { name: "wasm", readable: true, recognise: wasm::recognise, plan: wasm::plan },
+    Family { name: "files", readable: true, recognise: oras::recognise, plan: oras::plan },
+];
 
-    /// The name people see.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Image => "image",
-            Self::ModelPack => "modelpack",
-            Self::Files => "files",
-        }
-    }
+/// What a volume can ask for whatever the family is.
+#[rustfmt::skip]
+static LAYOUTS: [Family; 3] = [
+    Family { name: "blobs", readable: true, recognise: any, plan: blobs::plan },
+    Family { name: "oci-layout", readable: true, recognise: any, plan: oci_layout::plan },
+    Family { name: "ollama", readable: true, recognise: any, plan: ollama::plan_tree },
+];
+
+fn any(_: &Manifest) -> Option<String> {
+    Some("asked for by layout".to_owned())
 }
 
-/// The family of `manifest`.
+/// The family of `manifest`, or the layout that was asked for.
 ///
 /// # Errors
 /// [`Error::Unsupported`] with the media types seen, when no rule applies.
-pub fn decide(manifest: &Manifest) -> Result<Decision, Error> {
-    if let Some(rule) = modelpack::recognise(manifest) {
-        return Ok(Decision { family: Family::ModelPack, rule });
-    }
-    if let Some(rule) = image::recognise(manifest) {
-        return Ok(Decision { family: Family::Image, rule });
-    }
-    let image_config = [media_type::OCI_IMAGE_CONFIG, media_type::DOCKER_IMAGE_CONFIG]
-        .contains(&&*manifest.config.media_type);
-    if image_config && manifest.artifact_type.is_none() {
-        return Err(unsupported(
-            manifest,
-            "it has the config of a container image, and layers that are none",
-        ));
-    }
-    if let Some(rule) = oras::recognise(manifest) {
-        return Ok(Decision { family: Family::Files, rule });
-    }
-    Err(unsupported(manifest, "no layer has a title"))
-}
-
-/// The plan of what `manifest` holds, as `options` want it.
-///
-/// # Errors
-/// When no family's rule applies, the family's rule refuses a layer, or nothing is selected.
-pub fn plan(manifest: &Manifest, options: &Options) -> Result<Plan, Error> {
-    let plan = match decide(manifest)?.family {
-        Family::Image => image::plan(manifest, options),
-        Family::ModelPack => modelpack::plan(manifest, options),
-        Family::Files => oras::plan(manifest, options),
-    }?;
-    plan.select(&options.selection)
+pub fn decide(manifest: &Manifest, layout: &Layout) -> Result<Decision, Error> {
+    let candidates = match layout {
+        Layout::Auto => &FAMILIES[..],
+        Layout::Blobs => &LAYOUTS[..1],
+        Layout::OciLayout { .. } => &LAYOUTS[1..2],
+        Layout::Ollama { .. } => &LAYOUTS[2..],
+    };
+    let decided = candidates.iter().find_map(|family| {
+        let rule = (family.recognise)(manifest)?;
+        Some(Decision { family, rule })
+    });
+    decided.ok_or_else(|| unsupported(manifest, image::almost(manifest).unwrap_or("no layer has a title")))
 }
 
 /// The error that tells a reader of the artifact what it is made of.
 pub(super) fn unsupported(manifest: &Manifest, what: &str) -> Error {
+    Error::Unsupported { what: what.to_owned(), media_types: media_types(manifest) }
+}
+
+/// The media types of a manifest, for people.
+pub(super) fn media_types(manifest: &Manifest) -> String {
     let mut seen: Vec<&str> = Vec::new();
     let layers = manifest.layers.iter().map(|layer| layer.media_type.as_str());
     let artifact = manifest.artifact_type.as_deref();
@@ -95,62 +94,64 @@ pub(super) fn unsupported(manifest: &Manifest, what: &str) -> Error {
         seen.truncate(8);
         seen.push("…");
     }
-    Error::Unsupported { what: what.to_owned(), media_types: seen.join(", ") }
+    seen.join(", ")
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::tests::manifest;
     use super::*;
-    use crate::oci::manifest::{Document, parse};
-
-    fn manifest(body: &str) -> Manifest {
-        match parse(body.as_bytes(), None) {
-            Ok(Document::Manifest(manifest)) => manifest,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn body(artifact_type: &str, config: &str, layer: &str, annotations: &str) -> String {
-        let digest = format!("sha256:{}", "0".repeat(64));
-        format!(
-            r#"{{"schemaVersion":2,"artifactType":"{artifact_type}",
-            "config":{{"mediaType":"{config}","digest":"{digest}","size":2}},
-            "layers":[{{"mediaType":"{layer}","digest":"{digest}","size":1,"annotations":{annotations}}}]}}"#
-        )
-    }
+    use crate::oci::media_type;
 
     #[test]
     fn the_first_rule_that_applies_decides() {
-        let title = r#"{"org.opencontainers.image.title":"a.bin"}"#;
-        let filepath = r#"{"org.cncf.model.filepath":"a.bin"}"#;
-        let legacy = r#"{"org.cnai.model.filepath":"a.bin"}"#;
+        let title = &[("org.opencontainers.image.title", "a.bin")][..];
+        let filepath = &[("org.cncf.model.filepath", "a.bin")][..];
+        let legacy = &[("org.cnai.model.filepath", "a.bin")][..];
+        let none = &[][..];
         let model = "application/vnd.cncf.model.manifest.v1+json";
         let model_config = "application/vnd.cncf.model.config.v1+json";
         let raw = "application/vnd.cncf.model.weight.v1.raw";
-        let image = media_type::OCI_IMAGE_CONFIG;
-        let empty = media_type::OCI_EMPTY;
+        let docker = "application/vnd.docker.ai.model.config.v0.2+json";
+        let (image, docker_image) = (media_type::OCI_IMAGE_CONFIG, media_type::DOCKER_IMAGE_CONFIG);
+        let (empty, tar) = (media_type::OCI_EMPTY, media_type::OCI_LAYER);
+        let gguf = "application/vnd.ollama.image.model";
+        let simple = "application/vnd.dev.cosign.simplesigning.v1+json";
         let table = [
-            (body(model, model_config, raw, filepath), Some(Family::ModelPack)),
-            (body("", model_config, raw, filepath), Some(Family::ModelPack)),
-            (body("", empty, "a/b", filepath), Some(Family::ModelPack)),
-            (body("", empty, "a/b", legacy), Some(Family::ModelPack)),
-            (body("a/b", empty, media_type::OCI_LAYER, title), Some(Family::Files)),
-            (body("", empty, "a/b", title), Some(Family::Files)),
-            (body("", image, media_type::OCI_LAYER, title), Some(Family::Image)),
-            (body("", media_type::DOCKER_IMAGE_CONFIG, media_type::OCI_LAYER, "{}"), Some(Family::Image)),
-            (body("", image, "application/vnd.ollama.image.model", "{}"), None),
-            (body("a/b", image, media_type::OCI_LAYER, title), Some(Family::Files)),
-            (body("a/b", empty, "a/b", "{}"), None),
+            (model, model_config, raw, filepath, "modelpack"),
+            ("", model_config, raw, filepath, "modelpack"),
+            ("", empty, "a/b", filepath, "modelpack"),
+            ("", empty, "a/b", legacy, "modelpack"),
+            ("", docker, "application/vnd.docker.ai.gguf.v3", filepath, "docker-model"),
+            ("a/b", empty, tar, title, "files"),
+            ("", empty, "a/b", title, "files"),
+            ("", image, tar, title, "image"),
+            ("", docker_image, tar, none, "image"),
+            ("", docker_image, gguf, none, "ollama"),
+            ("", image, gguf, none, "ollama"),
+            ("a/b", image, tar, title, "files"),
+            ("a/b", empty, "a/b", none, ""),
+            ("", image, "a/b", none, ""),
+            ("", image, simple, none, "attachment"),
+            ("", "application/vnd.cncf.helm.config.v1+json", "application/tar+gzip", none, "helm"),
+            ("", "application/vnd.cncf.flux.config.v1+json", "a/b", none, "flux"),
+            ("", "application/vnd.wasm.config.v0+json", "application/wasm", none, "wasm"),
+            ("", image, "application/wasm", none, "wasm"),
         ];
-        for (body, expected) in table {
-            assert_eq!(decide(&manifest(&body)).ok().map(|decision| decision.family), expected, "{body}");
+        for (artifact_type, config, layer, annotations, expected) in table {
+            let manifest = manifest(artifact_type, config, &[(layer, annotations)]);
+            let family = decide(&manifest, &Layout::Auto).map_or("", |decision| decision.family.name);
+            assert_eq!(family, expected, "{artifact_type} {config} {layer} {annotations:?}");
         }
     }
 
     #[test]
     fn what_is_not_supported_names_the_media_types() {
-        let text = body("x/artifact", "x/config", "x/layer", "{}");
-        let error = plan(&manifest(&text), &Options::default()).expect_err("no rule").to_string();
-        assert!(error.contains("x/artifact, x/config, x/layer"), "{error}");
+        let manifest = manifest("x/artifact", "x/config", &[("x/layer", &[])]);
+        let error = decide(&manifest, &Layout::Auto).expect_err("no rule").to_string();
+        assert!(
+            error.contains("x/artifact, x/config, x/layer") && error.contains("layout: blobs"),
+            "{error}"
+        );
     }
 }

@@ -5,12 +5,12 @@
 
 use serde::Deserialize;
 
-use super::{Archive, Error, Options, Plan, Unpack, family};
+use super::{Archive, Artifact, Error, Options, Plan, Unpack, family};
 use crate::layer::Rename;
 use crate::oci::{Digest, Manifest, media_type};
 
-/// Bytes of a config: containerd's bound for everything that is read whole.
-pub const CONFIG_LIMIT: usize = 8 * 1024 * 1024;
+/// The name of the family.
+pub const NAME: &str = "image";
 
 /// Layers that are archives of files, whatever their compression is called.
 const LAYERS: [&str; 4] = [
@@ -22,13 +22,23 @@ const LAYERS: [&str; 4] = [
 const COMPRESSIONS: [&str; 5] = ["", "+gzip", "+zstd", ".gzip", ".zstd"];
 
 pub(super) fn recognise(manifest: &Manifest) -> Option<String> {
-    let config = manifest.config.media_type.as_str();
-    let image = [media_type::OCI_IMAGE_CONFIG, media_type::DOCKER_IMAGE_CONFIG].contains(&config);
     let layers = manifest.layers.iter().all(|layer| is_layer(&layer.media_type));
-    (image && layers && manifest.artifact_type.is_none()).then(|| format!("config is {config}"))
+    (has_image_config(manifest) && layers).then(|| format!("config is {}", manifest.config.media_type))
 }
 
-pub(super) fn plan(manifest: &Manifest, options: &Options) -> Result<Plan, Error> {
+/// Why a manifest that looks like an image is none, in words.
+pub(super) fn almost(manifest: &Manifest) -> Option<&'static str> {
+    has_image_config(manifest).then_some("it has the config of a container image, and layers that are none")
+}
+
+fn has_image_config(manifest: &Manifest) -> bool {
+    let config = manifest.config.media_type.as_str();
+    [media_type::OCI_IMAGE_CONFIG, media_type::DOCKER_IMAGE_CONFIG].contains(&config)
+        && manifest.artifact_type.is_none()
+}
+
+pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, Error> {
+    let manifest = artifact.manifest;
     if options.unpack == Unpack::Never {
         return Err(family::unsupported(
             manifest,

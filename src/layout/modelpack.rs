@@ -8,11 +8,11 @@
 
 use serde::Deserialize;
 
-use super::{Archive, Error, File, Item, Metadata, Options, Plan, TreePath, Unpack};
+use super::{Archive, Artifact, Error, File, Item, Metadata, Options, Plan, Unpack, path_of, unnamed};
 use crate::layer::Rename;
 use crate::oci::{Descriptor, Manifest};
 
-const FILEPATH: &str = "org.cncf.model.filepath";
+pub(super) const FILEPATH: &str = "org.cncf.model.filepath";
 const LEGACY_FILEPATH: &str = "org.cnai.model.filepath";
 const METADATA: &str = "org.cncf.model.file.metadata+json";
 const LEGACY_METADATA: &str = "org.cnai.model.file.metadata+json";
@@ -44,39 +44,39 @@ pub(super) fn recognise(manifest: &Manifest) -> Option<String> {
     manifest.layers.iter().find(named).map(|layer| format!("layer {} has a model filepath", layer.digest))
 }
 
-pub(super) fn plan(manifest: &Manifest, options: &Options) -> Result<Plan, Error> {
-    let mut items = Vec::with_capacity(manifest.layers.len());
-    for layer in &manifest.layers {
+pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, Error> {
+    let layers = &artifact.manifest.layers;
+    let mut items = Vec::with_capacity(layers.len());
+    for layer in layers {
         if is_archive(&layer.media_type) && options.unpack != Unpack::Never {
             // The diff IDs of its config are not used: modctl writes the digests of the layers there.
             let rename = Rename { strip: options.strip, ..Rename::default() };
             items.push(Item::Archive(Archive { blob: layer.bare(), rename, content: None }));
             continue;
         }
-        let stated = metadata(layer)?;
+        let stated = stated(layer)?;
         let fallback = stated.as_ref().map(|stated| stated.name.as_str()).filter(|name| !name.is_empty());
-        let name = filepath(layer).or(fallback).ok_or_else(|| Error::Unnamed {
-            digest: layer.digest.clone(),
-            media_type: layer.media_type.clone(),
-            expected: FILEPATH,
-        })?;
-        let path = TreePath::new(name).map_err(|reason| Error::UnsafeName {
-            digest: layer.digest.clone(),
-            name: name.to_owned(),
-            reason,
-        })?;
-        let metadata = match stated {
-            Some(stated) => Metadata {
-                mode: stated.mode.and_then(|mode| u16::try_from(mode & 0o777).ok()),
-                uid: stated.uid,
-                gid: stated.gid,
-                mtime: stated.mtime.as_deref().and_then(seconds_since_epoch).unwrap_or(0),
-            },
-            None => Metadata::default(),
-        };
-        items.push(Item::File(path, File { blob: layer.bare(), metadata }));
+        let name = filepath(layer).or(fallback).ok_or_else(|| unnamed(layer, FILEPATH))?;
+        let metadata = stated.as_ref().map(FileMetadata::known).unwrap_or_default();
+        items.push(Item::File(path_of(layer, name)?, File { blob: layer.bare(), metadata }));
     }
     Plan::artifact(items)
+}
+
+/// What a layer's annotation says of its file.
+pub(super) fn file_metadata(layer: &Descriptor) -> Result<Metadata, Error> {
+    Ok(stated(layer)?.as_ref().map(FileMetadata::known).unwrap_or_default())
+}
+
+impl FileMetadata {
+    fn known(&self) -> Metadata {
+        Metadata {
+            mode: self.mode.and_then(|mode| u16::try_from(mode & 0o777).ok()),
+            uid: self.uid,
+            gid: self.gid,
+            mtime: self.mtime.as_deref().and_then(seconds_since_epoch).unwrap_or(0),
+        }
+    }
 }
 
 fn filepath(layer: &Descriptor) -> Option<&str> {
@@ -87,14 +87,18 @@ fn is_archive(media_type: &str) -> bool {
     media_type.ends_with(".tar") || media_type.ends_with(".tar+gzip") || media_type.ends_with(".tar+zstd")
 }
 
-fn metadata(layer: &Descriptor) -> Result<Option<FileMetadata>, Error> {
+fn stated(layer: &Descriptor) -> Result<Option<FileMetadata>, Error> {
     let Some((annotation, text)) = [METADATA, LEGACY_METADATA]
         .into_iter()
         .find_map(|annotation| Some((annotation, layer.annotation(annotation)?)))
     else {
         return Ok(None);
     };
-    let invalid = |reason: String| Error::Metadata { digest: layer.digest.clone(), annotation, reason };
+    let name = filepath(layer).unwrap_or_default().to_owned();
+    let invalid = |reason: String| {
+        let (digest, name) = (layer.digest.clone(), name.clone());
+        Error::Metadata { digest, name, annotation, reason }
+    };
     let stated: FileMetadata = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
     if let Some(size) = stated.size
         && u64::try_from(size) != Ok(layer.size)
@@ -111,40 +115,25 @@ fn seconds_since_epoch(text: &str) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::tests::{artifact, manifest};
     use super::*;
-    use crate::oci::Digest;
 
-    fn layer(media_type: &str, annotations: &[(&str, &str)]) -> Descriptor {
-        Descriptor {
-            media_type: media_type.into(),
-            digest: Digest::sha256(b"x"),
-            size: 1,
-            artifact_type: None,
-            platform: None,
-            annotations: annotations.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
-        }
-    }
-
-    fn manifest(layers: Vec<Descriptor>) -> Manifest {
-        Manifest {
-            media_type: crate::oci::media_type::OCI_MANIFEST.into(),
-            artifact_type: Some("application/vnd.cncf.model.manifest.v1+json".into()),
-            config: layer("application/vnd.cncf.model.config.v1+json", &[]),
-            layers,
-            annotations: Default::default(),
-        }
+    fn plan_of(layers: &[(&str, &[(&str, &str)])], options: &Options) -> Result<Plan, Error> {
+        let artifact_type = "application/vnd.cncf.model.manifest.v1+json";
+        let manifest = manifest(artifact_type, "application/vnd.cncf.model.config.v1+json", layers);
+        plan(&artifact(&manifest), options)
     }
 
     #[test]
     fn current_and_legacy_names() {
         let raw = "application/vnd.cncf.model.weight.v1.raw";
         let stated = r#"{"name":"w","mode":33261,"uid":7,"gid":8,"size":1,"mtime":"2025-01-01T00:00:00Z"}"#;
-        let layers = vec![
-            layer(raw, &[(FILEPATH, "sub/w"), (METADATA, stated)]),
-            layer("application/vnd.cnai.model.doc.v1.raw", &[(LEGACY_FILEPATH, "README.md")]),
-            layer("application/vnd.cncf.model.weight.v1.gguf", &[(METADATA, r#"{"name":"m.gguf"}"#)]),
+        let layers: [(&str, &[_]); 3] = [
+            (raw, &[(FILEPATH, "sub/w"), (METADATA, stated)]),
+            ("application/vnd.cnai.model.doc.v1.raw", &[(LEGACY_FILEPATH, "README.md")]),
+            ("application/vnd.cncf.model.weight.v1.gguf", &[(METADATA, r#"{"name":"m.gguf"}"#)]),
         ];
-        let plan = plan(&manifest(layers), &Options::default()).expect("a plan");
+        let plan = plan_of(&layers, &Options::default()).expect("a plan");
         let files: Vec<_> = plan.files().map(|(path, file)| (path.to_string(), file.metadata)).collect();
         let exact = Metadata { mode: Some(0o755), uid: 7, gid: 8, mtime: 1_735_689_600 };
         let plain = Metadata::default();
@@ -163,8 +152,7 @@ mod tests {
             (&[(FILEPATH, "x"), (METADATA, "{")], METADATA),
         ];
         for (annotations, expected) in table {
-            let manifest = manifest(vec![layer(raw, annotations)]);
-            let error = plan(&manifest, &Options::default()).expect_err(expected).to_string();
+            let error = plan_of(&[(raw, annotations)], &Options::default()).expect_err(expected).to_string();
             assert!(error.contains(expected) && error.contains("sha256:"), "{error}");
         }
     }
@@ -172,8 +160,8 @@ mod tests {
     #[test]
     fn archives_are_unpacked_at_the_root_unless_told_otherwise() {
         let of = |unpack, annotations: &[(&str, &str)]| {
-            let archive = layer("application/vnd.cncf.model.weight.v1.tar+zstd", annotations);
-            plan(&manifest(vec![archive]), &Options { unpack, strip: 2, ..Options::default() })
+            let archive = ("application/vnd.cncf.model.weight.v1.tar+zstd", annotations);
+            plan_of(&[archive], &Options { unpack, strip: 2, ..Options::default() })
         };
         let unpacked = of(Unpack::Auto, &[(FILEPATH, "w.tar.zst")]).expect("a plan");
         let renames: Vec<_> = unpacked.archives().map(|archive| archive.rename.clone()).collect();

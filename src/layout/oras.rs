@@ -5,7 +5,9 @@
 //! type of a tar archive. Only the annotation `io.deis.oras.content.unpack: "true"` marks a packed directory, whose
 //! entries are all in the directory that the title names. Source: oras-go v2 content/file.
 
-use super::{Archive, Error, File, Item, Metadata, Options, Plan, TreePath, Unpack};
+use super::{
+    Archive, Artifact, Error, File, Item, Metadata, Options, Plan, TreePath, Unpack, path_of, unnamed,
+};
 use crate::layer::{Name, Rename};
 use crate::oci::{Descriptor, Manifest, media_type};
 
@@ -21,20 +23,13 @@ pub(super) fn recognise(manifest: &Manifest) -> Option<String> {
     (titled > 0).then(|| format!("{titled} of {} layers have a title", manifest.layers.len()))
 }
 
-pub(super) fn plan(manifest: &Manifest, options: &Options) -> Result<Plan, Error> {
-    let mut items = Vec::with_capacity(manifest.layers.len());
-    for layer in &manifest.layers {
-        let title =
-            layer.annotation(TITLE).filter(|title| !title.is_empty()).ok_or_else(|| Error::Unnamed {
-                digest: layer.digest.clone(),
-                media_type: layer.media_type.clone(),
-                expected: TITLE,
-            })?;
-        let path = TreePath::new(title).map_err(|reason| Error::UnsafeName {
-            digest: layer.digest.clone(),
-            name: title.to_owned(),
-            reason,
-        })?;
+pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, Error> {
+    let layers = &artifact.manifest.layers;
+    let mut items = Vec::with_capacity(layers.len());
+    for layer in layers {
+        let title = layer.annotation(TITLE).filter(|title| !title.is_empty());
+        let title = title.ok_or_else(|| unnamed(layer, TITLE))?;
+        let path = path_of(layer, title)?;
         let packed = layer.annotation(UNPACK) == Some("true");
         let unpacked = match options.unpack {
             Unpack::Never => false,
@@ -62,6 +57,7 @@ fn directory(layer: &Descriptor, title: &TreePath, options: &Options) -> Result<
     let content = layer.annotation(CONTENT_DIGEST).map(str::parse).transpose();
     let content = content.map_err(|error: crate::oci::digest::InvalidDigest| Error::Metadata {
         digest: layer.digest.clone(),
+        name: title.to_string(),
         annotation: CONTENT_DIGEST,
         reason: error.to_string(),
     })?;
@@ -81,28 +77,12 @@ fn is_archive(layer: &Descriptor, title: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
+    use super::super::plan::tests::{artifact, manifest};
     use super::*;
-    use crate::oci::Digest;
 
     fn plan_of(media_type: &str, annotations: &[(&str, &str)], options: &Options) -> Result<Plan, Error> {
-        let layer = Descriptor {
-            media_type: media_type.into(),
-            digest: Digest::sha256(b"x"),
-            size: 1,
-            artifact_type: None,
-            platform: None,
-            annotations: annotations.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
-        };
-        let manifest = Manifest {
-            media_type: media_type::OCI_MANIFEST.into(),
-            artifact_type: Some("a/b".into()),
-            config: Descriptor { annotations: BTreeMap::new(), ..layer.clone() },
-            layers: vec![layer],
-            annotations: BTreeMap::new(),
-        };
-        plan(&manifest, options)
+        let manifest = manifest("a/b", "a/b", &[(media_type, annotations)]);
+        plan(&artifact(&manifest), options)
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The plan of a tree: what layouts produce and the store builds.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::{Error, Selection, TreePath};
 use crate::layer::{Profile, Rename};
@@ -24,6 +24,8 @@ pub struct Plan {
 pub enum Item {
     /// A blob that is a file.
     File(TreePath, File),
+    /// A file that the layout itself writes.
+    Text(TreePath, Vec<u8>),
     /// A blob that is unpacked.
     Archive(Archive),
 }
@@ -97,7 +99,7 @@ impl Plan {
     pub fn files(&self) -> impl Iterator<Item = (&TreePath, &File)> {
         self.items.iter().filter_map(|item| match item {
             Item::File(path, file) => Some((path, file)),
-            Item::Archive(_) => None,
+            Item::Text(..) | Item::Archive(_) => None,
         })
     }
 
@@ -109,7 +111,7 @@ impl Plan {
     /// The archives, in the order of the layers.
     pub fn archives(&self) -> impl Iterator<Item = &Archive> {
         self.items.iter().filter_map(|item| match item {
-            Item::File(..) => None,
+            Item::File(..) | Item::Text(..) => None,
             Item::Archive(archive) => Some(archive),
         })
     }
@@ -140,14 +142,14 @@ impl Plan {
     pub fn select(mut self, selection: &Selection) -> Result<Self, Error> {
         if self.archives().next().is_none() {
             let mut walk = selection.walk();
-            for (path, _) in self.files() {
+            for path in self.items.iter().filter_map(Item::path) {
                 walk.look_at(path.as_str().as_bytes());
             }
             walk.finish()?;
         }
         let left_out = &mut self.left_out;
-        self.items.retain(|item| match item {
-            Item::File(path, _) if !selection.wants(path.as_str().as_bytes()) => {
+        self.items.retain(|item| match item.path() {
+            Some(path) if !selection.wants(path.as_str().as_bytes()) => {
                 left_out.push(path.clone());
                 false
             }
@@ -157,24 +159,42 @@ impl Plan {
     }
 }
 
+impl Item {
+    /// The path of what is one file.
+    pub fn path(&self) -> Option<&TreePath> {
+        match self {
+            Self::File(path, _) | Self::Text(path, _) => Some(path),
+            Self::Archive(_) => None,
+        }
+    }
+
+    /// The digest of the content.
+    pub fn digest(&self) -> Digest {
+        match self {
+            Self::File(_, file) => file.blob.digest.clone(),
+            Self::Text(_, text) => Digest::sha256(text),
+            Self::Archive(archive) => archive.blob.digest.clone(),
+        }
+    }
+}
+
 fn check_paths(items: &[Item]) -> Result<(), Error> {
-    let mut placed: BTreeMap<&TreePath, &File> = BTreeMap::new();
-    let mut directories = std::collections::BTreeSet::new();
+    let mut placed: BTreeSet<&TreePath> = BTreeSet::new();
+    let mut directories = BTreeSet::new();
     for item in items {
-        let Item::File(path, file) = item else { continue };
-        let collision =
-            |there| Error::Collision { digest: file.blob.digest.clone(), name: path.to_string(), there };
+        let Some(path) = item.path() else { continue };
+        let collision = |there| Error::Collision { digest: item.digest(), name: path.to_string(), there };
         if directories.contains(path.as_str()) {
             return Err(collision("a directory"));
         }
         for above in path.ancestors() {
             let above = TreePath::new(above).map_err(|_| collision("unsafe"))?;
-            if placed.contains_key(&above) {
+            if placed.contains(&above) {
                 return Err(collision("below a file"));
             }
             directories.insert(above.to_string());
         }
-        if placed.insert(path, file).is_some() {
+        if !placed.insert(path) {
             return Err(collision("a file"));
         }
     }
@@ -182,8 +202,51 @@ fn check_paths(items: &[Item]) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::{Artifact, Options};
     use super::*;
+    use crate::oci::{Manifest, media_type};
+
+    /// A manifest of layers with these types and annotations.
+    pub fn manifest(artifact_type: &str, config: &str, layers: &[(&str, &[(&str, &str)])]) -> Manifest {
+        let descriptor = |number: usize, media_type: &str, annotations: &[(&str, &str)]| Descriptor {
+            media_type: media_type.to_owned(),
+            digest: Digest::sha256(format!("{number} {media_type}").as_bytes()),
+            size: 1,
+            artifact_type: None,
+            platform: None,
+            annotations: annotations.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+        };
+        let layers = layers.iter().enumerate();
+        Manifest {
+            media_type: media_type::OCI_MANIFEST.into(),
+            artifact_type: Some(artifact_type.to_owned()).filter(|name| !name.is_empty()),
+            config: descriptor(0, config, &[]),
+            layers: layers.map(|(at, (name, annotations))| descriptor(at + 1, name, annotations)).collect(),
+            annotations: BTreeMap::new(),
+            has_subject: false,
+        }
+    }
+
+    pub fn artifact(manifest: &Manifest) -> Artifact<'_> {
+        static DIGEST: std::sync::LazyLock<Digest> = std::sync::LazyLock::new(|| Digest::sha256(b"{}"));
+        Artifact { manifest, digest: &DIGEST, bytes: b"{}", config: None }
+    }
+
+    type Rule = fn(&Artifact<'_>, &Options) -> Result<Plan, Error>;
+
+    /// The paths of a plan, in the order of the layers.
+    pub fn paths(rule: Rule, manifest: &Manifest) -> Result<Vec<String>, Error> {
+        paths_with(rule, manifest, &Options::default())
+    }
+
+    pub fn paths_with(rule: Rule, manifest: &Manifest, options: &Options) -> Result<Vec<String>, Error> {
+        let plan = rule(&artifact(manifest), options)?;
+        let path = |item: &Item| item.path().map_or_else(|| "(archive)".to_owned(), TreePath::to_string);
+        Ok(plan.items().iter().map(path).collect())
+    }
 
     fn file(content: &str) -> File {
         let blob = Descriptor {

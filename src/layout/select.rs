@@ -66,7 +66,8 @@ impl Selection {
     pub fn walk(&self) -> Walk<'_> {
         Walk {
             selection: self,
-            matched: vec![false; self.include.texts.len()],
+            included: vec![false; self.include.texts.len()],
+            excluded: vec![false; self.exclude.texts.len()],
             quoted: Vec::new(),
             any: false,
         }
@@ -77,8 +78,9 @@ impl Selection {
 #[derive(Debug)]
 pub struct Walk<'a> {
     selection: &'a Selection,
-    /// By number of the `include` pattern.
-    matched: Vec<bool>,
+    /// Whether it matched something, by number of the pattern.
+    included: Vec<bool>,
+    excluded: Vec<bool>,
     quoted: Vec<String>,
     any: bool,
 }
@@ -109,12 +111,18 @@ impl Walk<'_> {
         let candidate = Candidate::from_bytes(path);
         if !self.selection.include.texts.is_empty() {
             for number in self.selection.include.globs.matches_candidate(&candidate) {
-                self.matched[number] = true;
+                self.included[number] = true;
                 verdict.included = true;
             }
         }
-        if !verdict.excluded && !self.selection.exclude.texts.is_empty() {
-            verdict.excluded = self.selection.exclude.globs.is_match_candidate(&candidate);
+        let exclude = &self.selection.exclude.globs;
+        if self.excluded.contains(&false) {
+            for number in exclude.matches_candidate(&candidate) {
+                self.excluded[number] = true;
+                verdict.excluded = true;
+            }
+        } else if !verdict.excluded && !exclude.is_empty() {
+            verdict.excluded = exclude.is_match_candidate(&candidate);
         }
         if leaf {
             match self.quoted.len() {
@@ -139,7 +147,8 @@ impl Walk<'_> {
     /// Checks that the patterns meant something.
     ///
     /// # Errors
-    /// [`Error::NothingSelected`] when an `include` pattern matched no path, or no file is wanted.
+    /// [`Error::NothingSelected`] when a pattern matched no path, or no file is wanted: it is more likely a typing error
+    /// than meant, and what it costs is seen late.
     pub fn finish(self) -> Result<(), Error> {
         let Selection { include, exclude } = self.selection;
         let nothing = |attribute, pattern: &str, note: &str| Error::NothingSelected {
@@ -147,8 +156,11 @@ impl Walk<'_> {
             pattern: pattern.to_owned(),
             paths: self.quoted.join(", ") + note,
         };
-        if let Some(number) = self.matched.iter().position(|matched| !matched) {
+        if let Some(number) = self.included.iter().position(|matched| !matched) {
             return Err(nothing("include", &include.texts[number], ""));
+        }
+        if let Some(number) = self.excluded.iter().position(|matched| !matched) {
+            return Err(nothing("exclude", &exclude.texts[number], ""));
         }
         match (self.any, exclude.texts.first()) {
             (false, Some(pattern)) => Err(nothing("exclude", pattern, " (all are excluded)")),
@@ -250,6 +262,10 @@ mod tests {
     fn a_pattern_without_a_match_names_what_there_is() {
         let error = select("*.json,*.gguf", "").expect_err("no gguf").to_string();
         assert!(error.contains("*.gguf") && error.contains("onnx/model.onnx"), "{error}");
+        let error = select("", "*.json,*.bin").expect_err("no bin").to_string();
+        assert!(error.contains("exclude pattern \"*.bin\"") && error.contains("onnx/model.onnx"), "{error}");
+        // What is in an excluded directory is matched, too.
+        assert!(select("", "onnx,onnx/fp16").is_ok());
         let error = select("", "*").expect_err("nothing left").to_string();
         assert!(error.contains("exclude"), "{error}");
     }

@@ -24,6 +24,8 @@ pub struct Manifest {
     pub layers: Vec<Descriptor>,
     /// Free keys.
     pub annotations: BTreeMap<String, String>,
+    /// Whether it says something about another manifest (manifest.md#subject).
+    pub has_subject: bool,
 }
 
 /// An index: manifests to choose from. OCI image index v1 or Docker manifest list.
@@ -85,6 +87,7 @@ struct Raw {
     layers: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
     fs_layers: Option<serde::de::IgnoredAny>,
+    subject: Option<serde::de::IgnoredAny>,
     #[serde(default, deserialize_with = "descriptor::annotations")]
     annotations: BTreeMap<String, String>,
 }
@@ -148,6 +151,7 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Document, Inval
         config,
         layers,
         annotations: raw.annotations,
+        has_subject: raw.subject.is_some(),
     }))
 }
 

@@ -73,9 +73,9 @@ impl Platform {
     /// The child of an index that runs best on `self`, by position.
     ///
     /// Attestations are no candidates. Of equally good children the first wins.
-    pub fn choose(&self, children: &[Descriptor]) -> Option<usize> {
+    pub fn choose<'a>(&self, children: impl IntoIterator<Item = &'a Descriptor>) -> Option<usize> {
         let mut best: Option<(u32, usize)> = None;
-        for (position, child) in children.iter().enumerate() {
+        for (position, child) in children.into_iter().enumerate() {
             let Some(platform) = child.platform.as_ref().filter(|_| !is_attestation(child)) else { continue };
             let Some(rank) = platform.rank_on(self) else { continue };
             if best.is_none_or(|(highest, _)| rank > highest) {

@@ -33,17 +33,17 @@ pub enum Error {
         /// Why.
         source: InvalidManifest,
     },
-    /// The index has nothing that runs here.
-    #[error(
-        "{reference} has nothing for platform {wanted}; it has {offered}; choose one with the attribute platform"
-    )]
-    NoPlatform {
+    /// The index has nothing that is wanted, or several.
+    #[error("{reference} {found}; there is {offered}; {advice}")]
+    NoChild {
         /// What was asked for.
         reference: String,
-        /// The platform wanted.
-        wanted: String,
-        /// The platforms there are.
+        /// How much of what is wanted there is, in words.
+        found: String,
+        /// What there is.
         offered: String,
+        /// What to do.
+        advice: &'static str,
     },
     /// The index leads to more indexes than anything real.
     #[error("{reference} is an index of indexes, more than {limit} deep")]
@@ -88,9 +88,7 @@ impl Error {
             Self::Store(error) => error.kind(),
             Self::Layout(error) => error.kind(),
             Self::Unpack { source, .. } => source.kind(),
-            Self::Manifest { .. } | Self::NoPlatform { .. } | Self::TooDeep { .. } => {
-                Kind::FailedPrecondition
-            }
+            Self::Manifest { .. } | Self::NoChild { .. } | Self::TooDeep { .. } => Kind::FailedPrecondition,
             Self::NotPresent { .. } => Kind::NotFound,
             Self::Stopped => Kind::Aborted,
             Self::Shared(error) => error.kind(),

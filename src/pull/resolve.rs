@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use super::{Error, PullPolicy, Puller, Request, access_key, origin};
 use crate::oci::manifest::{Document, SIZE_LIMIT, parse};
-use crate::oci::platform::is_attestation;
-use crate::oci::{Digest, Index, Manifest, Platform, Reference};
+use crate::oci::{Digest, Manifest, Reference};
 use crate::registry;
 use crate::registry::transport::Source;
 use crate::store::Store;
@@ -79,11 +78,14 @@ impl Puller {
         for _ in 0..=DEPTH_LIMIT {
             match self.read_manifest(reference, &source, &manifest_digest, offline).await? {
                 Document::Manifest(manifest) => {
+                    if manifest_digest == digest {
+                        request.choice.check(&manifest, reference)?;
+                    }
                     let resolved = Resolved { digest, manifest_digest, source, offline, asked };
                     return Ok((resolved, manifest));
                 }
                 Document::Index(index) => {
-                    manifest_digest = choose(&index, &request.platform, reference)?;
+                    manifest_digest = request.choice.of(&index, reference)?;
                 }
             }
         }
@@ -188,32 +190,4 @@ impl Puller {
             }
         }
     }
-}
-
-/// The child of `index` to use.
-pub(crate) fn choose(index: &Index, platform: &Platform, reference: &Reference) -> Result<Digest, Error> {
-    let children = &index.manifests;
-    if let Some(position) = platform.choose(children) {
-        return Ok(children[position].digest.clone());
-    }
-    let mut content = children.iter().filter(|child| !is_attestation(child));
-    if let (Some(only), None) = (content.next(), content.next())
-        && only.platform.is_none()
-    {
-        return Ok(only.digest.clone());
-    }
-    let mut offered: Vec<String> = children
-        .iter()
-        .filter(|child| !is_attestation(child))
-        .take(20)
-        .map(|child| match &child.platform {
-            Some(platform) => platform.to_string(),
-            None => format!("{} without platform", child.digest),
-        })
-        .collect();
-    if offered.is_empty() {
-        offered.push("nothing".into());
-    }
-    let offered = offered.join(", ");
-    Err(Error::NoPlatform { reference: reference.to_string(), wanted: platform.to_string(), offered })
 }

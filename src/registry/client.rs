@@ -133,6 +133,32 @@ impl Registry {
         Ok(self.transport.body(source, response))
     }
 
+    /// Reads a small blob whole, and checks its digest.
+    ///
+    /// # Errors
+    /// As [`Registry::manifest`]; [`Error::WrongContent`] when it is something else, or larger than `limit`.
+    pub async fn small_blob(&self, source: &Source, blob: &Descriptor, limit: usize) -> Result<Bytes, Error> {
+        let what = name(source, &blob.digest.to_string());
+        let path = format!("blobs/{}", blob.digest);
+        let request = Request { method: Method::GET, path, accept: None, range: None, what: &what };
+        let mut backoff = Backoff::new(self.attempts());
+        let bytes = loop {
+            let read = async {
+                let response = self.transport.send(source, &request).await?;
+                self.transport.read(source, response, limit).await
+            };
+            match read.await {
+                Ok(bytes) => break bytes,
+                Err(error) => match backoff.after(&error) {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => return Err(error),
+                },
+            }
+        };
+        check(source, &blob.digest.to_string(), &bytes)?;
+        Ok(bytes)
+    }
+
     async fn head(
         &self,
         source: &Source,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +20,8 @@ use crate::layout;
 pub(super) enum Source {
     /// A blob that is one file.
     Blob(Blob, layout::Metadata),
+    /// A file that the layout writes.
+    Text(Vec<u8>),
     /// An unpacked layer.
     Layer(Layer),
 }
@@ -133,6 +135,14 @@ impl Linker<'_> {
                 self.made.bytes += blob.size;
                 place_blob(blob, &self.place(path), *metadata, self.how)
             }
+            (Source::Text(text), _) => {
+                self.made.bytes += text.len() as u64;
+                self.look(text.len() as u64)?;
+                let target = self.place(path);
+                let file = create(&target)?;
+                file.write_all_at(text, 0).map_err(io("write", &target))?;
+                set_plain(&file, &target, 0o444)
+            }
             (Source::Layer(layer), Kind::File { size, place, .. }) => {
                 self.made.bytes += size;
                 let on_disk = entry.metadata.mode | self.how.profile.added_mode();
@@ -242,15 +252,23 @@ fn place_blob(blob: &Blob, target: &Path, metadata: layout::Metadata, how: How) 
             .map_err(|error| io("change", target)(error.into()));
     }
     let mode = 0o444 | if executable { 0o111 } else { 0 };
+    set_plain(&file, target, mode)
+}
+
+/// What a file has of which nothing is known.
+fn set_plain(file: &File, target: &Path, mode: u32) -> Result<(), Error> {
     file.set_modified(SystemTime::UNIX_EPOCH + Duration::ZERO).map_err(io("touch", target))?;
     file.set_permissions(Permissions::from_mode(mode)).map_err(io("change mode of", target))
 }
 
+fn create(path: &Path) -> Result<File, Error> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path).map_err(io("create", path))
+}
+
 fn copy(from: &Path, to: &Path) -> Result<File, Error> {
     let source = File::open(from).map_err(io("open", from))?;
-    let mut options = fs::OpenOptions::new();
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let target = options.write(true).create_new(true).open(to).map_err(io("create", to))?;
+    let target = create(to)?;
     if rustix::fs::ioctl_ficlone(&target, &source).is_err() {
         std::io::copy(&mut &source, &mut &target).map_err(io("write", to))?;
     }

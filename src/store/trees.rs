@@ -184,7 +184,7 @@ impl Store {
         let layers = || {
             sources.iter().filter_map(|source| match source {
                 Source::Layer(layer) => Some(layer),
-                Source::Blob(..) => None,
+                Source::Blob(..) | Source::Text(_) => None,
             })
         };
         let mut image = Image {
@@ -270,6 +270,7 @@ impl Store {
                 let blob = self.blob(digest)?.ok_or_else(|| gone(digest))?;
                 Ok(Source::Blob(blob, file.metadata))
             }
+            Item::Text(_, text) => Ok(Source::Text(text.clone())),
             Item::Archive(archive) => {
                 let digest = &archive.blob.digest;
                 let layer =
@@ -316,13 +317,14 @@ impl Store {
         let indexes = indexes(&build.plan, sources)?;
         let mut merge = Merge::new(profile);
         for (item, source) in build.plan.items().iter().zip(sources) {
-            let (digest, rename) = match item {
-                Item::File(_, file) => (&file.blob.digest, &Rename::default()),
-                Item::Archive(archive) => (&archive.blob.digest, &archive.rename),
+            let whole = Rename::default();
+            let rename = match item {
+                Item::File(..) | Item::Text(..) => &whole,
+                Item::Archive(archive) => &archive.rename,
             };
             let entries = indexes.get(&index_key(item, source)).map_or(&[][..], Vec::as_slice);
             let applied = merge.apply(entries, rename);
-            applied.map_err(|source| Error::Refused { digest: digest.clone(), source })?;
+            applied.map_err(|source| Error::Refused { digest: item.digest(), source })?;
         }
         let selection = &build.options.selection;
         if !selection.is_all() {
@@ -345,8 +347,8 @@ impl Store {
 fn index_key<'a>(item: &'a Item, source: &'a Source) -> &'a str {
     match (item, source) {
         (_, Source::Layer(layer)) => layer.key.as_str(),
-        (Item::File(path, _), Source::Blob(..)) => path.as_str(),
-        (Item::Archive(_), Source::Blob(..)) => "",
+        (Item::File(path, _) | Item::Text(path, _), _) => path.as_str(),
+        (Item::Archive(_), _) => "",
     }
 }
 
@@ -358,13 +360,18 @@ fn indexes<'a>(plan: &'a Plan, sources: &'a [Source]) -> Result<HashMap<&'a str,
         match (item, source) {
             (_, Source::Layer(_)) if all.contains_key(key) => {}
             (_, Source::Layer(layer)) => drop(all.insert(key, layer.entries()?)),
-            (Item::File(path, _), Source::Blob(blob, _)) => {
+            (Item::File(path, _) | Item::Text(path, _), source) => {
+                let size = match source {
+                    Source::Blob(blob, _) => blob.size,
+                    Source::Text(text) => text.len() as u64,
+                    Source::Layer(layer) => layer.size,
+                };
                 let checksum = layer::Checksum::of(b""); // Blobs have digests instead.
-                let kind = Kind::File { size: blob.size, checksum, place: Place::Named };
+                let kind = Kind::File { size, checksum, place: Place::Named };
                 let name = Name::below(path.as_str().as_bytes(), b"");
                 all.insert(key, vec![layer::Entry { name, kind, metadata: layer::Metadata::default() }]);
             }
-            (Item::Archive(_), Source::Blob(..)) => {}
+            (Item::Archive(_), _) => {}
         }
     }
     Ok(all)

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::layout::{Options, Selection, TreePath, Unpack, select::InvalidPattern};
+use crate::layout::{Layout, Options, Selection, TreePath, Unpack, select::InvalidPattern};
 use crate::oci::platform::InvalidPlatform;
 use crate::oci::reference::InvalidReference;
 use crate::oci::{Platform, Reference};
-use crate::pull::PullPolicy;
+use crate::pull::{Choice, PullPolicy};
 
 /// What a volume shows, and how. Every attribute was checked.
 #[derive(Debug, Clone)]
@@ -15,9 +15,9 @@ pub struct Attributes {
     pub reference: Reference,
     /// `pullPolicy`
     pub pull_policy: PullPolicy,
-    /// `platform`
-    pub platform: Platform,
-    /// `include`, `exclude`, `unpack`, `stripComponents`
+    /// `platform`, `artifactType`, `variant`
+    pub choice: Choice,
+    /// `layout`, `include`, `exclude`, `unpack`, `stripComponents`
     pub options: Options,
     /// `path`; `None` is all of the tree.
     pub path: Option<TreePath>,
@@ -56,6 +56,18 @@ pub enum Error {
         /// The rule it breaks.
         reason: &'static str,
     },
+    /// `layout` shows archives as they are.
+    #[error(
+        "volume attribute {key} is {value:?}, and layout: {layout} unpacks nothing; leave out one of them"
+    )]
+    Unpacked {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// The layout.
+        layout: String,
+    },
     /// Not one of the words allowed.
     #[error("volume attribute {key} is {value:?}; allowed are {allowed}")]
     Word {
@@ -69,10 +81,13 @@ pub enum Error {
 }
 
 /// The keys users may write.
-pub const KEYS: [&str; 10] = [
+pub const KEYS: [&str; 13] = [
     "reference",
     "pullPolicy",
     "platform",
+    "artifactType",
+    "variant",
+    "layout",
     "include",
     "exclude",
     "unpack",
@@ -112,8 +127,13 @@ impl Attributes {
                 Some("Never") => PullPolicy::Never,
                 Some(other) => return Err(word("pullPolicy", other, "Always, IfNotPresent, Never")),
             },
-            platform: value("platform").map_or_else(|| Ok(Platform::host()), str::parse)?,
+            choice: Choice {
+                platform: value("platform").map_or_else(|| Ok(Platform::host()), str::parse)?,
+                artifact_type: value("artifactType").map(str::to_owned),
+                variant: value("variant").map(variant).transpose()?,
+            },
             options: Options {
+                layout: layout(&value, &reference)?,
                 selection: Selection::new(
                     map.get("include").map_or("", String::as_str),
                     map.get("exclude").map_or("", String::as_str),
@@ -148,6 +168,31 @@ fn default_policy(reference: &Reference) -> PullPolicy {
         (None, None | Some("latest")) => PullPolicy::Always,
         _ => PullPolicy::IfNotPresent,
     }
+}
+
+/// An annotation, as `key=value`.
+fn variant(text: &str) -> Result<(String, String), Error> {
+    let parts = text.split_once('=').filter(|(key, value)| !key.is_empty() && !value.is_empty());
+    let (key, value) = parts.ok_or_else(|| word("variant", text, "annotations, as key=value"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// The layout, and that nothing is asked of it that only archives have.
+fn layout<'a>(value: &impl Fn(&str) -> Option<&'a str>, reference: &Reference) -> Result<Layout, Error> {
+    let name = value("layout").unwrap_or("auto");
+    let layout = Layout::new(name, reference).ok_or_else(|| word("layout", name, Layout::NAMES))?;
+    if layout != Layout::Auto {
+        for (key, without) in [("unpack", ["auto", "never"]), ("stripComponents", ["0", "0"])] {
+            if let Some(value) = value(key).filter(|value| !without.contains(value)) {
+                return Err(Error::Unpacked {
+                    key,
+                    value: value.chars().take(100).collect(),
+                    layout: name.to_owned(),
+                });
+            }
+        }
+    }
+    Ok(layout)
 }
 
 fn flag(key: &'static str, value: Option<&str>) -> Result<Option<bool>, Error> {
@@ -189,7 +234,7 @@ mod tests {
     #[test]
     fn bad_attributes_are_named_with_what_is_allowed() {
         let reference = ("reference", "r.example/x");
-        let table: [(&[(&str, &str)], &str); 11] = [
+        let table: [(&[(&str, &str)], &str); 16] = [
             (&[], "reference is missing"),
             (&[("reference", " ")], "reference is missing"),
             (&[("reference", "r.example/UPPER")], "UPPER"),
@@ -201,6 +246,11 @@ mod tests {
             (&[reference, ("stripComponents", "129")], "0 to 128"),
             (&[reference, ("path", "../etc")], "'..'"),
             (&[reference, ("platform", "linux")], "os/arch"),
+            (&[reference, ("layout", "tar")], "auto, blobs, oci-layout, ollama"),
+            (&[reference, ("layout", "blobs"), ("unpack", "always")], "unpacks nothing"),
+            (&[reference, ("layout", "ollama"), ("stripComponents", "1")], "unpacks nothing"),
+            (&[reference, ("variant", "q4")], "key=value"),
+            (&[reference, ("variant", "=q4")], "key=value"),
         ];
         for (pairs, expected) in table {
             let error = parse(pairs).expect_err(expected).to_string();

@@ -157,7 +157,7 @@ pub fn pull_request(attributes: &Attributes, keyring: &Keyring) -> pull::Request
     pull::Request {
         reference: attributes.reference.clone(),
         policy: attributes.pull_policy,
-        platform: attributes.platform.clone(),
+        choice: attributes.choice.clone(),
         options: attributes.options.clone(),
         readable: attributes.readable,
         credentials: keyring.matching(&attributes.reference),

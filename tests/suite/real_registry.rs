@@ -166,7 +166,7 @@ fn what_is_no_family_of_ours_is_named() {
         let registry = DebianRegistry::start().await;
         let pusher = registry.pusher("image");
         let layer = Layer {
-            media_type: "application/vnd.ollama.image.model".into(),
+            media_type: "application/vnd.example.layer".into(),
             content: Bytes::from_static(b"not looked at"),
             annotations: json!({}),
         };
@@ -175,9 +175,7 @@ fn what_is_no_family_of_ours_is_named() {
         let volume = node.volume("pod");
         let status = node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect_err("an image");
         assert_eq!(status.code(), Code::FailedPrecondition);
-        for word in
-            ["the config of a container image", media_type::OCI_IMAGE_CONFIG, "vnd.ollama.image.model"]
-        {
+        for word in ["the config of a container image", media_type::OCI_IMAGE_CONFIG, "vnd.example.layer"] {
             assert!(status.message().contains(word), "{}", status.message());
         }
     });

@@ -3,8 +3,10 @@
 pub mod attack;
 pub mod container;
 pub mod debian_registry;
+pub mod fixtures;
 pub mod kubelet;
 pub mod layers;
+pub mod listing;
 pub mod namespace;
 pub mod node;
 pub mod scripted;

@@ -1,0 +1,61 @@
+//! What other projects' tools pushed, captured in `tests/fixtures/` as OCI image layouts, and pushed again.
+
+use std::path::{Path, PathBuf};
+
+use ocivol::demo::push::Pusher;
+use ocivol::oci::Digest;
+use serde_json::Value;
+
+/// The tag of a reference in a layout's index.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+fn directory(tool: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(tool)
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn json(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes).expect("JSON")
+}
+
+/// Pushes all that `tool` made, under the same tags and digests.
+pub async fn push(tool: &str, pusher: &Pusher) {
+    let directory = directory(tool);
+    let index = json(&read(&directory.join("index.json")));
+    for entry in index["manifests"].as_array().expect("manifests") {
+        let digest = entry["digest"].as_str().expect("a digest");
+        push_manifest(&directory, pusher, digest).await;
+        if let Some(tag) = entry["annotations"][REF_NAME].as_str() {
+            let body = blob(&directory, digest);
+            let media_type = entry["mediaType"].as_str().expect("a media type");
+            let text = String::from_utf8(body).expect("text");
+            let pushed = pusher.manifest(tag, media_type, &text).await.expect(tag);
+            assert_eq!(pushed.to_string(), digest, "it is the same, byte for byte");
+        }
+    }
+}
+
+/// Pushes a manifest by its digest, after all that it names.
+async fn push_manifest(directory: &Path, pusher: &Pusher, digest: &str) {
+    let bytes = blob(directory, digest);
+    let manifest = json(&bytes);
+    for child in manifest["manifests"].as_array().into_iter().flatten() {
+        Box::pin(push_manifest(directory, pusher, child["digest"].as_str().expect("a digest"))).await;
+    }
+    let layers = manifest["layers"].as_array().into_iter().flatten();
+    for layer in layers.chain(Some(&manifest["config"]).filter(|config| config.is_object())) {
+        let content = blob(directory, layer["digest"].as_str().expect("a digest"));
+        pusher.blob(content.into()).await.expect("pushed");
+    }
+    let media_type = manifest["mediaType"].as_str().unwrap_or(ocivol::oci::media_type::OCI_MANIFEST);
+    let text = String::from_utf8(bytes).expect("text");
+    pusher.manifest(digest, media_type, &text).await.expect("pushed");
+}
+
+fn blob(directory: &Path, digest: &str) -> Vec<u8> {
+    let digest: Digest = digest.parse().expect("a digest");
+    read(&directory.join("blobs").join(digest.algorithm().as_str()).join(digest.hex()))
+}
