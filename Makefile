@@ -19,7 +19,7 @@ CSI_SANITY := v5.6.0
 # The chart is tried with all of these; the last one renders manifests/install.yaml.
 KUBERNETES := 1.29.0 1.31.0 1.33.0 1.34.0 1.35.0 1.36.0
 
-.PHONY: help demo test check conformance manifests image fuzz bench static check-arm advisories
+.PHONY: help demo test check conformance interop manifests image fuzz bench static check-arm advisories
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -69,6 +69,18 @@ conformance: $(TOOLS)/bin/helm $(TOOLS)/bin/csi-sanity ## csi-sanity against the
 	@$(call need,unshare,util-linux)
 	$(CARGO) build
 	$(SUDO) sh tests/conformance.sh target/debug/ocivol $(TOOLS)/bin/csi-sanity
+
+interop: ## Push with other projects' tools, mount, compare with what they pull; slow, needs Go
+	@command -v go >/dev/null || { echo "this needs Go 1.25 or newer: https://go.dev/doc/install" >&2; exit 1; }
+	@$(call need,docker-registry,docker-registry)
+	@$(call need,umoci,umoci)
+	@$(call need,skopeo,skopeo)
+	@$(call need,buildah,buildah)
+	@$(call need,gpg,gnupg)
+	@python3 -c 'import venv, ensurepip' 2>/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq python3-venv; }
+	sh tests/interop/install.sh $(TOOLS)/interop
+	$(CARGO) build
+	$(SUDO) sh tests/interop/run.sh target/debug/ocivol $(TOOLS)/interop
 
 # $(call go,module@version): a tool of the Go module proxy.
 go = @command -v go >/dev/null || { echo "this needs Go 1.25 or newer: https://go.dev/doc/install" >&2; exit 1; }; \

@@ -66,6 +66,8 @@ macro_rules! readers {
                 "PersistentVolumeClaim" => read::<core::v1::PersistentVolumeClaim>(object),
                 "DaemonSet" => read::<apps::v1::DaemonSet>(object),
                 "Deployment" => read::<apps::v1::Deployment>(object),
+                // Its type is not Kubernetes' own; below it is looked at what it names.
+                "InferenceService" => {}
                 "CSIDriver" => read::<storage::v1::CSIDriver>(object),
                 other => panic!("an object of kind {other}"),
             }
@@ -86,11 +88,59 @@ fn every_object_is_known_to_every_version() {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("text");
         all.extend(objects(&text));
     }
-    assert!(all.len() > 8);
+    assert!(all.len() > 15);
     for object in &all {
         kubernetes_1_29(object);
         kubernetes_1_33(object);
         kubernetes_1_36(object);
+    }
+}
+
+/// All that the examples ask of the driver is what the driver knows.
+#[test]
+fn examples_have_attributes_that_there_are() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples");
+    let mut volumes = 0;
+    for entry in std::fs::read_dir(examples).expect("examples") {
+        let path = entry.expect("an entry").path();
+        let objects = objects(&std::fs::read_to_string(&path).expect("text"));
+        let mut found = Vec::new();
+        for object in &objects {
+            csi_volumes(object, &mut found);
+            if object["kind"] == "InferenceService" {
+                let claim = object["spec"]["predictor"]["model"]["storageUri"].as_str().expect("a claim");
+                let named = |other: &Value| {
+                    other["kind"] == "PersistentVolumeClaim"
+                        && claim == format!("pvc://{}/", other["metadata"]["name"].as_str().expect("a name"))
+                };
+                assert!(objects.iter().any(named), "{}: {claim}", path.display());
+            }
+        }
+        assert!(!found.is_empty(), "{} has no volume", path.display());
+        for csi in found {
+            assert_eq!((&csi["driver"], &csi["readOnly"]), (&"csi.ocivol.dev".into(), &true.into()));
+            let attributes = serde_json::from_value(csi["volumeAttributes"].clone()).expect("strings");
+            ocivol::volume::Attributes::parse(&attributes)
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            volumes += 1;
+        }
+    }
+    assert!(volumes >= 12, "{volumes}");
+}
+
+/// Every `csi` of volumes below `value`.
+fn csi_volumes(value: &Value, found: &mut Vec<Value>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                if key == "csi" {
+                    found.push(value.clone());
+                }
+                csi_volumes(value, found);
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|value| csi_volumes(value, found)),
+        _ => {}
     }
 }
 

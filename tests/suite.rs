@@ -16,6 +16,8 @@ mod daemonset;
 mod debian;
 #[path = "suite/differential.rs"]
 mod differential;
+#[path = "suite/documented.rs"]
+mod documented;
 #[path = "suite/durability.rs"]
 mod durability;
 #[path = "suite/families.rs"]

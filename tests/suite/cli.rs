@@ -139,6 +139,104 @@ fn inspect_pulls_no_layer_and_needs_no_store() {
 }
 
 #[test]
+fn inspect_names_the_family_its_rule_and_the_files() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let node = Node::on_host(&[]);
+        let layer = |kind: &str, content: &'static str| Layer {
+            media_type: format!("application/{kind}"),
+            content: content.into(),
+            annotations: serde_json::json!({}),
+        };
+        let chart = "vnd.cncf.helm.chart.content.v1.tar+gzip";
+        let config = r#"{"name":"app","version":"1.2.3"}"#;
+        type Row<'a> = (&'a str, &'a str, Vec<Layer>, &'a [&'a str], &'a str, &'a str, &'a [&'a str]);
+        let table: [Row<'_>; 6] = [
+            (
+                "vnd.cncf.helm.config.v1+json",
+                config,
+                vec![layer(chart, "tgz")],
+                &[],
+                "helm",
+                "config is",
+                &["(archive, unpacked at the root)"],
+            ),
+            (
+                "vnd.cncf.helm.config.v1+json",
+                config,
+                vec![layer(chart, "tgz")],
+                &["--unpack", "never"],
+                "helm",
+                "config is",
+                &["app-1.2.3.tgz"],
+            ),
+            (
+                "vnd.docker.container.image.v1+json",
+                "{}",
+                vec![layer("vnd.ollama.image.model", "GGUF"), layer("vnd.ollama.image.license", "MIT")],
+                &[],
+                "ollama",
+                "is application/vnd.ollama.image.model",
+                &["model.gguf", "license.txt"],
+            ),
+            (
+                "vnd.docker.ai.model.config.v0.1+json",
+                "{}",
+                vec![layer("vnd.docker.ai.gguf.v3", "GGUF")],
+                &[],
+                "docker-model",
+                "config is",
+                &["model.gguf"],
+            ),
+            (
+                "vnd.oci.empty.v1+json",
+                "{}",
+                vec![Layer::titled("a/b", "1"), Layer::titled("c", "2")],
+                &["--include", "c"],
+                "files",
+                "2 of 2 layers have a title",
+                &["c"],
+            ),
+            (
+                "x",
+                "{}",
+                vec![layer("y", "1")],
+                &["--layout", "oci-layout"],
+                "oci-layout",
+                "asked for",
+                &["oci-layout", "index.json"],
+            ),
+        ];
+        for (number, (config_type, config, layers, flags, family, rule, files)) in
+            table.into_iter().enumerate()
+        {
+            let pusher = registry.pusher(&format!("a/{number}"));
+            let config_type = format!("application/{config_type}");
+            pusher.artifact("v1", "", &config_type, config, &layers).await.expect("pushed");
+            registry.forget();
+            let reference = registry.reference(&format!("a/{number}:v1"));
+            let mut arguments = vec!["inspect", "--output", "json", &reference];
+            arguments.extend_from_slice(flags);
+            let found: Value =
+                serde_json::from_str(&stdout(&ocivol(&node, &registry, &arguments).await)).expect("JSON");
+            assert_eq!(found["family"], family, "{found}");
+            assert!(found["rule"].as_str().is_some_and(|text| text.contains(rule)), "{found}");
+            for (at, path) in files.iter().enumerate() {
+                assert_eq!(found["files"][at]["path"], *path, "{found}");
+                assert!(found["files"][at]["size"].as_u64().is_some_and(|size| size > 0), "{found}");
+                let digest = found["files"][at]["digest"].as_str().expect("a digest");
+                assert!(digest.parse::<ocivol::oci::Digest>().is_ok(), "{digest}");
+            }
+            for layer in &layers {
+                let blob = ocivol::oci::Digest::sha256(&layer.content).to_string();
+                assert_eq!(registry.count(&axum::http::Method::GET, &blob), 0, "a layer was pulled");
+            }
+        }
+        assert!(!node.root.exists() || std::fs::read_dir(&node.root).expect("a store").next().is_none());
+    });
+}
+
+#[test]
 fn failures_are_one_line_and_have_their_status() {
     isolated(async {
         let (registry, reference) = model().await;

@@ -161,7 +161,11 @@ fn docker_model_runner() {
 }
 
 /// Pushes a model as Ollama does: a Docker manifest, whose layers have nothing but a type.
-async fn push_ollama(pusher: &Pusher, tag: &str, kinds: &[(&str, &'static str)]) -> (Vec<Digest>, String) {
+pub async fn push_ollama(
+    pusher: &Pusher,
+    tag: &str,
+    kinds: &[(&str, &'static str)],
+) -> (Vec<Digest>, String) {
     let config = json!({
         "model_format": "gguf", "model_family": "llama", "model_families": ["llama"], "model_type": "1.2B",
         "file_type": "Q8_0", "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},

@@ -23,27 +23,37 @@ fn json(bytes: &[u8]) -> Value {
 
 /// Pushes all that `tool` made, under the same tags and digests.
 pub async fn push(tool: &str, pusher: &Pusher) {
-    let directory = directory(tool);
-    let index = json(&read(&directory.join("index.json")));
-    for entry in index["manifests"].as_array().expect("manifests") {
-        let digest = entry["digest"].as_str().expect("a digest");
-        push_manifest(&directory, pusher, digest).await;
-        if let Some(tag) = entry["annotations"][REF_NAME].as_str() {
-            let body = blob(&directory, digest);
-            let media_type = entry["mediaType"].as_str().expect("a media type");
-            let text = String::from_utf8(body).expect("text");
-            let pushed = pusher.manifest(tag, media_type, &text).await.expect(tag);
-            assert_eq!(pushed.to_string(), digest, "it is the same, byte for byte");
-        }
+    for (digest, tag) in references(tool) {
+        push_manifest(&directory(tool), pusher, &digest, tag.as_deref()).await;
     }
 }
 
-/// Pushes a manifest by its digest, after all that it names.
-async fn push_manifest(directory: &Path, pusher: &Pusher, digest: &str) {
+/// Pushes what `tool` made as `made_as`, as `tag`.
+pub async fn push_one(tool: &str, made_as: &str, pusher: &Pusher, tag: &str) {
+    let references = references(tool);
+    let (digest, _) = references
+        .iter()
+        .find(|(_, known)| known.as_deref() == Some(made_as))
+        .unwrap_or_else(|| panic!("{tool} made no {made_as}"));
+    push_manifest(&directory(tool), pusher, digest, Some(tag)).await;
+}
+
+/// Digests of manifests, and their tags.
+fn references(tool: &str) -> Vec<(String, Option<String>)> {
+    let index = json(&read(&directory(tool).join("index.json")));
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let entries = index["manifests"].as_array().expect("manifests").iter();
+    entries
+        .map(|entry| (text(&entry["digest"]).expect("a digest"), text(&entry["annotations"][REF_NAME])))
+        .collect()
+}
+
+/// Pushes a manifest, after all that it names.
+async fn push_manifest(directory: &Path, pusher: &Pusher, digest: &str, tag: Option<&str>) {
     let bytes = blob(directory, digest);
     let manifest = json(&bytes);
     for child in manifest["manifests"].as_array().into_iter().flatten() {
-        Box::pin(push_manifest(directory, pusher, child["digest"].as_str().expect("a digest"))).await;
+        Box::pin(push_manifest(directory, pusher, child["digest"].as_str().expect("a digest"), None)).await;
     }
     let layers = manifest["layers"].as_array().into_iter().flatten();
     for layer in layers.chain(Some(&manifest["config"]).filter(|config| config.is_object())) {
@@ -52,7 +62,8 @@ async fn push_manifest(directory: &Path, pusher: &Pusher, digest: &str) {
     }
     let media_type = manifest["mediaType"].as_str().unwrap_or(ocivol::oci::media_type::OCI_MANIFEST);
     let text = String::from_utf8(bytes).expect("text");
-    pusher.manifest(digest, media_type, &text).await.expect("pushed");
+    let pushed = pusher.manifest(tag.unwrap_or(digest), media_type, &text).await.expect("pushed");
+    assert_eq!(pushed.to_string(), digest, "it is the same, byte for byte");
 }
 
 fn blob(directory: &Path, digest: &str) -> Vec<u8> {
