@@ -6,6 +6,10 @@ mod support;
 
 #[path = "suite/access.rs"]
 mod access;
+#[path = "suite/archive_durability.rs"]
+mod archive_durability;
+#[path = "suite/archive_pulls.rs"]
+mod archive_pulls;
 #[path = "suite/archives.rs"]
 mod archives;
 #[path = "suite/cli.rs"]

@@ -1,0 +1,142 @@
+//! Layers and trees that were damaged, or not yet on disk.
+
+use std::fs;
+use std::path::Path;
+
+use axum::http::Method;
+use ocivol::demo::push::Layer;
+use ocivol::demo::tarball::{Tarball, gzip};
+use ocivol::oci::Digest;
+
+use crate::archives::image;
+use crate::support::{Node, Scripted, isolated, noise};
+
+#[test]
+fn layers_and_trees_survive_a_kill_and_damage_is_found() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let base =
+            Tarball::new().file("a", &noise(7, 1 << 20)).symlink("s", "a").hard_link("h", "a").finish();
+        let top = Tarball::new().file("b", b"top").finish();
+        let pusher = registry.pusher("image");
+        image(&pusher, "one", std::slice::from_ref(&base)).await;
+        image(&pusher, "two", &[base.clone(), top]).await;
+        let mut node = Node::start(&["--plain-http", &registry.host()]).await;
+        let references = ["one", "two"].map(|tag| registry.reference(&format!("image:{tag}")));
+        let publish = async |node: &Node, name: &str| {
+            for (number, reference) in references.iter().enumerate() {
+                let volume = node.volume(&format!("{name}-{number}"));
+                node.publish(&volume, reference, &[]).await.expect("published");
+                assert!(fs::read(volume.target.join("h")).expect("a file") == noise(7, 1 << 20));
+            }
+        };
+        publish(&node, "before").await;
+        registry.forget();
+        // As if nothing had reached the disk yet: what is here is compared with its index before it is used.
+        for volatile in [false, true] {
+            node.kill();
+            if volatile {
+                forget_durability(&node.root);
+            }
+            node.run().await;
+            publish(&node, &format!("after-{volatile}")).await;
+        }
+        assert_eq!(registry.count(&Method::GET, "/blobs/"), 0, "all of it was still good");
+        for damage in ["flip", "truncate", "mode", "index", "missing"] {
+            node.kill();
+            forget_durability(&node.root);
+            let layer = layer_with(&node.root, "a");
+            let file = layer.join("fs/a");
+            match damage {
+                "flip" => {
+                    let mut content = fs::read(&file).expect("a file");
+                    content[5] ^= 1;
+                    let mtime = fs::metadata(&file).expect("a file").modified().expect("a time");
+                    fs::write(&file, content).expect("written");
+                    fs::File::open(&file).expect("a file").set_modified(mtime).expect("a time");
+                }
+                "truncate" => {
+                    fs::File::options()
+                        .write(true)
+                        .open(&file)
+                        .expect("a file")
+                        .set_len(10)
+                        .expect("shorter");
+                }
+                "mode" => fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o0))
+                    .expect("a mode"),
+                "index" => fs::write(layer.join("index"), b"").expect("written"),
+                _ => fs::remove_file(&file).expect("removed"),
+            }
+            registry.forget();
+            node.run().await;
+            publish(&node, damage).await;
+            assert_eq!(
+                registry.count(&Method::GET, "/blobs/"),
+                1,
+                "{damage}: only the damaged layer is fetched again"
+            );
+        }
+        // Another boot: nobody knows what reached the disk.
+        node.kill();
+        forget_durability(&node.root);
+        rewrite_records(&node.root, |text| {
+            let start = text.find("\"boot_id\":\"").expect("a boot") + 11;
+            text.replacen(&text[start..start + 8], "00000000", 1)
+        });
+        registry.forget();
+        node.run().await;
+        publish(&node, "boot").await;
+        assert_eq!(registry.count(&Method::GET, "/blobs/"), 2);
+    });
+}
+
+/// The layer's directory in the store that holds `name`.
+fn layer_with(root: &Path, name: &str) -> std::path::PathBuf {
+    let layers = fs::read_dir(root.join("v1/layers")).expect("layers");
+    let mut layers = layers.map(|entry| entry.expect("an entry").path());
+    let current = |path: &std::path::PathBuf| {
+        let retired = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("retired-"));
+        !retired && path.join("fs").join(name).exists()
+    };
+    layers.find(current).expect("the layer")
+}
+
+fn forget_durability(root: &Path) {
+    rewrite_records(root, |text| text.replace("\"durable\":true", "\"durable\":false"));
+}
+
+fn rewrite_records(root: &Path, change: impl Fn(&str) -> String) {
+    for name in ["layers", "images"] {
+        for entry in fs::read_dir(root.join("v1").join(name)).expect("records") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                let text = fs::read_to_string(&path).expect("a record");
+                fs::write(&path, change(&text)).expect("written");
+            }
+        }
+    }
+}
+
+#[test]
+fn regression_a_file_that_rotted_is_fetched_again_when_it_is_unpacked() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let packed = gzip(&Tarball::new().file("a", &noise(40, 1 << 20)).finish()).expect("gzip");
+        let pusher = registry.pusher("files");
+        let layer = Layer::titled("data.tar.gz", packed.clone());
+        pusher.files("v1", &[layer]).await.expect("pushed");
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let reference = registry.reference("files:v1");
+        node.publish(&node.volume("file"), &reference, &[]).await.expect("published");
+        let digest = Digest::sha256(&packed);
+        let blob = node.root.join("v1/blobs/sha256").join(digest.hex());
+        let mut rotten = packed.clone();
+        rotten[1000] ^= 1;
+        fs::write(&blob, &rotten).expect("written");
+        let volume = node.volume("unpacked");
+        node.publish(&volume, &reference, &[("unpack", "always")]).await.expect("published");
+        assert!(fs::read(volume.target.join("a")).expect("a file") == noise(40, 1 << 20));
+        assert_eq!(registry.count(&Method::GET, "/blobs/"), 2);
+    });
+}

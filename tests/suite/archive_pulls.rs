@@ -1,0 +1,267 @@
+//! Pulls of archives that go wrong on the way, or meet others.
+
+use std::fs;
+
+use axum::http::Method;
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use ocivol::demo::tarball::{DIRECTORY, FILE, Header, Tarball, gzip, zstd};
+use ocivol::oci::Digest;
+use serde_json::json;
+use tonic::Code;
+
+use crate::archives::{directory_layer, image};
+use crate::support::node::mount_at;
+use crate::support::{Node, Scripted, isolated, noise};
+
+/// A blob whose first answer ends after `part` bytes.
+fn cut_once(registry: &Scripted, blob: &[u8], part: usize) {
+    let (start, length) = (Bytes::copy_from_slice(&blob[..part]), blob.len());
+    let mut first = true;
+    registry.script(move |seen| {
+        if !seen.path.contains("/blobs/")
+            || seen.method != Method::GET
+            || !std::mem::replace(&mut first, false)
+        {
+            return None;
+        }
+        let parts = [Ok(start.clone()), Err(std::io::Error::other("cut"))];
+        let body = axum::body::Body::from_stream(futures_util::stream::iter(parts));
+        Some(([("content-length", length)], body).into_response())
+    });
+}
+
+#[test]
+fn a_broken_connection_does_not_start_a_layer_again() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let content = noise(4, 8 << 20);
+        let blob = zstd(&Tarball::new().file("big", &content).finish()).expect("zstd");
+        image(&registry.pusher("image"), "v1", std::slice::from_ref(&blob)).await;
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        cut_once(&registry, &blob, 5 << 20);
+        let volume = node.volume("pod");
+        node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect("published");
+        assert!(fs::read(volume.target.join("big")).expect("a file") == content);
+        let ranges: Vec<_> =
+            registry.requests().iter().filter_map(|seen| seen.headers.get("range").cloned()).collect();
+        assert_eq!(ranges.len(), 1);
+        let start = ranges[0]
+            .to_str()
+            .expect("text")
+            .trim_start_matches("bytes=")
+            .split('-')
+            .next()
+            .expect("a start")
+            .to_owned();
+        assert!(start.parse::<usize>().expect("a number") > 1 << 20, "{start}");
+    });
+}
+
+#[test]
+fn a_slow_connection_is_helped_and_order_is_kept() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let content = noise(5, 72 << 20);
+        let tar = Tarball::new().file("big", &content).finish();
+        image(&registry.pusher("image"), "v1", std::slice::from_ref(&tar)).await;
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        // The first connection gives 1 MiB, and then nothing until all the rest is there.
+        let (start, length) = (Bytes::copy_from_slice(&tar[..1 << 20]), tar.len());
+        let rest = Bytes::copy_from_slice(&tar[1 << 20..]);
+        let mut first = true;
+        registry.script(move |seen| {
+            if !seen.path.contains("/blobs/")
+                || seen.method != Method::GET
+                || !std::mem::replace(&mut first, false)
+            {
+                return None;
+            }
+            let pieces: Vec<Bytes> = rest.chunks(1 << 20).map(Bytes::copy_from_slice).collect();
+            let slow = futures_util::stream::iter(pieces).then(|piece| async {
+                tokio::time::sleep(std::time::Duration::from_millis(40)).await;
+                Ok::<_, std::io::Error>(piece)
+            });
+            let body = futures_util::stream::iter([Ok(start.clone())]).chain(slow);
+            Some(([("content-length", length)], axum::body::Body::from_stream(body)).into_response())
+        });
+        let volume = node.volume("pod");
+        node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect("published");
+        assert!(fs::read(volume.target.join("big")).expect("a file") == content);
+        assert!(registry.count(&Method::GET, "/blobs/") > 1, "nobody helped");
+        assert_eq!(
+            fs::read_dir(node.root.join("v1/ingest")).expect("ingest").count(),
+            1,
+            "only the trash is left"
+        );
+    });
+}
+
+#[test]
+fn content_that_is_not_the_right_one_is_told_from_a_bad_layer() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let blob = gzip(&Tarball::new().file("a", &noise(6, 1 << 20)).finish()).expect("gzip");
+        image(&registry.pusher("image"), "v1", std::slice::from_ref(&blob)).await;
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        for at in [0, 100, blob.len() / 2, blob.len() - 1] {
+            let mut damaged = blob.clone();
+            damaged[at] ^= 0x55;
+            registry.script(move |seen| {
+                let get = seen.path.contains("/blobs/") && seen.method == Method::GET;
+                get.then(|| Response::new(axum::body::Body::from(damaged.clone())))
+            });
+            let volume = node.volume("pod");
+            let status =
+                node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect_err("damaged");
+            assert!(status.message().contains("sent wrong content"), "byte {at}: {}", status.message());
+            assert!(mount_at(&volume.target).is_none());
+        }
+        registry.unscript();
+        node.publish(&node.volume("pod"), &registry.reference("image:v1"), &[]).await.expect("published");
+    });
+}
+
+/// A frame whose decoder needs 32 MiB: `zstd --long=25`.
+fn large_window(tar: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut encoder = ::zstd::Encoder::new(Vec::new(), 3).expect("memory");
+    encoder.window_log(25).expect("a window");
+    encoder.write_all(tar).expect("memory");
+    encoder.finish().expect("memory")
+}
+
+#[test]
+fn regression_layers_that_need_much_memory_do_not_hold_up_others() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let layer = |number: u64| {
+            large_window(&Tarball::new().file(format!("f{number}"), &noise(20 + number, 3 << 20)).finish())
+        };
+        let layers: Vec<Vec<u8>> = (0..5).map(layer).collect();
+        let stalled = layer(9);
+        image(&registry.pusher("image"), "v1", &layers).await;
+        image(&registry.pusher("stalled"), "v1", std::slice::from_ref(&stalled)).await;
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        // One that comes so far and no further does not have the memory.
+        let start = Bytes::copy_from_slice(&stalled[..1 << 20]);
+        let length = stalled.len();
+        registry.script(move |seen| {
+            if !seen.path.contains("/stalled/blobs/") {
+                return None;
+            }
+            let start = futures_util::stream::iter([Ok::<_, std::io::Error>(start.clone())]);
+            let body = axum::body::Body::from_stream(start.chain(futures_util::stream::pending()));
+            Some(([("content-length", length)], body).into_response())
+        });
+        let (kubelet, slow) = (node.kubelet.clone(), node.volume("slow"));
+        let request =
+            kubelet.publish_request(&slow, &[("reference", &registry.reference("stalled:v1"))], &[]);
+        let waiting = tokio::spawn(async move { kubelet.publish(request).await });
+        crate::support::eventually("the stalled layer is asked for", || {
+            registry.count(&Method::GET, "/stalled/blobs/") > 0
+        })
+        .await;
+        let volume = node.volume("pod");
+        node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect("published");
+        for number in 0..5 {
+            assert!(
+                fs::read(volume.target.join(format!("f{number}"))).expect("a file")
+                    == noise(20 + number, 3 << 20)
+            );
+        }
+        waiting.abort();
+    });
+}
+
+#[test]
+fn regression_wrong_bytes_from_one_registry_do_not_fail_the_pull_from_another() {
+    isolated(async {
+        let (honest, hostile) = (Scripted::start().await, Scripted::start().await);
+        let tar = Tarball::new().file("a", &noise(30, 2 << 20)).finish();
+        for registry in [&honest, &hostile] {
+            image(&registry.pusher("image"), "v1", std::slice::from_ref(&tar)).await;
+        }
+        // A file of 8 TiB: more than there is room for, and not what the digest names.
+        let lie = Header { size: 8 << 40, ..Header::new("a", FILE) }.block();
+        let mut wrong = lie.to_vec();
+        wrong.resize(tar.len(), 0);
+        let (joined, join) = (
+            std::sync::Arc::new(tokio::sync::Notify::new()),
+            std::sync::Arc::new(tokio::sync::Notify::new()),
+        );
+        let wait = std::sync::Arc::clone(&joined);
+        hostile.script(move |seen| {
+            if !seen.path.contains("/blobs/") || seen.method != Method::GET {
+                return None;
+            }
+            let (wait, wrong) = (std::sync::Arc::clone(&wait), Bytes::from(wrong.clone()));
+            let late = futures_util::stream::once(async move {
+                wait.notified().await;
+                Ok::<_, std::io::Error>(wrong)
+            });
+            Some(axum::body::Body::from_stream(late).into_response())
+        });
+        let seen = std::sync::Arc::clone(&join);
+        honest.script(move |request| {
+            if request.path.contains("/manifests/") {
+                seen.notify_one();
+            }
+            None
+        });
+        let node = Node::start(&["--plain-http", &format!("{},{}", honest.host(), hostile.host())]).await;
+        let publish = |name: &str, reference: String| {
+            let (kubelet, volume) = (node.kubelet.clone(), node.volume(name));
+            let request = kubelet.publish_request(&volume, &[("reference", &reference)], &[]);
+            tokio::spawn(async move { kubelet.publish(request).await.map(|()| volume.target) })
+        };
+        let attacker = publish("attacker", hostile.reference("image:v1"));
+        crate::support::eventually("the attack has begun", || hostile.count(&Method::GET, "/blobs/") > 0)
+            .await;
+        let victim = publish("victim", honest.reference("image:v1"));
+        join.notified().await;
+        joined.notify_one();
+        let target = victim.await.expect("no panic").expect("the right bytes came from the own registry");
+        assert!(fs::read(target.join("a")).expect("a file") == noise(30, 2 << 20));
+        let _ = attacker.await.expect("no panic"); // Whatever became of it.
+    });
+}
+
+#[test]
+fn regression_promises_of_other_algorithms_do_not_contradict_each_other() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let tar = Tarball::new().file("set/a", b"a").finish();
+        let packed = gzip(&tar).expect("gzip");
+        let pusher = registry.pusher("files");
+        let long = Digest::of(ocivol::oci::digest::Algorithm::Sha512, &tar);
+        let other = Digest::of(ocivol::oci::digest::Algorithm::Sha512, b"other");
+        for (tag, promise) in [("long", long), ("short", Digest::sha256(&tar)), ("wrong", other)] {
+            let promise = json!({ "io.deis.oras.content.digest": promise.to_string() });
+            pusher.files(tag, &[directory_layer("set", packed.clone(), &promise)]).await.expect("pushed");
+        }
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        for tag in ["long", "short", "long", "short"] {
+            let volume = node.volume(&format!("{tag}-{}", registry.requests().len()));
+            node.publish(&volume, &registry.reference(&format!("files:{tag}")), &[]).await.expect(tag);
+        }
+        let status = node.publish(&node.volume("wrong"), &registry.reference("files:wrong"), &[]).await;
+        assert_eq!(status.expect_err("another content").code(), Code::FailedPrecondition);
+    });
+}
+
+#[test]
+fn regression_a_layer_that_is_named_often_is_not_held_often() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let block = Header::new("d", DIRECTORY).block();
+        let layer = zstd(&block.repeat(400_000)).expect("zstd");
+        image(&registry.pusher("image"), "v1", &vec![layer; 6]).await;
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let status = node.publish(&node.volume("pod"), &registry.reference("image:v1"), &[]).await;
+        let status = status.expect_err("2.4 million entries");
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains("more entries"), "{}", status.message());
+    });
+}
