@@ -69,7 +69,7 @@ type Space<'a> = &'a dyn Fn(u64) -> Result<(), Error>;
 
 /// How often the free space is looked at.
 const LOOK_NODES: usize = 4096;
-const LOOK_BYTES: u64 = 32 * 1024 * 1024;
+const LOOK_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Makes the tree at `root`, which is not there yet.
 ///
@@ -133,6 +133,7 @@ impl Linker<'_> {
         match (&self.sources[at.layer as usize], &entry.kind) {
             (Source::Blob(blob, metadata), _) => {
                 self.made.bytes += blob.size;
+                self.look(blob.size.min(COPY_LIMIT))?; // Larger ones are links, or share their content.
                 place_blob(blob, &self.place(path), *metadata, self.how)
             }
             (Source::Text(text), _) => {

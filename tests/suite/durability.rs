@@ -285,6 +285,29 @@ fn a_full_disk_is_told_before_it_is_tried_and_harms_nothing() {
     });
 }
 
+#[test]
+fn regression_copies_of_small_files_leave_room_for_others() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        // One blob, of which each file is a copy with a time of its own.
+        let file = |number: u32| Layer::model_file("weight", &format!("w-{number}"), vec![1_u8; 1 << 20]);
+        let layers: Vec<Layer> = (0..140).map(file).collect();
+        registry.pusher("many").model("v1", &layers).await.expect("pushed");
+        let mut node = Node::prepare(&["--plain-http", &registry.host()]);
+        let size = Some("size=128m,mode=700");
+        nix::mount::mount(Some("x"), &node.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
+            .expect("mounted");
+        node.run().await;
+        let volume = node.volume("pod");
+        let status = node.publish(&volume, &registry.reference("many:v1"), &[]).await.expect_err("full");
+        assert_eq!(status.code(), Code::ResourceExhausted, "{}", status.message());
+        // It was noticed before the kernel had to say so.
+        assert!(status.message().contains("bytes are needed"), "{}", status.message());
+        node.stop().await;
+        nix::mount::umount(&node.root).expect("unmounted");
+    });
+}
+
 /// A download of which `part` bytes came; the registry then fails until it is unscripted.
 async fn interrupted(node: &Node, registry: &Scripted, reference: &str, content: &[u8], part: usize) {
     let sent = content[..part].to_vec();
