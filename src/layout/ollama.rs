@@ -25,6 +25,9 @@ const NAMES: [(&str, &str, &str); 9] = [
     ("messages", "messages", "json"),
 ];
 
+/// Characters of each part of a name.
+const NAME_LIMIT: usize = 80;
+
 pub(super) fn recognise(manifest: &Manifest) -> Option<String> {
     let layer = manifest.layers.iter().find(|layer| layer.media_type.starts_with(PREFIX))?;
     Some(format!("layer {} is {}", layer.digest, layer.media_type))
@@ -62,11 +65,9 @@ pub(super) fn plan_tree(artifact: &Artifact<'_>, options: &Options) -> Result<Pl
     if recognise(manifest).is_none() {
         return Err(Error::NotOllama { media_types: family::media_types(manifest) });
     }
-    let name = TreePath::new(name).map_err(|reason| Error::UnsafeName {
-        digest: artifact.digest.clone(),
-        name: name.clone(),
-        reason,
-    })?;
+    let refuse = |reason| Error::UnsafeName { digest: artifact.digest.clone(), name: name.clone(), reason };
+    check_name(name).map_err(refuse)?;
+    let name = TreePath::new(name).map_err(refuse)?;
     let mut items = vec![Item::Text(name, artifact.bytes.to_vec())];
     let mut seen = HashSet::new();
     for blob in std::iter::once(&manifest.config).chain(&manifest.layers) {
@@ -75,6 +76,23 @@ pub(super) fn plan_tree(artifact: &Artifact<'_>, options: &Options) -> Result<Pl
         }
     }
     Plan::artifact(items)
+}
+
+/// Ollama lists only what it can name: types/model/name.go.
+fn check_name(path: &str) -> Result<(), &'static str> {
+    let mut parts = path.split('/').skip(1);
+    let mut next = || parts.next().unwrap_or_default();
+    let (host, namespace, model, tag) = (next(), next(), next(), next());
+    if host.contains('[') {
+        return Err("Ollama knows no host that is an IPv6 address");
+    }
+    if namespace.contains('.') {
+        return Err("Ollama knows no namespace with a dot");
+    }
+    if [namespace, model, tag].iter().any(|part| part.len() > NAME_LIMIT) {
+        return Err("Ollama knows no namespace, model or tag of more than 80 characters");
+    }
+    Ok(())
 }
 
 /// Where Ollama looks for the manifest of `reference`: its names have a host, one namespace and a model. Of a longer
@@ -146,6 +164,21 @@ mod tests {
         assert_eq!(found[1..], blobs);
         let image = manifest("", DOCKER_IMAGE_CONFIG, &[("a/b", &[])]);
         assert!(matches!(paths_with(plan_tree, &image, &options), Err(Error::NotOllama { .. })));
+    }
+
+    #[test]
+    fn what_ollama_cannot_name_is_refused() {
+        let long = format!("r.example/a/m:{}", "x".repeat(81));
+        for (reference, fits) in [
+            ("127.0.0.1:5000/a/m.x:v1", true),
+            ("r.example/a.b/m:v1", false),
+            ("r.example/a.b/c/m:v1", true),
+            (long.as_str(), false),
+        ] {
+            let name = manifest_path(&reference.parse().expect(reference));
+            assert_eq!(check_name(&name).is_ok(), fits, "{reference}");
+        }
+        assert!(check_name("manifests/[::1]:5000/a/m/v1").is_err());
     }
 
     #[test]

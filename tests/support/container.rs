@@ -113,8 +113,11 @@ fn enter(root: &Path, binds: &[Bind]) {
             mount(NONE, &to, NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).expect("private");
         }
     }
-    std::fs::File::create(root.join("ocivol")).expect("a file");
-    mount(Some(BINARY), &root.join("ocivol"), NONE, MsFlags::MS_BIND, NONE).expect("the binary");
+    // Never opened: another test that forks now would hold it open for writing, and the root could not become read-only.
+    let place = root.join("ocivol");
+    let regular = rustix::fs::FileType::RegularFile;
+    rustix::fs::mknodat(rustix::fs::CWD, &place, regular, rustix::fs::Mode::RUSR, 0).expect("a file");
+    mount(Some(BINARY), &place, NONE, MsFlags::MS_BIND, NONE).expect("the binary");
     // The image holds a static binary and certificates; this one is linked to the machine's libraries.
     for path in ["/lib", "/lib64", "/usr/lib", "/etc/ssl", "/proc", "/dev"] {
         if Path::new(path).is_dir() {
