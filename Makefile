@@ -71,7 +71,7 @@ conformance: $(TOOLS)/bin/helm $(TOOLS)/bin/csi-sanity ## csi-sanity against the
 	$(SUDO) sh tests/conformance.sh target/debug/ocivol $(TOOLS)/bin/csi-sanity
 
 interop: ## Push with other projects' tools, mount, compare with what they pull; slow, needs Go
-	@command -v go >/dev/null || { echo "this needs Go 1.25 or newer: https://go.dev/doc/install" >&2; exit 1; }
+	@command -v go >/dev/null || { echo "this needs Go 1.26 or newer: https://go.dev/doc/install" >&2; exit 1; }
 	@$(call need,docker-registry,docker-registry)
 	@$(call need,umoci,umoci)
 	@$(call need,skopeo,skopeo)
