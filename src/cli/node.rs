@@ -100,9 +100,12 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         let checks = checks(&config, &volumes, &metrics, &pull_metrics, state, must_register);
         tokio::spawn(health::serve(listener, checks, calls_may_end))
     });
-    let gone = match &mut registering {
+    let lost = match &mut registering {
         // It ends when it is told to, after removing its socket: kubelet sends nothing new.
-        Some(task) => task.await.ok().and_then(Result::err),
+        Some(task) => match task.await {
+            Ok(ended) => ended.err().map(|gone| gone.to_string()),
+            Err(panic) => Some(format!("registration with kubelet failed: {panic}")),
+        },
         None => {
             wait_for(stop).await;
             None
@@ -114,9 +117,10 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     if tokio::time::timeout(DRAIN, serving).await.is_err() {
         tracing::warn!("calls did not end in time");
     }
-    if gone.is_none() {
-        let _ = control.await;
+    if lost.is_some() {
+        control.abort(); // Nobody told it to end.
     }
+    let _ = control.await;
     if let Some(task) = health {
         task.abort();
     }
@@ -124,7 +128,7 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     if socket::identity(&config.socket) == own_socket {
         let _ = std::fs::remove_file(&config.socket);
     }
-    gone.map_or(Ok(()), |gone| Err(internal(&gone.to_string())))
+    lost.map_or(Ok(()), |lost| Err(internal(&lost)))
 }
 
 async fn wait_for(mut stop: watch::Receiver<bool>) {

@@ -50,8 +50,9 @@ pub fn attach(tree: &Path, path: Option<&TreePath>, target: &Target, exec: bool)
         // Only an empty directory goes; the error that matters is the first one.
         let _ = rustix::fs::unlinkat(&parent, target.name(), AtFlags::REMOVEDIR);
     }
+    result?;
     crate::moment::reached("publish.mounted");
-    result.map(|()| Attached { made_target: made })
+    Ok(Attached { made_target: made })
 }
 
 fn open_source(tree: &Path, path: Option<&TreePath>) -> Result<OwnedFd, Error> {

@@ -35,8 +35,9 @@ pub fn detach(target: &Target, ours: impl Fn(&Mount) -> bool, and_directory: boo
             return Err(Error::NotOurs { path: path.to_owned(), what });
         }
         match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW) {
-            // EINVAL: no longer a mount. Somebody else was faster.
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => crate::moment::reached("unpublish.unmounted"),
+            Ok(()) => crate::moment::reached("unpublish.unmounted"),
+            // No longer a mount: somebody else was faster.
+            Err(Errno::INVAL | Errno::NOENT) => {}
             Err(Errno::BUSY) => {
                 return Err(Error::Busy { path: path.to_owned(), source: Errno::BUSY.into() });
             }
