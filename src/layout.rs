@@ -36,6 +36,9 @@ pub const LAYOUT_VERSION: u32 = 3;
 /// Bytes of a config: containerd's bound for everything that is read whole.
 pub const CONFIG_LIMIT: usize = 8 * 1024 * 1024;
 
+#[cfg(test)]
+pub(crate) use plan::tests;
+
 /// What is laid out.
 #[derive(Debug, Clone, Copy)]
 pub struct Artifact<'a> {
@@ -43,8 +46,8 @@ pub struct Artifact<'a> {
     pub manifest: &'a Manifest,
     /// Its digest.
     pub digest: &'a Digest,
-    /// Its bytes, as the registry sent them; only layouts that show it look at them ([`Layout::shows_manifest`]).
-    pub bytes: &'a [u8],
+    /// Its bytes.
+    pub size: u64,
     /// Its config; needed only after [`Error::NeedsConfig`].
     pub config: Option<&'a [u8]>,
 }
@@ -108,11 +111,6 @@ impl Layout {
             _ => None,
         }
     }
-
-    /// Whether the manifest itself is one of the files.
-    pub fn shows_manifest(&self) -> bool {
-        matches!(self, Self::OciLayout { .. } | Self::Ollama { .. })
-    }
 }
 
 impl Options {
@@ -140,6 +138,20 @@ fn path_of(layer: &Descriptor, name: &str) -> Result<TreePath, Error> {
         name: name.to_owned(),
         reason,
     })
+}
+
+impl Artifact<'_> {
+    /// The manifest as content: it is in the store as it came.
+    fn as_blob(&self) -> Descriptor {
+        Descriptor {
+            media_type: self.manifest.media_type.clone(),
+            digest: self.digest.clone(),
+            size: self.size,
+            artifact_type: None,
+            platform: None,
+            annotations: Default::default(),
+        }
+    }
 }
 
 /// `layer` as it is, as the file `name`.

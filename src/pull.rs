@@ -35,10 +35,9 @@ pub use metrics::Metrics;
 pub use progress::{Progress, Snapshot};
 
 use crate::layout::{self, Artifact, Family, Options, Plan};
-use crate::oci::manifest::SIZE_LIMIT;
 use crate::oci::{Descriptor, Digest, Manifest, Reference};
 use crate::registry::transport::Source;
-use crate::store::{AccessKey, Build, Origin, Store, Tree, TreeKey};
+use crate::store::{self, AccessKey, Build, Origin, Store, Tree, TreeKey};
 use flight::{Flights, Waiter};
 use wanted::{Form, Stored, Wanted};
 
@@ -272,11 +271,9 @@ impl Puller {
     /// Resolves, and lays out.
     async fn plan(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Planned, Error> {
         let (resolved, manifest) = self.resolve(request).await?;
-        let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
-        let decision = layout::decide(&manifest, &request.options.layout)?;
-        let family = decision.family;
-        let config = manifest.config.bare();
         let manifest = Arc::new(manifest);
+        let family = layout::decide(&manifest, &request.options.layout)?.family;
+        let config = manifest.config.bare();
         let mut plan = match self.lay_out(&resolved, &manifest, request, None).await {
             Err(Error::Layout(layout::Error::NeedsConfig)) => {
                 let config = self.config(&resolved, &config, &request.reference, progress).await?;
@@ -291,7 +288,7 @@ impl Puller {
         Ok(Planned { resolved, plan, family })
     }
 
-    /// Thousands of names and patterns are work for a thread that may take its time.
+    /// Thousands of names and patterns are work for a thread that may take its time, and memory for a few at a time.
     async fn lay_out(
         &self,
         resolved: &resolve::Resolved,
@@ -299,20 +296,14 @@ impl Puller {
         request: &Request,
         config: Option<Vec<u8>>,
     ) -> Result<Plan, Error> {
+        let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
         let (manifest, digest) = (Arc::clone(manifest), resolved.manifest_digest.clone());
-        let options = request.options.clone();
-        self.with_store(move |store| {
-            // The right to it was shown when it was resolved.
-            let bytes = match options.layout.shows_manifest() {
-                true => store.read_blob(&digest, SIZE_LIMIT)?,
-                false => None,
-            };
-            let bytes = bytes.unwrap_or_default();
-            let artifact =
-                Artifact { manifest: &manifest, digest: &digest, bytes: &bytes, config: config.as_deref() };
-            Ok(layout::plan(&artifact, &options)?)
-        })
-        .await
+        let (options, size) = (request.options.clone(), resolved.manifest_size);
+        let planned = blocking(move || {
+            let artifact = Artifact { manifest: &manifest, digest: &digest, size, config: config.as_deref() };
+            layout::plan(&artifact, &options)
+        });
+        Ok(planned.await?)
     }
 
     /// The artifact's config.
@@ -334,7 +325,9 @@ impl Puller {
         }
         let digest = config.digest.clone();
         let read = move |store: &Arc<Store>| store.read_blob(&digest, layout::CONFIG_LIMIT);
-        Ok(self.with_store(read).await?.unwrap_or_default())
+        // Gone since it was obtained: the disk failed meanwhile.
+        let gone = || store::Error::Damaged(format!("blob {} is gone", config.digest));
+        Ok(self.with_store(read).await?.ok_or_else(gone)?)
     }
 
     /// Checks that every blob is here and `source` may have it, without asking anybody.

@@ -13,10 +13,9 @@ use crate::failure::{Kind, chain};
 use crate::layout::{self, Artifact, Item, Plan};
 use crate::oci::manifest::{Document, parse};
 use crate::oci::{Digest, Manifest};
-use crate::pull;
-use crate::pull::resolve::DEPTH_LIMIT;
+use crate::pull::{self, choose::Documents};
 use crate::registry::transport::Source;
-use crate::registry::{self, Keyring, Registry};
+use crate::registry::{self, Fetched, Keyring, Registry};
 use crate::volume::{self, Attributes};
 
 #[derive(Serialize)]
@@ -62,54 +61,86 @@ pub async fn run(common: &Common, flags: &ContentArgs) -> Result<ExitCode, Failu
     Ok(ExitCode::SUCCESS)
 }
 
+/// Looks as the first credential that the registry accepts, as a pull does.
 async fn inspect(
     registry: &Registry,
     attributes: &Attributes,
     keyring: &Keyring,
 ) -> Result<Inspected, Failure> {
     let reference = &attributes.reference;
-    let credential = keyring.matching(reference).into_iter().next();
-    let source = Source::new(reference, credential);
-    let mut fetched =
-        registry.manifest(&source, &reference.target()).await.map_err(|error| failure(&error))?;
-    let digest = fetched.digest.clone();
-    for _ in 0..=DEPTH_LIMIT {
-        let document = parse(&fetched.bytes, fetched.content_type.as_deref())
-            .map_err(|error| Failure { kind: Kind::FailedPrecondition, message: chain(&error) })?;
-        match document {
-            Document::Manifest(manifest) => {
-                let failed = |error: &pull::Error| Failure { kind: error.kind(), message: chain(error) };
-                if fetched.digest == digest {
-                    attributes.choice.check(&manifest, reference).map_err(|error| failed(&error))?;
-                }
-                let mut artifact = Artifact {
-                    manifest: &manifest,
-                    digest: &fetched.digest,
-                    bytes: &fetched.bytes,
-                    config: None,
-                };
-                let mut planned = layout::plan(&artifact, &attributes.options);
-                let config;
-                if matches!(planned, Err(layout::Error::NeedsConfig)) {
-                    let limit = layout::CONFIG_LIMIT;
-                    let read = registry.small_blob(&source, &manifest.config, limit).await;
-                    config = read.map_err(|error| failure(&error))?;
-                    artifact.config = Some(&config);
-                    planned = layout::plan(&artifact, &attributes.options);
-                }
-                return Ok(describe(attributes, &artifact, &planned, &digest));
+    let mut credentials: Vec<_> = keyring.matching(reference).into_iter().map(Some).collect();
+    if credentials.is_empty() {
+        credentials.push(None);
+    }
+    let mut first = None;
+    for credential in credentials {
+        let source = Source::new(reference, credential);
+        match registry.manifest(&source, &reference.target()).await {
+            Ok(fetched) => return look(registry, attributes, &source, fetched).await,
+            Err(error) if error.is_about_access() => {
+                first.get_or_insert(error);
             }
-            Document::Index(index) => {
-                let child = attributes
-                    .choice
-                    .of(&index, reference)
-                    .map_err(|error| Failure { kind: error.kind(), message: chain(&error) })?;
-                fetched =
-                    registry.manifest(&source, &child.to_string()).await.map_err(|error| failure(&error))?;
-            }
+            Err(error) => return Err(failure(&error)),
         }
     }
-    Err(Failure { kind: Kind::FailedPrecondition, message: format!("{reference} is an index of indexes") })
+    Err(first.map_or_else(|| internal("there is no credential to try"), |error| failure(&error)))
+}
+
+async fn look(
+    registry: &Registry,
+    attributes: &Attributes,
+    source: &Source,
+    fetched: Fetched,
+) -> Result<Inspected, Failure> {
+    let digest = fetched.digest.clone();
+    let mut documents = AtRegistry { registry, source, first: Some(fetched) };
+    let found = attributes.choice.follow(&attributes.reference, &digest, &mut documents).await?;
+    let mut artifact =
+        Artifact { manifest: &found.manifest, digest: &found.digest, size: found.size, config: None };
+    let mut planned = layout::plan(&artifact, &attributes.options);
+    let config;
+    if matches!(planned, Err(layout::Error::NeedsConfig)) {
+        let read = registry.small_blob(source, &found.manifest.config, layout::CONFIG_LIMIT).await;
+        config = read.map_err(|error| failure(&error))?;
+        artifact.config = Some(&config);
+        planned = layout::plan(&artifact, &attributes.options);
+    }
+    if let Err(error) = &planned
+        && error.kind() == Kind::InvalidArgument
+    {
+        return Err(Failure { kind: error.kind(), message: chain(error) });
+    }
+    Ok(describe(attributes, &artifact, &planned, &digest))
+}
+
+/// The manifests of a registry, of which the first was read already.
+struct AtRegistry<'a> {
+    registry: &'a Registry,
+    source: &'a Source,
+    first: Option<Fetched>,
+}
+
+impl Documents for AtRegistry<'_> {
+    type Error = Failure;
+
+    async fn load(&mut self, digest: &Digest) -> Result<(Document, u64), Failure> {
+        let fetched = match self.first.take() {
+            Some(first) => first,
+            None => {
+                let read = self.registry.manifest(self.source, &digest.to_string()).await;
+                read.map_err(|error| failure(&error))?
+            }
+        };
+        let document = parse(&fetched.bytes, fetched.content_type.as_deref())
+            .map_err(|error| Failure { kind: Kind::FailedPrecondition, message: chain(&error) })?;
+        Ok((document, fetched.bytes.len() as u64))
+    }
+}
+
+impl From<pull::Error> for Failure {
+    fn from(error: pull::Error) -> Self {
+        Self { kind: error.kind(), message: chain(&error) }
+    }
 }
 
 fn describe(
@@ -128,8 +159,10 @@ fn describe(
                 Item::File(path, entry) => file(path.to_string(), entry.blob.size, &entry.blob.digest),
                 Item::Text(path, text) => file(path.to_string(), text.len() as u64, &item.digest()),
                 Item::Archive(archive) => {
-                    let place = archive.rename.prefix.to_string();
-                    let place = if place.is_empty() { "the root".to_owned() } else { place };
+                    // A packed directory has its own name in it.
+                    let rename = &archive.rename;
+                    let place = if rename.within.is_root() { &rename.prefix } else { &rename.within };
+                    let place = if place.is_root() { "the root".to_owned() } else { place.to_string() };
                     let what = format!("(archive, unpacked at {place})");
                     file(what, archive.blob.size, &archive.blob.digest)
                 }
@@ -166,7 +199,7 @@ fn text(found: &Inspected) -> String {
         Some(family) => lines.push(format!("family     {family}: {}", found.rule)),
         None => lines.push(format!("family     none: {}", found.rule)),
     }
-    lines.push(format!("size       {} in {} blobs", BinaryBytes(found.size), found.files.len()));
+    lines.push(format!("size       {} in {} files and archives", BinaryBytes(found.size), found.files.len()));
     for file in &found.files {
         let size = BinaryBytes(file.size).to_string();
         lines.push(format!("  {size:>11}  {}  {}", &file.digest, file.path));

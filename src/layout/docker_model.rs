@@ -6,7 +6,8 @@
 
 use super::modelpack::{FILEPATH, file_metadata};
 use super::{
-    Archive, Artifact, Error, File, Item, Options, Plan, Unpack, numbered, path_of, sharded, unnamed,
+    Archive, Artifact, Error, File, Item, Metadata, Options, Plan, Unpack, numbered, path_of, sharded,
+    unnamed,
 };
 use crate::layer::Rename;
 use crate::oci::{Descriptor, Manifest};
@@ -48,12 +49,18 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
     let mut items = Vec::with_capacity(manifest.layers.len());
     for layer in &manifest.layers {
         let kind = kind(layer);
-        if kind == Kind::Archive && options.unpack != Unpack::Never {
+        let own = layer.annotation(FILEPATH).filter(|name| !name.is_empty());
+        // v0.2 takes a layer that has a name as that file, whatever it is.
+        let unpacked = match options.unpack {
+            Unpack::Never => false,
+            Unpack::Auto => !(one_by_one && own.is_some()),
+            Unpack::Always => true,
+        };
+        if kind == Kind::Archive && unpacked {
             let rename = Rename { strip: options.strip, ..Rename::default() };
             items.push(Item::Archive(Archive { blob: layer.bare(), rename, content: None }));
             continue;
         }
-        let own = layer.annotation(FILEPATH);
         let by_type = match kind {
             Kind::Gguf => Some(sharded("model", "gguf", next(kind), weights)),
             Kind::Safetensors => {
@@ -73,7 +80,8 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
             _ => by_type,
         };
         let path = path_of(layer, &name.ok_or_else(|| unnamed(layer, FILEPATH))?)?;
-        items.push(Item::File(path, File { blob: layer.bare(), metadata: file_metadata(layer)? }));
+        let metadata = if kind == Kind::Archive { Metadata::default() } else { file_metadata(layer)? };
+        items.push(Item::File(path, File { blob: layer.bare(), metadata }));
     }
     Plan::artifact(items)
 }
@@ -142,8 +150,11 @@ mod tests {
             ("gguf.v3", &[(FILEPATH, "w/model.gguf")]),
             ("license", &[(FILEPATH, "LICENSE")]),
             ("chat.template.jinja", &[]),
+            ("dir.tar", &[(FILEPATH, "extra.tar")]),
+            ("dir.tar", &[]),
         ];
-        assert_eq!(plan_of("v0.2", layers).expect("a plan"), ["w/model.gguf", "LICENSE", "template.jinja"]);
+        let expected = ["w/model.gguf", "LICENSE", "template.jinja", "extra.tar", "(archive)"];
+        assert_eq!(plan_of("v0.2", layers).expect("a plan"), expected);
         for (layers, expected) in [
             (&[("model.file", &[][..])], "has no file name"),
             (&[("model.file", &[(FILEPATH, "../x")])], "'..'"),

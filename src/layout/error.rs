@@ -7,9 +7,8 @@ use crate::oci::Digest;
 pub enum Error {
     /// No family's rule reads these layers.
     #[error(
-        "unsupported artifact: {what}; media types seen: {media_types}; layers need a title \
-         (org.opencontainers.image.title), or a family that docs/layouts.md lists; layout: blobs mounts every layer under \
-         its digest"
+        "unsupported artifact: {what}; layers need a title (org.opencontainers.image.title), or a family that \
+         docs/layouts.md lists; layout: blobs mounts every layer under its digest; media types seen: {media_types}"
     )]
     Unsupported {
         /// What it seems to be, in words.

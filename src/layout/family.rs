@@ -80,19 +80,20 @@ pub(super) fn unsupported(manifest: &Manifest, what: &str) -> Error {
     Error::Unsupported { what: what.to_owned(), media_types: media_types(manifest) }
 }
 
-/// The media types of a manifest, for people.
+/// The media types of a manifest, for people: the first few, not all of each.
 pub(super) fn media_types(manifest: &Manifest) -> String {
-    let mut seen: Vec<&str> = Vec::new();
     let layers = manifest.layers.iter().map(|layer| layer.media_type.as_str());
     let artifact = manifest.artifact_type.as_deref();
+    let mut seen: Vec<String> = Vec::new();
     for name in artifact.into_iter().chain([manifest.config.media_type.as_str()]).chain(layers) {
+        let name: String = name.chars().take(80).collect();
+        if seen.len() == 8 {
+            seen.push("…".to_owned());
+            break;
+        }
         if !name.is_empty() && !seen.contains(&name) {
             seen.push(name);
         }
-    }
-    if seen.len() > 8 {
-        seen.truncate(8);
-        seen.push("…");
     }
     seen.join(", ")
 }

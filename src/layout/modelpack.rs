@@ -48,13 +48,14 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
     let layers = &artifact.manifest.layers;
     let mut items = Vec::with_capacity(layers.len());
     for layer in layers {
-        if is_archive(&layer.media_type) && options.unpack != Unpack::Never {
+        let archive = is_archive(&layer.media_type);
+        if archive && options.unpack != Unpack::Never {
             // The diff IDs of its config are not used: modctl writes the digests of the layers there.
             let rename = Rename { strip: options.strip, ..Rename::default() };
             items.push(Item::Archive(Archive { blob: layer.bare(), rename, content: None }));
             continue;
         }
-        let stated = stated(layer)?;
+        let stated = if archive { None } else { stated(layer)? };
         let fallback = stated.as_ref().map(|stated| stated.name.as_str()).filter(|name| !name.is_empty());
         let name = filepath(layer).or(fallback).ok_or_else(|| unnamed(layer, FILEPATH))?;
         let metadata = stated.as_ref().map(FileMetadata::known).unwrap_or_default();
@@ -80,10 +81,16 @@ impl FileMetadata {
 }
 
 fn filepath(layer: &Descriptor) -> Option<&str> {
-    layer.annotation(FILEPATH).or_else(|| layer.annotation(LEGACY_FILEPATH))
+    let named = |key| layer.annotation(key).filter(|name| !name.is_empty());
+    named(FILEPATH).or_else(|| named(LEGACY_FILEPATH))
 }
 
+/// Whether a layer is packed. Its metadata is then about what was packed, and not about the layer. Types of others say
+/// nothing: ORAS gives every file that of a tar archive.
 fn is_archive(media_type: &str) -> bool {
+    if !TYPE_PREFIXES.iter().any(|prefix| media_type.starts_with(prefix)) {
+        return false;
+    }
     media_type.ends_with(".tar") || media_type.ends_with(".tar+gzip") || media_type.ends_with(".tar+zstd")
 }
 
@@ -166,9 +173,15 @@ mod tests {
         let unpacked = of(Unpack::Auto, &[(FILEPATH, "w.tar.zst")]).expect("a plan");
         let renames: Vec<_> = unpacked.archives().map(|archive| archive.rename.clone()).collect();
         assert_eq!(renames, [Rename { strip: 2, ..Rename::default() }]);
-        let kept = of(Unpack::Never, &[(FILEPATH, "w.tar.zst")]).expect("a plan");
+        // Its metadata is about the directory that was packed.
+        let packed =
+            [(FILEPATH, "w.tar.zst"), (METADATA, r#"{"name":"w","mode":493,"size":4096,"typeflag":53}"#)];
+        let kept = of(Unpack::Never, &packed).expect("a plan");
         assert_eq!(kept.files().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), ["w.tar.zst"]);
         assert!(matches!(of(Unpack::Never, &[]), Err(Error::Unnamed { .. })));
+        let oras = ("application/vnd.oci.image.layer.v1.tar", &[(FILEPATH, "w.bin")][..]);
+        let plain = plan_of(&[oras], &Options::default()).expect("a plan");
+        assert_eq!(plain.files().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), ["w.bin"]);
     }
 
     #[test]

@@ -13,9 +13,9 @@ use crate::oci::{Digest, media_type};
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, Error> {
-    let Artifact { manifest, digest, bytes, .. } = artifact;
+    let Artifact { manifest, digest, size, .. } = artifact;
     let mut entry = json!({
-        "mediaType": manifest.media_type, "digest": digest.to_string(), "size": bytes.len(),
+        "mediaType": manifest.media_type, "digest": digest.to_string(), "size": size,
     });
     if let Some(artifact_type) = &manifest.artifact_type {
         entry["artifactType"] = json!(artifact_type);
@@ -30,7 +30,7 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
             json!({ "imageLayoutVersion": "1.0.0" }).to_string().into(),
         ),
         Item::Text(TreePath::known("index.json"), index.to_string().into()),
-        Item::Text(TreePath::known(&path(digest)), bytes.to_vec()),
+        file(&artifact.as_blob(), &path(digest))?,
     ];
     let mut seen = HashSet::from([*digest]);
     for blob in std::iter::once(&manifest.config).chain(&manifest.layers) {
@@ -43,4 +43,27 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
 
 fn path(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::tests::{manifest, paths_with};
+    use super::*;
+
+    #[test]
+    fn everything_is_there_once_under_its_digest() {
+        let layers: [(&str, &[_]); 3] =
+            [("a/0", &[]), ("a/1", &[("org.opencontainers.image.title", "../x")]), ("a/1", &[])];
+        let mut manifest = manifest("a/b", "a/c", &layers);
+        manifest.layers[2].digest = manifest.layers[1].digest.clone();
+        let found = paths_with(plan, &manifest, &Options::default()).expect("a plan");
+        let blobs = [
+            &Digest::sha256(b"{}"),
+            &manifest.config.digest,
+            &manifest.layers[0].digest,
+            &manifest.layers[1].digest,
+        ];
+        assert_eq!(found[..2], ["oci-layout", "index.json"]);
+        assert_eq!(found[2..], blobs.map(path));
+    }
 }

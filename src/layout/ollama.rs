@@ -7,7 +7,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    Artifact, Error, Item, Layout, Options, Plan, TreePath, blobs, family, file, numbered, sharded, unnamed,
+    Artifact, Error, File, Item, Layout, Metadata, Options, Plan, TreePath, blobs, family, file, numbered,
+    sharded, unnamed,
 };
 use crate::oci::{Manifest, Reference};
 
@@ -68,7 +69,8 @@ pub(super) fn plan_tree(artifact: &Artifact<'_>, options: &Options) -> Result<Pl
     let refuse = |reason| Error::UnsafeName { digest: artifact.digest.clone(), name: name.clone(), reason };
     check_name(name).map_err(refuse)?;
     let name = TreePath::new(name).map_err(refuse)?;
-    let mut items = vec![Item::Text(name, artifact.bytes.to_vec())];
+    let metadata = Metadata::default();
+    let mut items = vec![Item::File(name, File { blob: artifact.as_blob(), metadata })];
     let mut seen = HashSet::new();
     for blob in std::iter::once(&manifest.config).chain(&manifest.layers) {
         if seen.insert(&blob.digest) {

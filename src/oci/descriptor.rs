@@ -24,7 +24,7 @@ pub struct Descriptor {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
     /// What the content runs on, in an index.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "platform")]
     pub platform: Option<Platform>,
     /// Free keys; artifact families keep file names here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "annotations")]
@@ -54,6 +54,12 @@ impl Descriptor {
 fn size<'de, D: serde::Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
     let size = i64::deserialize(input)?;
     u64::try_from(size).map_err(|_| serde::de::Error::custom(format!("negative size: {size}")))
+}
+
+/// A platform of empty words says nothing: Go writes it for a zero value.
+fn platform<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Platform>, D::Error> {
+    let found = Option::<Platform>::deserialize(input)?;
+    Ok(found.filter(|platform| !platform.os.is_empty() || !platform.architecture.is_empty()))
 }
 
 /// `null` counts as none: Go writes it for an empty map.

@@ -3,9 +3,12 @@
 //! Images have platforms, and the best one for this machine is taken. An index of artifacts has none: its only child is
 //! taken, and several are told apart by what they are. What is left open is not guessed.
 
+use std::collections::BTreeMap;
+
 use super::Error;
+use crate::oci::manifest::Document;
 use crate::oci::platform::is_attestation;
-use crate::oci::{Descriptor, Digest, Index, Manifest, Platform, Reference};
+use crate::oci::{Descriptor, Digest, Index, Manifest, Platform, Reference, media_type};
 
 /// What a volume says of the child it wants.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -18,72 +21,157 @@ pub struct Choice {
     pub variant: Option<(String, String)>,
 }
 
+/// A manifest, and where it was.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub manifest: Manifest,
+    pub digest: Digest,
+    pub size: u64,
+}
+
+/// Where manifests and indexes are read from.
+pub(crate) trait Documents {
+    /// Why one could not be read.
+    type Error: From<Error>;
+    /// What is at `digest`, and its size.
+    fn load(&mut self, digest: &Digest) -> impl Future<Output = Result<(Document, u64), Self::Error>> + Send;
+}
+
+/// Indexes on the way to a manifest. BuildKit nests two.
+const DEPTH_LIMIT: usize = 3;
+/// Children that are read to learn what they are.
+const READ_LIMIT: usize = 16;
 /// Candidates that an error lists.
 const LISTED: usize = 20;
+/// Candidates of which an error says all.
+const LISTED_WHOLE: usize = 4;
+
+/// What an index says of its children.
+enum Children<'a> {
+    /// This one.
+    One(&'a Descriptor),
+    /// One of these, which only they can say themselves.
+    Open(Vec<&'a Descriptor>),
+}
 
 impl Choice {
-    /// The child of `index` to use.
+    /// Follows indexes from `digest` to the manifest that is wanted.
     ///
     /// # Errors
-    /// [`Error::NoChild`] when none is what is wanted, or several are; it lists what there is.
-    pub(crate) fn of(&self, index: &Index, reference: &Reference) -> Result<Digest, Error> {
-        let content: Vec<&Descriptor> =
-            index.manifests.iter().filter(|child| !is_attestation(child)).collect();
-        let mut wanted = content.clone();
-        wanted.retain(|child| self.is_wanted(child.artifact_type.as_deref(), &child.annotations));
-        if let Some(position) = self.platform.choose(wanted.iter().copied()) {
-            return Ok(wanted[position].digest.clone());
+    /// [`Error::NoChild`] when an index has nothing that is wanted, or several, or a manifest is something else;
+    /// [`Error::TooDeep`]; those of `documents`.
+    pub(crate) async fn follow<D: Documents>(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        documents: &mut D,
+    ) -> Result<Found, D::Error> {
+        let mut left = self.clone();
+        let mut at = digest.clone();
+        for _ in 0..=DEPTH_LIMIT {
+            let index = match documents.load(&at).await? {
+                (Document::Manifest(manifest), size) => {
+                    left.check(&manifest, reference)?;
+                    return Ok(Found { manifest, digest: at, size });
+                }
+                (Document::Index(index), _) => index,
+            };
+            at = match left.among(&index, reference)? {
+                Children::One(child) => {
+                    left = left.without(child);
+                    child.digest.clone()
+                }
+                Children::Open(children) => {
+                    let mut fitting = Vec::new();
+                    for child in &children {
+                        match documents.load(&child.digest).await? {
+                            (Document::Manifest(manifest), _) if left.fits(&manifest) => fitting.push(*child),
+                            (Document::Index(inner), _) if left.among(&inner, reference).is_ok() => {
+                                fitting.push(*child);
+                            }
+                            _ => {}
+                        }
+                    }
+                    match fitting[..] {
+                        [only] => only.digest.clone(),
+                        _ => return Err(left.refuse(&index, fitting.len(), reference).into()),
+                    }
+                }
+            };
         }
-        wanted.retain(|child| child.platform.is_none());
-        wanted.dedup_by(|one, two| one.digest == two.digest);
-        match wanted[..] {
-            [only] if self.is_specific() || content.iter().all(|child| child.platform.is_none()) => {
-                Ok(only.digest.clone())
-            }
-            _ => Err(self.refuse(&content, wanted.len(), reference)),
+        Err(Error::TooDeep { reference: reference.to_string(), limit: DEPTH_LIMIT }.into())
+    }
+
+    /// The children of `index` that may be wanted, from what it says of them.
+    fn among<'a>(&self, index: &'a Index, reference: &Reference) -> Result<Children<'a>, Error> {
+        let content = || index.manifests.iter().filter(|child| !is_attestation(child));
+        let platforms = content().any(|child| child.platform.is_some());
+        let mut fitting: Vec<&Descriptor> = content()
+            .filter(|child| self.is_wanted(child.artifact_type.as_deref(), &child.annotations))
+            .collect();
+        // Children may leave their type to their manifests, and nested indexes all to theirs (image-index.md).
+        let open = fitting.is_empty();
+        if open {
+            fitting = content()
+                .filter(|child| {
+                    media_type::is_index(&child.media_type)
+                        || (child.artifact_type.is_none() && self.variant_fits(&child.annotations))
+                })
+                .collect();
+        }
+        if let Some(best) = self.platform.choose(fitting.iter().copied()) {
+            return Ok(Children::One(fitting[best]));
+        }
+        fitting.retain(|child| child.platform.is_none());
+        fitting.dedup_by(|one, two| one.digest == two.digest);
+        match fitting[..] {
+            [only] if open || self.is_specific() || !platforms => Ok(Children::One(only)),
+            [_, _, ..] if open && fitting.len() <= READ_LIMIT => Ok(Children::Open(fitting)),
+            _ => Err(self.refuse(index, if open { 0 } else { fitting.len() }, reference)),
         }
     }
 
-    /// Checks that `manifest`, which came without an index, is what is wanted.
-    ///
-    /// # Errors
-    /// [`Error::NoChild`] when it is something else.
-    pub(crate) fn check(&self, manifest: &Manifest, reference: &Reference) -> Result<(), Error> {
-        let kind = manifest.artifact_type.as_deref().unwrap_or(&manifest.config.media_type);
-        if self.is_wanted(Some(kind), &manifest.annotations) {
+    /// What remains to be decided below `child`.
+    fn without(&self, child: &Descriptor) -> Self {
+        let mut left = self.clone();
+        left.artifact_type = left.artifact_type.filter(|wanted| child.artifact_type.as_ref() != Some(wanted));
+        left.variant = left.variant.filter(|(key, value)| child.annotations.get(key) != Some(value));
+        left
+    }
+
+    /// Checks what no index has decided.
+    fn check(&self, manifest: &Manifest, reference: &Reference) -> Result<(), Error> {
+        if self.fits(manifest) {
             return Ok(());
         }
         Err(Error::NoChild {
             reference: reference.to_string(),
-            found: format!("is no index, and not what is wanted: {}", self.words(false)),
-            offered: kind.to_owned(),
+            found: format!("is not what is wanted: {}", self.words(false)),
             advice: "leave out artifactType and variant, or name another reference",
+            offered: kind(manifest).chars().take(200).collect(),
         })
     }
 
-    fn is_wanted(
-        &self,
-        artifact_type: Option<&str>,
-        annotations: &std::collections::BTreeMap<String, String>,
-    ) -> bool {
+    fn fits(&self, manifest: &Manifest) -> bool {
+        self.is_wanted(Some(kind(manifest)), &manifest.annotations)
+    }
+
+    fn is_wanted(&self, artifact_type: Option<&str>, annotations: &BTreeMap<String, String>) -> bool {
         let type_fits = self.artifact_type.as_deref().is_none_or(|wanted| artifact_type == Some(wanted));
-        let variant_fits =
-            self.variant.as_ref().is_none_or(|(key, value)| annotations.get(key) == Some(value));
-        type_fits && variant_fits
+        type_fits && self.variant_fits(annotations)
+    }
+
+    fn variant_fits(&self, annotations: &BTreeMap<String, String>) -> bool {
+        self.variant.as_ref().is_none_or(|(key, value)| annotations.get(key) == Some(value))
     }
 
     fn is_specific(&self) -> bool {
         self.artifact_type.is_some() || self.variant.is_some()
     }
 
-    fn refuse(&self, content: &[&Descriptor], fitting: usize, reference: &Reference) -> Error {
-        let mut offered: Vec<String> = content.iter().take(LISTED).map(|child| describe(child)).collect();
-        if content.len() > LISTED {
-            offered.push("…".into());
-        }
-        if offered.is_empty() {
-            offered.push("nothing".into());
-        }
+    fn refuse(&self, index: &Index, fitting: usize, reference: &Reference) -> Error {
+        let content: Vec<&Descriptor> =
+            index.manifests.iter().filter(|child| !is_attestation(child)).collect();
         let platforms = content.iter().any(|child| child.platform.is_some());
         let found = match (fitting, self.is_specific() || platforms) {
             (0 | 1, _) => format!("has nothing for {}", self.words(platforms)),
@@ -95,7 +183,7 @@ impl Choice {
         } else {
             "choose one with the attribute artifactType or variant, or name its digest"
         };
-        Error::NoChild { reference: reference.to_string(), found, offered: offered.join(", "), advice }
+        Error::NoChild { reference: reference.to_string(), found, advice, offered: list(&content) }
     }
 
     /// What is wanted, for people.
@@ -110,24 +198,44 @@ impl Choice {
     }
 }
 
-/// A child, for people who have to choose.
-fn describe(child: &Descriptor) -> String {
-    if let Some(platform) = &child.platform {
-        return platform.to_string();
+/// What a manifest is: image-spec manifest.md#guidelines-for-artifact-usage.
+fn kind(manifest: &Manifest) -> &str {
+    manifest.artifact_type.as_deref().unwrap_or(&manifest.config.media_type)
+}
+
+/// Children, for people who have to choose: what tells one from the other.
+fn list(content: &[&Descriptor]) -> String {
+    let differs = |key: &str| content.iter().any(|child| child.annotation(key) != content[0].annotation(key));
+    let describe = |child: &&Descriptor| {
+        if let Some(platform) = &child.platform {
+            return platform.to_string();
+        }
+        let mut text = match content.len() {
+            0..=LISTED_WHOLE => child.digest.to_string(),
+            _ => child.digest.short().to_owned(),
+        };
+        if let Some(artifact_type) = &child.artifact_type {
+            text += &format!(" {artifact_type}");
+        }
+        let created = "org.opencontainers.image.created";
+        for (key, value) in
+            child.annotations.iter().filter(|(key, _)| *key != created && differs(key)).take(3)
+        {
+            text += &format!(" {key}={value}");
+        }
+        text.chars().take(160).collect()
+    };
+    let mut listed: Vec<String> = content.iter().take(LISTED).map(describe).collect();
+    if content.len() > LISTED {
+        listed.push("…".into());
     }
-    let mut text = child.digest.to_string();
-    if let Some(artifact_type) = &child.artifact_type {
-        text += &format!(" {artifact_type}");
-    }
-    for (key, value) in child.annotations.iter().take(4) {
-        text += &format!(" {key}={value}");
-    }
-    text.chars().take(400).collect()
+    if listed.is_empty() { "nothing".to_owned() } else { listed.join(", ") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::tests::manifest;
 
     fn child(
         name: &str,
@@ -136,7 +244,7 @@ mod tests {
         variant: Option<&str>,
     ) -> Descriptor {
         Descriptor {
-            media_type: crate::oci::media_type::OCI_MANIFEST.into(),
+            media_type: media_type::OCI_MANIFEST.into(),
             digest: Digest::sha256(name.as_bytes()),
             size: 2,
             artifact_type: artifact_type.map(str::to_owned),
@@ -145,8 +253,14 @@ mod tests {
         }
     }
 
-    fn choose(
-        children: &[Descriptor],
+    fn index(children: &[Descriptor]) -> Document {
+        let media_type = media_type::OCI_INDEX.into();
+        Document::Index(Index { media_type, manifests: children.to_vec(), annotations: BTreeMap::new() })
+    }
+
+    /// Follows from the document called `top`; what no document is given for is a manifest of type `a/model`.
+    async fn follow(
+        documents: &[(&str, Document)],
         artifact_type: Option<&str>,
         variant: Option<&str>,
     ) -> Result<Digest, Error> {
@@ -155,17 +269,21 @@ mod tests {
             artifact_type: artifact_type.map(str::to_owned),
             variant: variant.map(|value| ("variant".to_owned(), value.to_owned())),
         };
-        let index = Index {
-            media_type: crate::oci::media_type::OCI_INDEX.into(),
-            manifests: children.to_vec(),
-            annotations: Default::default(),
-        };
-        choice.of(&index, &"r.example/x:v1".parse().expect("a reference"))
+        let reference = "r.example/x:v1".parse().expect("a reference");
+        choice.follow(&reference, &Digest::sha256(b"top"), &mut &*documents).await.map(|found| found.digest)
     }
 
-    #[test]
-    fn one_child_is_chosen_or_all_are_listed() {
-        let named = |name: &str| Some(Digest::sha256(name.as_bytes()));
+    impl Documents for &[(&str, Document)] {
+        type Error = Error;
+        async fn load(&mut self, digest: &Digest) -> Result<(Document, u64), Error> {
+            let known = self.iter().find(|(name, _)| Digest::sha256(name.as_bytes()) == *digest);
+            let other = || Document::Manifest(manifest("a/model", "a/config", &[]));
+            Ok((known.map_or_else(other, |(_, document)| document.clone()), 2))
+        }
+    }
+
+    #[tokio::test]
+    async fn one_child_is_chosen_or_all_are_listed() {
         let images = [
             child("arm", Some("linux/arm64"), None, None),
             child("amd", Some("linux/amd64"), None, None),
@@ -178,30 +296,64 @@ mod tests {
         ];
         let mixed = [images[0].clone(), models[0].clone(), models[2].clone()];
         let same = [models[0].clone(), models[0].clone()];
-        type Case<'a> = (&'a [Descriptor], Option<&'a str>, Option<&'a str>, Option<Digest>);
+        type Case<'a> = (&'a [Descriptor], Option<&'a str>, Option<&'a str>, Option<&'a str>);
         let table: [Case<'_>; 12] = [
-            (&images, None, None, named("amd")),
-            (&images, None, Some("rocm"), named("rocm")),
+            (&images, None, None, Some("amd")),
+            (&images, None, Some("rocm"), Some("rocm")),
             (&images, None, Some("cuda"), None),
-            (&models[..1], None, None, named("q4")),
+            (&models[..1], None, None, Some("q4")),
             (&models, None, None, None),
-            (&models, Some("a/sbom"), None, named("sbom")),
+            (&models, Some("a/sbom"), None, Some("sbom")),
             (&models, Some("a/model"), None, None),
-            (&models, Some("a/model"), Some("q8"), named("q8")),
-            (&models, None, Some("q4"), named("q4")),
+            (&models, Some("a/model"), Some("q8"), Some("q8")),
+            (&models, None, Some("q4"), Some("q4")),
             (&mixed, None, None, None),
-            (&mixed, Some("a/model"), None, named("q4")),
-            (&same, None, None, named("q4")),
+            (&mixed, Some("a/model"), None, Some("q4")),
+            (&same, None, None, Some("q4")),
         ];
         for (number, (children, artifact_type, variant, expected)) in table.into_iter().enumerate() {
-            let chosen = choose(children, artifact_type, variant);
+            let chosen = follow(&[("top", index(children))], artifact_type, variant).await;
+            let expected = expected.map(|name| Digest::sha256(name.as_bytes()));
             assert_eq!(chosen.ok(), expected, "case {number}");
         }
-        let error = choose(&models, Some("a/model"), None).expect_err("two").to_string();
+        let error =
+            follow(&[("top", index(&models))], Some("a/model"), None).await.expect_err("two").to_string();
         for word in
             ["has 2", "artifactType a/model", "variant=q4", "variant=q8", "a/sbom", "attribute artifactType"]
         {
             assert!(error.contains(word), "{word}: {error}");
         }
+    }
+
+    #[tokio::test]
+    async fn nested_indexes_and_children_without_a_type_are_looked_into() {
+        let platforms = index(&[
+            child("arm", Some("linux/arm64"), None, None),
+            child("amd", Some("linux/amd64"), None, None),
+        ]);
+        let nested = |name: &str, variant: &str| Descriptor {
+            media_type: media_type::OCI_INDEX.into(),
+            ..child(name, None, None, Some(variant))
+        };
+        let documents = [
+            ("top", index(&[nested("q4", "q4"), nested("q8", "q8")])),
+            ("q4", platforms.clone()),
+            ("q8", platforms),
+        ];
+        assert_eq!(follow(&documents, None, Some("q4")).await.ok(), Some(Digest::sha256(b"amd")));
+        assert!(follow(&documents, None, Some("q5")).await.is_err());
+        assert!(follow(&documents, None, None).await.is_err(), "two, and nothing says which");
+
+        let untyped = [
+            ("top", index(&[child("one", None, None, None), child("two", None, None, None)])),
+            ("two", Document::Manifest(manifest("a/sbom", "a/config", &[]))),
+        ];
+        assert_eq!(follow(&untyped, Some("a/sbom"), None).await.ok(), Some(Digest::sha256(b"two")));
+        assert_eq!(follow(&untyped, Some("a/model"), None).await.ok(), Some(Digest::sha256(b"one")));
+        assert!(follow(&untyped, Some("a/other"), None).await.is_err());
+        // The image of this platform is what it says it is.
+        let image = [("top", index(&[child("amd", Some("linux/amd64"), None, None)]))];
+        assert_eq!(follow(&image, Some("a/model"), None).await.ok(), Some(Digest::sha256(b"amd")));
+        assert!(follow(&image, Some("a/other"), None).await.is_err());
     }
 }

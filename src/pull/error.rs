@@ -34,7 +34,7 @@ pub enum Error {
         source: InvalidManifest,
     },
     /// The index has nothing that is wanted, or several.
-    #[error("{reference} {found}; there is {offered}; {advice}")]
+    #[error("{reference} {found}; {advice}; there is {offered}")]
     NoChild {
         /// What was asked for.
         reference: String,

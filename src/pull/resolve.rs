@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::choose::Documents;
 use super::{Error, PullPolicy, Puller, Request, access_key, origin};
 use crate::oci::manifest::{Document, SIZE_LIMIT, parse};
 use crate::oci::{Digest, Manifest, Reference};
@@ -16,6 +17,8 @@ pub(super) struct Resolved {
     pub digest: Digest,
     /// The manifest to lay out; another one when `digest` is an index.
     pub manifest_digest: Digest,
+    /// Its bytes.
+    pub manifest_size: u64,
     /// Who showed a right to it.
     pub source: Source,
     /// The registry must not be asked.
@@ -24,12 +27,25 @@ pub(super) struct Resolved {
     pub asked: bool,
 }
 
-/// Indexes on the way to a manifest. BuildKit nests two.
-pub(crate) const DEPTH_LIMIT: usize = 3;
-
 /// The name of the proof that an asker may read the manifest at `digest`.
 pub(super) fn manifest_proof(digest: &Digest) -> String {
     format!("manifest {digest}")
+}
+
+/// The manifests that an asker may read.
+struct Readable<'a> {
+    puller: &'a Puller,
+    reference: &'a Reference,
+    source: &'a Source,
+    offline: bool,
+}
+
+impl Documents for Readable<'_> {
+    type Error = Error;
+
+    async fn load(&mut self, digest: &Digest) -> Result<(Document, u64), Error> {
+        self.puller.read_manifest(self.reference, self.source, digest, self.offline).await
+    }
 }
 
 impl Puller {
@@ -74,22 +90,11 @@ impl Puller {
             _ if offline => return Err(Error::NotPresent { reference: reference.to_string() }),
             known => (self.ask(reference, &source, known.map(|(digest, _)| digest)).await?, true),
         };
-        let mut manifest_digest = digest.clone();
-        for _ in 0..=DEPTH_LIMIT {
-            match self.read_manifest(reference, &source, &manifest_digest, offline).await? {
-                Document::Manifest(manifest) => {
-                    if manifest_digest == digest {
-                        request.choice.check(&manifest, reference)?;
-                    }
-                    let resolved = Resolved { digest, manifest_digest, source, offline, asked };
-                    return Ok((resolved, manifest));
-                }
-                Document::Index(index) => {
-                    manifest_digest = request.choice.of(&index, reference)?;
-                }
-            }
-        }
-        Err(Error::TooDeep { reference: reference.to_string(), limit: DEPTH_LIMIT })
+        let mut documents = Readable { puller: self, reference, source: &source, offline };
+        let found = request.choice.follow(reference, &digest, &mut documents).await?;
+        let (manifest_digest, manifest_size) = (found.digest, found.size);
+        let resolved = Resolved { digest, manifest_digest, manifest_size, source, offline, asked };
+        Ok((resolved, found.manifest))
     }
 
     /// What `reference` is now, from the registry, which thereby shows that `source` may read it.
@@ -166,7 +171,7 @@ impl Puller {
         source: &Source,
         digest: &Digest,
         offline: bool,
-    ) -> Result<Document, Error> {
+    ) -> Result<(Document, u64), Error> {
         let load = async || {
             let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
             let (digest, from, name) = (digest.clone(), origin(source), reference.to_string());
@@ -176,7 +181,8 @@ impl Puller {
                 });
                 // What is too large to be a manifest is some other blob, that somebody calls one.
                 let bytes = if rightful { store.read_blob(&digest, SIZE_LIMIT)? } else { None };
-                let document = bytes.map(|bytes| parse(&bytes, None)).transpose();
+                let read = |bytes: Vec<u8>| Ok((parse(&bytes, None)?, bytes.len() as u64));
+                let document = bytes.map(read).transpose();
                 document.map_err(|source| Error::Manifest { reference: name, source })
             };
             self.with_store(read).await

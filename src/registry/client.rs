@@ -136,7 +136,7 @@ impl Registry {
     /// Reads a small blob whole, and checks its digest.
     ///
     /// # Errors
-    /// As [`Registry::manifest`]; [`Error::WrongContent`] when it is something else, or larger than `limit`.
+    /// As [`Registry::manifest`]; [`Error::WrongContent`] when it is something else.
     pub async fn small_blob(&self, source: &Source, blob: &Descriptor, limit: usize) -> Result<Bytes, Error> {
         let what = name(source, &blob.digest.to_string());
         let path = format!("blobs/{}", blob.digest);
@@ -156,6 +156,11 @@ impl Registry {
             }
         };
         check(source, &blob.digest.to_string(), &bytes)?;
+        if bytes.len() as u64 != blob.size {
+            let (wanted, got) =
+                (blob.digest.clone(), format!("{} bytes instead of {}", bytes.len(), blob.size));
+            return Err(Error::WrongContent { host: source.host.clone(), wanted, got });
+        }
         Ok(bytes)
     }
 

@@ -232,9 +232,9 @@ fn cannot_link(error: Errno) -> bool {
 
 /// Puts a blob's content at `target`: linked where its plain metadata will do, else copied.
 fn place_blob(blob: &Blob, target: &Path, metadata: layout::Metadata, how: How) -> Result<(), Error> {
-    let executable = metadata.mode.is_some_and(|mode| mode & 0o111 != 0);
+    // A large file is a link to what all have, also where the artifact calls it executable: weights often are.
     let own_metadata = metadata != layout::Metadata::default() && (blob.size <= COPY_LIMIT || how.reflink);
-    if !own_metadata && !executable {
+    if !own_metadata {
         match rustix::fs::linkat(CWD, &blob.path, CWD, target, AtFlags::empty()) {
             Ok(()) => return Ok(()),
             Err(error) if cannot_link(error) => {}
@@ -252,8 +252,7 @@ fn place_blob(blob: &Blob, target: &Path, metadata: layout::Metadata, how: How) 
             .map(drop)
             .map_err(|error| io("change", target)(error.into()));
     }
-    let mode = 0o444 | if executable { 0o111 } else { 0 };
-    set_plain(&file, target, mode)
+    set_plain(&file, target, 0o444)
 }
 
 /// What a file has of which nothing is known.

@@ -125,7 +125,7 @@ fn inspect_pulls_no_layer_and_needs_no_store() {
         let (registry, reference) = model().await;
         let node = Node::on_host(&[]);
         let text = stdout(&ocivol(&node, &registry, &["inspect", &reference]).await);
-        for part in ["family     modelpack: artifactType is", "3.00 MiB in 2 blobs", "config.json"] {
+        for part in ["family     modelpack: artifactType is", "3.00 MiB in 2 files", "config.json"] {
             assert!(text.contains(part), "{text}");
         }
         let json: Value = serde_json::from_str(&stdout(

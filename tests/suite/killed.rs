@@ -1,9 +1,11 @@
-//! The plugin dies at every named moment, and at any time: afterwards volumes that were published still work, what was
-//! begun is begun again, and I1 to I8 of `docs/architecture.md` hold.
+//! The plugin dies at every named moment, and at any time: afterwards (I8) volumes that were published still work, and
+//! are whole (I1) and read-only (I2); what was begun is begun again, and pulled once (I7), with bounded memory (I6);
+//! nothing outside of store and targets has changed (I3), and unpublish deletes nothing (I4).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use ocivol::demo::kubelet::PodVolume;
@@ -16,13 +18,15 @@ use crate::support::{Node, eventually, isolated, noise};
 const SMALL: &[&str] = &["model:v1", "image:one", "image:three"];
 /// What takes time to pull.
 const LARGE: &[&str] = &["large:v1", "image:one"];
+/// More than a download is recorded after.
+const LARGE_SIZE: usize = 65 << 20;
 /// Bytes of memory a plugin may ever have had: I6.
 const MEMORY: u64 = 128 << 20;
 
 /// The world, and a model so large that its download is recorded on the way.
 async fn world() -> World {
     let mut world = World::start().await;
-    let weights = noise(7, 65 << 20);
+    let weights = noise(7, LARGE_SIZE);
     let layer = Layer::model_file("weight", "model.gguf", weights.clone());
     world.registry.pusher("large").model("v1", &[layer]).await.expect("pushed");
     world.artifacts.insert("large:v1".into(), BTreeMap::from([("model.gguf".to_owned(), weights)]));
@@ -36,28 +40,39 @@ fn node_for(world: &World) -> Node {
     node
 }
 
-/// Publishes and unpublishes until the plugin dies, or all is done.
-async fn work(node: &Node, world: &World, round: &str, artifacts: &[&str]) -> Vec<(String, PodVolume)> {
-    let mut volumes = Vec::new();
-    for name in artifacts {
-        let volume = node.volume(&format!("{round}-{}", name.replace(':', "-")));
-        let _ = node.publish(&volume, &world.reference(name), &[]).await;
-        volumes.push(((*name).to_owned(), volume));
-    }
-    for at in [0, artifacts.len() - 1] {
-        let _ = node.kubelet.unpublish(&volumes[at].1).await;
-    }
-    volumes
+/// The pods' volumes, of which nothing is published yet.
+fn prepare(node: &Node, round: &str, artifacts: &[&str]) -> Vec<(String, PodVolume)> {
+    let volume = |name: &str| node.volume(&format!("{round}-{}", name.replace(':', "-")));
+    artifacts.iter().map(|name| ((*name).to_owned(), volume(name))).collect()
 }
 
-/// After the plugin died: whatever is mounted is whole, and everything can be had again.
-async fn assert_recovers(node: &mut Node, world: &World, volumes: &[(String, PodVolume)], when: &str) {
+/// Publishes and unpublishes until the plugin dies, or all is done. Whether it is.
+async fn work(node: &Node, world: &World, volumes: &[(String, PodVolume)]) -> bool {
+    let mut done = true;
+    for (name, volume) in volumes {
+        done &= node.publish(volume, &world.reference(name), &[]).await.is_ok();
+    }
+    for (_, volume) in [&volumes[0], &volumes[volumes.len() - 1]] {
+        done &= node.kubelet.unpublish(volume).await.is_ok();
+    }
+    done
+}
+
+/// After the plugin died: whatever is mounted is whole, everything can be had again, and nothing `outside` changed.
+async fn assert_recovers(
+    node: &mut Node,
+    world: &World,
+    volumes: &[(String, PodVolume)],
+    before: &Outside,
+    when: &str,
+) {
+    // I3.
+    assert_eq!(*before, outside(node, volumes), "{when}, before the restart");
     for (name, volume) in volumes {
         if mount_at(&volume.target).is_some() {
             assert_published(volume, &world.artifacts[name], &format!("{when}, before the restart"));
         }
     }
-    let before = outside(node, volumes);
     world.registry.forget();
     node.run_registered().await;
     for (name, volume) in volumes {
@@ -67,9 +82,10 @@ async fn assert_recovers(node: &mut Node, world: &World, volumes: &[(String, Pod
         assert_published(volume, &world.artifacts[name], when);
     }
     assert_store_is_sound(&node.root, when);
-    // I7: what is pulled again is pulled once.
-    for (blob, downloads) in downloads(world) {
-        assert_eq!(downloads, 1, "{when}: {blob}");
+    // I7: what is pulled again is pulled once. A large blob on a slow connection is helped by another.
+    for (blob, starts) in downloads(world) {
+        let several = blob == large_blob();
+        assert!(starts.len() == 1 || (several && starts.len() == 2), "{when}: {blob} from {starts:?}");
     }
     // I6.
     let peak = node.memory("VmHWM");
@@ -80,12 +96,13 @@ async fn assert_recovers(node: &mut Node, world: &World, volumes: &[(String, Pod
     }
     let left = mounts_below(&node.kubelet.directory);
     assert!(left.is_empty(), "{when}: {left:?}");
-    // I3.
-    assert_eq!(before, outside(node, volumes), "{when}");
+    assert_eq!(*before, outside(node, volumes), "{when}");
 }
 
 /// What is on the node beside the store, targets and sockets, with the content of files.
-fn outside(node: &Node, volumes: &[(String, PodVolume)]) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+type Outside = BTreeMap<PathBuf, Option<Vec<u8>>>;
+
+fn outside(node: &Node, volumes: &[(String, PodVolume)]) -> Outside {
     let mut found = BTreeMap::new();
     let mut waiting = vec![PathBuf::from("/var/lib")];
     while let Some(path) = waiting.pop() {
@@ -104,17 +121,26 @@ fn outside(node: &Node, volumes: &[(String, PodVolume)]) -> BTreeMap<PathBuf, Op
     found
 }
 
-/// How often each blob was asked for.
-fn downloads(world: &World) -> BTreeMap<String, usize> {
-    let mut found = BTreeMap::new();
+/// For each blob, from which byte on it was asked for, each time.
+fn downloads(world: &World) -> BTreeMap<String, Vec<u64>> {
+    let mut found: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for seen in world.registry.requests() {
         if seen.method == axum::http::Method::GET && seen.path.contains("/blobs/") {
             // The same blob in two repositories is the same download.
             let digest = seen.path.rsplit('/').next().expect("a digest").to_owned();
-            *found.entry(digest).or_default() += 1;
+            let range = seen.headers.get("range").and_then(|range| range.to_str().ok());
+            let start = range.and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse().ok());
+            found.entry(digest).or_default().push(start.unwrap_or(0));
         }
     }
     found
+}
+
+/// The digest of the large model's weights.
+fn large_blob() -> &'static str {
+    static DIGEST: LazyLock<String> =
+        LazyLock::new(|| ocivol::oci::Digest::sha256(&noise(7, LARGE_SIZE)).to_string());
+    &DIGEST
 }
 
 /// The moments that there are in the code.
@@ -145,24 +171,31 @@ fn it_dies_at_every_moment_and_goes_on() {
         }
         for moment in &moments {
             let artifacts = if moment.starts_with("pull.") { LARGE } else { SMALL };
-            for (turn, times) in [1, 2, 5].into_iter().enumerate() {
-                let when = format!("killed at {moment}:{times}");
+            for (times, reboot) in [(1, false), (1, true), (2, false), (5, false)] {
+                let when = format!("killed at {moment}:{times}, reboot {reboot}");
                 let mut node = node_for(&world);
                 node.env.insert("OCIVOL_KILLED_AT".into(), format!("{moment}:{times}"));
                 node.launch();
+                let volumes = prepare(&node, "killed", artifacts);
+                let before = outside(&node, &volumes);
                 node.serves_or_ends().await;
-                let volumes = work(&node, &world, "killed", artifacts).await;
-                if times == 1 {
+                let done = work(&node, &world, &volumes).await;
+                if times == 1 || !done {
                     // What happens in the background happens soon.
                     eventually(&when, || node.was_killed()).await;
                 }
+                node.was_killed(); // If it has ended, then by that.
                 node.kill();
                 node.env.remove("OCIVOL_KILLED_AT");
                 // The machine goes down as well, and what was not flushed counts as lost.
-                if turn == 1 {
+                if reboot {
                     make_volatile(&node.root, true);
                 }
-                assert_recovers(&mut node, &world, &volumes, &when).await;
+                assert_recovers(&mut node, &world, &volumes, &before, &when).await;
+                if moment == "pull.recorded" && times == 1 && !reboot {
+                    let starts = &downloads(&world)[large_blob()];
+                    assert!(starts[0] >= 64 << 20, "{when}: it goes on where it was: {starts:?}");
+                }
             }
         }
         println!("killed at {moments:?}");
@@ -182,13 +215,15 @@ fn it_dies_at_any_time_and_goes_on() {
                 tokio::time::sleep(Duration::from_micros(u64::from(turn * turn * 137 % 60_000))).await;
                 let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
             });
-            let volumes = work(&node, &world, &format!("turn-{turn}"), SMALL).await;
+            let volumes = prepare(&node, &format!("turn-{turn}"), SMALL);
+            let before = outside(&node, &volumes);
+            work(&node, &world, &volumes).await;
             later.await.expect("no panic");
             node.kill();
             if turn % 4 == 3 {
                 make_volatile(&node.root, turn % 8 == 7);
             }
-            assert_recovers(&mut node, &world, &volumes, &format!("turn {turn}")).await;
+            assert_recovers(&mut node, &world, &volumes, &before, &format!("turn {turn}")).await;
         }
     });
 }

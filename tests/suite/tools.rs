@@ -93,6 +93,8 @@ fn modelpack() {
                     "weights/model.safetensors (72)",
                 ],
             ),
+            // By the names that their annotations have, which say nothing of archives.
+            ("tar", NEVER, &["code (130)", "tokenizer (146)", "weights (10240)"]),
             (
                 "tar",
                 &[("stripComponents", "1"), ("exclude", "*.py")],

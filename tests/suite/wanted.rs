@@ -71,6 +71,79 @@ fn what_no_pattern_wants_is_not_downloaded() {
     });
 }
 
+#[test]
+fn regression_a_config_that_comes_slowly_holds_up_nobody() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let content = Layer {
+            media_type: "application/vnd.cncf.helm.chart.content.v1.tar+gzip".into(),
+            content: "tgz".into(),
+            annotations: json!({}),
+        };
+        let kind = "application/vnd.cncf.helm.config.v1+json";
+        let mut configs = Vec::new();
+        for number in 0..8 {
+            let config = format!(r#"{{"name":"chart","version":"{number}"}}"#);
+            let pusher = registry.pusher(&format!("charts/{number}"));
+            pusher.artifact("v1", "", kind, &config, std::slice::from_ref(&content)).await.expect("pushed");
+            configs.push(Digest::sha256(config.as_bytes()).to_string());
+        }
+        let other = Scripted::start().await;
+        other.pusher("m").model("v1", &[Layer::model_file("weight", "w", "1")]).await.expect("pushed");
+        registry.script(move |seen| {
+            configs.iter().any(|digest| seen.path.ends_with(digest)).then(|| {
+                let never = futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
+                axum::response::Response::new(axum::body::Body::from_stream(never))
+            })
+        });
+        let node = Node::start(&["--plain-http", &format!("{},{}", registry.host(), other.host())]).await;
+        let mut waiting = Vec::new();
+        for number in 0..8 {
+            let volume = node.volume(&format!("chart-{number}"));
+            let reference = registry.reference(&format!("charts/{number}:v1"));
+            let attributes = [("reference", reference.as_str()), ("unpack", "never")];
+            let request = node.kubelet.publish_request(&volume, &attributes, &[]);
+            let kubelet = node.kubelet.clone();
+            waiting.push(tokio::spawn(async move { kubelet.publish(request).await }));
+        }
+        let asked = || {
+            registry
+                .requests()
+                .iter()
+                .filter(|seen| seen.path.contains("/charts/") && seen.path.contains("/blobs/"))
+                .count()
+        };
+        crate::support::eventually("configs are asked for", || asked() >= 4).await;
+        let volume = node.volume("other");
+        node.publish(&volume, &other.reference("m:v1"), &[]).await.expect("nobody is in its way");
+        for task in waiting {
+            task.abort();
+        }
+    });
+}
+
+#[test]
+fn regression_a_large_file_that_is_called_executable_is_a_link() {
+    use std::os::unix::fs::MetadataExt as _;
+    isolated(async {
+        let registry = Scripted::start().await;
+        let file = |path: &str, size: usize| {
+            let metadata = json!({"name": path, "mode": 0o755, "size": size}).to_string();
+            Layer {
+                annotations: json!({"org.cncf.model.filepath": path, "org.cncf.model.file.metadata+json": metadata}),
+                ..Layer::model_file("weight", path, vec![1_u8; size])
+            }
+        };
+        registry.pusher("m").model("v1", &[file("large", 3 << 20), file("small", 10)]).await.expect("pushed");
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let volume = node.volume("pod");
+        node.publish(&volume, &registry.reference("m:v1"), &[]).await.expect("published");
+        let found = |name: &str| std::fs::metadata(volume.target.join(name)).expect(name);
+        assert_eq!((found("large").nlink(), found("large").mode() & 0o777), (2, 0o444));
+        assert_eq!((found("small").nlink(), found("small").mode() & 0o777), (1, 0o755));
+    });
+}
+
 /// Pushes an index of these children.
 async fn push_index(pusher: &Pusher, tag: &str, children: &[Value]) {
     let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": children});
@@ -132,7 +205,7 @@ fn children_of_an_index_are_chosen_by_what_they_are() {
             (
                 &registry.reference("index:q4"),
                 &[("artifactType", "a/sbom")],
-                &["is no index", "vnd.unknown.artifact"],
+                &["is not what is wanted", "vnd.unknown.artifact"],
             ),
         ];
         for (number, (reference, attributes, words)) in table.into_iter().enumerate() {
