@@ -52,6 +52,7 @@ async fn push_all(registry: &DebianRegistry) {
         ("helm", "demo-0.2.0", "charts/demo", "0.2.0"),
         ("flux", "directory", "flux/manifests", "v1"),
         ("oras", "wasm", "wasm/hello", "v1"),
+        ("oras", "empty", "other/note", "v1"),
     ] {
         fixtures::push_one(tool, made_as, &registry.pusher(repository), tag).await;
     }
@@ -85,7 +86,7 @@ fn files(root: &Path, host: &str) -> Vec<String> {
 #[test]
 fn every_example_shows_what_it_says() {
     let examples = examples();
-    assert!(examples.len() >= 16, "{} examples were found", examples.len());
+    assert!(examples.len() >= 17, "{} examples were found", examples.len());
     isolated(async {
         let registry = DebianRegistry::start().await;
         push_all(&registry).await;
