@@ -27,6 +27,7 @@ pub use plan::{Archive, File, Item, Metadata, Plan};
 pub use select::Selection;
 pub use tree_path::TreePath;
 
+use crate::layer::name::shown;
 use crate::oci::{Descriptor, Digest, Manifest, Reference};
 
 /// Changes whenever a manifest would be laid out differently than before: trees made by other versions of the
@@ -135,7 +136,7 @@ pub fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, Error> {
 fn path_of(layer: &Descriptor, name: &str) -> Result<TreePath, Error> {
     TreePath::new(name).map_err(|reason| Error::UnsafeName {
         digest: layer.digest.clone(),
-        name: name.to_owned(),
+        name: shown(name.as_bytes()),
         reason,
     })
 }

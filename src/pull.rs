@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The client that pulls go through, and the credentials they use.
 pub use crate::registry::{Credential, Keyring, Registry, Secret, credentials::InvalidCredentials};
@@ -119,6 +119,8 @@ pub struct Puller {
     downloads: turns::Downloads,
     /// Manifests that are read and planned at the same time.
     plans: Semaphore,
+    /// Permits are KiB: of large manifests, as long as their pulls last.
+    large_manifests: Arc<Semaphore>,
     /// Trees that are merged at the same time.
     merges: Arc<Semaphore>,
     /// Layers that are unpacked from files of the store at the same time.
@@ -135,6 +137,10 @@ pub struct Puller {
 const BUFFERED_BYTES: usize = 6 * 1024 * 1024;
 /// Manifests that are taken apart at the same time; this takes many times their size, and no network.
 const PLANS_AT_A_TIME: usize = 4;
+/// A manifest above this size is large: a hundred times what real ones have.
+const LARGE_MANIFEST: u64 = 128 * 1024;
+/// Bytes, in KiB, of all large manifests whose pulls run; what is made of one takes several times its size.
+const LARGE_MANIFESTS_KIB: usize = 16 * 1024;
 /// Trees that are merged at the same time; each may take a quarter of a GiB.
 const MERGES_AT_A_TIME: usize = 2;
 /// Layers that are unpacked from files of the store at the same time.
@@ -155,6 +161,8 @@ struct Planned {
     resolved: resolve::Resolved,
     plan: Plan,
     family: &'static Family,
+    /// Held as long as the plan is.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl Puller {
@@ -168,6 +176,7 @@ impl Puller {
             trees: Flights::new(Duration::ZERO),
             downloads: turns::Downloads::new(settings.parallel_downloads),
             plans: Semaphore::new(PLANS_AT_A_TIME),
+            large_manifests: Arc::new(Semaphore::new(LARGE_MANIFESTS_KIB)),
             merges: Arc::new(Semaphore::new(MERGES_AT_A_TIME)),
             local_unpacks: Semaphore::new(LOCAL_UNPACKS_AT_A_TIME),
             large_windows: Semaphore::new(1),
@@ -214,7 +223,7 @@ impl Puller {
     }
 
     async fn run(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Pulled, Error> {
-        let Planned { resolved, plan, family } = self.plan(request, progress).await?;
+        let Planned { resolved, plan, family, room } = self.plan(request, progress).await?;
         let readable = request.readable.unwrap_or(family.readable);
         let key = TreeKey::new(&resolved.manifest_digest, &request.options, readable);
         let source = &resolved.source;
@@ -248,6 +257,7 @@ impl Puller {
                 .await?
             }
         };
+        drop(room);
         let (who, reference, digest) = (source.clone(), request.reference.clone(), resolved.digest.clone());
         let (asked, confirmed) = (resolved.asked, !proven && !resolved.offline);
         self.with_store(move |store| {
@@ -271,6 +281,7 @@ impl Puller {
     /// Resolves, and lays out.
     async fn plan(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Planned, Error> {
         let (resolved, manifest) = self.resolve(request).await?;
+        let (manifest, room) = self.make_room(&resolved, manifest, &request.reference).await?;
         let manifest = Arc::new(manifest);
         let family = layout::decide(&manifest, &request.options.layout)?.family;
         let config = manifest.config.bare();
@@ -285,7 +296,28 @@ impl Puller {
             let config = self.config(&resolved, &config, &request.reference, progress).await?;
             plan.promise(blocking(move || layout::image::diff_ids(&config)).await?)?;
         }
-        Ok(Planned { resolved, plan, family })
+        Ok(Planned { resolved, plan, family, room })
+    }
+
+    /// Large manifests share a bound. One that has to wait is let go, and read again.
+    async fn make_room(
+        &self,
+        resolved: &resolve::Resolved,
+        manifest: Manifest,
+        reference: &Reference,
+    ) -> Result<(Manifest, Option<OwnedSemaphorePermit>), Error> {
+        if resolved.manifest_size <= LARGE_MANIFEST {
+            return Ok((manifest, None));
+        }
+        let kib = u32::try_from(resolved.manifest_size / 1024).unwrap_or(u32::MAX);
+        let all = Arc::clone(&self.large_manifests);
+        if let Ok(room) = Arc::clone(&all).try_acquire_many_owned(kib) {
+            return Ok((manifest, Some(room)));
+        }
+        drop(manifest);
+        let room = all.acquire_many_owned(kib).await.map_err(|_| Error::Stopped)?;
+        let manifest = self.read_again(resolved, reference).await?;
+        Ok((manifest, Some(room)))
     }
 
     /// Thousands of names and patterns are work for a thread that may take its time, and memory for a few at a time.

@@ -39,17 +39,17 @@ pub enum Error {
         what: String,
     },
     /// A name would leave the volume, or is none.
-    #[error("layer {digest} has an unsafe file name {name:?}: {reason}")]
+    #[error("layer {digest} has an unsafe file name \"{name}\": {reason}")]
     UnsafeName {
         /// The layer.
         digest: Digest,
-        /// Its name.
+        /// Its name, as [`crate::layer::name::shown`] shows it.
         name: String,
         /// The rule it breaks.
         reason: &'static str,
     },
     /// Two layers want the same path, or one wants a directory where another has a file.
-    #[error("layer {digest} wants {name:?}, which is already {there}")]
+    #[error("layer {digest} wants \"{name}\", which is already {there}")]
     Collision {
         /// The later layer.
         digest: Digest,
@@ -59,7 +59,7 @@ pub enum Error {
         there: &'static str,
     },
     /// A metadata annotation cannot be read, or contradicts its layer.
-    #[error("layer {digest} ({name:?}) has invalid metadata in annotation {annotation}: {reason}")]
+    #[error("layer {digest} (\"{name}\") has invalid metadata in annotation {annotation}: {reason}")]
     Metadata {
         /// The layer.
         digest: Digest,

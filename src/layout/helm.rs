@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::oras::TITLE;
 use super::{Archive, Artifact, Error, Item, Options, Plan, Unpack, file, unnamed};
 use crate::layer::Rename;
+use crate::layer::name::shown;
 use crate::oci::Manifest;
 
 const CONFIG: &str = "application/vnd.cncf.helm.config.v1+json";
@@ -66,7 +67,7 @@ fn archive_name(artifact: &Artifact<'_>) -> Result<String, Error> {
     };
     if name.contains('/') || version.contains('/') {
         let reason = "a chart's name and version are one file's name";
-        let name = format!("{name}-{version}.tgz");
+        let name = shown(format!("{name}-{version}.tgz").as_bytes());
         return Err(Error::UnsafeName { digest: artifact.manifest.config.digest.clone(), name, reason });
     }
     Ok(format!("{name}-{version}.tgz"))

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::{Archive, Artifact, Error, File, Item, Metadata, Options, Plan, Unpack, path_of, unnamed};
 use crate::layer::Rename;
+use crate::layer::name::shown;
 use crate::oci::{Descriptor, Manifest};
 
 pub(super) const FILEPATH: &str = "org.cncf.model.filepath";
@@ -101,9 +102,9 @@ fn stated(layer: &Descriptor) -> Result<Option<FileMetadata>, Error> {
     else {
         return Ok(None);
     };
-    let name = filepath(layer).unwrap_or_default().to_owned();
+    let name = filepath(layer).unwrap_or_default();
     let invalid = |reason: String| {
-        let (digest, name) = (layer.digest.clone(), name.clone());
+        let (digest, name) = (layer.digest.clone(), shown(name.as_bytes()));
         Error::Metadata { digest, name, annotation, reason }
     };
     let stated: FileMetadata = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;

@@ -10,6 +10,7 @@ use super::{
     Artifact, Error, File, Item, Layout, Metadata, Options, Plan, TreePath, blobs, family, file, numbered,
     sharded, unnamed,
 };
+use crate::layer::name::shown;
 use crate::oci::{Manifest, Reference};
 
 const PREFIX: &str = "application/vnd.ollama.image.";
@@ -66,7 +67,8 @@ pub(super) fn plan_tree(artifact: &Artifact<'_>, options: &Options) -> Result<Pl
     if recognise(manifest).is_none() {
         return Err(Error::NotOllama { media_types: family::media_types(manifest) });
     }
-    let refuse = |reason| Error::UnsafeName { digest: artifact.digest.clone(), name: name.clone(), reason };
+    let refuse =
+        |reason| Error::UnsafeName { digest: artifact.digest.clone(), name: shown(name.as_bytes()), reason };
     check_name(name).map_err(refuse)?;
     let name = TreePath::new(name).map_err(refuse)?;
     let metadata = Metadata::default();

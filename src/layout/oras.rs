@@ -8,6 +8,7 @@
 use super::{
     Archive, Artifact, Error, File, Item, Metadata, Options, Plan, TreePath, Unpack, path_of, unnamed,
 };
+use crate::layer::name::shown;
 use crate::layer::{Name, Rename};
 use crate::oci::{Descriptor, Manifest, media_type};
 
@@ -57,7 +58,7 @@ fn directory(layer: &Descriptor, title: &TreePath, options: &Options) -> Result<
     let content = layer.annotation(CONTENT_DIGEST).map(str::parse).transpose();
     let content = content.map_err(|error: crate::oci::digest::InvalidDigest| Error::Metadata {
         digest: layer.digest.clone(),
-        name: title.to_string(),
+        name: shown(title.as_str().as_bytes()),
         annotation: CONTENT_DIGEST,
         reason: error.to_string(),
     })?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Error, Selection, TreePath};
+use crate::layer::name::shown;
 use crate::layer::{Profile, Rename};
 use crate::oci::{Descriptor, Digest};
 
@@ -184,7 +185,10 @@ fn check_paths(items: &[Item]) -> Result<(), Error> {
     let mut directories: BTreeSet<&str> = BTreeSet::new();
     for item in items {
         let Some(path) = item.path() else { continue };
-        let collision = |there| Error::Collision { digest: item.digest(), name: path.to_string(), there };
+        let collision = |there| {
+            let name = shown(path.as_str().as_bytes());
+            Error::Collision { digest: item.digest(), name, there }
+        };
         if directories.contains(path.as_str()) {
             return Err(collision("a directory"));
         }

@@ -97,6 +97,19 @@ impl Puller {
         Ok((resolved, found.manifest))
     }
 
+    /// The manifest that was resolved to, once more.
+    pub(super) async fn read_again(
+        &self,
+        resolved: &Resolved,
+        reference: &Reference,
+    ) -> Result<Manifest, Error> {
+        let Resolved { source, manifest_digest, offline, .. } = resolved;
+        match self.read_manifest(reference, source, manifest_digest, *offline).await? {
+            (Document::Manifest(manifest), _) => Ok(manifest),
+            (Document::Index(_), _) => Err(Error::NotPresent { reference: reference.to_string() }),
+        }
+    }
+
     /// What `reference` is now, from the registry, which thereby shows that `source` may read it.
     async fn ask(
         &self,

@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::http::{Method, header};
 use axum::response::IntoResponse;
 use bytes::Bytes;
+use ocivol::demo::push::Layer;
 use ocivol::demo::registry::parse_range;
 use ocivol::oci::digest::Algorithm;
 use ocivol::oci::media_type;
@@ -107,5 +108,37 @@ fn an_image_of_many_layers_takes_less_than_128_mib() {
         let peak = node.memory("VmHWM");
         assert!(peak < 128 * MIB, "peak: {} MiB", peak / MIB);
         println!("peak {} MiB", peak / MIB);
+    });
+}
+
+#[test]
+fn regression_manifests_of_long_names_take_less_than_256_mib() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let mut references = Vec::new();
+        for number in 0..16 {
+            // As many names as fit, each as long and as deep as is allowed; the last one is there already.
+            let title = |layer: usize| {
+                let first = format!("{number}-{layer:05}");
+                let rest = "/aaaaaaaaaaaaaaaaaaaaaaa".repeat(126);
+                first + &rest
+            };
+            let titles = (0..1250).map(title).chain([title(0)]);
+            let layers: Vec<Layer> = titles.map(|title| Layer::titled(&title, "x")).collect();
+            let name = format!("deep/{number}");
+            registry.pusher(&name).files("v1", &layers).await.expect("pushed");
+            references.push(registry.reference(&format!("{name}:v1")));
+        }
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let volumes: Vec<_> = (0..16).map(|number| node.volume(&format!("pod-{number}"))).collect();
+        let publishes =
+            volumes.iter().zip(&references).map(|(volume, reference)| node.publish(volume, reference, &[]));
+        for result in futures_util::future::join_all(publishes).await {
+            let status = result.expect_err("two files of one name");
+            assert!(status.message().contains("already a file"), "{}", status.message());
+        }
+        let peak = node.memory("VmHWM");
+        println!("peak {} MiB", peak / MIB);
+        assert!(peak < 256 * MIB, "peak: {} MiB", peak / MIB);
     });
 }
