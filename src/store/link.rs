@@ -45,6 +45,9 @@ pub(super) struct Made {
 
 /// Files up to this size are copied, not linked, to carry their own mode, owner and time.
 const COPY_LIMIT: u64 = 1024 * 1024;
+/// Files up to this size are copied when their artifact calls them executable. Larger ones are weights: tools set the
+/// bit on whatever a file system without permissions had.
+const EXECUTABLE_LIMIT: u64 = 64 * 1024 * 1024;
 
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -133,7 +136,9 @@ impl Linker<'_> {
         match (&self.sources[at.layer as usize], &entry.kind) {
             (Source::Blob(blob, metadata), _) => {
                 self.made.bytes += blob.size;
-                self.look(blob.size.min(COPY_LIMIT))?; // Larger ones are links, or share their content.
+                let copied = has_own_metadata(blob, metadata, self.how) || is_executable(blob, metadata);
+                // Links, and copies that share their content, take nothing.
+                self.look(if copied && !self.how.reflink { blob.size } else { 0 })?;
                 place_blob(blob, &self.place(path), *metadata, self.how)
             }
             (Source::Text(text), _) => {
@@ -230,11 +235,20 @@ fn cannot_link(error: Errno) -> bool {
     matches!(error, Errno::MLINK | Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP)
 }
 
+/// Whether a blob's file gets the owner, mode and time that its artifact says.
+fn has_own_metadata(blob: &Blob, metadata: &layout::Metadata, how: How) -> bool {
+    *metadata != layout::Metadata::default() && (blob.size <= COPY_LIMIT || how.reflink)
+}
+
+fn is_executable(blob: &Blob, metadata: &layout::Metadata) -> bool {
+    metadata.mode.is_some_and(|mode| mode & 0o111 != 0) && blob.size <= EXECUTABLE_LIMIT
+}
+
 /// Puts a blob's content at `target`: linked where its plain metadata will do, else copied.
 fn place_blob(blob: &Blob, target: &Path, metadata: layout::Metadata, how: How) -> Result<(), Error> {
-    // A large file is a link to what all have, also where the artifact calls it executable: weights often are.
-    let own_metadata = metadata != layout::Metadata::default() && (blob.size <= COPY_LIMIT || how.reflink);
-    if !own_metadata {
+    let own_metadata = has_own_metadata(blob, &metadata, how);
+    let executable = is_executable(blob, &metadata);
+    if !own_metadata && !executable {
         match rustix::fs::linkat(CWD, &blob.path, CWD, target, AtFlags::empty()) {
             Ok(()) => return Ok(()),
             Err(error) if cannot_link(error) => {}
@@ -252,7 +266,7 @@ fn place_blob(blob: &Blob, target: &Path, metadata: layout::Metadata, how: How) 
             .map(drop)
             .map_err(|error| io("change", target)(error.into()));
     }
-    set_plain(&file, target, 0o444)
+    set_plain(&file, target, 0o444 | if executable { 0o111 } else { 0 })
 }
 
 /// What a file has of which nothing is known.

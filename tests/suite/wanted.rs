@@ -123,7 +123,7 @@ fn regression_a_config_that_comes_slowly_holds_up_nobody() {
 }
 
 #[test]
-fn regression_a_large_file_that_is_called_executable_is_a_link() {
+fn regression_weights_that_are_called_executable_are_links() {
     use std::os::unix::fs::MetadataExt as _;
     isolated(async {
         let registry = Scripted::start().await;
@@ -134,12 +134,17 @@ fn regression_a_large_file_that_is_called_executable_is_a_link() {
                 ..Layer::model_file("weight", path, vec![1_u8; size])
             }
         };
-        registry.pusher("m").model("v1", &[file("large", 3 << 20), file("small", 10)]).await.expect("pushed");
+        registry
+            .pusher("m")
+            .model("v1", &[file("weights", 65 << 20), file("program", 3 << 20), file("small", 10)])
+            .await
+            .expect("pushed");
         let node = Node::start(&["--plain-http", &registry.host()]).await;
         let volume = node.volume("pod");
         node.publish(&volume, &registry.reference("m:v1"), &[]).await.expect("published");
         let found = |name: &str| std::fs::metadata(volume.target.join(name)).expect(name);
-        assert_eq!((found("large").nlink(), found("large").mode() & 0o777), (2, 0o444));
+        assert_eq!((found("weights").nlink(), found("weights").mode() & 0o777), (2, 0o444));
+        assert_eq!((found("program").nlink(), found("program").mode() & 0o777), (1, 0o555));
         assert_eq!((found("small").nlink(), found("small").mode() & 0o777), (1, 0o755));
     });
 }
