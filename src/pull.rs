@@ -13,6 +13,7 @@ pub mod flight;
 pub mod metrics;
 pub mod obtain;
 mod offers;
+mod plan;
 pub mod progress;
 pub mod resolve;
 pub mod segments;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 /// The client that pulls go through, and the credentials they use.
 pub use crate::registry::{Credential, Keyring, Registry, Secret, credentials::InvalidCredentials};
@@ -34,10 +35,10 @@ pub use error::Error;
 pub use metrics::Metrics;
 pub use progress::{Progress, Snapshot};
 
-use crate::layout::{self, Artifact, Family, Options, Plan};
-use crate::oci::{Descriptor, Digest, Manifest, Reference};
+use crate::layout::Options;
+use crate::oci::{Digest, Reference};
 use crate::registry::transport::Source;
-use crate::store::{self, AccessKey, Build, Origin, Store, Tree, TreeKey};
+use crate::store::{AccessKey, Build, Origin, Store, Tree, TreeKey};
 use flight::{Flights, Waiter};
 use wanted::{Form, Stored, Wanted};
 
@@ -137,10 +138,6 @@ pub struct Puller {
 const BUFFERED_BYTES: usize = 6 * 1024 * 1024;
 /// Manifests that are taken apart at the same time; this takes many times their size, and no network.
 const PLANS_AT_A_TIME: usize = 4;
-/// A manifest above this size is large: a hundred times what real ones have.
-const LARGE_MANIFEST: u64 = 128 * 1024;
-/// Bytes, in KiB, of all large manifests whose pulls run; what is made of one takes several times its size.
-const LARGE_MANIFESTS_KIB: usize = 16 * 1024;
 /// Trees that are merged at the same time; each may take a quarter of a GiB.
 const MERGES_AT_A_TIME: usize = 2;
 /// Layers that are unpacked from files of the store at the same time.
@@ -156,15 +153,6 @@ struct RequestKey {
     credentials: Vec<Credential>,
 }
 
-/// A request whose manifest is known.
-struct Planned {
-    resolved: resolve::Resolved,
-    plan: Plan,
-    family: &'static Family,
-    /// Held as long as the plan is.
-    room: Option<OwnedSemaphorePermit>,
-}
-
 impl Puller {
     /// Pulls into `store` from registries.
     pub fn new(store: Arc<Store>, registry: Registry, settings: Settings, metrics: Metrics) -> Arc<Self> {
@@ -176,7 +164,7 @@ impl Puller {
             trees: Flights::new(Duration::ZERO),
             downloads: turns::Downloads::new(settings.parallel_downloads),
             plans: Semaphore::new(PLANS_AT_A_TIME),
-            large_manifests: Arc::new(Semaphore::new(LARGE_MANIFESTS_KIB)),
+            large_manifests: Arc::new(Semaphore::new(plan::LARGE_MANIFESTS_KIB)),
             merges: Arc::new(Semaphore::new(MERGES_AT_A_TIME)),
             local_unpacks: Semaphore::new(LOCAL_UNPACKS_AT_A_TIME),
             large_windows: Semaphore::new(1),
@@ -223,7 +211,7 @@ impl Puller {
     }
 
     async fn run(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Pulled, Error> {
-        let Planned { resolved, plan, family, room } = self.plan(request, progress).await?;
+        let plan::Planned { resolved, plan, family, room } = self.plan(request, progress).await?;
         let readable = request.readable.unwrap_or(family.readable);
         let key = TreeKey::new(&resolved.manifest_digest, &request.options, readable);
         let source = &resolved.source;
@@ -276,90 +264,6 @@ impl Puller {
         })
         .await?;
         Ok(Pulled { tree, digest: resolved.digest, fetched: progress.snapshot().fetched })
-    }
-
-    /// Resolves, and lays out.
-    async fn plan(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Planned, Error> {
-        let (resolved, manifest) = self.resolve(request).await?;
-        let (manifest, room) = self.make_room(&resolved, manifest, &request.reference).await?;
-        let manifest = Arc::new(manifest);
-        let family = layout::decide(&manifest, &request.options.layout)?.family;
-        let config = manifest.config.bare();
-        let mut plan = match self.lay_out(&resolved, &manifest, request, None).await {
-            Err(Error::Layout(layout::Error::NeedsConfig)) => {
-                let config = self.config(&resolved, &config, &request.reference, progress).await?;
-                self.lay_out(&resolved, &manifest, request, Some(config)).await?
-            }
-            planned => planned?,
-        };
-        if family.name == layout::image::NAME && self.settings.verify_diff_ids {
-            let config = self.config(&resolved, &config, &request.reference, progress).await?;
-            plan.promise(blocking(move || layout::image::diff_ids(&config)).await?)?;
-        }
-        Ok(Planned { resolved, plan, family, room })
-    }
-
-    /// Large manifests share a bound. One that has to wait is let go, and read again.
-    async fn make_room(
-        &self,
-        resolved: &resolve::Resolved,
-        manifest: Manifest,
-        reference: &Reference,
-    ) -> Result<(Manifest, Option<OwnedSemaphorePermit>), Error> {
-        if resolved.manifest_size <= LARGE_MANIFEST {
-            return Ok((manifest, None));
-        }
-        let kib = u32::try_from(resolved.manifest_size / 1024).unwrap_or(u32::MAX);
-        let all = Arc::clone(&self.large_manifests);
-        if let Ok(room) = Arc::clone(&all).try_acquire_many_owned(kib) {
-            return Ok((manifest, Some(room)));
-        }
-        drop(manifest);
-        let room = all.acquire_many_owned(kib).await.map_err(|_| Error::Stopped)?;
-        let manifest = self.read_again(resolved, reference).await?;
-        Ok((manifest, Some(room)))
-    }
-
-    /// Thousands of names and patterns are work for a thread that may take its time, and memory for a few at a time.
-    async fn lay_out(
-        &self,
-        resolved: &resolve::Resolved,
-        manifest: &Arc<Manifest>,
-        request: &Request,
-        config: Option<Vec<u8>>,
-    ) -> Result<Plan, Error> {
-        let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
-        let (manifest, digest) = (Arc::clone(manifest), resolved.manifest_digest.clone());
-        let (options, size) = (request.options.clone(), resolved.manifest_size);
-        let planned = blocking(move || {
-            let artifact = Artifact { manifest: &manifest, digest: &digest, size, config: config.as_deref() };
-            layout::plan(&artifact, &options)
-        });
-        Ok(planned.await?)
-    }
-
-    /// The artifact's config.
-    async fn config(
-        self: &Arc<Self>,
-        resolved: &resolve::Resolved,
-        config: &Descriptor,
-        reference: &Reference,
-        progress: &Progress,
-    ) -> Result<Vec<u8>, Error> {
-        if config.size > layout::CONFIG_LIMIT as u64 {
-            return Err(layout::Error::LargeConfig { size: config.size }.into());
-        }
-        let wanted = Wanted::file(config);
-        if resolved.offline {
-            self.all_here(vec![wanted], &resolved.source, reference).await?;
-        } else {
-            self.obtain(&wanted, &resolved.source, progress).await?;
-        }
-        let digest = config.digest.clone();
-        let read = move |store: &Arc<Store>| store.read_blob(&digest, layout::CONFIG_LIMIT);
-        // Gone since it was obtained: the disk failed meanwhile.
-        let gone = || store::Error::Damaged(format!("blob {} is gone", config.digest));
-        Ok(self.with_store(read).await?.ok_or_else(gone)?)
     }
 
     /// Checks that every blob is here and `source` may have it, without asking anybody.

@@ -1,0 +1,116 @@
+//! From a request to the plan of its tree: resolve, make room for the manifest, lay it out.
+
+use std::sync::Arc;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::resolve::Resolved;
+use super::wanted::Wanted;
+use super::{Error, Progress, Puller, Request, blocking};
+use crate::layout::{self, Artifact, Family, Plan};
+use crate::oci::{Descriptor, Manifest, Reference};
+use crate::store::{self, Store};
+
+/// A request whose manifest is known.
+pub(super) struct Planned {
+    pub resolved: Resolved,
+    pub plan: Plan,
+    pub family: &'static Family,
+    /// Held as long as the plan is.
+    pub room: Option<OwnedSemaphorePermit>,
+}
+
+/// A manifest above this size is large: one of 300 layers, each with ModelPack's annotations, is not.
+const LARGE_MANIFEST: u64 = 256 * 1024;
+/// Bytes, in KiB, of all large manifests whose pulls run; what is made of one takes several times its size.
+pub(super) const LARGE_MANIFESTS_KIB: usize = 16 * 1024;
+
+impl Puller {
+    /// Resolves, and lays out.
+    pub(super) async fn plan(
+        self: &Arc<Self>,
+        request: &Request,
+        progress: &Progress,
+    ) -> Result<Planned, Error> {
+        let (resolved, manifest) = self.resolve(request).await?;
+        let (manifest, room) = self.make_room(&resolved, manifest, &request.reference).await?;
+        let manifest = Arc::new(manifest);
+        let family = layout::decide(&manifest, &request.options.layout)?.family;
+        let config = manifest.config.bare();
+        let mut plan = match self.lay_out(&resolved, &manifest, request, None).await {
+            Err(Error::Layout(layout::Error::NeedsConfig)) => {
+                let config = self.config(&resolved, &config, &request.reference, progress).await?;
+                self.lay_out(&resolved, &manifest, request, Some(config)).await?
+            }
+            planned => planned?,
+        };
+        if family.name == layout::image::NAME && self.settings.verify_diff_ids {
+            let config = self.config(&resolved, &config, &request.reference, progress).await?;
+            plan.promise(blocking(move || layout::image::diff_ids(&config)).await?)?;
+        }
+        Ok(Planned { resolved, plan, family, room })
+    }
+
+    /// Large manifests share a bound. One that has to wait is let go, and read again.
+    async fn make_room(
+        &self,
+        resolved: &Resolved,
+        manifest: Manifest,
+        reference: &Reference,
+    ) -> Result<(Manifest, Option<OwnedSemaphorePermit>), Error> {
+        if resolved.manifest_size <= LARGE_MANIFEST {
+            return Ok((manifest, None));
+        }
+        let kib = u32::try_from(resolved.manifest_size / 1024).unwrap_or(u32::MAX);
+        let all = Arc::clone(&self.large_manifests);
+        if let Ok(room) = Arc::clone(&all).try_acquire_many_owned(kib) {
+            return Ok((manifest, Some(room)));
+        }
+        drop(manifest);
+        let room = all.acquire_many_owned(kib).await.map_err(|_| Error::Stopped)?;
+        let manifest = self.read_again(resolved, reference).await?;
+        Ok((manifest, Some(room)))
+    }
+
+    /// Thousands of names and patterns are work for a thread that may take its time, and memory for a few at a time.
+    async fn lay_out(
+        &self,
+        resolved: &Resolved,
+        manifest: &Arc<Manifest>,
+        request: &Request,
+        config: Option<Vec<u8>>,
+    ) -> Result<Plan, Error> {
+        let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
+        let (manifest, digest) = (Arc::clone(manifest), resolved.manifest_digest.clone());
+        let (options, size) = (request.options.clone(), resolved.manifest_size);
+        let planned = blocking(move || {
+            let artifact = Artifact { manifest: &manifest, digest: &digest, size, config: config.as_deref() };
+            layout::plan(&artifact, &options)
+        });
+        Ok(planned.await?)
+    }
+
+    /// The artifact's config.
+    async fn config(
+        self: &Arc<Self>,
+        resolved: &Resolved,
+        config: &Descriptor,
+        reference: &Reference,
+        progress: &Progress,
+    ) -> Result<Vec<u8>, Error> {
+        if config.size > layout::CONFIG_LIMIT as u64 {
+            return Err(layout::Error::LargeConfig { size: config.size }.into());
+        }
+        let wanted = Wanted::file(config);
+        if resolved.offline {
+            self.all_here(vec![wanted], &resolved.source, reference).await?;
+        } else {
+            self.obtain(&wanted, &resolved.source, progress).await?;
+        }
+        let digest = config.digest.clone();
+        let read = move |store: &Arc<Store>| store.read_blob(&digest, layout::CONFIG_LIMIT);
+        // Gone since it was obtained: the disk failed meanwhile.
+        let gone = || store::Error::Damaged(format!("blob {} is gone", config.digest));
+        Ok(self.with_store(read).await?.ok_or_else(gone)?)
+    }
+}
