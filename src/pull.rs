@@ -35,7 +35,7 @@ pub use error::Error;
 pub use metrics::Metrics;
 pub use progress::{Progress, Snapshot};
 
-use crate::layout::Options;
+use crate::layout::{self, Options};
 use crate::oci::{Digest, Reference};
 use crate::registry::transport::Source;
 use crate::store::{AccessKey, Build, Origin, Store, Tree, TreeKey};
@@ -211,7 +211,8 @@ impl Puller {
     }
 
     async fn run(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Pulled, Error> {
-        let plan::Planned { resolved, plan, family, room } = self.plan(request, progress).await?;
+        let (resolved, manifest) = self.resolve(request).await?;
+        let family = layout::decide(&manifest, &request.options.layout)?.family;
         let readable = request.readable.unwrap_or(family.readable);
         let key = TreeKey::new(&resolved.manifest_digest, &request.options, readable);
         let source = &resolved.source;
@@ -228,24 +229,28 @@ impl Puller {
         let tree = match present.filter(|_| proven) {
             Some(tree) => tree,
             None => {
+                let plan::Planned { plan, room } =
+                    self.plan(&resolved, manifest, family, request, progress).await?;
                 let wanted = Wanted::of(&plan);
                 if resolved.offline {
                     self.all_here(wanted, source, &request.reference).await?;
                 } else {
                     self.fetch_all(wanted, source, progress).await?;
                 }
-                self.build(Build {
-                    key: key.clone(),
-                    plan,
-                    options: request.options.clone(),
-                    readable,
-                    manifest: resolved.manifest_digest.clone(),
-                    family: family.name.to_owned(),
-                })
-                .await?
+                let tree = self
+                    .build(Build {
+                        key: key.clone(),
+                        plan,
+                        options: request.options.clone(),
+                        readable,
+                        manifest: resolved.manifest_digest.clone(),
+                        family: family.name.to_owned(),
+                    })
+                    .await?;
+                drop(room); // The plan is gone.
+                tree
             }
         };
-        drop(room);
         let (who, reference, digest) = (source.clone(), request.reference.clone(), resolved.digest.clone());
         let (asked, confirmed) = (resolved.asked, !proven && !resolved.offline);
         self.with_store(move |store| {

@@ -135,6 +135,10 @@ impl Documents for AtRegistry<'_> {
             .map_err(|error| Failure { kind: Kind::FailedPrecondition, message: chain(&error) })?;
         Ok((document, fetched.bytes.len() as u64))
     }
+
+    fn is_final(error: &Failure) -> bool {
+        matches!(error.kind, Kind::NotFound | Kind::FailedPrecondition)
+    }
 }
 
 impl From<pull::Error> for Failure {

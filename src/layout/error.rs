@@ -92,6 +92,16 @@ pub enum Error {
         /// The types of its layers.
         media_types: String,
     },
+    /// Ollama could not list what is mounted.
+    #[error(
+        "layout: ollama cannot name it {name}: in Ollama {reason}; use another reference, or layout: auto"
+    )]
+    OllamaName {
+        /// Where the manifest would be.
+        name: String,
+        /// Ollama's rule.
+        reason: &'static str,
+    },
     /// The names depend on the config, which was not given.
     #[error("the artifact's config is needed to name its files")]
     NeedsConfig,
@@ -122,9 +132,10 @@ impl Error {
     pub fn kind(&self) -> crate::failure::Kind {
         use crate::failure::Kind;
         match self {
-            Self::NothingSelected { .. } | Self::NotForImages { .. } | Self::NotOllama { .. } => {
-                Kind::InvalidArgument
-            }
+            Self::NothingSelected { .. }
+            | Self::NotForImages { .. }
+            | Self::NotOllama { .. }
+            | Self::OllamaName { .. } => Kind::InvalidArgument,
             // Whoever plans brings the config.
             Self::NeedsConfig => Kind::Internal,
             Self::Unsupported { .. }

@@ -67,8 +67,7 @@ pub(super) fn plan_tree(artifact: &Artifact<'_>, options: &Options) -> Result<Pl
     if recognise(manifest).is_none() {
         return Err(Error::NotOllama { media_types: family::media_types(manifest) });
     }
-    let refuse =
-        |reason| Error::UnsafeName { digest: artifact.digest.clone(), name: shown(name.as_bytes()), reason };
+    let refuse = |reason| Error::OllamaName { name: shown(name.as_bytes()), reason };
     check_name(name).map_err(refuse)?;
     let name = TreePath::new(name).map_err(refuse)?;
     let metadata = Metadata::default();
@@ -88,13 +87,13 @@ fn check_name(path: &str) -> Result<(), &'static str> {
     let mut next = || parts.next().unwrap_or_default();
     let (host, namespace, model, tag) = (next(), next(), next(), next());
     if host.contains('[') {
-        return Err("Ollama knows no host that is an IPv6 address");
+        return Err("no host is an IPv6 address");
     }
     if namespace.contains('.') {
-        return Err("Ollama knows no namespace with a dot");
+        return Err("no namespace has a dot");
     }
     if [namespace, model, tag].iter().any(|part| part.len() > NAME_LIMIT) {
-        return Err("Ollama knows no namespace, model or tag of more than 80 characters");
+        return Err("no namespace, model or tag has more than 80 characters");
     }
     Ok(())
 }

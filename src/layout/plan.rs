@@ -52,7 +52,7 @@ pub struct Archive {
 }
 
 /// Permissions, owner and time, where the artifact knows them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Metadata {
     /// Permission bits; at most `0o777` (setuid, setgid and sticky are dropped by rule).
     pub mode: Option<u16>,

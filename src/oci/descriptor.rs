@@ -21,7 +21,7 @@ pub struct Descriptor {
     #[serde(deserialize_with = "size")]
     pub size: u64,
     /// The artifact's type, in an index that lists artifacts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "not_empty")]
     pub artifact_type: Option<String>,
     /// What the content runs on, in an index.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "platform")]
@@ -54,6 +54,11 @@ impl Descriptor {
 fn size<'de, D: serde::Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
     let size = i64::deserialize(input)?;
     u64::try_from(size).map_err(|_| serde::de::Error::custom(format!("negative size: {size}")))
+}
+
+/// An empty text says nothing.
+fn not_empty<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<String>::deserialize(input)?.filter(|text| !text.is_empty()))
 }
 
 /// A platform of empty words says nothing: Go writes it for a zero value.

@@ -3,7 +3,7 @@
 //! Images have platforms, and the best one for this machine is taken. An index of artifacts has none: its only child is
 //! taken, and several are told apart by what they are. What is left open is not guessed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::Error;
 use crate::oci::manifest::Document;
@@ -35,6 +35,8 @@ pub(crate) trait Documents {
     type Error: From<Error>;
     /// What is at `digest`, and its size.
     fn load(&mut self, digest: &Digest) -> impl Future<Output = Result<(Document, u64), Self::Error>> + Send;
+    /// Whether there is nothing of use at a digest, now and later.
+    fn is_final(error: &Self::Error) -> bool;
 }
 
 /// Indexes on the way to a manifest. BuildKit nests two.
@@ -43,15 +45,31 @@ const DEPTH_LIMIT: usize = 3;
 const READ_LIMIT: usize = 16;
 /// Candidates that an error lists.
 const LISTED: usize = 20;
-/// Candidates of which an error says all.
+/// Candidates of which an error says the whole digest.
 const LISTED_WHOLE: usize = 4;
 
 /// What an index says of its children.
-enum Children<'a> {
+enum Children {
     /// This one.
-    One(&'a Descriptor),
+    One(Candidate),
     /// One of these, which only they can say themselves.
-    Open(Vec<&'a Descriptor>),
+    Open {
+        candidates: Vec<Candidate>,
+        /// When it is not one.
+        refusal: Refusal,
+    },
+}
+
+/// A child, and what remains to be decided below it.
+struct Candidate {
+    digest: Digest,
+    left: Choice,
+}
+
+/// What an error says of an index.
+struct Refusal {
+    offered: String,
+    platforms: bool,
 }
 
 impl Choice {
@@ -66,35 +84,35 @@ impl Choice {
         digest: &Digest,
         documents: &mut D,
     ) -> Result<Found, D::Error> {
-        let mut left = self.clone();
-        let mut at = digest.clone();
+        let mut at = Candidate { digest: digest.clone(), left: self.clone() };
         for _ in 0..=DEPTH_LIMIT {
-            let index = match documents.load(&at).await? {
+            let index = match documents.load(&at.digest).await? {
                 (Document::Manifest(manifest), size) => {
-                    left.check(&manifest, reference)?;
-                    return Ok(Found { manifest, digest: at, size });
+                    at.left.check(&manifest, reference)?;
+                    return Ok(Found { manifest, digest: at.digest, size });
                 }
                 (Document::Index(index), _) => index,
             };
-            at = match left.among(&index, reference)? {
-                Children::One(child) => {
-                    left = left.without(child);
-                    child.digest.clone()
-                }
-                Children::Open(children) => {
+            let children = at.left.among(&index, reference)?;
+            drop(index); // It may be large, and what follows may take long.
+            at = match children {
+                Children::One(child) => child,
+                Children::Open { candidates, refusal } => {
                     let mut fitting = Vec::new();
-                    for child in &children {
-                        match documents.load(&child.digest).await? {
-                            (Document::Manifest(manifest), _) if left.fits(&manifest) => fitting.push(*child),
-                            (Document::Index(inner), _) if left.among(&inner, reference).is_ok() => {
-                                fitting.push(*child);
-                            }
-                            _ => {}
+                    let mut failed = None;
+                    for candidate in candidates {
+                        match candidate.leads_to_it(reference, documents).await {
+                            Ok(true) => fitting.push(candidate),
+                            Ok(false) => {}
+                            // Nobody asked for this one.
+                            Err(error) if D::is_final(&error) => drop(failed.get_or_insert(error)),
+                            Err(error) => return Err(error),
                         }
                     }
-                    match fitting[..] {
-                        [only] => only.digest.clone(),
-                        _ => return Err(left.refuse(&index, fitting.len(), reference).into()),
+                    match (fitting.len(), failed) {
+                        (1, _) => fitting.remove(0),
+                        (0, Some(error)) => return Err(error),
+                        (several, _) => return Err(at.left.refuse(refusal, several, reference).into()),
                     }
                 }
             };
@@ -103,32 +121,65 @@ impl Choice {
     }
 
     /// The children of `index` that may be wanted, from what it says of them.
-    fn among<'a>(&self, index: &'a Index, reference: &Reference) -> Result<Children<'a>, Error> {
-        let content = || index.manifests.iter().filter(|child| !is_attestation(child));
-        let platforms = content().any(|child| child.platform.is_some());
-        let mut fitting: Vec<&Descriptor> = content()
-            .filter(|child| self.is_wanted(child.artifact_type.as_deref(), &child.annotations))
-            .collect();
-        // Children may leave their type to their manifests, and nested indexes all to theirs (image-index.md).
+    fn among(&self, index: &Index, reference: &Reference) -> Result<Children, Error> {
+        // Media types that nobody knows are left alone (image-index.md).
+        let known = |child: &&Descriptor| {
+            child.media_type.is_empty() || media_type::is_manifest_or_index(&child.media_type)
+        };
+        let content: Vec<&Descriptor> =
+            index.manifests.iter().filter(|child| !is_attestation(child)).filter(known).collect();
+        let refusal = Refusal {
+            offered: list(&content),
+            platforms: content.iter().any(|child| child.platform.is_some()),
+        };
+        let wanted = |child: &&Descriptor| self.is_wanted(child.artifact_type.as_deref(), &child.annotations);
+        let mut fitting: Vec<&Descriptor> = content.iter().copied().filter(wanted).collect();
+        // Children may leave their type to their manifests, and nested indexes more.
         let open = fitting.is_empty();
         if open {
-            fitting = content()
-                .filter(|child| {
-                    media_type::is_index(&child.media_type)
-                        || (child.artifact_type.is_none() && self.variant_fits(&child.annotations))
-                })
-                .collect();
+            fitting = content.into_iter().filter(|child| self.may_lead_to_it(child)).collect();
         }
-        if let Some(best) = self.platform.choose(fitting.iter().copied()) {
-            return Ok(Children::One(fitting[best]));
+        let mut seen = HashSet::new();
+        fitting.retain(|child| seen.insert(&child.digest));
+        let best = self.platform.choose(fitting.iter().copied()).map(|best| fitting[best]);
+        let candidate =
+            |child: &Descriptor| Candidate { digest: child.digest.clone(), left: self.without(child) };
+        if let (Some(best), false) = (best, open) {
+            return Ok(Children::One(candidate(best)));
         }
-        fitting.retain(|child| child.platform.is_none());
-        fitting.dedup_by(|one, two| one.digest == two.digest);
+        // The image for this machine is one of those that may say what they are.
+        fitting
+            .retain(|child| child.platform.is_none() || best.is_some_and(|best| best.digest == child.digest));
         match fitting[..] {
-            [only] if open || self.is_specific() || !platforms => Ok(Children::One(only)),
-            [_, _, ..] if open && fitting.len() <= READ_LIMIT => Ok(Children::Open(fitting)),
-            _ => Err(self.refuse(index, if open { 0 } else { fitting.len() }, reference)),
+            [only] if open || self.is_specific() || !refusal.platforms => Ok(Children::One(candidate(only))),
+            [_, _, ..] if open && fitting.len() > READ_LIMIT => Err(Error::NoChild {
+                reference: reference.to_string(),
+                found: format!("has {} children that do not say what they are", fitting.len()),
+                advice: "name the digest of one",
+                offered: refusal.offered,
+            }),
+            [_, _, ..] if open => {
+                let candidates = fitting.into_iter().map(candidate).collect();
+                Ok(Children::Open { candidates, refusal })
+            }
+            _ => Err(self.refuse(refusal, if open { 0 } else { fitting.len() }, reference)),
         }
+    }
+
+    /// Whether only what is behind `child` can say that it is wanted.
+    fn may_lead_to_it(&self, child: &Descriptor) -> bool {
+        let type_may_fit = match (&self.artifact_type, &child.artifact_type) {
+            (Some(wanted), Some(stated)) => wanted == stated,
+            _ => true,
+        };
+        let variant_may_fit = match &self.variant {
+            Some((key, value)) => match child.annotations.get(key) {
+                Some(stated) => stated == value,
+                None => media_type::is_index(&child.media_type),
+            },
+            None => true,
+        };
+        type_may_fit && variant_may_fit
     }
 
     /// What remains to be decided below `child`.
@@ -169,21 +220,21 @@ impl Choice {
         self.artifact_type.is_some() || self.variant.is_some()
     }
 
-    fn refuse(&self, index: &Index, fitting: usize, reference: &Reference) -> Error {
-        let content: Vec<&Descriptor> =
-            index.manifests.iter().filter(|child| !is_attestation(child)).collect();
-        let platforms = content.iter().any(|child| child.platform.is_some());
+    fn refuse(&self, index: Refusal, fitting: usize, reference: &Reference) -> Error {
+        let Refusal { offered, platforms } = index;
         let found = match (fitting, self.is_specific() || platforms) {
             (0 | 1, _) => format!("has nothing for {}", self.words(platforms)),
             (several, true) => format!("has {several} for {}", self.words(platforms)),
             (several, false) => format!("is an index of {several} artifacts"),
         };
-        let advice = if platforms && !self.is_specific() {
-            "choose one with the attribute platform"
-        } else {
-            "choose one with the attribute artifactType or variant, or name its digest"
+        let advice = match (platforms, self.is_specific()) {
+            (true, false) => "choose one with the attribute platform",
+            (true, true) => {
+                "choose one with the attribute platform, artifactType or variant, or name its digest"
+            }
+            (false, _) => "choose one with the attribute artifactType or variant, or name its digest",
         };
-        Error::NoChild { reference: reference.to_string(), found, advice, offered: list(&content) }
+        Error::NoChild { reference: reference.to_string(), found, advice, offered }
     }
 
     /// What is wanted, for people.
@@ -198,6 +249,25 @@ impl Choice {
     }
 }
 
+impl Candidate {
+    /// Whether what is wanted is behind it, and nothing else.
+    async fn leads_to_it<D: Documents>(
+        &self,
+        reference: &Reference,
+        documents: &mut D,
+    ) -> Result<bool, D::Error> {
+        let inner = match documents.load(&self.digest).await? {
+            (Document::Manifest(manifest), _) => return Ok(self.left.fits(&manifest)),
+            (Document::Index(inner), _) => inner,
+        };
+        let children = self.left.among(&inner, reference);
+        drop(inner);
+        let Ok(Children::One(next)) = children else { return Ok(false) };
+        let found = documents.load(&next.digest).await?;
+        Ok(matches!(found, (Document::Manifest(manifest), _) if next.left.fits(&manifest)))
+    }
+}
+
 /// What a manifest is: image-spec manifest.md#guidelines-for-artifact-usage.
 fn kind(manifest: &Manifest) -> &str {
     manifest.artifact_type.as_deref().unwrap_or(&manifest.config.media_type)
@@ -205,25 +275,19 @@ fn kind(manifest: &Manifest) -> &str {
 
 /// Children, for people who have to choose: what tells one from the other.
 fn list(content: &[&Descriptor]) -> String {
+    let cut = |text: &str| text.chars().take(60).collect::<String>();
     let differs = |key: &str| content.iter().any(|child| child.annotation(key) != content[0].annotation(key));
     let describe = |child: &&Descriptor| {
-        if let Some(platform) = &child.platform {
-            return platform.to_string();
-        }
-        let mut text = match content.len() {
-            0..=LISTED_WHOLE => child.digest.to_string(),
-            _ => child.digest.short().to_owned(),
+        let mut text = match &child.platform {
+            Some(platform) => platform.to_string(),
+            None if content.len() <= LISTED_WHOLE => child.digest.to_string(),
+            None => child.digest.short().to_owned(),
         };
-        if let Some(artifact_type) = &child.artifact_type {
-            text += &format!(" {artifact_type}");
-        }
+        text.extend(child.artifact_type.iter().map(|name| format!(" {}", cut(name))));
         let created = "org.opencontainers.image.created";
-        for (key, value) in
-            child.annotations.iter().filter(|(key, _)| *key != created && differs(key)).take(3)
-        {
-            text += &format!(" {key}={value}");
-        }
-        text.chars().take(160).collect()
+        let told = child.annotations.iter().filter(|(key, _)| *key != created && differs(key));
+        text.extend(told.take(2).map(|(key, value)| format!(" {}={}", cut(key), cut(value))));
+        text
     };
     let mut listed: Vec<String> = content.iter().take(LISTED).map(describe).collect();
     if content.len() > LISTED {
@@ -278,7 +342,14 @@ mod tests {
         async fn load(&mut self, digest: &Digest) -> Result<(Document, u64), Error> {
             let known = self.iter().find(|(name, _)| Digest::sha256(name.as_bytes()) == *digest);
             let other = || Document::Manifest(manifest("a/model", "a/config", &[]));
+            if *digest == Digest::sha256(b"absent") {
+                return Err(Error::NotPresent { reference: "absent".into() });
+            }
             Ok((known.map_or_else(other, |(_, document)| document.clone()), 2))
+        }
+
+        fn is_final(_: &Error) -> bool {
+            true
         }
     }
 
@@ -351,6 +422,42 @@ mod tests {
         assert_eq!(follow(&untyped, Some("a/sbom"), None).await.ok(), Some(Digest::sha256(b"two")));
         assert_eq!(follow(&untyped, Some("a/model"), None).await.ok(), Some(Digest::sha256(b"one")));
         assert!(follow(&untyped, Some("a/other"), None).await.is_err());
+        // Images, and an artifact that only its manifest tells from them; a sibling that is gone is nobody's business.
+        let mixed = [
+            (
+                "top",
+                index(&[
+                    child("amd", Some("linux/amd64"), None, None),
+                    child("arm", Some("linux/arm64"), None, None),
+                    child("absent", None, None, None),
+                    child("two", None, None, None),
+                ]),
+            ),
+            ("two", Document::Manifest(manifest("a/sbom", "a/config", &[]))),
+        ];
+        assert_eq!(follow(&mixed, Some("a/sbom"), None).await.ok(), Some(Digest::sha256(b"two")));
+        assert_eq!(follow(&mixed, None, None).await.ok(), Some(Digest::sha256(b"amd")));
+        assert!(matches!(follow(&mixed, Some("a/other"), None).await, Err(Error::NotPresent { .. })));
+        // Of two indexes only one leads there.
+        let images =
+            Descriptor { media_type: media_type::OCI_INDEX.into(), ..child("images", None, None, None) };
+        let models =
+            Descriptor { media_type: media_type::OCI_INDEX.into(), ..child("models", None, None, None) };
+        let nested = [
+            ("top", index(&[images, models])),
+            ("images", index(&[child("two", Some("linux/amd64"), None, None)])),
+            ("models", index(&[child("one", None, Some("a/model"), None)])),
+            ("two", Document::Manifest(manifest("a/sbom", "a/config", &[]))),
+        ];
+        assert_eq!(follow(&nested, Some("a/model"), None).await.ok(), Some(Digest::sha256(b"one")));
+        let many: Vec<Descriptor> =
+            (0..17).map(|number| child(&number.to_string(), None, None, None)).collect();
+        let error = follow(&[("top", index(&many))], Some("a/model"), None).await.expect_err("too many");
+        assert!(error.to_string().contains("17 children that do not say"), "{error}");
+        // What nobody knows does not count.
+        let foreign = Descriptor { media_type: "a/blob".into(), ..child("foreign", None, None, None) };
+        let with_foreign = [("top", index(&[foreign, child("one", None, None, None)]))];
+        assert_eq!(follow(&with_foreign, None, None).await.ok(), Some(Digest::sha256(b"one")));
         // The image of this platform is what it says it is.
         let image = [("top", index(&[child("amd", Some("linux/amd64"), None, None)]))];
         assert_eq!(follow(&image, Some("a/model"), None).await.ok(), Some(Digest::sha256(b"amd")));

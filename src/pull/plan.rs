@@ -1,4 +1,4 @@
-//! From a request to the plan of its tree: resolve, make room for the manifest, lay it out.
+//! From a manifest to the plan of its tree: make room for it, and lay it out.
 
 use std::sync::Arc;
 
@@ -11,11 +11,9 @@ use crate::layout::{self, Artifact, Family, Plan};
 use crate::oci::{Descriptor, Manifest, Reference};
 use crate::store::{self, Store};
 
-/// A request whose manifest is known.
+/// What a request's tree is made of.
 pub(super) struct Planned {
-    pub resolved: Resolved,
     pub plan: Plan,
-    pub family: &'static Family,
     /// Held as long as the plan is.
     pub room: Option<OwnedSemaphorePermit>,
 }
@@ -26,29 +24,30 @@ const LARGE_MANIFEST: u64 = 256 * 1024;
 pub(super) const LARGE_MANIFESTS_KIB: usize = 16 * 1024;
 
 impl Puller {
-    /// Resolves, and lays out.
+    /// Lays `manifest` out, with its config where names depend on that.
     pub(super) async fn plan(
         self: &Arc<Self>,
+        resolved: &Resolved,
+        manifest: Manifest,
+        family: &Family,
         request: &Request,
         progress: &Progress,
     ) -> Result<Planned, Error> {
-        let (resolved, manifest) = self.resolve(request).await?;
-        let (manifest, room) = self.make_room(&resolved, manifest, &request.reference).await?;
+        let (manifest, room) = self.make_room(resolved, manifest, &request.reference).await?;
         let manifest = Arc::new(manifest);
-        let family = layout::decide(&manifest, &request.options.layout)?.family;
         let config = manifest.config.bare();
-        let mut plan = match self.lay_out(&resolved, &manifest, request, None).await {
+        let mut plan = match self.lay_out(resolved, &manifest, request, None).await {
             Err(Error::Layout(layout::Error::NeedsConfig)) => {
-                let config = self.config(&resolved, &config, &request.reference, progress).await?;
-                self.lay_out(&resolved, &manifest, request, Some(config)).await?
+                let config = self.config(resolved, &config, &request.reference, progress).await?;
+                self.lay_out(resolved, &manifest, request, Some(config)).await?
             }
             planned => planned?,
         };
         if family.name == layout::image::NAME && self.settings.verify_diff_ids {
-            let config = self.config(&resolved, &config, &request.reference, progress).await?;
+            let config = self.config(resolved, &config, &request.reference, progress).await?;
             plan.promise(blocking(move || layout::image::diff_ids(&config)).await?)?;
         }
-        Ok(Planned { resolved, plan, family, room })
+        Ok(Planned { plan, room })
     }
 
     /// Large manifests share a bound. One that has to wait is let go, and read again.

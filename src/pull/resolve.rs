@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::choose::Documents;
 use super::{Error, PullPolicy, Puller, Request, access_key, origin};
+use crate::failure::Kind;
 use crate::oci::manifest::{Document, SIZE_LIMIT, parse};
 use crate::oci::{Digest, Manifest, Reference};
 use crate::registry;
@@ -45,6 +46,10 @@ impl Documents for Readable<'_> {
 
     async fn load(&mut self, digest: &Digest) -> Result<(Document, u64), Error> {
         self.puller.read_manifest(self.reference, self.source, digest, self.offline).await
+    }
+
+    fn is_final(error: &Error) -> bool {
+        matches!(error.kind(), Kind::NotFound | Kind::FailedPrecondition)
     }
 }
 

@@ -61,6 +61,8 @@ struct Linker<'a> {
     open: Vec<(OwnedFd, PathBuf, Metadata)>,
     /// Where something was copied to: its other names are links to that.
     copies: HashMap<At, PathBuf>,
+    /// The same of blobs, by what their file is.
+    blobs: HashMap<(PathBuf, layout::Metadata), PathBuf>,
     made: Made,
     space: Space<'a>,
     /// Files and directories made, and bytes copied, since the free space was looked at.
@@ -93,6 +95,7 @@ pub(super) fn make(
         how,
         open: Vec::new(),
         copies: HashMap::new(),
+        blobs: HashMap::new(),
         made: Made::default(),
         space,
         unlooked: (0, 0),
@@ -136,10 +139,7 @@ impl Linker<'_> {
         match (&self.sources[at.layer as usize], &entry.kind) {
             (Source::Blob(blob, metadata), _) => {
                 self.made.bytes += blob.size;
-                let copied = has_own_metadata(blob, metadata, self.how) || is_executable(blob, metadata);
-                // Links, and copies that share their content, take nothing.
-                self.look(if copied && !self.how.reflink { blob.size } else { 0 })?;
-                place_blob(blob, &self.place(path), *metadata, self.how)
+                self.place_blob(blob, path, *metadata)
             }
             (Source::Text(text), _) => {
                 self.made.bytes += text.len() as u64;
@@ -220,6 +220,43 @@ impl Linker<'_> {
         inode::set(file.as_fd(), mode, metadata).map(drop).map_err(|error| io("change", to)(error.into()))
     }
 
+    /// Puts a blob's content at `path`: linked where its plain metadata will do, else copied, once for all names of the
+    /// same metadata.
+    fn place_blob(&mut self, blob: &Blob, path: &Name, metadata: layout::Metadata) -> Result<(), Error> {
+        let target = self.place(path);
+        let own_metadata = has_own_metadata(blob, &metadata, self.how);
+        let executable = is_executable(blob, &metadata);
+        let known = self.blobs.get(&(blob.path.clone(), metadata)).cloned();
+        let original = (!own_metadata && !executable).then(|| blob.path.clone());
+        if let Some(from) = known.or(original) {
+            match rustix::fs::linkat(CWD, &from, CWD, &target, AtFlags::empty()) {
+                Ok(()) => return Ok(()),
+                Err(error) if cannot_link(error) => {}
+                Err(error) => return Err(io("link", &target)(error.into())),
+            }
+        }
+        // Copies that share their content take nothing.
+        self.look(if self.how.reflink { 0 } else { blob.size })?;
+        let file = copy(&blob.path, &target)?;
+        if own_metadata {
+            let mode = metadata.mode.unwrap_or(layer::READABLE) & 0o777;
+            let mode = if self.how.readable { layer::readable(mode, false) } else { mode };
+            let seconds = metadata.mtime.max(0);
+            let exact = Metadata {
+                mode,
+                uid: metadata.uid,
+                gid: metadata.gid,
+                mtime: seconds,
+                ..Metadata::default()
+            };
+            inode::set(file.as_fd(), mode, &exact).map_err(|error| io("change", &target)(error.into()))?;
+        } else {
+            set_plain(&file, &target, 0o444 | if executable { 0o111 } else { 0 })?;
+        }
+        self.blobs.insert((blob.path.clone(), metadata), target);
+        Ok(())
+    }
+
     fn place(&self, path: &Name) -> PathBuf {
         use std::os::unix::ffi::OsStrExt as _;
         if path.is_root() {
@@ -242,31 +279,6 @@ fn has_own_metadata(blob: &Blob, metadata: &layout::Metadata, how: How) -> bool 
 
 fn is_executable(blob: &Blob, metadata: &layout::Metadata) -> bool {
     metadata.mode.is_some_and(|mode| mode & 0o111 != 0) && blob.size <= EXECUTABLE_LIMIT
-}
-
-/// Puts a blob's content at `target`: linked where its plain metadata will do, else copied.
-fn place_blob(blob: &Blob, target: &Path, metadata: layout::Metadata, how: How) -> Result<(), Error> {
-    let own_metadata = has_own_metadata(blob, &metadata, how);
-    let executable = is_executable(blob, &metadata);
-    if !own_metadata && !executable {
-        match rustix::fs::linkat(CWD, &blob.path, CWD, target, AtFlags::empty()) {
-            Ok(()) => return Ok(()),
-            Err(error) if cannot_link(error) => {}
-            Err(error) => return Err(io("link", target)(error.into())),
-        }
-    }
-    let file = copy(&blob.path, target)?;
-    if own_metadata {
-        let mode = metadata.mode.unwrap_or(layer::READABLE) & 0o777;
-        let mode = if how.readable { layer::readable(mode, false) } else { mode };
-        let seconds = metadata.mtime.max(0);
-        let exact =
-            Metadata { mode, uid: metadata.uid, gid: metadata.gid, mtime: seconds, ..Metadata::default() };
-        return inode::set(file.as_fd(), mode, &exact)
-            .map(drop)
-            .map_err(|error| io("change", target)(error.into()));
-    }
-    set_plain(&file, target, 0o444 | if executable { 0o111 } else { 0 })
 }
 
 /// What a file has of which nothing is known.

@@ -289,8 +289,14 @@ fn a_full_disk_is_told_before_it_is_tried_and_harms_nothing() {
 fn regression_copies_of_small_files_leave_room_for_others() {
     isolated(async {
         let registry = Scripted::start().await;
-        // One blob, of which each file is a copy with a time of its own.
-        let file = |number: u32| Layer::model_file("weight", &format!("w-{number}"), vec![1_u8; 1 << 20]);
+        // One blob, of which each file is a copy, because each has a time of its own.
+        let file = |number: u32| {
+            let (path, time) =
+                (format!("w-{number}"), format!("2025-01-01T00:{:02}:{:02}Z", number / 60, number % 60));
+            let stated = serde_json::json!({"name": path, "mtime": time}).to_string();
+            let annotations = serde_json::json!({"org.cncf.model.filepath": path, "org.cncf.model.file.metadata+json": stated});
+            Layer { annotations, ..Layer::model_file("weight", &path, vec![1_u8; 1 << 20]) }
+        };
         let layers: Vec<Layer> = (0..140).map(file).collect();
         registry.pusher("many").model("v1", &layers).await.expect("pushed");
         let mut node = Node::prepare(&["--plain-http", &registry.host()]);
