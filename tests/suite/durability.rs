@@ -248,9 +248,7 @@ fn a_full_disk_is_told_before_it_is_tried_and_harms_nothing() {
             .await
             .expect("pushed");
         let mut node = Node::prepare(&["--plain-http", &registry.host()]);
-        let size = Some("size=16m,mode=700");
-        nix::mount::mount(Some("x"), &node.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
-            .expect("mounted");
+        node.limit_store("16m");
         node.run().await;
         let volume = node.volume("pod");
         let status = node.publish(&volume, &registry.reference("large:v1"), &[]).await.expect_err("full");
@@ -300,9 +298,7 @@ fn regression_copies_of_small_files_leave_room_for_others() {
         let layers: Vec<Layer> = (0..140).map(file).collect();
         registry.pusher("many").model("v1", &layers).await.expect("pushed");
         let mut node = Node::prepare(&["--plain-http", &registry.host()]);
-        let size = Some("size=128m,mode=700");
-        nix::mount::mount(Some("x"), &node.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
-            .expect("mounted");
+        node.limit_store("128m");
         node.run().await;
         let volume = node.volume("pod");
         let status = node.publish(&volume, &registry.reference("many:v1"), &[]).await.expect_err("full");
@@ -348,9 +344,7 @@ fn regression_a_resumed_download_needs_only_room_for_the_rest() {
             .expect("pushed");
         let reference = registry.reference("m:v1");
         let mut node = Node::prepare(&["--plain-http", &registry.host()]);
-        let size = Some("size=16m,mode=700");
-        nix::mount::mount(Some("x"), &node.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
-            .expect("mounted");
+        node.limit_store("16m");
         node.run().await;
         interrupted(&node, &registry, &reference, &content, 8 << 20).await;
         let volume = node.volume("pod");

@@ -133,9 +133,7 @@ fn t42_a_disk_that_is_full_stays_usable() {
     isolated(async {
         let registry = Scripted::start().await;
         let mut node = Node::prepare(&["--plain-http", &registry.host()]);
-        let size = Some("size=64m,mode=0700");
-        nix::mount::mount(Some("x"), &node.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
-            .expect("a small disk");
+        node.limit_store("64m");
         node.run().await;
         let push = async |name: &str, megabytes: usize| {
             let tar = Tarball::new().file("big", &crate::support::noise(7, megabytes << 20)).finish();

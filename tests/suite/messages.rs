@@ -101,9 +101,7 @@ fn the_readme_quotes_what_the_pods_event_shows() {
 
         node.kill();
         let mut full = Node::prepare(&["--plain-http", &hosts]);
-        let size = Some("size=16m,mode=700");
-        nix::mount::mount(Some("x"), &full.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
-            .expect("mounted");
+        full.limit_store("16m");
         full.run().await;
         let volume = full.volume("pod");
         let status = full

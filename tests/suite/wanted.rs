@@ -149,9 +149,7 @@ fn regression_weights_that_are_called_executable_are_links() {
             .expect("pushed");
         let mut node = Node::prepare(&["--plain-http", &registry.host()]);
         // A file system without reflinks, wherever the test runs.
-        let size = Some("size=512m,mode=700");
-        nix::mount::mount(Some("x"), &node.root, Some("tmpfs"), nix::mount::MsFlags::empty(), size)
-            .expect("mounted");
+        node.limit_store("512m");
         node.run().await;
         let volume = node.volume("pod");
         node.publish(&volume, &registry.reference("m:v1"), &[]).await.expect("published");

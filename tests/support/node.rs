@@ -100,6 +100,13 @@ impl Node {
         }
     }
 
+    /// Gives the store a file system of its own, of this size, in memory and without reflinks.
+    pub fn limit_store(&self, size: &str) {
+        let options = format!("size={size},mode=700");
+        mount(Some("store"), &self.root, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+            .expect("a store's file system");
+    }
+
     /// Starts the plugin and waits until it wants to register.
     pub async fn run(&mut self) {
         self.launch();
