@@ -11,7 +11,7 @@ use tonic::Code;
 
 use crate::support::debian_registry::DebianRegistry;
 use crate::support::listing::{Case, assert_shown, listing};
-use crate::support::{Node, Scripted, isolated};
+use crate::support::{Node, Scripted, fixtures, isolated};
 
 const TITLE: &str = "org.opencontainers.image.title";
 
@@ -290,6 +290,53 @@ fn an_image_layout_is_read_by_skopeo_and_umoci() {
             names.push(content.len());
         }
         assert_eq!(names.len(), 4, "manifest, config and two layers");
+    });
+}
+
+#[test]
+fn whatever_tools_push_can_be_had_as_an_image_layout() {
+    isolated(async {
+        let registry = DebianRegistry::start().await;
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let mut number = 0;
+        for tool in
+            ["oras", "oras-py", "modelpack", "helm", "flux", "buildah", "skopeo", "cosign", "notation", "tkn"]
+        {
+            fixtures::push(tool, &registry.pusher(tool)).await;
+            // By digest, so that indexes lead to what is for this machine, and referrers are had one by one.
+            for (digest, _) in fixtures::references(tool) {
+                number += 1;
+                let volume = node.volume(&format!("pod-{number}"));
+                let reference = registry.reference(&format!("{tool}:v1@{digest}"));
+                match node.publish(&volume, &reference, &[("layout", "oci-layout")]).await {
+                    Ok(()) => {}
+                    Err(status) => {
+                        let ambiguous = status.message().contains("is an index of");
+                        assert!(ambiguous, "{reference}: {}", status.message());
+                        continue;
+                    }
+                }
+                let layout = volume.target.display().to_string();
+                let raw = run("skopeo", &["inspect", "--raw", &format!("oci:{layout}:v1")]);
+                if ["skopeo", "tkn"].contains(&tool) {
+                    // Docker's manifests, which umoci reads in OCI's words only.
+                    let place = tempfile::tempdir().expect("a directory");
+                    let place = place.path().join("unpacked").display().to_string();
+                    run("umoci", &["raw", "unpack", "--image", &format!("{layout}:v1"), &place]);
+                }
+                let manifest: Value = serde_json::from_str(&raw).expect("JSON");
+                let named = Digest::sha256(raw.as_bytes());
+                let layers = manifest["layers"].as_array().expect("layers").iter();
+                let blobs = layers.chain([&manifest["config"]]).map(|blob| blob["digest"].clone());
+                for digest in blobs.chain([named.to_string().into()]) {
+                    let digest: Digest = digest.as_str().expect("a digest").parse().expect("a digest");
+                    let content = std::fs::read(volume.target.join("blobs/sha256").join(digest.hex()));
+                    assert_eq!(Digest::sha256(&content.expect("a blob")), digest, "{reference}");
+                }
+                node.kubelet.unpublish(&volume).await.expect("unpublished");
+            }
+        }
+        assert!(number > 40, "{number}");
     });
 }
 

@@ -39,7 +39,7 @@ pub async fn push_one(tool: &str, made_as: &str, pusher: &Pusher, tag: &str) {
 }
 
 /// Digests of manifests, and their tags.
-fn references(tool: &str) -> Vec<(String, Option<String>)> {
+pub fn references(tool: &str) -> Vec<(String, Option<String>)> {
     let index = json(&read(&directory(tool).join("index.json")));
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let entries = index["manifests"].as_array().expect("manifests").iter();
