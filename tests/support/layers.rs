@@ -21,6 +21,13 @@ pub struct Layers {
     _directory: TempDir,
 }
 
+impl Drop for Layers {
+    fn drop(&mut self) {
+        // What becomes durable in the background writes records, and the directory is about to go.
+        self.store.flush();
+    }
+}
+
 /// What a layer is unpacked with.
 pub const LIMITS: Limits = Limits { bytes: 1 << 40, reserve: 0 };
 

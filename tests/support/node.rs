@@ -273,7 +273,10 @@ impl Drop for Node {
             // Captured with the test's output, and shown because the test failed.
             println!("--- the plugin's log ---\n{}", self.logged());
         }
-        // The directory cannot be removed while something is mounted in it.
+        // The directory cannot be removed while something is mounted in it, or on what is bound from it.
+        if self.in_container {
+            while nix::mount::umount2(&self.root, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+        }
         for mount in mounts_below(self.directory.path()).iter().rev() {
             let _ = nix::mount::umount2(&mount.mount_point, nix::mount::MntFlags::MNT_DETACH);
         }
