@@ -298,7 +298,7 @@ fn whatever_tools_push_can_be_had_as_an_image_layout() {
     isolated(async {
         let registry = DebianRegistry::start().await;
         let node = Node::start(&["--plain-http", &registry.host()]).await;
-        let mut number = 0;
+        let (mut number, mut mounted) = (0, 0);
         for tool in
             ["oras", "oras-py", "modelpack", "helm", "flux", "buildah", "skopeo", "cosign", "notation", "tkn"]
         {
@@ -316,6 +316,7 @@ fn whatever_tools_push_can_be_had_as_an_image_layout() {
                         continue;
                     }
                 }
+                mounted += 1;
                 let layout = volume.target.display().to_string();
                 let raw = run("skopeo", &["inspect", "--raw", &format!("oci:{layout}:v1")]);
                 if ["skopeo", "tkn"].contains(&tool) {
@@ -336,7 +337,9 @@ fn whatever_tools_push_can_be_had_as_an_image_layout() {
                 node.kubelet.unpublish(&volume).await.expect("unpublished");
             }
         }
-        assert!(number > 40, "{number}");
+        // All but three indexes, of whose children nothing tells one from the other.
+        assert_eq!(number - mounted, 3, "{mounted} of {number} could be mounted");
+        assert!(mounted > 40, "{mounted}");
     });
 }
 
