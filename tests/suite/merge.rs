@@ -254,17 +254,21 @@ fn op() -> impl Strategy<Value = Op> {
 
 #[test]
 fn random_stacks_are_what_the_model_and_umoci_make_of_them() {
+    const WANTED: usize = 120;
     let layers = Layers::new();
     let stacks = prop::collection::vec(prop::collection::vec(op(), 1..7), 1..5);
-    let config = Config { cases: 300, failure_persistence: None, ..Config::default() };
+    // About two in five can be unpacked: stacks are drawn until enough of these were compared.
+    let config = Config { cases: 20 * WANTED as u32, failure_persistence: None, ..Config::default() };
     let accepted = std::cell::Cell::new(0);
     let result = TestRunner::new(config).run(&stacks, |stack| {
-        let good = compare(&layers, &stack).map_err(TestCaseError::fail)?;
-        accepted.set(accepted.get() + usize::from(good));
+        if accepted.get() < WANTED {
+            let good = compare(&layers, &stack).map_err(TestCaseError::fail)?;
+            accepted.set(accepted.get() + usize::from(good));
+        }
         Ok(())
     });
     result.unwrap_or_else(|error| panic!("{error}"));
-    assert!(accepted.get() > 100, "only {} of 300 stacks could be unpacked", accepted.get());
+    assert_eq!(accepted.get(), WANTED);
 }
 
 fn file(name: &str, content: &str) -> Op {
