@@ -299,9 +299,11 @@ fn kept_sequences_agree_with_a_model() {
 
 #[test]
 fn random_operations_agree_with_a_model() {
-    let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let seed = setting("OCIVOL_SEED").unwrap_or_else(rand::random);
-    let operations = setting("OCIVOL_OPERATIONS").unwrap_or(5000);
-    println!("seed {seed}");
-    isolated(run(seed, usize::try_from(operations).expect("a number")));
+    isolated(async {
+        let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+        let seed = setting("OCIVOL_SEED").unwrap_or_else(rand::random);
+        let operations = setting("OCIVOL_OPERATIONS").unwrap_or(5000);
+        println!("seed {seed}");
+        run(seed, usize::try_from(operations).expect("a number")).await;
+    });
 }
