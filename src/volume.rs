@@ -110,6 +110,15 @@ impl Volumes {
         self.stopping.send_replace(true);
     }
 
+    /// Waits until what the store has is durable; what is not, the next process checks.
+    pub async fn flush(&self) {
+        let puller = self.puller.lock().await.clone();
+        if let Some(puller) = puller {
+            let store = Arc::clone(puller.store());
+            blocking(move || store.flush()).await;
+        }
+    }
+
     /// Ends when [`Volumes::stop`] was called.
     pub async fn stopping(&self) {
         // The sender lives as long as `self`.

@@ -121,6 +121,9 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         control.abort(); // Nobody told it to end.
     }
     let _ = control.await;
+    if tokio::time::timeout(DRAIN, volumes.flush()).await.is_err() {
+        tracing::warn!("the disk is slow; what is not durable is checked at the next start");
+    }
     if let Some(task) = health {
         task.abort();
     }
