@@ -2,6 +2,7 @@
 # manifests and conformance also need Go, for helm and csi-sanity.
 
 CARGO ?= cargo
+export CARGO_NET_RETRY := 10
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Built by you, run by root: `cargo test` starts the test programs through this.
 HOST := $(shell rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)
@@ -26,8 +27,13 @@ help: ## Say what there is
 demo: ## Build, then show the whole path: registry, plugin, kubelet, mount
 	$(CARGO) run --quiet -- demo
 
-# $(call need,command,package): install a Debian package when its command is missing.
-need = command -v $(1) >/dev/null || { $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq $(2); }
+# $(call again,command): what goes over the network is tried three times.
+again = { $(1); } || { sleep 10; $(1); } || { sleep 30; $(1); }
+APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300
+# $(call package,package): install a Debian package.
+package = { $(call again,$(APT) update && $(APT) install -y $(1)); }
+# $(call need,command,package): the same when its command is missing.
+need = command -v $(1) >/dev/null || $(call package,$(2))
 
 test: ## Install what the tests need, run all tests (as root: they mount)
 	@$(call need,docker-registry,docker-registry)
@@ -46,12 +52,12 @@ fuzz: $(TOOLS)/bin/cargo-fuzz ## Feed the code that reads archives with what it 
 	for target in $(FUZZ_TARGETS); do \
 		mkdir -p corpus/$$target seeds/$$target; \
 		cargo fuzz run $$target corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) \
-			-rss_limit_mb=1024 -timeout=10 -max_len=16384 -verbosity=0 -print_funcs=0 -print_final_stats=1 || exit 1; \
+			-rss_limit_mb=1024 -timeout=60 -max_len=16384 -verbosity=0 -print_funcs=0 -print_final_stats=1 || exit 1; \
 	done
 
 # Nightly is not needed: RUSTC_BOOTSTRAP lets the pinned compiler have the sanitizer.
 $(TOOLS)/bin/cargo-fuzz:
-	$(CARGO) install --quiet --locked --root $(TOOLS) cargo-fuzz@0.13.2
+	$(call again,$(CARGO) install --quiet --locked --root $(TOOLS) cargo-fuzz@0.13.2)
 
 # $(call rendered,file): the chart as plain manifests.
 rendered = { cat manifests/namespace.yaml && $(TOOLS)/bin/helm template ocivol charts/ocivol --namespace ocivol \
@@ -77,14 +83,14 @@ interop: ## Push with other projects' tools, mount, compare with what they pull;
 	@$(call need,skopeo,skopeo)
 	@$(call need,buildah,buildah)
 	@$(call need,gpg,gnupg)
-	@python3 -c 'import venv, ensurepip' 2>/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq python3-venv; }
+	@python3 -c 'import venv, ensurepip' 2>/dev/null || $(call package,python3-venv)
 	sh tests/interop/install.sh $(TOOLS)/interop
 	$(CARGO) build
 	$(SUDO) sh tests/interop/run.sh target/debug/ocivol $(TOOLS)/interop
 
 # $(call go,module@version): a tool of the Go module proxy.
 go = @command -v go >/dev/null || { echo "this needs Go 1.25 or newer: https://go.dev/doc/install" >&2; exit 1; }; \
-	GOBIN=$(abspath $(TOOLS))/bin go install $(1)
+	$(call again,GOBIN=$(abspath $(TOOLS))/bin go install $(1))
 
 $(TOOLS)/bin/helm:
 	$(call go,helm.sh/helm/v3/cmd/helm@$(HELM))
@@ -119,7 +125,7 @@ check: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm ## Format, lints as errors, lic
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
 
 $(TOOLS)/bin/cargo-deny:
-	$(CARGO) install --quiet --locked --root $(TOOLS) cargo-deny@0.20.2
+	$(call again,$(CARGO) install --quiet --locked --root $(TOOLS) cargo-deny@0.20.2)
 
 advisories: $(TOOLS)/bin/cargo-deny ## Known vulnerabilities of dependencies; needs github.com
 	$(TOOLS)/bin/cargo-deny check advisories
@@ -138,16 +144,16 @@ bench: ## Compare with other tools, print the table that the README quotes
 	$(CARGO) bench --bench compare
 
 $(TOOLS)/containerd/ctr:
-	GOBIN=$(abspath $(TOOLS))/containerd go install github.com/containerd/containerd/v2/cmd/containerd@$(CONTAINERD) \
-		github.com/containerd/containerd/v2/cmd/ctr@$(CONTAINERD)
+	$(call again,GOBIN=$(abspath $(TOOLS))/containerd go install \
+		github.com/containerd/containerd/v2/cmd/containerd@$(CONTAINERD) github.com/containerd/containerd/v2/cmd/ctr@$(CONTAINERD))
 
 static: ## The static x86-64 binary
 	@$(call need,musl-gcc,musl-tools)
-	rustup target add $(MUSL)
+	$(call again,rustup target add $(MUSL))
 	CC_x86_64_unknown_linux_musl=musl-gcc $(CARGO) build --release --target $(MUSL)
 	@ls -l target/$(MUSL)/release/ocivol | awk '{printf "%s: %.1f MB\n", $$NF, $$5 / 1e6}'
 
 check-arm: ## Does it compile for 64-bit ARM?
 	@$(call need,aarch64-linux-gnu-gcc,gcc-aarch64-linux-gnu)
-	rustup target add $(MUSL_ARM)
+	$(call again,rustup target add $(MUSL_ARM))
 	CC_aarch64_unknown_linux_musl=aarch64-linux-gnu-gcc $(CARGO) check --target $(MUSL_ARM)

@@ -33,9 +33,19 @@ fn packages() -> Vec<PathBuf> {
             .collect()
     };
     if list().len() < PACKAGES.len() {
-        let mut arguments = vec!["-q", "-o", "APT::Sandbox::User=root", "download"];
+        let mut arguments =
+            vec!["-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=5", "download"];
         arguments.extend(PACKAGES);
-        run("apt-get", &arguments, &directory);
+        // A package list that is old names files that are not there any more.
+        if std::process::Command::new("apt-get")
+            .args(&arguments)
+            .current_dir(&directory)
+            .output()
+            .is_ok_and(|it| !it.status.success())
+        {
+            run("apt-get", &["-q", "update"], &directory);
+            run("apt-get", &arguments, &directory);
+        }
     }
     list()
 }
@@ -113,7 +123,7 @@ fn a_debian_image_of_buildah_is_what_umoci_unpacks() {
                 .await
                 .expect("published");
             let ours = comparable(snapshot(&volume.target));
-            assert!(ours.len() > 3000, "{} files", ours.len());
+            assert!(ours.len() > 1000, "{} files", ours.len());
             assert_equal(&ours, &comparable(snapshot(&theirs)), "umoci");
         }
     });
