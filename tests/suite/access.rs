@@ -199,8 +199,13 @@ fn a_failing_source_is_replaced_by_another_waiters() {
         }
         // The bad one takes the request and answers only when the good one's pod waits as well.
         let (joined, gate) = tokio::sync::watch::channel(false);
+        // Then it asks for patience: longer than the other needs to join.
+        let mut asked = false;
         bad.script(move |seen| {
             seen.path.contains("/blobs/").then(|| {
+                if std::mem::replace(&mut asked, true) {
+                    return (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "5")]).into_response();
+                }
                 let mut gate = gate.clone();
                 let body = futures_util::stream::once(async move {
                     let _ = gate.wait_for(|open| *open).await;

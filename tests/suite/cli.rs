@@ -62,7 +62,10 @@ fn pull_mount_list_and_unmount_alone_and_beside_a_plugin() {
             if with_plugin {
                 node.run().await;
                 let control = node.root.join("control.sock");
-                crate::support::eventually("the control socket", || control.exists()).await;
+                crate::support::eventually("the control socket", || {
+                    std::os::unix::net::UnixStream::connect(&control).is_ok()
+                })
+                .await;
             }
             let pulled = stdout(&ocivol(&node, &registry, &["pull", &reference]).await);
             let digest = pulled.lines().next().expect("a digest").to_owned();

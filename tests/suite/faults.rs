@@ -197,12 +197,7 @@ fn t25_wrong_bytes_are_refused_and_leave_nothing() {
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert!(status.message().contains(&Digest::sha256(&content).to_string()), "{}", status.message());
         assert!(!volume.target.exists() && mount_at(&volume.target).is_none());
-        let left: Vec<_> = std::fs::read_dir(node.root.join("v1/ingest"))
-            .expect("listed")
-            .map(|entry| entry.expect("an entry").file_name())
-            .filter(|name| name != "trash")
-            .collect();
-        assert!(left.is_empty(), "{left:?}");
+        node.nothing_is_left_in_ingest().await;
         registry.unscript();
         node.publish(&volume, &reference, &[]).await.expect("the right bytes are taken");
         node.kubelet.unpublish(&volume).await.expect("unpublished");

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ocivol::demo::kubelet::PodVolume;
 use ocivol::demo::push::Layer;
+use ocivol::demo::registry::parse_range;
 
 use crate::support::node::{mount_at, mounts_below};
 use crate::support::world::{World, assert_published, assert_store_is_sound, make_volatile};
@@ -73,8 +74,9 @@ async fn assert_recovers(
             assert_published(volume, &world.artifacts[name], &format!("{when}, before the restart"));
         }
     }
-    world.registry.forget();
     node.run_registered().await;
+    // Only now: a request that the plugin sent before it died may have been on its way.
+    world.registry.forget();
     for (name, volume) in volumes {
         node.publish(volume, &world.reference(name), &[])
             .await
@@ -82,10 +84,9 @@ async fn assert_recovers(
         assert_published(volume, &world.artifacts[name], when);
     }
     assert_store_is_sound(&node.root, when);
-    // I7: what is pulled again is pulled once. A large blob on a slow connection is helped by another.
-    for (blob, starts) in downloads(world) {
-        let several = blob == large_blob();
-        assert!(starts.len() == 1 || (several && starts.len() == 2), "{when}: {blob} from {starts:?}");
+    // I7: what is pulled again is pulled once. A large blob on a slow connection is helped by others.
+    for (blob, ranges) in downloads(world) {
+        assert!(ranges.len() == 1 || blob == large_blob(), "{when}: {blob}: {ranges:?}");
     }
     // I6.
     let peak = node.memory("VmHWM");
@@ -121,16 +122,15 @@ fn outside(node: &Node, volumes: &[(String, PodVolume)]) -> Outside {
     found
 }
 
-/// For each blob, from which byte on it was asked for, each time.
-fn downloads(world: &World) -> BTreeMap<String, Vec<u64>> {
-    let mut found: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+/// For each blob, which bytes of it were asked for, each time: none for all.
+fn downloads(world: &World) -> BTreeMap<String, Vec<Option<String>>> {
+    let mut found: BTreeMap<String, Vec<Option<String>>> = BTreeMap::new();
     for seen in world.registry.requests() {
         if seen.method == axum::http::Method::GET && seen.path.contains("/blobs/") {
             // The same blob in two repositories is the same download.
             let digest = seen.path.rsplit('/').next().expect("a digest").to_owned();
-            let range = seen.headers.get("range").and_then(|range| range.to_str().ok());
-            let start = range.and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse().ok());
-            found.entry(digest).or_default().push(start.unwrap_or(0));
+            let range = seen.headers.get("range").map(|range| range.to_str().expect("text").to_owned());
+            found.entry(digest).or_default().push(range);
         }
     }
     found
@@ -193,8 +193,13 @@ fn it_dies_at_every_moment_and_goes_on() {
                 }
                 assert_recovers(&mut node, &world, &volumes, &before, &when).await;
                 if moment == "pull.recorded" && times == 1 && !reboot {
-                    let starts = &downloads(&world)[large_blob()];
-                    assert!(starts[0] >= 64 << 20, "{when}: it goes on where it was: {starts:?}");
+                    let ranges = &downloads(&world)[large_blob()];
+                    let asked = |range: &Option<String>| match range {
+                        Some(range) => parse_range(range, LARGE_SIZE).expect("a range").len(),
+                        None => LARGE_SIZE,
+                    };
+                    let asked: usize = ranges.iter().map(asked).sum();
+                    assert!(asked <= LARGE_SIZE - (64 << 20), "{when}: it goes on where it was: {ranges:?}");
                 }
             }
         }

@@ -66,12 +66,12 @@ fn a_layer_of_four_gib_takes_less_than_64_mib_and_idling_less_than_24() {
             })
         });
         let mut node = Node::start(&["--plain-http", &registry.host()]).await;
-        node.kubelet.register(&node.registration()).await.expect("registered");
+        node.register().await;
         let idle = node.memory("VmRSS");
         assert!(idle < 24 * MIB, "idle: {} MiB", idle / MIB);
         node.kubelet.deadline = Duration::from_secs(120);
         let volume = node.volume("pod");
-        node.publish(&volume, &registry.reference("m:v1"), &[]).await.expect("published");
+        node.publish_in_the_end(&volume, &registry.reference("m:v1")).await.expect("published");
         let peak = node.memory("VmHWM");
         assert!(peak < 64 * MIB, "peak: {} MiB", peak / MIB);
         assert_eq!(std::fs::metadata(volume.target.join("weights")).expect("a file").len(), SIZE);
@@ -103,7 +103,7 @@ fn an_image_of_many_layers_takes_less_than_128_mib() {
         let mut node = Node::start(&["--plain-http", &registry.host()]).await;
         node.kubelet.deadline = Duration::from_secs(120);
         let volume = node.volume("pod");
-        node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect("published");
+        node.publish_in_the_end(&volume, &registry.reference("image:v1")).await.expect("published");
         assert_eq!(std::fs::read_dir(volume.target.join("big")).expect("a directory").count(), 10);
         let peak = node.memory("VmHWM");
         assert!(peak < 128 * MIB, "peak: {} MiB", peak / MIB);

@@ -304,7 +304,7 @@ fn t51_only_root_may_use_the_sockets() {
             std::fs::set_permissions(&node.socket, std::fs::Permissions::from_mode(mode)).expect("changed");
             let script = format!(
                 "import os,socket\nos.setgid(65534)\nos.setuid(65534)\ns=socket.socket(socket.AF_UNIX)\n\
-                 s.settimeout(5)\ntry:\n\x20s.connect('{}')\n\x20s.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n')\n\
+                 s.settimeout(100)\ntry:\n\x20s.connect('{}')\n\x20s.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n')\n\
                  \x20print(len(s.recv(100)))\nexcept (PermissionError, ConnectionResetError, BrokenPipeError): print('refused')",
                 node.socket.display()
             );

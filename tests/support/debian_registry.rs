@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use ocivol::demo::push::Pusher;
 use tempfile::TempDir;
 
+use super::PATIENCE;
+
 /// User and password that [`DebianRegistry::with_login`] accepts.
 pub const LOGIN: (&str, &str) = ("alice", "wonderland");
 /// bcrypt of the password above.
@@ -64,7 +66,7 @@ impl DebianRegistry {
         let registry = Self { process, port, _directory: directory, login };
         let began = Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(began.elapsed() < Duration::from_secs(20), "docker-registry does not listen");
+            assert!(began.elapsed() < PATIENCE, "docker-registry does not listen");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         registry

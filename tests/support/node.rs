@@ -8,12 +8,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use ocivol::csi::pluginregistration::PluginInfo;
 use ocivol::demo::kubelet::{Kubelet, PodVolume};
 use ocivol::mount::{Mount, Table};
 use tempfile::TempDir;
-use tonic::Status;
+use tonic::{Code, Status};
 
-use super::{container, eventually};
+use super::{PATIENCE, container, eventually};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_ocivol");
 pub const DRIVER: &str = "csi.ocivol.dev";
@@ -126,7 +127,18 @@ impl Node {
         // Without it the command line would work on the store itself.
         let control = self.root.join("control.sock");
         eventually("the control socket", || std::os::unix::net::UnixStream::connect(&control).is_ok()).await;
-        self.kubelet.register(&self.registration()).await.expect("registered");
+        self.register().await;
+    }
+
+    /// Registers the plugin; again when it did not answer within kubelet's second, as kubelet does.
+    pub async fn register(&self) -> PluginInfo {
+        let began = std::time::Instant::now();
+        loop {
+            match self.kubelet.register(&self.registration()).await {
+                Ok(info) => return info,
+                Err(status) => assert!(began.elapsed() < PATIENCE, "{status}: {}", self.logged()),
+            }
+        }
     }
 
     /// Starts the plugin.
@@ -154,7 +166,6 @@ impl Node {
             .args(["--root".as_ref(), self.root.as_os_str()])
             .args(&self.flags)
             .envs(&self.env)
-            .env_remove("http_proxy")
             .stdin(Stdio::null());
         command
     }
@@ -164,6 +175,23 @@ impl Node {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
         let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).expect("a line");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
+    /// Waits until nothing is left of downloads; records of what is good may be on their way for a moment.
+    pub async fn nothing_is_left_in_ingest(&self) {
+        let ingest = self.root.join("v1/ingest");
+        let names = |path: &Path| -> Vec<String> {
+            let entries = std::fs::read_dir(path).expect("a directory");
+            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+        };
+        let mut left = Vec::new();
+        let what = || {
+            left = names(&ingest);
+            left.retain(|name| name != "trash");
+            left.extend(names(&ingest.join("trash")));
+            left.is_empty()
+        };
+        eventually("an empty directory of downloads", what).await;
     }
 
     /// What the plugins of this node have logged.
@@ -215,7 +243,7 @@ impl Node {
     pub async fn wait(&mut self) -> bool {
         let began = std::time::Instant::now();
         while !self.has_ended() {
-            assert!(began.elapsed().as_secs() < 40, "it does not end: {}", self.logged());
+            assert!(began.elapsed() < PATIENCE, "it does not end: {}", self.logged());
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
         let status = self.status().expect("it has ended");
@@ -246,6 +274,18 @@ impl Node {
         let mut all = vec![("reference", reference)];
         all.extend_from_slice(attributes);
         self.kubelet.publish(self.kubelet.publish_request(volume, &all, &[])).await
+    }
+
+    /// Publishes as kubelet does: once more whenever the answer is that it goes on. For what is large, and disks that
+    /// are slow.
+    pub async fn publish_in_the_end(&self, volume: &PodVolume, reference: &str) -> Result<(), Status> {
+        for _ in 0..10 {
+            match self.publish(volume, reference, &[]).await {
+                Err(status) if status.code() == Code::DeadlineExceeded => {}
+                answer => return answer,
+            }
+        }
+        self.publish(volume, reference, &[]).await
     }
 
     /// Publishes `reference` with the credentials of `user`.
