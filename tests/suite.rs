@@ -34,6 +34,10 @@ mod hostile;
 mod hostile_formats;
 #[path = "suite/killed.rs"]
 mod killed;
+#[path = "suite/lies.rs"]
+mod lies;
+#[path = "suite/logins.rs"]
+mod logins;
 #[path = "suite/memory.rs"]
 mod memory;
 #[path = "suite/merge.rs"]

@@ -1,5 +1,6 @@
 //! What the suites are made of.
 
+pub mod answers;
 pub mod attack;
 pub mod container;
 pub mod debian_registry;
