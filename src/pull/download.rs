@@ -41,8 +41,8 @@ const HELP_BELOW: f64 = 100e6;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A source below this rate (bytes per second) is replaced when another is offered.
 const REPLACE_BELOW: f64 = 1e6;
-/// Times that a slow source of a layer is replaced.
-const LAYER_REPLACEMENTS: usize = 3;
+/// Times that the download of a layer returns to a source that was given up before.
+const LAYER_RETURNS: usize = 3;
 /// Parts that wait for the writer.
 const QUEUE: usize = 16;
 
@@ -248,6 +248,7 @@ impl Fetch<'_> {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watch = Watch::new(Instant::now());
         let mut before = (Instant::now(), 0);
+        let mut is_refused_help = false;
         loop {
             tokio::select! {
                 ended = connections.next() => match ended {
@@ -255,6 +256,11 @@ impl Fetch<'_> {
                         connections.push(self.connection());
                     }
                     Some(Ok(())) => {}
+                    // Some registries allow a client few connections. What this one did not get waits for the others.
+                    Some(Err(End::Failed { error: Error::Registry(error), .. })) if !connections.is_empty() => {
+                        tracing::debug!(digest = %self.blob.digest, %error, "going on with fewer connections");
+                        is_refused_help = true;
+                    }
                     Some(Err(end)) => return Err(end),
                     None => return Ok(()),
                 },
@@ -281,7 +287,7 @@ impl Fetch<'_> {
                         }
                         Pace::Rate(_) | Pace::Unknown => {}
                     }
-                    if self.wants_help(rate) {
+                    if !is_refused_help && self.wants_help(rate) {
                         connections.push(self.connection());
                     }
                 }
@@ -289,9 +295,9 @@ impl Fetch<'_> {
         }
     }
 
-    /// A layer starts again with another source: not without end.
+    /// A layer starts again with another source: each is tried once, and returned to not without end.
     fn may_be_replaced(&self) -> bool {
-        self.keeps_what_came || self.offers.replaced() < LAYER_REPLACEMENTS
+        self.keeps_what_came || self.offers.has_untried() || self.offers.returns() < LAYER_RETURNS
     }
 
     /// Splits a part for another connection, when those that run are slow for a network.

@@ -15,7 +15,7 @@ pub(super) struct Offers {
     sources: Mutex<Vec<Offer>>,
     /// Somebody offered another one.
     changed: Notify,
-    replaced: AtomicUsize,
+    returns: AtomicUsize,
     /// How far the download is.
     pub counter: Arc<Counter>,
 }
@@ -36,7 +36,8 @@ enum State {
     Failed(Arc<Error>),
 }
 
-/// Sources of one download. Who comes later waits for the outcome and starts another.
+/// Sources of one download. Beyond, a new one takes the place of one that did badly; while there is none such, who comes
+/// waits for the outcome and starts another.
 const LIMIT: usize = 16;
 
 impl Offers {
@@ -50,10 +51,22 @@ impl Offers {
     /// Another asker's source.
     pub fn add(&self, source: &Source) {
         let mut sources = self.lock();
-        if sources.len() < LIMIT && !sources.iter().any(|known| known.source == *source) {
-            sources.push(Offer { source: source.clone(), state: State::New });
-            self.changed.notify_one();
+        if sources.iter().any(|known| known.source == *source) {
+            return;
         }
+        if sources.len() >= LIMIT {
+            // The slowest, or else one that failed.
+            let rate = |offer: &Offer| if let State::Slow(rate) = offer.state { Some(rate) } else { None };
+            let slow = (0..sources.len()).filter(|at| rate(&sources[*at]).is_some());
+            let slowest = slow.min_by(|one, two| {
+                rate(&sources[*one]).partial_cmp(&rate(&sources[*two])).unwrap_or(std::cmp::Ordering::Equal)
+            });
+            let failed = || sources.iter().position(|offer| matches!(offer.state, State::Failed(_)));
+            let Some(worst) = slowest.or_else(failed) else { return };
+            sources.remove(worst);
+        }
+        sources.push(Offer { source: source.clone(), state: State::New });
+        self.changed.notify_one();
     }
 
     /// The sources to fetch from: those that were not tried, else those that were only slow, faster ones first.
@@ -78,7 +91,14 @@ impl Offers {
 
     /// `source` is being fetched from.
     pub fn start(&self, source: &Source) {
-        self.set(source, State::Current);
+        if let Some(State::Slow(_)) = self.set(source, State::Current) {
+            self.returns.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether there is a source that was not tried yet.
+    pub fn has_untried(&self) -> bool {
+        self.lock().iter().any(|offer| matches!(offer.state, State::New))
     }
 
     /// Whether another source is worth trying for one that delivers `rate` bytes per second.
@@ -91,14 +111,13 @@ impl Offers {
         })
     }
 
-    /// How often a source was given up for another one.
-    pub fn replaced(&self) -> usize {
-        self.replaced.load(Ordering::Relaxed)
+    /// How often a source was tried again that was given up before.
+    pub fn returns(&self) -> usize {
+        self.returns.load(Ordering::Relaxed)
     }
 
     /// `source` was given up for another one.
     pub fn was_slow(&self, source: &Source, rate: f64) {
-        self.replaced.fetch_add(1, Ordering::Relaxed);
         self.set(source, State::Slow(rate));
     }
 
@@ -114,10 +133,11 @@ impl Offers {
         if let State::Failed(error) = &offer.state { Some(Arc::clone(error)) } else { None }
     }
 
-    fn set(&self, source: &Source, state: State) {
-        if let Some(offer) = self.lock().iter_mut().find(|offer| offer.source == *source) {
-            offer.state = state;
-        }
+    /// Returns what was before.
+    fn set(&self, source: &Source, state: State) -> Option<State> {
+        let mut sources = self.lock();
+        let offer = sources.iter_mut().find(|offer| offer.source == *source)?;
+        Some(std::mem::replace(&mut offer.state, state))
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Offer>> {
@@ -151,5 +171,31 @@ mod tests {
         assert_eq!(offers.candidates(), std::slice::from_ref(&one));
         offers.failed(&one, Arc::new(Error::Stopped));
         assert!(offers.candidates().is_empty() && offers.error(&two).is_some());
+    }
+
+    #[test]
+    fn regression_an_untried_source_is_tried_however_many_were_slow() {
+        let offers = Offers::new(&source("0"));
+        for number in 1..LIMIT {
+            offers.add(&source(&number.to_string()));
+        }
+        let late = source("late");
+        offers.add(&late);
+        assert!(!offers.candidates().contains(&late), "nobody has done badly yet");
+        for number in 0..LIMIT {
+            let it = source(&number.to_string());
+            offers.start(&it);
+            offers.was_slow(&it, 1e4 + number as f64);
+        }
+        assert_eq!(offers.returns(), 0);
+        offers.add(&late);
+        assert!(offers.has_untried() && offers.has_better_than(1e9));
+        assert_eq!(offers.candidates(), std::slice::from_ref(&late));
+        offers.start(&late);
+        offers.failed(&late, Arc::new(Error::Stopped));
+        let slow = offers.candidates();
+        assert!(slow[0].host == "15" && slow.len() == LIMIT - 1, "the slowest made place: {slow:?}");
+        offers.start(&slow[0]);
+        assert_eq!(offers.returns(), 1);
     }
 }

@@ -96,6 +96,43 @@ fn a_slow_connection_is_helped_and_order_is_kept() {
 }
 
 #[test]
+fn regression_a_registry_that_refuses_a_second_connection_delivers_over_the_first() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let content = noise(15, 72 << 20);
+        let tar = Tarball::new().file("big", &content).finish();
+        image(&registry.pusher("image"), "v1", std::slice::from_ref(&tar)).await;
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        // The first connection is slow until a second one was refused.
+        let (start, length) = (Bytes::copy_from_slice(&tar[..1 << 20]), tar.len());
+        let rest = Bytes::copy_from_slice(&tar[1 << 20..]);
+        let (seen, asked) = tokio::sync::watch::channel(0);
+        registry.script(move |request| {
+            if !request.path.contains("/blobs/") || request.method != Method::GET {
+                return None;
+            }
+            seen.send_modify(|requests| *requests += 1);
+            match *seen.borrow() {
+                1 => {}
+                2 => return Some(axum::http::StatusCode::FORBIDDEN.into_response()),
+                _ => return None,
+            }
+            let (mut asked, rest) = (asked.clone(), rest.clone());
+            let later = futures_util::stream::once(async move {
+                let _ = asked.wait_for(|requests| *requests > 1).await;
+                Ok::<_, std::io::Error>(rest)
+            });
+            let body = futures_util::stream::iter([Ok(start.clone())]).chain(later);
+            Some(([("content-length", length)], axum::body::Body::from_stream(body)).into_response())
+        });
+        let volume = node.volume("pod");
+        node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect("published");
+        assert!(fs::read(volume.target.join("big")).expect("a file") == content);
+        assert_eq!(registry.count(&Method::GET, "/blobs/"), 3, "the layer, the refusal, and the rest");
+    });
+}
+
+#[test]
 fn content_that_is_not_the_right_one_is_told_from_a_bad_layer() {
     isolated(async {
         let registry = Scripted::start().await;
