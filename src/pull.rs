@@ -214,7 +214,9 @@ impl Puller {
         let (resolved, manifest) = self.resolve(request).await?;
         let family = layout::decide(&manifest, &request.options.layout)?.family;
         let readable = request.readable.unwrap_or(family.readable);
-        let key = TreeKey::new(&resolved.manifest_digest, &request.options, readable);
+        // What was not checked is another tree.
+        let checked = self.settings.verify_diff_ids && family.name == layout::image::NAME;
+        let key = TreeKey::new(&resolved.manifest_digest, &request.options, readable, checked);
         let source = &resolved.source;
         let proof = format!("tree {key}");
         let proven = {

@@ -5,7 +5,7 @@
 //! name below it takes what is there. Whiteouts hide what lower layers have, never what their own layer has; a
 //! directory that its own layer also fills keeps what the lower one said of it. Source: image-spec layer.md#applying-changesets, and how umoci reads it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::name::{self, DEPTH_LIMIT};
 use super::{ENTRY_LIMIT, Entry, Kind, Metadata, Name, Profile};
@@ -15,6 +15,8 @@ use super::{ENTRY_LIMIT, Entry, Kind, Metadata, Name, Profile};
 pub struct Merge<'a> {
     nodes: Vec<Node>,
     layers: Vec<&'a [Entry]>,
+    /// The layers that are one file each.
+    files: HashSet<u32>,
     /// Whether parents may be symlinks.
     profile: Profile,
 }
@@ -73,6 +75,8 @@ pub enum Visit<'a> {
 
 #[derive(Debug)]
 struct Node {
+    /// The layer that made it.
+    made: u32,
     /// The last layer that had something to do with it.
     touched: u32,
     content: Content,
@@ -103,16 +107,28 @@ type Rule = std::borrow::Cow<'static, str>;
 type Way = Vec<(Box<[u8]>, Option<u32>)>;
 
 impl Node {
-    fn directory(touched: u32) -> Self {
-        let content = Content::Directory { children: BTreeMap::new(), described: None, cleared: 0 };
-        Self { touched, content }
+    fn directory(layer: u32) -> Self {
+        Self::new(layer, Content::Directory { children: BTreeMap::new(), described: None, cleared: 0 })
+    }
+
+    fn new(layer: u32, content: Content) -> Self {
+        Self { made: layer, touched: layer, content }
     }
 }
 
 impl<'a> Merge<'a> {
     /// An empty tree.
     pub fn new(profile: Profile) -> Self {
-        Self { nodes: vec![Node::directory(0)], layers: Vec::new(), profile }
+        Self { nodes: vec![Node::directory(0)], layers: Vec::new(), files: HashSet::new(), profile }
+    }
+
+    /// Applies a layer that is one file.
+    ///
+    /// # Errors
+    /// As [`Merge::apply`].
+    pub fn add_file(&mut self, file: &'a [Entry]) -> Result<(), Refused> {
+        self.files.insert(u32::try_from(self.layers.len()).unwrap_or(u32::MAX));
+        self.apply(file, &Rename::default())
     }
 
     /// Applies the entries of the next layer.
@@ -185,17 +201,17 @@ impl<'a> Merge<'a> {
                 let there = self.child(parent, part).filter(|there| self.is_directory(*there));
                 let directory = match there {
                     Some(there) => there,
-                    None => self.put(parent, part, Node::directory(layer)),
+                    None => self.put(parent, part, Node::directory(layer))?,
                 };
                 self.describe(directory, at);
             }
             Kind::File { .. } | Kind::Symlink { .. } => {
                 let parent = self.make_parent(parent, layer)?;
-                self.put(parent, part, Node { touched: layer, content: Content::Leaf(at) });
+                self.put(parent, part, Node::new(layer, Content::Leaf(at)))?;
             }
             Kind::Dropped => {
                 let parent = self.make_parent(parent, layer)?;
-                self.put(parent, part, Node { touched: layer, content: Content::Dropped });
+                self.put(parent, part, Node::new(layer, Content::Dropped))?;
             }
             Kind::HardLink { target } => {
                 let (content, way) = self.link_target(target, rename)?;
@@ -203,7 +219,7 @@ impl<'a> Merge<'a> {
                 if self.child(parent, part).is_some_and(|there| way.contains(&there)) {
                     return Err(format!("it is a hard link to {target:?}, and would take its place").into());
                 }
-                self.put(parent, part, Node { touched: layer, content });
+                self.put(parent, part, Node::new(layer, content))?;
             }
             Kind::Whiteout => {
                 if let Some(parent) = self.find_directory(parent)?
@@ -276,17 +292,34 @@ impl<'a> Merge<'a> {
         }
     }
 
-    fn put(&mut self, parent: u32, part: &[u8], node: Node) -> u32 {
+    fn put(&mut self, parent: u32, part: &[u8], node: Node) -> Result<u32, Rule> {
         if let Some(there) = self.child(parent, part) {
+            self.check_replacing(&self.nodes[there as usize], &node)?;
             self.nodes[there as usize] = node;
-            return there;
+            return Ok(there);
         }
         let number = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
         self.nodes.push(node);
         if let Content::Directory { children, .. } = &mut self.nodes[parent as usize].content {
             children.insert(part.into(), number);
         }
-        number
+        Ok(number)
+    }
+
+    /// In an artifact a later archive may have a newer version of a file. Anything else of two layers that has the same
+    /// name is a mistake, and would go unseen.
+    fn check_replacing(&self, there: &Node, node: &Node) -> Result<(), Rule> {
+        if self.profile == Profile::Image || there.made == node.made {
+            return Ok(());
+        }
+        let is_directory = |node: &Node| matches!(node.content, Content::Directory { .. });
+        if is_directory(there) {
+            return Err("another layer has a directory of this name".into());
+        }
+        if is_directory(node) || self.files.contains(&there.made) || self.files.contains(&node.made) {
+            return Err("another layer has a file of this name".into());
+        }
+        Ok(())
     }
 
     fn remove(&mut self, parent: u32, part: &[u8]) {
@@ -327,7 +360,7 @@ impl<'a> Merge<'a> {
                 Some(_) => {
                     return Err(format!("its parent {:?} is not a directory", name::shown(&part)).into());
                 }
-                None => self.put(node, &part, Node::directory(layer)),
+                None => self.put(node, &part, Node::directory(layer))?,
             };
             self.nodes[node as usize].touched = layer;
         }

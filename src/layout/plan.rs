@@ -183,7 +183,15 @@ fn check_paths(items: &[Item]) -> Result<(), Error> {
     // Borrowed: thousands of long names have a hundred directories each.
     let mut placed: BTreeSet<&str> = BTreeSet::new();
     let mut directories: BTreeSet<&str> = BTreeSet::new();
+    let mut packed: BTreeSet<&[u8]> = BTreeSet::new();
     for item in items {
+        if let Item::Archive(archive) = item
+            && !archive.rename.within.is_root()
+            && !packed.insert(archive.rename.within.as_bytes())
+        {
+            let name = shown(archive.rename.within.as_bytes());
+            return Err(Error::Collision { digest: item.digest(), name, there: "a directory" });
+        }
         let Some(path) = item.path() else { continue };
         let collision = |there| {
             let name = shown(path.as_str().as_bytes());

@@ -145,6 +145,11 @@ impl Choice {
         let candidate =
             |child: &Descriptor| Candidate { digest: child.digest.clone(), left: self.without(child) };
         if let (Some(best), false) = (best, open) {
+            // Of images that fit equally the first is meant (image-index.md). Artifacts are not interchangeable.
+            let equal = fitting.iter().filter(|child| child.platform == best.platform).count();
+            if best.artifact_type.is_some() && equal > 1 {
+                return Err(self.refuse(refusal, equal, reference));
+            }
             return Ok(Children::One(candidate(best)));
         }
         // The image for this machine is one of those that may say what they are.
@@ -365,10 +370,15 @@ mod tests {
             child("q8", None, Some("a/model"), Some("q8")),
             child("sbom", None, Some("a/sbom"), None),
         ];
+        let built = [
+            child("b4", Some("linux/amd64"), Some("a/model"), Some("q4")),
+            child("b8", Some("linux/amd64"), Some("a/model"), Some("q8")),
+            child("c8", Some("linux/arm64"), Some("a/model"), Some("q8")),
+        ];
         let mixed = [images[0].clone(), models[0].clone(), models[2].clone()];
         let same = [models[0].clone(), models[0].clone()];
         type Case<'a> = (&'a [Descriptor], Option<&'a str>, Option<&'a str>, Option<&'a str>);
-        let table: [Case<'_>; 12] = [
+        let table: [Case<'_>; 16] = [
             (&images, None, None, Some("amd")),
             (&images, None, Some("rocm"), Some("rocm")),
             (&images, None, Some("cuda"), None),
@@ -381,6 +391,10 @@ mod tests {
             (&mixed, None, None, None),
             (&mixed, Some("a/model"), None, Some("q4")),
             (&same, None, None, Some("q4")),
+            (&built, None, None, None),
+            (&built, Some("a/model"), None, None),
+            (&built, None, Some("q8"), Some("b8")),
+            (&built[1..], None, None, Some("b8")),
         ];
         for (number, (children, artifact_type, variant, expected)) in table.into_iter().enumerate() {
             let chosen = follow(&[("top", index(children))], artifact_type, variant).await;

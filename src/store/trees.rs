@@ -80,9 +80,10 @@ pub struct Build {
 const REFERENCES_LIMIT: usize = 32;
 
 impl TreeKey {
-    /// The key of what `manifest` shows when laid out with these attributes.
-    pub fn new(manifest: &Digest, options: &Options, readable: bool) -> Self {
-        let text = format!("{manifest} {LAYOUT_VERSION} {readable} {}", options.normal_form());
+    /// The key of what `manifest` shows when laid out with these attributes, and with checked diff IDs or not.
+    pub fn new(manifest: &Digest, options: &Options, readable: bool, checked: bool) -> Self {
+        let checked = if checked { " diff-ids" } else { "" };
+        let text = format!("{manifest} {LAYOUT_VERSION} {readable} {}{checked}", options.normal_form());
         Self(Digest::sha256(text.as_bytes()).hex().to_owned())
     }
 
@@ -169,6 +170,8 @@ impl Store {
                 let result = self.link_tree(&staging.join("fs"), build, &sources).and_then(|made| {
                     crate::moment::reached("merge.finished");
                     let _one = self.publishing();
+                    // An old record must not vouch for what is not on the disk yet.
+                    self.forget_tree(&build.key)?;
                     self.retire_tree(&build.key)?;
                     let directory = self.tree_directory(&build.key);
                     fs::rename(&staging, &directory).map_err(io("publish", &directory))?;
@@ -317,13 +320,11 @@ impl Store {
         let indexes = indexes(&build.plan, sources)?;
         let mut merge = Merge::new(profile);
         for (item, source) in build.plan.items().iter().zip(sources) {
-            let whole = Rename::default();
-            let rename = match item {
-                Item::File(..) | Item::Text(..) => &whole,
-                Item::Archive(archive) => &archive.rename,
-            };
             let entries = indexes.get(&index_key(item, source)).map_or(&[][..], Vec::as_slice);
-            let applied = merge.apply(entries, rename);
+            let applied = match item {
+                Item::File(..) | Item::Text(..) => merge.add_file(entries),
+                Item::Archive(archive) => merge.apply(entries, &archive.rename),
+            };
             applied.map_err(|source| Error::Refused { digest: item.digest(), source })?;
         }
         let selection = &build.options.selection;

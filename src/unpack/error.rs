@@ -18,10 +18,12 @@ pub enum Error {
         rule: Cow<'static, str>,
     },
     /// The archive itself is broken, or could be read in two ways.
-    #[error("not a sound tar archive at byte {position}: {rule}")]
+    #[error("not a sound tar archive at byte {position}{place}: {rule}")]
     Archive {
         /// Where, in the uncompressed archive.
         position: u64,
+        /// Where among the entries, in words; empty before the first.
+        place: String,
         /// What is wrong.
         rule: Cow<'static, str>,
     },
@@ -85,6 +87,20 @@ impl Error {
     /// Whether the bytes are at fault. If they are the right ones, trying again does not help.
     pub fn is_about_content(&self) -> bool {
         self.kind() == Kind::FailedPrecondition
+    }
+
+    pub(super) fn archive(position: u64, rule: impl Into<Cow<'static, str>>) -> Self {
+        Self::Archive { position, place: String::new(), rule: rule.into() }
+    }
+
+    /// Says of a broken archive which entry is near, the one thing that its maker knows.
+    pub(super) fn near(mut self, how: &str, name: &[u8]) -> Self {
+        if let Self::Archive { place, .. } = &mut self
+            && place.is_empty()
+        {
+            *place = format!(", {how} entry \"{}\"", shown(name));
+        }
+        self
     }
 
     pub(super) fn entry(name: &[u8], rule: impl Into<Cow<'static, str>>) -> Self {

@@ -43,6 +43,8 @@ pub struct Extract {
     directories: Directories,
     /// What archives say of directories, and what they do not.
     described: HashMap<Name, Metadata>,
+    /// Bytes of the attributes in it.
+    described_xattrs: usize,
     umask: u16,
     summary: Summary,
     /// Bytes and entries when the free space was last looked at.
@@ -65,6 +67,10 @@ const LOOK_ENTRIES: usize = 4096;
 const INODE_RESERVE: u64 = 50;
 /// Bytes of memory for the directories of a layer, while it is extracted.
 const DIRECTORIES_LIMIT: u64 = 64 * 1024 * 1024;
+/// Bytes of attributes of one entry, and of all directories of a layer: theirs are set at the end. One attribute may have
+/// 64 KiB (`XATTR_SIZE_MAX`), and most file systems take less for all of a file.
+const XATTRS_LIMIT: usize = 64 * 1024;
+const DIRECTORY_XATTRS_LIMIT: usize = 1024 * 1024;
 /// `man 7 xattr`; overlayfs reads the second as instructions (CVE-2023-0386 and its kind).
 const XATTR_PREFIX: &[u8] = b"user.";
 const XATTR_NEVER: &[u8] = b"user.overlay.";
@@ -94,6 +100,7 @@ impl Extract {
             profile,
             limits,
             described: HashMap::new(),
+            described_xattrs: 0,
             umask: 0,
             summary: Summary {
                 entries: 0,
@@ -118,10 +125,14 @@ impl Extract {
         self.umask = inode::clear_umask();
         self.look()?;
         let mut archive = Archive::new(input);
-        while let Some(header) = archive.next_entry()? {
-            self.entry(&header, &mut archive)?;
+        let mut last = Vec::new();
+        loop {
+            let next = archive.next_entry();
+            let next = next.map_err(|error| if last.is_empty() { error } else { error.near("after", &last) });
+            let Some(header) = next? else { return self.finish() };
+            self.entry(&header, &mut archive).map_err(|error| error.near("in", &header.name))?;
+            last = header.name;
         }
-        self.finish()
     }
 
     fn entry<R: BufRead>(&mut self, header: &Header, archive: &mut Archive<R>) -> Result<(), Error> {
@@ -136,7 +147,7 @@ impl Extract {
             },
             Profile::Archive => (name, None),
         };
-        let metadata = self.metadata(header);
+        let metadata = self.metadata(header)?;
         let kind = match (whiteout, header.kind) {
             (Some(kind), _) => {
                 self.summary.regular = false;
@@ -174,6 +185,11 @@ impl Extract {
         match self.directories.make(name, self.profile)? {
             Parent::Here(_) => {
                 self.note_readable(metadata.mode, true);
+                self.described_xattrs += size_of_xattrs(metadata);
+                if self.described_xattrs > DIRECTORY_XATTRS_LIMIT {
+                    let rule = format!("{DIRECTORY_XATTRS_LIMIT} bytes of attributes of directories");
+                    return Err(Error::TooMuch(rule.into()));
+                }
                 self.described.insert(name.clone(), metadata.clone());
             }
             Parent::Blocked => self.summary.regular = false,
@@ -302,7 +318,7 @@ impl Extract {
     }
 
     /// The metadata that is kept, and what is dropped of it.
-    fn metadata(&mut self, header: &Header) -> Metadata {
+    fn metadata(&mut self, header: &Header) -> Result<Metadata, Error> {
         self.summary.dropped.mode_bits += u64::from(header.mode & 0o7000 != 0);
         let total = header.xattrs.len();
         let kept = header.xattrs.iter().filter(|(name, _)| {
@@ -313,14 +329,21 @@ impl Extract {
         });
         let xattrs: Vec<_> = kept.cloned().collect();
         self.summary.dropped.xattrs += (total - xattrs.len()) as u64;
-        Metadata {
+        let metadata = Metadata {
             mode: header.mode & 0o777,
             uid: header.uid,
             gid: header.gid,
             mtime: header.mtime,
             nanos: header.nanos,
             xattrs,
+        };
+        if size_of_xattrs(&metadata) > XATTRS_LIMIT {
+            return Err(Error::entry(
+                &header.name,
+                format!("its attributes take more than {XATTRS_LIMIT} bytes"),
+            ));
         }
+        Ok(metadata)
     }
 
     fn note_readable(&mut self, mode: u16, directory: bool) {
@@ -380,6 +403,10 @@ impl Extract {
         }
         Ok(())
     }
+}
+
+fn size_of_xattrs(metadata: &Metadata) -> usize {
+    metadata.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 enum Special {

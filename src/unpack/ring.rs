@@ -87,9 +87,7 @@ impl BufRead for Receiver {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.read == self.current.content().len() && !matches!(self.current, Full::End) {
             // A channel that closes without an end was cut off.
-            let next = self.full.recv().map_err(|_| {
-                io::Error::other(Error::Archive { position: 0, rule: "it was cut off".into() })
-            })?;
+            let next = self.full.recv().map_err(|_| io::Error::other(Error::archive(0, "it was cut off")))?;
             self.read = 0;
             if let Full::Buffer(mut used) = std::mem::replace(&mut self.current, next) {
                 used.clear();

@@ -101,7 +101,7 @@ impl<R: BufRead> Archive<R> {
                 self.end()?;
                 return Ok(None);
             }
-            let at = |rule: &'static str| Error::Archive { position: start, rule: rule.into() };
+            let at = |rule: &'static str| Error::archive(start, rule);
             check_sum(&block).map_err(at)?;
             for field in [100..108, 108..116, 116..124, 136..148, 329..337, 337..345] {
                 number(&block[field]).map_err(at)?;
@@ -142,7 +142,7 @@ impl<R: BufRead> Archive<R> {
         let position = self.position;
         let piece = fill(&mut self.input)?;
         if piece.is_empty() {
-            return Err(Error::Archive { position, rule: "it ends within an entry".into() });
+            return Err(Error::archive(position, "it ends within an entry"));
         }
         let length = usize::try_from(self.content).unwrap_or(usize::MAX).min(piece.len());
         Ok(&piece[..length])
@@ -226,7 +226,7 @@ impl<R: BufRead> Archive<R> {
     }
 
     fn bad(&self, rule: &'static str) -> Error {
-        Error::Archive { position: self.position, rule: rule.into() }
+        Error::archive(self.position, rule)
     }
 }
 

@@ -273,6 +273,64 @@ fn oras_directories_are_unpacked_where_their_title_says() {
 }
 
 #[test]
+fn t40_regression_what_two_layers_both_want_to_be_is_refused() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let packed = |files: &[&str]| {
+            let tar = files.iter().fold(Tarball::new(), |tar, name| tar.file(name, name.as_bytes()));
+            gzip(&tar.finish()).expect("gzip")
+        };
+        let nothing = json!({});
+        let tree = |files: &[&str]| directory_layer("tree", packed(files), &nothing);
+        let raw = |title: &str| Layer::titled(title, format!("raw {title}"));
+        let table: Vec<(&str, Vec<Layer>, bool)> = vec![
+            ("a file after the directory", vec![tree(&["tree/a"]), raw("tree")], false),
+            ("a file before the directory", vec![raw("tree"), tree(&["tree/a"])], false),
+            ("a file in it after", vec![tree(&["tree/a"]), raw("tree/a")], false),
+            ("a file in it before", vec![raw("tree/a"), tree(&["tree/a"])], false),
+            ("a file where one of it is a directory", vec![raw("tree/a/x"), tree(&["tree/a"])], false),
+            ("the other way round", vec![tree(&["tree/a"]), raw("tree/a/x")], false),
+            ("two directories of one title", vec![tree(&["tree/a"]), tree(&["tree/b"])], false),
+            ("another file in it", vec![tree(&["tree/a"]), raw("tree/b")], true),
+        ];
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        for (number, (name, layers, works)) in table.into_iter().enumerate() {
+            let repository = format!("files/{number}");
+            registry.pusher(&repository).files("v1", &layers).await.expect("pushed");
+            let volume = node.volume(&format!("pod-{number}"));
+            let result = node.publish(&volume, &registry.reference(&format!("{repository}:v1")), &[]).await;
+            if works {
+                result.unwrap_or_else(|status| panic!("{name}: {status}"));
+                assert_eq!(paths(&volume.target), ["tree/", "tree/a", "tree/b"]);
+                continue;
+            }
+            let status = result.expect_err(name);
+            assert_eq!(status.code(), Code::FailedPrecondition, "{name}: {}", status.message());
+            let told = status.message();
+            assert!(told.contains("tree") && told.contains("sha256:"), "{name}: {told}");
+            println!("{name}: {told}");
+            assert!(!volume.target.exists());
+        }
+        // ModelPack: a later archive may have a newer file, but not a file for a directory.
+        let tar = "application/vnd.cncf.model.weight.v1.tar";
+        let archive = |names: &[&str]| {
+            let tar = names.iter().fold(Tarball::new(), |tar, name| tar.file(name, name.as_bytes()));
+            tar.finish()
+        };
+        for (number, (later, works)) in
+            [("w/a", true), ("w/a/b", false), ("w", false)].into_iter().enumerate()
+        {
+            let layers = [model_archive(tar, archive(&["w/a"])), model_archive(tar, archive(&[later]))];
+            let repository = format!("model/{number}");
+            registry.pusher(&repository).model("v1", &layers).await.expect("pushed");
+            let volume = node.volume(&format!("model-{number}"));
+            let result = node.publish(&volume, &registry.reference(&format!("{repository}:v1")), &[]).await;
+            assert_eq!(result.is_ok(), works, "{later}: {result:?}");
+        }
+    });
+}
+
+#[test]
 fn attributes_that_mean_nothing_for_an_image_are_refused() {
     isolated(async {
         let registry = Scripted::start().await;

@@ -125,6 +125,17 @@ fn t16_diff_ids_are_checked_where_that_is_wanted() {
     attack(async |mut attack| {
         let target = attack.image(&[gzip(&one("x")).expect("gzip")]).await.expect("not wanted, not checked");
         assert!(target.join("x").exists());
+        // Once it is wanted, what was not checked counts for nothing.
+        attack.node.stop().await;
+        attack.node.env.insert("OCIVOL_VERIFY_DIFF_IDS".into(), "true".into());
+        attack.node.run().await;
+        let (node, repository) = (&attack.node, format!("hostile/{}:v1", attack.number));
+        let reference = attack.registry.reference(&repository);
+        for policy in ["IfNotPresent", "Always"] {
+            let status = node.publish(&node.volume("late"), &reference, &[("pullPolicy", policy)]).await;
+            let status = status.expect_err("the diff ID is that of the compressed layer");
+            assert_eq!(status.code(), Code::FailedPrecondition, "{}", status.message());
+        }
     });
 }
 
@@ -272,6 +283,38 @@ fn t47_sparse_files_are_refused() {
         let huge =
             Tarball::new().pax(&[("size", b"9223372036854775807")]).raw(&Header::new("f", FILE).block());
         attack.refuse_image(&[huge.finish()], &["17592186044416 bytes"]).await;
+    });
+}
+
+#[test]
+fn a_broken_archive_is_said_to_be_near_an_entry() {
+    attack(async |mut attack| {
+        let sparse = Header::new("sparse", b'S');
+        let after = Tarball::new().file("before", b"x").entry(&sparse, b"").finish();
+        attack.refuse_image(&[after], &["after entry \"before\": a sparse file"]).await;
+        let mut cut = Tarball::new().file("before", b"x").file("large", &[1; 4096]).unfinished();
+        cut.truncate(512 * 4);
+        attack.refuse_image(&[cut], &["in entry \"large\": it ends within an entry"]).await;
+    });
+}
+
+#[test]
+fn regression_attributes_of_directories_take_little_memory() {
+    attack(async |mut attack| {
+        let names: Vec<String> = (0..31).map(|number| format!("SCHILY.xattr.user.a{number}")).collect();
+        let with = |length: usize, directories: usize| {
+            let value = vec![b'0'; length];
+            let records: Vec<(&str, &[u8])> =
+                names.iter().map(|name| (name.as_str(), value.as_slice())).collect();
+            let mut tar = Tarball::new();
+            for number in 0..directories {
+                tar = tar.pax(&records).directory(format!("d{number}"));
+            }
+            gzip(&tar.finish()).expect("gzip")
+        };
+        attack.refuse_image(&[with(33_000, 250)], &["\"d0\"", "attributes take more than 65536"]).await;
+        attack.refuse_image(&[with(2_000, 250)], &["1048576 bytes of attributes of directories"]).await;
+        assert!(attack.node.memory("VmHWM") < 64 << 20, "{}", attack.node.memory("VmHWM"));
     });
 }
 

@@ -106,7 +106,7 @@ impl Layers {
         }
         let manifest = Digest::sha256(format!("{plan:?}").as_bytes());
         let build = Build {
-            key: TreeKey::new(&manifest, options, readable),
+            key: TreeKey::new(&manifest, options, readable, false),
             plan,
             options: options.clone(),
             readable,
