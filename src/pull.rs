@@ -125,9 +125,9 @@ pub struct Puller {
     /// Trees that are merged at the same time.
     merges: Arc<Semaphore>,
     /// Layers that are unpacked from files of the store at the same time.
-    local_unpacks: Semaphore,
+    local_unpacks: Arc<Semaphore>,
     /// Layers that have 128 MiB to decompress at the same time.
-    large_windows: Semaphore,
+    large_windows: Arc<Semaphore>,
     /// Permits are bytes: what was received and is not yet written, of all downloads together.
     buffers: Arc<Semaphore>,
     metrics: Metrics,
@@ -166,8 +166,8 @@ impl Puller {
             plans: Semaphore::new(PLANS_AT_A_TIME),
             large_manifests: Arc::new(Semaphore::new(plan::LARGE_MANIFESTS_KIB)),
             merges: Arc::new(Semaphore::new(MERGES_AT_A_TIME)),
-            local_unpacks: Semaphore::new(LOCAL_UNPACKS_AT_A_TIME),
-            large_windows: Semaphore::new(1),
+            local_unpacks: Arc::new(Semaphore::new(LOCAL_UNPACKS_AT_A_TIME)),
+            large_windows: Arc::new(Semaphore::new(1)),
             buffers: Arc::new(Semaphore::new(BUFFERED_BYTES)),
             settings,
             metrics,

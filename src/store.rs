@@ -28,6 +28,7 @@ pub mod error;
 pub mod flush;
 pub mod ingest;
 pub mod layers;
+mod leftovers;
 mod link;
 pub mod lock;
 pub mod ranges;
@@ -70,9 +71,6 @@ const DIRECTORIES: [&str; 10] = [
 ];
 /// Bytes that pulls leave free, at most.
 const RESERVE_LIMIT: u64 = 1 << 30;
-/// After this time an unfinished download is not resumed, and a tag or proof not believed.
-const LEFTOVER_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-
 /// The store, open for writing by this process alone.
 #[derive(Debug)]
 pub struct Store {
@@ -131,8 +129,13 @@ impl Store {
             create_private(&directory.join(name)).map_err(|error| unusable(error.to_string()))?;
         }
         let boot_id = boot_id()?;
+        // First: on a full disk it is what makes the rest possible.
+        leftovers::clear(&directory, &boot_id)?;
         let store = Arc::new(Self {
-            reflink: probe_reflink(&directory)?,
+            reflink: probe_reflink(&directory).unwrap_or_else(|error| {
+                tracing::warn!(%error, "cannot find out whether files can be cloned");
+                false
+            }),
             key: access::node_key(&directory)?,
             flusher: flush::Flusher::new(),
             directory,
@@ -147,7 +150,6 @@ impl Store {
             _lock: lock,
         });
         tracing::info!(root = %root.display(), reflink = store.reflink, "store opened");
-        store.clear_leftovers()?;
         store.flusher.start(&store)?;
         Ok(store)
     }
@@ -237,27 +239,6 @@ impl Store {
 
     fn lock_records(&self) -> MutexGuard<'_, ()> {
         self.records.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Removes what an earlier process left in `ingest/` and cannot be resumed, and old tags and proofs.
-    fn clear_leftovers(&self) -> Result<(), Error> {
-        let trash = self.directory.join("ingest/trash");
-        for path in children(&trash)? {
-            remove(&path)?;
-        }
-        for path in children(&self.directory.join("ingest"))? {
-            if path != trash && !ingest::is_resumable(&path, &self.boot_id, LEFTOVER_AGE) {
-                remove(&path)?;
-            }
-        }
-        for name in ["tags", "proofs"] {
-            for path in children(&self.directory.join(name))? {
-                if age(&path).is_none_or(|age| age > LEFTOVER_AGE) {
-                    remove(&path)?;
-                }
-            }
-        }
-        Ok(())
     }
 }
 

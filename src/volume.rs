@@ -13,8 +13,9 @@ pub mod usage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, MutexGuard, Semaphore, watch};
 
 pub use attributes::Attributes;
 pub use error::Error;
@@ -31,6 +32,8 @@ use turn::Turns;
 
 /// Publishes that are worked on or wait; more are refused.
 const PUBLISHES_LIMIT: usize = 1024;
+/// How long what needs no store waits for one that is being opened.
+const STORE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Publishes, unpublishes and describes volumes of this node.
 pub struct Volumes {
@@ -73,7 +76,11 @@ impl Volumes {
     /// # Errors
     /// As [`Store::open`].
     pub async fn puller(&self) -> Result<Arc<Puller>, Error> {
-        let mut slot = self.puller.lock().await;
+        let slot = self.puller.lock().await;
+        self.open(slot).await
+    }
+
+    async fn open(&self, mut slot: MutexGuard<'_, Option<Arc<Puller>>>) -> Result<Arc<Puller>, Error> {
         if let Some(puller) = slot.as_ref() {
             return Ok(Arc::clone(puller));
         }
@@ -84,9 +91,14 @@ impl Volumes {
         Ok(puller)
     }
 
-    /// The store, if it is open or can be opened; for what works without it as well.
+    /// The store, if it is open or can be opened; for what works without it as well, and does not wait while it is
+    /// being opened.
     async fn store_if_usable(&self) -> Option<Arc<Store>> {
-        match self.puller().await {
+        let Ok(slot) = tokio::time::timeout(STORE_PATIENCE, self.puller.lock()).await else {
+            tracing::warn!("going on without the store, which is being opened");
+            return None;
+        };
+        match self.open(slot).await {
             Ok(puller) => Some(Arc::clone(puller.store())),
             Err(error) => {
                 tracing::warn!(%error, "going on without the store");

@@ -184,7 +184,7 @@ impl Puller {
         if sink.needs_large_window() {
             turn.take(); // All bytes are here; who waits for memory holds nothing that others need.
         }
-        self.finish(sink).await.map_err(|error| match error {
+        self.finish(sink, None).await.map_err(|error| match error {
             Error::Store(store::Error::Mismatch { expected, got }) => {
                 let (host, got) = (source.host.clone(), got.to_string());
                 let error = registry::Error::WrongContent { host, wanted: expected, got };
@@ -196,11 +196,19 @@ impl Puller {
 }
 
 impl Puller {
-    /// Checks and publishes what a sink has, when there is memory for it.
-    async fn finish(&self, sink: Sink) -> Result<Stored, Error> {
-        let large = sink.needs_large_window();
-        let _memory = if large { self.large_windows.acquire().await.ok() } else { None };
-        blocking(move || sink.finish()).await
+    /// Checks and publishes what a sink has, when there is memory for it. The memory, and the turn, are given back when
+    /// the work ends, which it does although nobody may wait for it any more.
+    async fn finish(&self, sink: Sink, turn: Option<OwnedSemaphorePermit>) -> Result<Stored, Error> {
+        let mut waiting = Waiting(Some(sink));
+        let large = waiting.0.as_ref().is_some_and(Sink::needs_large_window);
+        let memory = if large { Arc::clone(&self.large_windows).acquire_owned().await.ok() } else { None };
+        let Some(sink) = waiting.0.take() else { return Err(Error::Stopped) };
+        blocking(move || {
+            let finished = sink.finish();
+            drop((memory, turn));
+            finished
+        })
+        .await
     }
 
     /// Unpacks a layer that is here as a file. Who may read the file may read the layer.
@@ -215,16 +223,27 @@ impl Puller {
         if file.size != wanted.blob.size {
             return Ok(None);
         }
-        let _turn = self.local_unpacks.acquire().await.map_err(|_| Error::Stopped)?;
+        let turn = Arc::clone(&self.local_unpacks).acquire_owned().await.map_err(|_| Error::Stopped)?;
         let opened = wanted.clone();
         let sink = self.with_store(move |store| Sink::from_file(store, &opened, file)).await?;
-        match self.finish(sink).await {
+        match self.finish(sink, Some(turn)).await {
             Err(Error::Store(store::Error::Mismatch { expected, got })) => {
                 tracing::warn!(%expected, %got, "discarding a blob that did not keep");
                 self.with_store(move |store| store.discard_blob(&expected)).await?;
                 Ok(None)
             }
             result => result.map(Some),
+        }
+    }
+}
+
+/// A sink in async code. Dropped, it removes what was unpacked in vain, maybe a million files, on a thread for that.
+struct Waiting(Option<Sink>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let (Some(sink), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(sink));
         }
     }
 }

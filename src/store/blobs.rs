@@ -112,8 +112,13 @@ impl Store {
             return Ok(known);
         }
         let temporary = self.temporary();
-        fs::write(&temporary, bytes).map_err(io("write", &temporary))?;
-        self.publish_blob(digest, bytes.len() as u64, &temporary, origin, losses)
+        let written = fs::write(&temporary, bytes).map_err(io("write", &temporary));
+        let size = bytes.len() as u64;
+        let added = written.and_then(|()| self.publish_blob(digest, size, &temporary, origin, losses));
+        if added.is_err() {
+            remove(&temporary)?;
+        }
+        added
     }
 
     /// The content of a blob of at most `limit` bytes; a larger one counts as absent.

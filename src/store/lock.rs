@@ -37,10 +37,13 @@ impl Lock {
             return Err(Error::Locked { root: root.to_owned(), holder: holder.trim().to_owned() });
         }
         let host = rustix::system::uname();
-        file.set_len(0).map_err(io("write", &path))?;
-        file.rewind().map_err(io("write", &path))?;
-        writeln!(file, "process {} on {}", std::process::id(), host.nodename().to_string_lossy())
-            .map_err(io("write", &path))?;
+        let line = format!("process {} on {}\n", std::process::id(), host.nodename().to_string_lossy());
+        let written =
+            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(line.as_bytes()));
+        if let Err(error) = written {
+            // On a full disk as well: the lock is held, and only its holder's name is not told.
+            tracing::warn!(%error, "cannot name the holder of the store's lock");
+        }
         Ok(Self { _file: file })
     }
 }

@@ -91,6 +91,58 @@ fn layers_and_trees_survive_a_kill_and_damage_is_found() {
     });
 }
 
+#[test]
+fn regression_what_a_power_cut_cost_is_freed() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let layers =
+            [1, 2].map(|seed| Tarball::new().file(format!("{seed}"), &noise(seed, 100_000)).finish());
+        image(&registry.pusher("image"), "v1", &layers).await;
+        let model = Layer::model_file("weight", "w", noise(3, 100_000));
+        registry.pusher("model").model("v1", &[model]).await.expect("pushed");
+        let mut node = Node::start(&["--plain-http", &registry.host()]).await;
+        let references = [registry.reference("image:v1"), registry.reference("model:v1")];
+        let store = node.root.join("v1");
+        let count = |name: &str| fs::read_dir(store.join(name)).expect("a directory").count();
+        let all = || ["layers", "trees", "images", "blobs/sha256"].map(count);
+        let publish = async |node: &Node| {
+            for reference in &references {
+                let volume = node.volume("pod");
+                node.publish(&volume, reference, &[]).await.expect("published");
+                node.kubelet.unpublish(&volume).await.expect("unpublished");
+            }
+        };
+        publish(&node).await;
+        let whole = all();
+        for turn in 0..3 {
+            // Nothing had reached the disk; a layer was just named; a tree had to be retired before.
+            node.kill();
+            crate::support::world::make_volatile(&node.root, true);
+            fs::write(store.join("boot"), "00000000-0000-0000-0000-000000000000").expect("another boot");
+            fs::create_dir_all(store.join("layers").join("a".repeat(64)).join("fs")).expect("made");
+            fs::create_dir_all(store.join("trees/retired-x-1/fs")).expect("made");
+            node.run_registered().await; // The store is open.
+            assert_eq!(all(), [0; 4], "turn {turn}: nothing of it can be trusted");
+            publish(&node).await;
+            assert_eq!(all(), whole, "turn {turn}");
+            node.nothing_is_left_in_ingest().await;
+        }
+        // In the same boot something may be mounted.
+        node.kill();
+        fs::create_dir_all(store.join("trees/retired-x-1/fs")).expect("made");
+        for boot in [None, Some("")] {
+            let path = store.join("boot");
+            match boot {
+                None => fs::remove_file(&path).expect("removed"),
+                Some(text) => fs::write(&path, text).expect("written"),
+            }
+            node.run_registered().await;
+            assert!(store.join("trees/retired-x-1").exists(), "{boot:?}: it is not known to be another boot");
+            node.kill();
+        }
+    });
+}
+
 /// The layer's directory in the store that holds `name`.
 fn layer_with(root: &Path, name: &str) -> std::path::PathBuf {
     let layers = fs::read_dir(root.join("v1/layers")).expect("layers");
