@@ -258,16 +258,26 @@ impl Puller {
         self.with_store(move |store| {
             // The manifest's proof is renewed by the registry alone. The blobs' proof counts only beside it.
             let keys = access_key(&who);
-            if confirmed {
-                store.set_proven(keys.as_key(), &proof)?;
-            }
-            if asked {
-                store.set_proven(keys.as_key(), &resolve::manifest_proof(&digest))?;
-                if reference.digest().is_none() {
-                    store.set_tag(keys.as_key(), &reference.target(), &digest)?;
+            let note = || {
+                if confirmed {
+                    store.set_proven(keys.as_key(), &proof)?;
                 }
+                if asked {
+                    store.set_proven(keys.as_key(), &resolve::manifest_proof(&digest))?;
+                    if reference.digest().is_none() {
+                        store.set_tag(keys.as_key(), &reference.target(), &digest)?;
+                    }
+                }
+                store.touch_tree(&key, &reference.to_string())
+            };
+            match note() {
+                // What is here can be mounted all the same.
+                Err(error @ crate::store::Error::NoSpace { .. }) => {
+                    tracing::warn!(%error, "cannot note what was learnt of a reference");
+                    Ok(())
+                }
+                noted => noted,
             }
-            store.touch_tree(&key, &reference.to_string())
         })
         .await?;
         Ok(Pulled { tree, digest: resolved.digest, fetched: progress.snapshot().fetched })

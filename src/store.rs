@@ -71,6 +71,9 @@ const DIRECTORIES: [&str; 10] = [
 ];
 /// Bytes that pulls leave free, at most.
 const RESERVE_LIMIT: u64 = 1 << 30;
+/// First looks at a time: an index may take 256 MiB.
+const CHECKS_AT_A_TIME: usize = 2;
+
 /// The store, open for writing by this process alone.
 #[derive(Debug)]
 pub struct Store {
@@ -84,6 +87,8 @@ pub struct Store {
     verified: Mutex<HashSet<Entry>>,
     /// Held while a record is read, changed and written.
     records: Mutex<()>,
+    /// Held while something that is not durable is looked at for the first time: once each, and few at a time.
+    checking: [Mutex<()>; CHECKS_AT_A_TIME],
     /// Held while a layer or tree takes its name.
     publishing: Mutex<()>,
     /// How often what was not durable had to be given up.
@@ -144,6 +149,7 @@ impl Store {
             losses: AtomicU64::new(0),
             verified: Mutex::default(),
             records: Mutex::default(),
+            checking: Default::default(),
             publishing: Mutex::default(),
             ingests: Mutex::default(),
             ingest_closed: Condvar::new(),
@@ -231,6 +237,12 @@ impl Store {
             return Ok(());
         }
         Err(Error::Damaged(format!("the disk failed while {what} was written")))
+    }
+
+    /// Waits for its turn to look at what has `key`, a hash in hex.
+    fn checking(&self, key: &str) -> MutexGuard<'_, ()> {
+        let number = usize::from(key.as_bytes().last().copied().unwrap_or_default()) % CHECKS_AT_A_TIME;
+        self.checking[number].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn publishing(&self) -> MutexGuard<'_, ()> {

@@ -104,7 +104,11 @@ impl Puller {
                     tracing::info!(digest = %blob.digest, host = source.host, rate, "replacing a slow source");
                     offers.was_slow(&source, rate);
                 }
-                Err(End::Failed { error, .. }) if error.is_everybodys() => return Err(error),
+                Err(End::Failed { error, .. }) if error.is_everybodys() => {
+                    let error = Arc::new(error);
+                    offers.failed(&source, Arc::clone(&error)); // Who brought this source has seen it.
+                    return Err(Error::Shared(error));
+                }
                 Err(End::Failed { error, .. }) => {
                     tracing::debug!(digest = %blob.digest, host = source.host, %error, "source failed");
                     last = Arc::new(error);

@@ -81,6 +81,15 @@ impl Error {
         }
     }
 
+    /// Whether it says what is in a blob.
+    pub(super) fn tells_content(&self) -> bool {
+        match self {
+            Self::Unpack { .. } => true,
+            Self::Shared(error) => error.tells_content(),
+            _ => false,
+        }
+    }
+
     /// What the caller can do.
     pub fn kind(&self) -> Kind {
         match self {

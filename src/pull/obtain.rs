@@ -65,6 +65,11 @@ impl Puller {
                 // The next download counts what is here itself.
                 waiter.state().counter.here.store(0, Ordering::Relaxed);
                 if own_error.is_none() && error.is_everybodys() {
+                    if error.tells_content() {
+                        // Names in a layer are for those who may read it.
+                        let _turn = self.downloads.turn(&source.host).await;
+                        self.compare(blob, source, &Arc::new(Counter::default())).await?;
+                    }
                     return Err(Error::Shared(error));
                 }
             }

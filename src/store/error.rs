@@ -80,6 +80,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the disk has lost what it was asked for: `EIO`, and what file systems say of themselves.
+    pub(super) fn is_loss(&self) -> bool {
+        match self {
+            Self::Damaged(_) => true,
+            Self::Io { source, .. } => {
+                source.kind() == std::io::ErrorKind::NotFound
+                    || matches!(source.raw_os_error(), Some(libc::EIO | libc::EUCLEAN | libc::EBADMSG))
+            }
+            _ => false,
+        }
+    }
+
     /// What the caller can do.
     pub fn kind(&self) -> Kind {
         match self {

@@ -62,7 +62,7 @@ pub struct LayerIngest {
     losses: u64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct LayerRecord {
     digest: Digest,
     size: u64,
@@ -219,23 +219,47 @@ impl Store {
     /// # Errors
     /// [`Error::Io`]. A layer that did not survive is discarded and counts as absent.
     pub fn layer(&self, key: &LayerKey) -> Result<Option<Layer>, Error> {
-        let Some(known) = record::read::<LayerRecord>(&self.layer_record(key))? else { return Ok(None) };
         let entry = Entry::Layer(key.clone());
-        let trusted = known.durable || self.verified().contains(&entry);
-        let same_boot = known.boot_id == self.boot_id;
-        let layer = self.as_layer(key, known);
-        if !trusted {
-            if !same_boot || !is_sound(&layer)? {
-                tracing::warn!(key = key.as_str(), "discarding a layer that did not survive");
-                self.retire_layer(key)?;
-                return Ok(None);
+        let read = || record::read::<LayerRecord>(&self.layer_record(key));
+        let is_trusted = |known: &LayerRecord| known.durable || self.verified().contains(&entry);
+        let Some(mut known) = read()? else { return Ok(None) };
+        if !is_trusted(&known) {
+            let _one = self.checking(key.as_str());
+            // Somebody may have looked meanwhile.
+            match read()? {
+                Some(now) => known = now,
+                None => return Ok(None),
             }
-            self.verified().insert(entry.clone());
-            self.flusher.add(entry);
-        } else if !layer.directory.join("fs").is_dir() {
-            return Ok(None);
+            if !is_trusted(&known) {
+                if known.boot_id != self.boot_id || !self.is_sound(key, &known)? {
+                    tracing::warn!(key = key.as_str(), "discarding a layer that did not survive");
+                    self.retire_layer(key)?;
+                    return Ok(None);
+                }
+                self.verified().insert(entry.clone());
+                self.flusher.add(entry);
+            }
         }
-        Ok(Some(layer))
+        let layer = self.as_layer(key, known);
+        Ok(Some(layer).filter(|layer| layer.directory.join("fs").is_dir()))
+    }
+
+    fn is_sound(&self, key: &LayerKey, known: &LayerRecord) -> Result<bool, Error> {
+        match is_sound(&self.as_layer(key, known.clone())) {
+            Err(error) if error.is_loss() => Ok(false),
+            result => result,
+        }
+    }
+
+    /// Gives the layer up if the disk has lost something of it, so that it is pulled again.
+    pub(super) fn give_up_if_lost(&self, layer: &Layer) -> Result<(), Error> {
+        let _one = self.checking(layer.key.as_str());
+        match is_sound(layer) {
+            Ok(true) => return Ok(()),
+            Err(error) if !error.is_loss() => return Err(error),
+            _ => tracing::warn!(key = layer.key.as_str(), "discarding a layer that the disk has lost"),
+        }
+        self.retire_layer(&layer.key)
     }
 
     /// Notes that the layer's blob was shown to be readable at `origin`.
@@ -310,12 +334,7 @@ impl Store {
 
 /// Compares everything on disk with the index.
 fn is_sound(layer: &Layer) -> Result<bool, Error> {
-    let entries = match layer.entries() {
-        Ok(entries) => entries,
-        Err(Error::Damaged(_)) => return Ok(false),
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
+    let entries = layer.entries()?;
     let mut directories: HashMap<&Name, &Metadata> = HashMap::new();
     for (number, entry) in (0_u32..).zip(&entries) {
         let at = |place| layer.directory.join(Layer::place(&entry.name, place, number));

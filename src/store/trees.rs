@@ -178,8 +178,11 @@ impl Store {
                     crate::moment::reached("tree.named");
                     Ok(made)
                 });
-                if result.is_err() {
+                if let Err(error) = &result {
                     remove(&staging)?;
+                    if error.is_loss() {
+                        self.give_up_lost(&sources)?;
+                    }
                 }
                 result?
             }
@@ -262,6 +265,16 @@ impl Store {
         let _guard = self.lock_records();
         let Some(mut image) = record::read::<Image>(&path)? else { return Ok(()) };
         if change(&mut image) { self.write_record(&path, &image) } else { Ok(()) }
+    }
+
+    /// Gives up the layers of which the disk has lost something.
+    fn give_up_lost(&self, sources: &[Source]) -> Result<(), Error> {
+        for source in sources {
+            if let Source::Layer(layer) = source {
+                self.give_up_if_lost(layer)?;
+            }
+        }
+        Ok(())
     }
 
     /// What `plan` needs, in its order.

@@ -57,6 +57,9 @@ pub enum Error {
         /// What stays free.
         reserve: String,
     },
+    /// Other layers that are unpacked at this moment need the memory.
+    #[error("too many layers with very many {0} are unpacked at this moment; it is tried again")]
+    Busy(&'static str),
     /// The kernel refused something in the store.
     #[error("cannot {action} \"{name}\": {source}")]
     Io {
@@ -80,7 +83,7 @@ impl Error {
             | Self::TooMuch(_)
             | Self::Content { .. } => Kind::FailedPrecondition,
             Self::NoSpace { .. } => Kind::ResourceExhausted,
-            Self::Io { .. } => Kind::Unavailable,
+            Self::Busy(_) | Self::Io { .. } => Kind::Unavailable,
         }
     }
 

@@ -241,6 +241,57 @@ fn a_failing_source_is_replaced_by_another_waiters() {
 }
 
 #[test]
+fn regression_names_in_a_private_layer_are_not_told_to_who_waits_for_it() {
+    use ocivol::demo::tarball::Tarball;
+    isolated(async {
+        let (private, open) = (Scripted::start().await, Scripted::start().await);
+        let tar = Tarball::new().file("secret/../name", &noise(6, 600_000)).finish();
+        let layer = Layer::archive(tar.clone());
+        for registry in [&private, &open] {
+            registry.pusher("m").image("v1", std::slice::from_ref(&layer), &[]).await.expect("pushed");
+        }
+        // The private one waits in the middle of the layer for somebody else who wants it.
+        let (joined, gate) = tokio::sync::watch::channel(false);
+        private.script(move |seen| {
+            seen.path.contains("/blobs/").then(|| {
+                let (mut gate, tar) = (gate.clone(), tar.clone());
+                let length = tar.len();
+                let body = futures_util::stream::once(async move {
+                    let _ = gate.wait_for(|open| *open).await;
+                    Ok::<_, std::io::Error>(bytes::Bytes::from(tar))
+                });
+                ([(header::CONTENT_LENGTH, length)], axum::body::Body::from_stream(body)).into_response()
+            })
+        });
+        open.script(|seen| seen.path.contains("/blobs/").then(|| StatusCode::NOT_FOUND.into_response()));
+        let hosts = format!("{},{}", private.host(), open.host());
+        let node = Node::start(&["--plain-http", &hosts]).await;
+        let start = |name: &str, reference: String| {
+            let (kubelet, volume) = (node.kubelet.clone(), node.volume(name));
+            let request = kubelet.publish_request(&volume, &[("reference", &reference)], &[]);
+            tokio::spawn(async move { kubelet.publish(request).await })
+        };
+        let owner = start("owner", private.reference("m:v1"));
+        let asked = || private.count(&Method::GET, "/blobs/") > 0;
+        crate::support::eventually("the layer is asked for", asked).await;
+        let strangers: Vec<_> =
+            (0..3).map(|number| start(&format!("stranger-{number}"), open.reference("m:v1"))).collect();
+        let asked = || open.count(&Method::GET, "/manifests/") > 0;
+        crate::support::eventually("the stranger's manifest is read", asked).await;
+        // A moment more, to join. Too early, this shows nothing; it never fails.
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        joined.send_replace(true);
+        let told = owner.await.expect("no panic").expect_err("a bad name");
+        assert!(told.message().contains("secret"), "{}", told.message());
+        for stranger in strangers {
+            let told = stranger.await.expect("no panic").expect_err("not theirs");
+            assert!(!told.message().contains("secret"), "{}", told.message());
+            assert_eq!(told.code(), Code::NotFound, "{}", told.message());
+        }
+    });
+}
+
+#[test]
 fn regression_a_wrong_promise_does_not_tell_what_is_cached() {
     use ocivol::demo::tarball::{Tarball, gzip};
     isolated(async {

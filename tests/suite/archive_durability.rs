@@ -7,6 +7,7 @@ use axum::http::Method;
 use ocivol::demo::push::Layer;
 use ocivol::demo::tarball::{Tarball, gzip};
 use ocivol::oci::Digest;
+use tonic::Code;
 
 use crate::archives::image;
 use crate::support::{Node, Scripted, isolated, noise};
@@ -88,6 +89,30 @@ fn layers_and_trees_survive_a_kill_and_damage_is_found() {
         node.run().await;
         publish(&node, "boot").await;
         assert_eq!(registry.count(&Method::GET, "/blobs/"), 2);
+    });
+}
+
+#[test]
+fn regression_what_the_disk_lost_of_a_durable_layer_is_pulled_again() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let base = Tarball::new().file("a", &noise(50, 100_000)).file("b", b"b").finish();
+        image(&registry.pusher("image"), "v1", std::slice::from_ref(&base)).await;
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let reference = registry.reference("image:v1");
+        node.publish(&node.volume("whole"), &reference, &[]).await.expect("published");
+        for (number, damage) in ["index", "fs/a"].into_iter().enumerate() {
+            fs::remove_file(layer_with(&node.root, "b").join(damage)).expect("removed");
+            registry.forget();
+            // Another part is another tree, and is built from what the layer has.
+            let attributes = [[("include", "a")], [("exclude", "b")]][number];
+            let volume = node.volume(&format!("part-{number}"));
+            let status = node.publish(&volume, &reference, &attributes).await.expect_err("it is lost");
+            assert_eq!(status.code(), Code::Unavailable, "{damage}: {}", status.message());
+            node.publish(&volume, &reference, &attributes).await.expect("pulled again");
+            assert!(fs::read(volume.target.join("a")).expect("a file") == noise(50, 100_000), "{damage}");
+            assert_eq!(registry.count(&Method::GET, "/blobs/"), 1, "{damage}");
+        }
     });
 }
 

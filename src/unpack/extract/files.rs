@@ -2,6 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -16,8 +17,16 @@ pub(super) struct Directories {
     made: HashSet<Name>,
     /// Bytes of memory they take, about.
     memory: u64,
+    /// And how many of these are of what all share.
+    shared: u64,
     /// Most recently used last.
     open: VecDeque<(Name, OwnedFd)>,
+}
+
+impl Drop for Directories {
+    fn drop(&mut self) {
+        SHARED.fetch_sub(self.shared, Ordering::Relaxed);
+    }
 }
 
 /// A directory that something is to be created in.
@@ -28,6 +37,11 @@ pub(super) enum Parent<'a> {
     Blocked,
 }
 
+/// Bytes of memory for directories, of one layer and, beyond what each has, of all layers of this process together.
+const OWN_MEMORY: u64 = 2 * 1024 * 1024;
+const SHARED_MEMORY: u64 = 128 * 1024 * 1024;
+static SHARED: AtomicU64 = AtomicU64::new(0);
+
 /// Directories that are open at a time: archives go through a tree depth first.
 const OPEN: usize = 16;
 
@@ -36,7 +50,7 @@ const DIRECTORY: OFlags =
 
 impl Directories {
     pub fn new(root: OwnedFd) -> Self {
-        Self { root, made: HashSet::new(), memory: 0, open: VecDeque::new() }
+        Self { root, made: HashSet::new(), memory: 0, shared: 0, open: VecDeque::new() }
     }
 
     /// How many were made.
@@ -116,9 +130,21 @@ impl Directories {
         let opened =
             rustix::fs::openat(at, part, DIRECTORY, Mode::empty()).map_err(io("open", name.as_bytes()))?;
         self.made.insert(name.clone());
-        self.memory += 160 + 2 * name.as_bytes().len() as u64;
+        self.take_memory(160 + 2 * name.as_bytes().len() as u64)?;
         self.keep(name.clone(), opened);
         Ok(self.opened(name))
+    }
+
+    fn take_memory(&mut self, bytes: u64) -> Result<(), Error> {
+        self.memory += bytes;
+        if self.memory - self.shared > OWN_MEMORY {
+            let before = SHARED.fetch_add(OWN_MEMORY, Ordering::Relaxed);
+            self.shared += OWN_MEMORY;
+            if before > SHARED_MEMORY {
+                return Err(Error::Busy("directories"));
+            }
+        }
+        Ok(())
     }
 
     /// Opens the directory `name`, which was made, without following anything on the way.
