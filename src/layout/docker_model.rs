@@ -72,7 +72,7 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
             Kind::Template => Some("template.jinja".to_owned()),
             Kind::License => Some(numbered("license", "txt", next(kind))),
             // Docker Model Runner takes the name of the blob's file in its store.
-            Kind::Dduf => Some(own.map_or_else(|| format!("{}.dduf", layer.digest.hex()), str::to_owned)),
+            Kind::Dduf => Some(format!("{}.dduf", layer.digest.hex())),
             Kind::File | Kind::Archive => own.map(str::to_owned),
         };
         let name = match (one_by_one, own) {

@@ -11,9 +11,14 @@ const CONFIG: &str = "application/vnd.cncf.flux.config.";
 const CONTENT: &str = "application/vnd.cncf.flux.content.v1";
 
 pub(super) fn recognise(manifest: &Manifest) -> Option<String> {
-    let types = [Some(manifest.config.media_type.as_str()), manifest.artifact_type.as_deref()];
-    let name = types.into_iter().flatten().find(|name| name.starts_with(CONFIG))?;
-    Some(format!("config is {name}"))
+    let types = [
+        ("config", Some(manifest.config.media_type.as_str())),
+        ("artifactType", manifest.artifact_type.as_deref()),
+    ];
+    let (place, name) = types
+        .into_iter()
+        .find_map(|(place, name)| Some((place, name.filter(|name| name.starts_with(CONFIG))?)))?;
+    Some(format!("{place} is {name}"))
 }
 
 pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, Error> {

@@ -26,8 +26,12 @@ struct Chart {
 }
 
 pub(super) fn recognise(manifest: &Manifest) -> Option<String> {
-    let types = [Some(manifest.config.media_type.as_str()), manifest.artifact_type.as_deref()];
-    types.contains(&Some(CONFIG)).then(|| format!("config is {CONFIG}"))
+    let types = [
+        ("config", Some(manifest.config.media_type.as_str())),
+        ("artifactType", manifest.artifact_type.as_deref()),
+    ];
+    let (place, _) = types.into_iter().find(|(_, name)| *name == Some(CONFIG))?;
+    Some(format!("{place} is {CONFIG}"))
 }
 
 pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, Error> {
