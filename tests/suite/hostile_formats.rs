@@ -159,18 +159,54 @@ fn t42_a_disk_that_is_full_stays_usable() {
         let status = node.publish(&node.volume("big"), &big, &[]).await.expect_err("it does not fit");
         assert_eq!(status.code(), Code::ResourceExhausted, "{}", status.message());
         // Its blob fits, what is in it does not: seen while it is unpacked.
-        let tar = Tarball::new().file("zeros", &vec![0; 100 << 20]).finish();
-        let blob = Layer::archive(gzip(&tar).expect("gzip"));
-        registry.pusher("zeros").image("v1", &[blob], &[Digest::sha256(&tar)]).await.expect("pushed");
-        let zeros = registry.reference("zeros:v1");
-        let status = node.publish(&node.volume("zeros"), &zeros, &[]).await.expect_err("it does not fit");
-        assert_eq!(status.code(), Code::ResourceExhausted, "{}", status.message());
-        assert!(status.message().contains("free"), "{}", status.message());
+        // Of 64 MiB, 3.2 MiB are for others: 62 would fit.
+        for megabytes in [62, 100] {
+            let tar = Tarball::new().file("zeros", &vec![0; megabytes << 20]).finish();
+            let blob = Layer::archive(gzip(&tar).expect("gzip"));
+            let name = format!("zeros-{megabytes}");
+            registry.pusher(&name).image("v1", &[blob], &[Digest::sha256(&tar)]).await.expect("pushed");
+            let zeros = registry.reference(&format!("{name}:v1"));
+            let status = node.publish(&node.volume(&name), &zeros, &[]).await.expect_err("it does not fit");
+            assert_eq!(status.code(), Code::ResourceExhausted, "{}", status.message());
+            assert!(status.message().contains("are kept free for others"), "{}", status.message());
+        }
         let free = rustix::fs::statvfs(&node.root).expect("a disk");
         assert!(free.f_bavail * free.f_frsize > (64 << 20) * 9 / 10, "what did not fit was not removed");
         let second = node.volume("second");
         node.publish(&second, &small, &[]).await.expect("others work");
         assert_eq!(fs::metadata(first.target.join("big")).expect("a file").len(), 1 << 20);
+    });
+}
+
+#[test]
+fn t43_inodes_are_left_for_others() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let mut node = Node::prepare(&["--plain-http", &registry.host()]);
+        // A fiftieth of them, 414, is for others: 20,480 would fit.
+        node.limit_store("256m,nr_inodes=20700");
+        node.run().await;
+        let files = |count: usize| {
+            let tar = (0..count).fold(Tarball::new(), |tar, number| tar.file(number.to_string(), b""));
+            gzip(&tar.finish()).expect("gzip")
+        };
+        for (count, fits) in [(20_480, false), (16_000, true)] {
+            let name = format!("files-{count}");
+            registry.pusher(&name).image("v1", &[Layer::archive(files(count))], &[]).await.expect("pushed");
+            let volume = node.volume(&name);
+            let result = node.publish(&volume, &registry.reference(&format!("{name}:v1")), &[]).await;
+            if fits {
+                result.expect("published");
+                assert_eq!(fs::read_dir(&volume.target).expect("a directory").count(), count);
+                continue;
+            }
+            let status = result.expect_err("too many");
+            assert_eq!(status.code(), Code::ResourceExhausted, "{}", status.message());
+            let told = status.message();
+            assert!(told.contains("414 inodes are kept free for others"), "{told}");
+            let free = rustix::fs::statvfs(&node.root).expect("a disk");
+            assert!(free.f_ffree > 20_000, "what did not fit was not removed");
+        }
     });
 }
 
