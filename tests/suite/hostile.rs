@@ -155,7 +155,12 @@ fn t06_metadata_is_not_set_through_a_symlink() {
 fn t07_hard_links_to_what_the_image_does_not_hold_are_refused() {
     attack(async |mut attack| {
         let outside = format!("{}/file", attack.outside());
-        for link in ["/etc/passwd", outside.as_str(), "file", "."] {
+        // In the store's own file system, where it could be linked; the plugin's directory is `/`.
+        let neighbour = attack.node.root.join("neighbour");
+        fs::write(&neighbour, "untouched").expect("a file");
+        let absolute = neighbour.to_str().expect("text").to_owned();
+        let relative = absolute.trim_start_matches('/').to_owned();
+        for link in ["/etc/passwd", outside.as_str(), absolute.as_str(), relative.as_str(), "file", "."] {
             let archive = Tarball::new().hard_link("x", link).finish();
             attack.refuse_image(std::slice::from_ref(&archive), &["\"x\"", "hard link"]).await;
             attack.refuse_model(&[archive], &["\"x\"", "hard link"]).await;
@@ -164,6 +169,7 @@ fn t07_hard_links_to_what_the_image_does_not_hold_are_refused() {
         attack.refuse_image(&[archive], &["\"x\"", "'..'"]).await;
         let archive = Tarball::new().directory("d").hard_link("x", "d").finish();
         attack.refuse_image(&[archive], &["\"x\"", "is a directory"]).await;
+        assert_eq!(fs::metadata(&neighbour).expect("it is there").nlink(), 1);
     });
 }
 
@@ -457,6 +463,10 @@ fn t54_nothing_out_of_an_image_is_loaded_or_run() {
             let children = task.expect("a task").path().join("children");
             assert_eq!(fs::read_to_string(children).unwrap_or_default(), "");
         }
+        // Nor was there one that has ended: they would have had page faults (`man 5 proc_pid_stat`, cminflt).
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+        let fields = stat.rsplit_once(") ").expect("a name").1.split(' ');
+        assert_eq!(fields.clone().nth(8), Some("0"), "{stat}");
         let root = fs::read_link(format!("/proc/{pid}/root")).expect("a root");
         assert_eq!(root, attack.root, "as it was at the start");
     });
