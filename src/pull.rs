@@ -327,7 +327,9 @@ impl Puller {
             })
             .await?
         };
-        self.with_store(move |store| store.check_space(missing)).await?;
+        let (blobs, from): (Vec<_>, _) =
+            (all.iter().map(|wanted| wanted.blob.clone()).collect(), origin(source));
+        self.with_store(move |store| store.make_space(missing, &blobs, &from)).await?;
         futures_util::stream::iter(all.iter().map(Ok))
             .try_for_each_concurrent(BLOBS_AT_A_TIME, |wanted| self.obtain(wanted, source, progress))
             .await

@@ -59,7 +59,7 @@ fuzz_target!(|case: Case| {
             return;
         }
     }
-    let mut check = || {
+    let check = || {
         let mut open: Vec<Name> = Vec::new();
         let mut leaves = Vec::new();
         let result: Result<(), ()> = merge.walk(&mut |visit| {

@@ -7,10 +7,11 @@
 //! What is there survives the process: `ranges.json` beside the data says which ranges are complete. It counts
 //! only in the same boot; after a reboot nobody knows what reached the disk.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::ops::Range;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -144,6 +145,46 @@ impl Store {
 }
 
 impl Store {
+    /// Checks that `needed` more bytes fit, for blobs of `wanted` from `origin`. Where they do not, downloads that nobody
+    /// works on make place, oldest first.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] when they do not fit all the same, [`Error::Io`].
+    pub fn make_space(&self, needed: u64, wanted: &[Descriptor], origin: &Origin) -> Result<(), Error> {
+        let (full, available) = match self.check_space(needed) {
+            Err(full @ Error::NoSpace { available, .. }) => (full, available),
+            checked => return checked,
+        };
+        let kept: HashSet<PathBuf> = wanted.iter().map(|blob| self.ingest_directory(blob, origin)).collect();
+        let mut idle: Vec<_> = super::children(&self.directory.join("ingest"))?
+            .into_iter()
+            .filter(|path| !kept.contains(path))
+            .filter_map(|path| Some((age(&path.join("ranges.json"))?, path)))
+            .collect();
+        idle.sort_unstable_by(|one, two| two.cmp(one));
+        let bytes = |path: &Path| fs::metadata(path.join("data")).map_or(0, |found| found.blocks() * 512);
+        if idle.iter().fold(available, |sum, (_, path)| sum.saturating_add(bytes(path))) < needed {
+            return Err(full);
+        }
+        for (age, path) in idle {
+            let aside = self.temporary();
+            {
+                // While this is locked nobody goes on with it.
+                let open = self.ingests.lock().unwrap_or_else(PoisonError::into_inner);
+                if open.contains(&path) {
+                    continue;
+                }
+                fs::rename(&path, &aside).map_err(io("discard", &path))?;
+            }
+            remove(&aside)?;
+            tracing::info!(path = %path.display(), ?age, "discarded an unfinished download for its space");
+            if self.check_space(needed).is_ok() {
+                return Ok(());
+            }
+        }
+        Err(full)
+    }
+
     /// Bytes of `blob` that a download from `origin` still has to fetch.
     ///
     /// # Errors
@@ -203,6 +244,8 @@ impl Ingest {
                 tracing::debug!(%error, "cannot start writeback");
             }
             self.written_back = self.hash.position;
+            // Others write as well.
+            self.turn.store.check_space(1)?;
         }
         self.unrecorded += bytes.len() as u64;
         crate::moment::reached("pull.received");

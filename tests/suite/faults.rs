@@ -120,6 +120,46 @@ fn a_slow_connection_gets_help_from_others() {
 }
 
 #[test]
+fn regression_a_download_that_nobody_goes_on_with_makes_place() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        for (name, seed) in [("one", 21), ("two", 22), ("huge", 23)] {
+            let size = if name == "huge" { 70 << 20 } else { 40 << 20 };
+            let layer = Layer::model_file("weight", "w", noise(seed, size));
+            registry.pusher(name).model("v1", &[layer]).await.expect("pushed");
+        }
+        let mut node = Node::prepare(&["--plain-http", &registry.host()]);
+        node.limit_store("64m");
+        node.run().await;
+        // The first model comes to three quarters, and its pod goes.
+        let part = noise(21, 40 << 20)[..30 << 20].to_vec();
+        let mut began = false;
+        registry.script(move |seen| {
+            (is_blob(seen) && seen.path.contains("/one/")).then(|| {
+                if std::mem::replace(&mut began, true) {
+                    return StatusCode::NOT_FOUND.into_response();
+                }
+                broken(&part, 40 << 20, false)
+            })
+        });
+        let first = node.volume("first");
+        node.publish(&first, &registry.reference("one:v1"), &[]).await.expect_err("gone");
+        let used = || {
+            let found = rustix::fs::statvfs(&node.root).expect("a disk");
+            (found.f_blocks - found.f_bfree) * found.f_frsize
+        };
+        assert!(used() > 25 << 20, "what came is kept");
+        let huge = node.publish(&node.volume("huge"), &registry.reference("huge:v1"), &[]).await;
+        assert_eq!(huge.expect_err("never fits").code(), Code::ResourceExhausted);
+        assert!(used() > 25 << 20, "and would not help");
+        let second = node.volume("second");
+        node.publish(&second, &registry.reference("two:v1"), &[]).await.expect("published");
+        assert!(std::fs::read(second.target.join("w")).expect("read") == noise(22, 40 << 20));
+        assert!(used() < 45 << 20, "the other is gone");
+    });
+}
+
+#[test]
 fn one_slow_registry_does_not_hold_up_another() {
     isolated(async {
         let content = noise(7, 400_000);

@@ -1,5 +1,5 @@
 //! Several layers give what unpacking them one after the other gives: compared with a model in memory, and with
-//! umoci.
+//! umoci. `OCIVOL_SEED` draws other stacks, `OCIVOL_STACKS` more of them.
 
 use std::collections::{BTreeMap, HashSet};
 
