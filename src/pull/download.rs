@@ -271,7 +271,7 @@ impl Fetch<'_> {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watch = Watch::new(Instant::now());
         let mut before = (Instant::now(), 0);
-        let mut is_refused_help = false;
+        let (mut is_helped, mut is_refused_help) = (false, false);
         loop {
             tokio::select! {
                 ended = connections.next() => match ended {
@@ -280,9 +280,14 @@ impl Fetch<'_> {
                     }
                     Some(Ok(())) => {}
                     // Some registries allow a client few connections. What this one did not get waits for the others.
-                    Some(Err(End::Failed { error: Error::Registry(error), .. })) if !connections.is_empty() => {
+                    Some(Err(End::Failed { error: Error::Registry(error), .. }))
+                        if !connections.is_empty() || (is_helped && !is_refused_help) =>
+                    {
                         tracing::debug!(digest = %self.blob.digest, %error, "going on with fewer connections");
                         is_refused_help = true;
+                        if connections.is_empty() {
+                            connections.push(self.connection()); // The others were done with their parts.
+                        }
                     }
                     Some(Err(end)) => return Err(end),
                     None => return Ok(()),
@@ -311,6 +316,7 @@ impl Fetch<'_> {
                         Pace::Rate(_) | Pace::Unknown => {}
                     }
                     if !is_refused_help && self.wants_help(rate) {
+                        is_helped = true;
                         connections.push(self.connection());
                     }
                 }

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use axum::http::Method;
-use axum::response::{IntoResponse as _, Response};
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use ocivol::demo::tarball::{DIRECTORY, FILE, Header, Tarball, gzip, zstd};
@@ -59,6 +59,31 @@ fn a_broken_connection_does_not_start_a_layer_again() {
     });
 }
 
+/// The first request for `blob` gets 1 MiB, and the rest once there was a second. These get what `further` says by their
+/// number, or what they ask for.
+fn wait_for_a_second(registry: &Scripted, blob: &[u8], further: fn(usize) -> Option<StatusCode>) {
+    let (start, length) = (Bytes::copy_from_slice(&blob[..1 << 20]), blob.len());
+    let rest = Bytes::copy_from_slice(&blob[1 << 20..]);
+    let (seen, asked) = tokio::sync::watch::channel(0);
+    registry.script(move |request| {
+        if !request.path.contains("/blobs/") || request.method != Method::GET {
+            return None;
+        }
+        seen.send_modify(|requests| *requests += 1);
+        let number = *seen.borrow();
+        if number > 1 {
+            return further(number).map(IntoResponse::into_response);
+        }
+        let (mut asked, rest) = (asked.clone(), rest.clone());
+        let later = futures_util::stream::once(async move {
+            let _ = asked.wait_for(|requests| *requests > 1).await;
+            Ok::<_, std::io::Error>(rest)
+        });
+        let body = futures_util::stream::iter([Ok(start.clone())]).chain(later);
+        Some(([("content-length", length)], axum::body::Body::from_stream(body)).into_response())
+    });
+}
+
 #[test]
 fn a_slow_connection_is_helped_and_order_is_kept() {
     isolated(async {
@@ -67,26 +92,7 @@ fn a_slow_connection_is_helped_and_order_is_kept() {
         let tar = Tarball::new().file("big", &content).finish();
         image(&registry.pusher("image"), "v1", std::slice::from_ref(&tar)).await;
         let node = Node::start(&["--plain-http", &registry.host()]).await;
-        // The first connection gives 1 MiB, and the rest when it is helped.
-        let (start, length) = (Bytes::copy_from_slice(&tar[..1 << 20]), tar.len());
-        let rest = Bytes::copy_from_slice(&tar[1 << 20..]);
-        let (helped, help) = tokio::sync::watch::channel(0);
-        registry.script(move |seen| {
-            if !seen.path.contains("/blobs/") || seen.method != Method::GET {
-                return None;
-            }
-            helped.send_modify(|requests| *requests += 1);
-            if *helped.borrow() > 1 {
-                return None;
-            }
-            let (mut help, rest) = (help.clone(), rest.clone());
-            let later = futures_util::stream::once(async move {
-                let _ = help.wait_for(|requests| *requests > 1).await;
-                Ok::<_, std::io::Error>(rest)
-            });
-            let body = futures_util::stream::iter([Ok(start.clone())]).chain(later);
-            Some(([("content-length", length)], axum::body::Body::from_stream(body)).into_response())
-        });
+        wait_for_a_second(&registry, &tar, |_| None);
         let volume = node.volume("pod");
         node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect("published");
         assert!(fs::read(volume.target.join("big")).expect("a file") == content);
@@ -102,33 +108,22 @@ fn regression_a_registry_that_refuses_a_second_connection_delivers_over_the_firs
         let content = noise(15, 72 << 20);
         let tar = Tarball::new().file("big", &content).finish();
         image(&registry.pusher("image"), "v1", std::slice::from_ref(&tar)).await;
-        let node = Node::start(&["--plain-http", &registry.host()]).await;
-        // The first connection is slow until a second one was refused.
-        let (start, length) = (Bytes::copy_from_slice(&tar[..1 << 20]), tar.len());
-        let rest = Bytes::copy_from_slice(&tar[1 << 20..]);
-        let (seen, asked) = tokio::sync::watch::channel(0);
-        registry.script(move |request| {
-            if !request.path.contains("/blobs/") || request.method != Method::GET {
-                return None;
-            }
-            seen.send_modify(|requests| *requests += 1);
-            match *seen.borrow() {
-                1 => {}
-                2 => return Some(axum::http::StatusCode::FORBIDDEN.into_response()),
-                _ => return None,
-            }
-            let (mut asked, rest) = (asked.clone(), rest.clone());
-            let later = futures_util::stream::once(async move {
-                let _ = asked.wait_for(|requests| *requests > 1).await;
-                Ok::<_, std::io::Error>(rest)
-            });
-            let body = futures_util::stream::iter([Ok(start.clone())]).chain(later);
-            Some(([("content-length", length)], axum::body::Body::from_stream(body)).into_response())
-        });
-        let volume = node.volume("pod");
-        node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect("published");
-        assert!(fs::read(volume.target.join("big")).expect("a file") == content);
-        assert_eq!(registry.count(&Method::GET, "/blobs/"), 3, "the layer, the refusal, and the rest");
+        // Refused at once, and refused until the first one is done with its part.
+        type Refusal = fn(usize) -> Option<StatusCode>;
+        let table: [(Refusal, usize); 2] = [
+            (|number| (number == 2).then_some(StatusCode::FORBIDDEN), 3),
+            (|number| (2..=5).contains(&number).then_some(StatusCode::SERVICE_UNAVAILABLE), 6),
+        ];
+        for (refusal, requests) in table {
+            let node = Node::start(&["--plain-http", &registry.host()]).await;
+            wait_for_a_second(&registry, &tar, refusal);
+            registry.forget();
+            let volume = node.volume("pod");
+            node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect("published");
+            assert!(fs::read(volume.target.join("big")).expect("a file") == content);
+            assert_eq!(registry.count(&Method::GET, "/blobs/"), requests);
+            node.kubelet.unpublish(&volume).await.expect("unpublished");
+        }
     });
 }
 
