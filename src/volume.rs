@@ -91,20 +91,18 @@ impl Volumes {
         Ok(puller)
     }
 
-    /// The store, if it is open or can be opened; for what works without it as well, and does not wait while it is
-    /// being opened.
+    /// The store, if it is open or can be opened; for what works without it as well.
     async fn store_if_usable(&self) -> Option<Arc<Store>> {
+        usable(self.puller().await)
+    }
+
+    /// The same for what does not wait while it is being opened.
+    async fn store_if_at_hand(&self) -> Option<Arc<Store>> {
         let Ok(slot) = tokio::time::timeout(STORE_PATIENCE, self.puller.lock()).await else {
             tracing::warn!("going on without the store, which is being opened");
             return None;
         };
-        match self.open(slot).await {
-            Ok(puller) => Some(Arc::clone(puller.store())),
-            Err(error) => {
-                tracing::warn!(%error, "going on without the store");
-                None
-            }
-        }
+        usable(self.open(slot).await)
     }
 
     /// The client for registries.
@@ -168,6 +166,13 @@ impl Volumes {
 /// [`Error::Mount`] with the kernel's reason.
 pub async fn is_able_to_mount() -> Result<(), Error> {
     blocking(|| Table::read().map(drop)).await.map_err(Error::from)
+}
+
+fn usable(puller: Result<Arc<Puller>, Error>) -> Option<Arc<Store>> {
+    puller
+        .inspect_err(|error| tracing::warn!(%error, "going on without the store"))
+        .ok()
+        .map(|puller| Arc::clone(puller.store()))
 }
 
 /// Which mounts are this store's, as far as the mount table tells.

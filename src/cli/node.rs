@@ -28,6 +28,8 @@ use crate::volume::Volumes;
 
 /// Time for calls to end after SIGTERM. Kubernetes kills after 30 s.
 const DRAIN: Duration = Duration::from_secs(20);
+/// And how long the disk may then take for what is not durable yet. Both are within a pod's 30 seconds.
+const FLUSH: Duration = Duration::from_secs(5);
 /// How often a store that cannot be used is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(5);
 /// Calls of one connection at a time. kubelet dials a new one for every call.
@@ -121,7 +123,7 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         control.abort(); // Nobody told it to end.
     }
     let _ = control.await;
-    if tokio::time::timeout(DRAIN, volumes.flush()).await.is_err() {
+    if tokio::time::timeout(FLUSH, volumes.flush()).await.is_err() {
         tracing::warn!("the disk is slow; what is not durable is checked at the next start");
     }
     if let Some(task) = health {

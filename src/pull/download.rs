@@ -41,7 +41,8 @@ const HELP_BELOW: f64 = 100e6;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A source below this rate (bytes per second) is replaced when another is offered.
 const REPLACE_BELOW: f64 = 1e6;
-/// Times that the download of a layer returns to a source that was given up before.
+/// Times that the download of a layer starts again for an untried source, and for one that was given up before.
+const LAYER_REPLACEMENTS: usize = 16;
 const LAYER_RETURNS: usize = 3;
 /// Parts that wait for the writer.
 const QUEUE: usize = 16;
@@ -326,7 +327,9 @@ impl Fetch<'_> {
 
     /// A layer starts again with another source: each is tried once, and returned to not without end.
     fn may_be_replaced(&self) -> bool {
-        self.keeps_what_came || self.offers.has_untried() || self.offers.returns() < LAYER_RETURNS
+        self.keeps_what_came
+            || (self.offers.has_untried() && self.offers.replaced() < LAYER_REPLACEMENTS)
+            || self.offers.returns() < LAYER_RETURNS
     }
 
     /// Splits a part for another connection, when those that run are slow for a network.

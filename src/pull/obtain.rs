@@ -65,8 +65,8 @@ impl Puller {
                 // The next download counts what is here itself.
                 waiter.state().counter.here.store(0, Ordering::Relaxed);
                 if own_error.is_none() && error.is_everybodys() {
-                    if error.tells_content() {
-                        // Names in a layer are for those who may read it.
+                    // Names in a layer are for those who may read it.
+                    if error.tells_content() && !self.may_read_file(blob, source).await? {
                         let _turn = self.downloads.turn(&source.host).await;
                         self.compare(blob, source, &Arc::new(Counter::default())).await?;
                     }
@@ -75,6 +75,13 @@ impl Puller {
             }
         }
         Err(Error::Stopped)
+    }
+
+    /// Whether `blob` is here as a file, and for `source`.
+    async fn may_read_file(&self, blob: &Descriptor, source: &Source) -> Result<bool, Error> {
+        let file = Wanted::file(blob);
+        let found = self.with_store(move |store| file.find(store)).await?;
+        Ok(found.is_some_and(|found| is_rightful(&found, source)))
     }
 
     /// Joins the flight that brings `wanted`, or starts it with `offers`.

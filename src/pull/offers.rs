@@ -15,6 +15,7 @@ pub(super) struct Offers {
     sources: Mutex<Vec<Offer>>,
     /// Somebody offered another one.
     changed: Notify,
+    replaced: AtomicUsize,
     returns: AtomicUsize,
     /// How far the download is.
     pub counter: Arc<Counter>,
@@ -111,6 +112,11 @@ impl Offers {
         })
     }
 
+    /// How often a source was given up for another one.
+    pub fn replaced(&self) -> usize {
+        self.replaced.load(Ordering::Relaxed)
+    }
+
     /// How often a source was tried again that was given up before.
     pub fn returns(&self) -> usize {
         self.returns.load(Ordering::Relaxed)
@@ -118,6 +124,7 @@ impl Offers {
 
     /// `source` was given up for another one.
     pub fn was_slow(&self, source: &Source, rate: f64) {
+        self.replaced.fetch_add(1, Ordering::Relaxed);
         self.set(source, State::Slow(rate));
     }
 

@@ -156,13 +156,20 @@ impl Store {
             checked => return checked,
         };
         let kept: HashSet<PathBuf> = wanted.iter().map(|blob| self.ingest_directory(blob, origin)).collect();
+        let of_a_blob = |path: &Path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("sha256-") || name.starts_with("sha512-")
+        };
+        let is_open =
+            |path: &Path| self.ingests.lock().unwrap_or_else(PoisonError::into_inner).contains(path);
         let mut idle: Vec<_> = super::children(&self.directory.join("ingest"))?
             .into_iter()
-            .filter(|path| !kept.contains(path))
+            .filter(|path| of_a_blob(path) && !kept.contains(path) && !is_open(path))
             .filter_map(|path| Some((age(&path.join("ranges.json"))?, path)))
             .collect();
         idle.sort_unstable_by(|one, two| two.cmp(one));
         let bytes = |path: &Path| fs::metadata(path.join("data")).map_or(0, |found| found.blocks() * 512);
+        // Not when it would not help.
         if idle.iter().fold(available, |sum, (_, path)| sum.saturating_add(bytes(path))) < needed {
             return Err(full);
         }
@@ -174,7 +181,11 @@ impl Store {
                 if open.contains(&path) {
                     continue;
                 }
-                fs::rename(&path, &aside).map_err(io("discard", &path))?;
+                match fs::rename(&path, &aside) {
+                    // Another one made place, or the download has ended.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    renamed => renamed.map_err(io("discard", &path))?,
+                }
             }
             remove(&aside)?;
             tracing::info!(path = %path.display(), ?age, "discarded an unfinished download for its space");
@@ -182,7 +193,7 @@ impl Store {
                 return Ok(());
             }
         }
-        Err(full)
+        self.check_space(needed)
     }
 
     /// Bytes of `blob` that a download from `origin` still has to fetch.

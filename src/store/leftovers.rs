@@ -21,11 +21,10 @@ const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// [`Error::Io`], when a directory of the store cannot be listed or changed.
 pub(super) fn clear(directory: &Path, boot_id: &str) -> Result<(), Error> {
     let ingest = directory.join("ingest");
-    let old = ingest.join(format!("old-{:016x}", rand::random::<u64>()));
-    create_private(&old).map_err(io("create", &old))?;
-    let mut left = Vec::new();
+    let trash = ingest.join("trash");
+    let mut left = children(&trash)?;
     for path in children(&ingest)? {
-        if path != old && !ingest::is_resumable(&path, boot_id, AGE) {
+        if path != trash && !ingest::is_resumable(&path, boot_id, AGE) {
             left.push(path);
         }
     }
@@ -46,18 +45,21 @@ pub(super) fn clear(directory: &Path, boot_id: &str) -> Result<(), Error> {
             left.extend(lost(&directory.join(entries), &directory.join(records), boot_id)?);
         }
     }
-    for (number, path) in left.iter().enumerate() {
-        let to = old.join(number.to_string());
-        fs::rename(path, &to).map_err(io("discard", path))?;
+    let old = ingest.join(format!("old-{:016x}", rand::random::<u64>()));
+    if let Err(error) = create_private(&old) {
+        tracing::warn!(path = %old.display(), %error, "deleting what an earlier process left before the store opens");
+        return left.iter().try_for_each(|path| remove(path));
     }
-    let trash = ingest.join("trash");
-    create_private(&trash).map_err(io("create", &trash))?;
+    let mut moved = Ok(());
+    for (number, path) in left.iter().enumerate() {
+        moved = moved.and(fs::rename(path, old.join(number.to_string())).map_err(io("discard", path)));
+    }
     let deleting = std::thread::Builder::new().name("store-leftovers".into()).spawn(move || {
         if let Err(error) = remove(&old) {
             tracing::warn!(%error, "cannot delete what an earlier process left");
         }
     });
-    deleting.map(drop).map_err(io("start a thread to delete leftovers of", directory))
+    moved.and(deleting.map(drop).map_err(io("start a thread to delete leftovers of", directory)))
 }
 
 /// Whether the last process that opened the store did so before the machine was started. When that is not known for

@@ -163,6 +163,7 @@ impl Store {
         let losses = self.losses();
         let sources = self.sources(&build.plan)?;
         let only_layer = only_layer(build, &sources);
+        let earlier = record::read::<Image>(&self.image_path(&build.key))?;
         let made = match &only_layer {
             Some(layer) => link::Made { files: layer.summary.files, bytes: layer.summary.bytes },
             None => {
@@ -195,7 +196,7 @@ impl Store {
         };
         let mut image = Image {
             manifest: build.manifest.clone(),
-            references: BTreeSet::new(),
+            references: earlier.map_or_else(BTreeSet::new, |earlier| earlier.references),
             family: build.family.clone(),
             size: made.bytes,
             files: made.files,
@@ -210,7 +211,7 @@ impl Store {
             let _guard = self.lock_records();
             self.check_losses(losses, &format!("tree {}", build.key))?;
             if let Some(known) = record::read::<Image>(&self.image_path(&build.key))? {
-                image.references = known.references;
+                image.references.extend(known.references);
             }
             self.write_record(&self.image_path(&build.key), &image)?;
         }

@@ -31,7 +31,7 @@ impl Volumes {
         let place = self.turns.unpublish(target.path());
         let turn = place.turn().await.map_err(|_| Error::Preempted)?;
         let path = target.path().to_owned();
-        let record = match self.store_if_usable().await {
+        let record = match self.store_if_at_hand().await {
             Some(store) => {
                 let path = path.clone();
                 blocking(move || store.volume(&path)).await.unwrap_or(None)
@@ -66,7 +66,7 @@ impl Volumes {
 
     /// Removes the record, before anybody else can publish at the target.
     async fn forget(&self, path: PathBuf, turn: Turn) {
-        let Some(store) = self.store_if_usable().await else { return };
+        let Some(store) = self.store_if_at_hand().await else { return };
         let removed = blocking(move || {
             crate::moment::reached("unpublish.target_gone");
             let removed = store.remove_volume(&path);

@@ -39,7 +39,7 @@ impl Volumes {
         if !is_ours.await? {
             return Err(not_published());
         }
-        if let Some(store) = self.store_if_usable().await {
+        if let Some(store) = self.store_if_at_hand().await {
             let looked_up = target.path().to_owned();
             // A record that cannot be read is as good as none.
             let record = blocking(move || store.volume(&looked_up)).await.unwrap_or(None);
