@@ -138,7 +138,7 @@ fn with_two_hundred_volumes_it_is_ready_within_a_second() {
         };
         // A machine that is busy with something else may need several attempts to show it.
         let mut fastest = Duration::MAX;
-        for _ in 0..10 {
+        for _ in 0..3 {
             node.kill();
             let began = Instant::now();
             node.run_registered().await;

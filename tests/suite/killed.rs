@@ -86,7 +86,8 @@ async fn assert_recovers(
     assert_store_is_sound(&node.root, when);
     // I7: what is pulled again is pulled once. A large blob on a slow connection is helped by others.
     for (blob, ranges) in downloads(world) {
-        assert!(ranges.len() == 1 || blob == large_blob(), "{when}: {blob}: {ranges:?}");
+        let most = if blob == large_blob() { 6 } else { 1 };
+        assert!(ranges.len() <= most, "{when}: {blob}: {ranges:?}");
     }
     // I6.
     let peak = node.memory("VmHWM");

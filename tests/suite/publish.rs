@@ -1,7 +1,7 @@
 //! Publishing and unpublishing, with real mounts.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use ocivol::demo::push::Layer;
@@ -254,7 +254,9 @@ fn an_unpublish_ends_a_waiting_publish_and_nothing_is_mounted_afterwards() {
             })
             .collect();
         eventually("the blobs are asked for", || registry.count(&GET, "/blobs/") >= 3).await;
+        let began = Instant::now();
         node.kubelet.unpublish(&volume).await.expect("unpublished");
+        assert!(began.elapsed() < Duration::from_secs(60), "it waits for what it ends");
         for publish in publishes {
             let status = publish.await.expect("no panic").expect_err("it gave way");
             assert_eq!(status.code(), Code::Aborted, "{}", status.message());

@@ -140,12 +140,14 @@ fn sigterm_takes_the_registration_away_first_and_lets_calls_end() {
             (node.kubelet.clone(), node.kubelet.publish_request(&volume, &[("reference", &reference)], &[]));
         let waiting = tokio::spawn(async move { kubelet.publish(request).await });
         eventually("the blob is asked for", || registry.count(&axum::http::Method::GET, "/blobs/") > 0).await;
+        let began = Instant::now();
         node.signal(Signal::SIGTERM);
         let registration = node.registration();
         eventually("the registration goes", || !registration.exists()).await;
         let status = waiting.await.expect("no panic").expect_err("the plugin ends");
         assert_eq!(status.code(), tonic::Code::Unavailable, "{}", status.message());
         node.stop().await;
+        assert!(began.elapsed() < Duration::from_secs(30), "a pod has 30 seconds to end");
         assert!(!node.socket.exists() && mount_at(&volume.target).is_none());
     });
 }
