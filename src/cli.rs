@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::control::Failure;
 use crate::failure::Kind;
-use crate::mount::Policy;
+use crate::mount::{Lock, Policy};
 use crate::registry::Registry;
 use crate::volume::Volumes;
 use args::{Cli, Command, Common};
@@ -72,7 +72,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 fn volumes(common: &Common) -> Result<Arc<Volumes>, Failure> {
     let (registry, pulls) = common.pulls().check().map_err(|error| usage(&error.to_string()))?;
     let registry = Registry::new(registry).map_err(|error| internal(&error.to_string()))?;
-    Ok(Volumes::new(common.root()?, registry, pulls, Default::default(), Policy::anywhere()))
+    Ok(Volumes::new(common.root()?, registry, pulls, Default::default(), Policy::anywhere(), Lock::All))
 }
 
 fn usage(message: &str) -> Failure {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::csi::registration;
-use crate::mount::Policy;
+use crate::mount::{Lock, Policy};
 use crate::{pull, registry};
 
 /// Everything `ocivol node` needs to know.
@@ -28,6 +28,8 @@ pub struct NodeConfig {
     pub health: Option<SocketAddr>,
     /// Accept access modes for writing, and mount read-only anyway.
     pub allow_writers: bool,
+    /// Which flags of mounts are locked.
+    pub lock: Lock,
     /// How registries are spoken to.
     pub registry: registry::Settings,
     /// Bounds of pulls.
@@ -55,6 +57,8 @@ pub struct NodeFlags {
     pub target_roots: Vec<PathBuf>,
     /// `--allow-writer-modes`
     pub allow_writers: bool,
+    /// `--mount-lock`
+    pub lock: Lock,
     /// Flags about registries and pulls.
     pub pulls: PullFlags,
 }
@@ -145,6 +149,7 @@ impl NodeFlags {
             registration,
             health: health_address(&self.health_addr)?,
             allow_writers: self.allow_writers,
+            lock: self.lock,
             registry,
             pulls,
         })
@@ -280,6 +285,7 @@ mod tests {
             health_addr: ":9808".into(),
             target_roots: Vec::new(),
             allow_writers: false,
+            lock: Lock::All,
             pulls: PullFlags {
                 plain_http: Vec::new(),
                 stall_timeout: 30,

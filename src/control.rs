@@ -142,6 +142,7 @@ pub async fn execute(
                 volume_id,
                 target,
                 attributes,
+                read_only: true,
                 keyring,
                 deadline: Instant::now() + PATIENCE,
             };

@@ -57,7 +57,7 @@ use error::io;
 /// The directory of the format this code writes.
 const FORMAT: &str = "v1";
 /// Directories of the format.
-const DIRECTORIES: [&str; 10] = [
+const DIRECTORIES: [&str; 11] = [
     "ingest",
     "ingest/trash",
     "blobs/sha256",
@@ -68,6 +68,7 @@ const DIRECTORIES: [&str; 10] = [
     "volumes",
     "tags",
     "proofs",
+    "empty",
 ];
 /// Bytes that pulls leave free, at most.
 const RESERVE_LIMIT: u64 = 1 << 30;
@@ -258,6 +259,11 @@ impl Drop for Store {
     fn drop(&mut self) {
         self.flusher.stop();
     }
+}
+
+/// A directory of the store at `root` that stays empty; it is there once the store was opened.
+pub fn empty_directory(root: &Path) -> PathBuf {
+    root.join(FORMAT).join("empty")
 }
 
 /// Seconds since the epoch.

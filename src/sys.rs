@@ -2,7 +2,11 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::OpenTreeFlags;
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 /// Attributes of a mount to set, clear or map. See `man 2 mount_setattr`.
 #[derive(Debug, Default)]
@@ -52,4 +56,49 @@ pub fn start_writeback(file: BorrowedFd<'_>, range: std::ops::Range<u64>) -> io:
     let result =
         unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A clone of the mount that is this thread's root directory, made in a user namespace and a mount namespace of its own:
+/// all flags that the mount has are locked on the clone. See `man 7 mount_namespaces`, and [`crate::mount::locked`].
+///
+/// *Caller:* its root directory is the root of its mount namespace, which holds little: it is copied.
+///
+/// # Errors
+/// The kernel's: `ENOSPC` when `user.max_user_namespaces` is used up or 0, `EPERM` in a chroot or where a security module
+/// forbids user namespaces.
+pub fn clone_of_root_in_a_user_namespace() -> io::Result<OwnedFd> {
+    // The child puts its result in this descriptor's place: it shares the table of descriptors, and no memory.
+    let place = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let clone = (OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).bits();
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM the child has a copy of this thread alone; it calls nothing but system calls that touch no
+    // lock, no heap and no state of the C library, and ends by exit_group without returning into code of others. The stack
+    // argument 0 keeps the copied stack. Arguments 3 to 5 are unused without their flags, in whatever order they come.
+    let child = unsafe {
+        let child = libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0);
+        if child == 0 {
+            let mount = libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, c"/".as_ptr(), clone);
+            let moved = if mount < 0 {
+                mount
+            } else {
+                libc::syscall(libc::SYS_dup3, mount, place.as_raw_fd(), libc::O_CLOEXEC)
+            };
+            let status = if moved < 0 { *libc::__errno_location() } else { 0 };
+            if mount >= 0 {
+                libc::syscall(libc::SYS_close, mount);
+            }
+            libc::syscall(libc::SYS_exit_group, status);
+        }
+        child
+    };
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let child = i32::try_from(child).ok().and_then(Pid::from_raw);
+    let status = rustix::io::retry_on_intr(|| waitpid(child, WaitOptions::empty()))?;
+    match status.and_then(|(_, status)| status.exit_status()) {
+        Some(0) => Ok(place),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::Error::other("the process that locks mounts was killed")),
+    }
 }

@@ -23,11 +23,11 @@ pub use list::Listed;
 pub use publish::Publish;
 pub use usage::Usage;
 
-use crate::mount::{Mount, Policy, StoreLocation, Table};
+use crate::mount::{Lock, Mount, Mounter, Policy, StoreLocation, Table};
 use crate::pull::{self, Puller, Registry, blocking};
 /// Credentials as requests bring them.
 pub use crate::pull::{Keyring, Secret};
-use crate::store::Store;
+use crate::store::{self, Store};
 use turn::Turns;
 
 /// Publishes that are worked on or wait; more are refused.
@@ -42,6 +42,7 @@ pub struct Volumes {
     pulls: pull::Settings,
     metrics: pull::Metrics,
     policy: Policy,
+    mounter: Arc<Mounter>,
     /// Opened when first needed, and again after it could not be.
     puller: Mutex<Option<Arc<Puller>>>,
     turns: Turns,
@@ -57,13 +58,16 @@ impl Volumes {
         pulls: pull::Settings,
         metrics: pull::Metrics,
         policy: Policy,
+        lock: Lock,
     ) -> Arc<Self> {
+        let mounter = Mounter::new(&store_root, &store::empty_directory(&store_root), lock);
         Arc::new(Self {
             store_root,
             registry,
             pulls,
             metrics,
             policy,
+            mounter: Arc::new(mounter),
             puller: Mutex::default(),
             turns: Turns::default(),
             publishes: Arc::new(Semaphore::new(PUBLISHES_LIMIT)),
@@ -113,6 +117,18 @@ impl Volumes {
     /// Where the store is.
     pub fn store_root(&self) -> &std::path::Path {
         &self.store_root
+    }
+
+    /// Whether flags of mounts can be locked, and why not. Without, volumes are overlays, which pods with user
+    /// namespaces of their own cannot have.
+    ///
+    /// *Caller:* has seen the store open.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn check_locks(&self) -> std::io::Result<()> {
+        let mounter = Arc::clone(&self.mounter);
+        blocking(move || mounter.check()).await
     }
 
     /// Makes waiting publishes answer at once, and refuses new ones. Mounts stay.

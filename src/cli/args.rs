@@ -9,6 +9,7 @@ use tracing::level_filters::LevelFilter;
 use super::{internal, usage};
 use crate::config::{NodeConfig, NodeFlags, PullFlags};
 use crate::control::Failure;
+use crate::mount::Lock;
 use crate::telemetry::logs::Format;
 
 /// Mounts what an OCI registry holds (models, images, files) as read-only directories.
@@ -112,9 +113,22 @@ pub struct NodeArgs {
     /// Also allow targets below this directory that do not have kubelet's shape; for tests
     #[arg(long, env = "OCIVOL_TARGET_ROOT", value_name = "DIR")]
     pub target_root: Vec<PathBuf>,
+    /// Flags of a volume's mount that no container can clear; readOnly is for nodes whose runc is older than 1.2
+    #[arg(long, env = "OCIVOL_MOUNT_LOCK", value_enum, default_value_t = MountLock::All)]
+    pub mount_lock: MountLock,
     /// Accept access modes for writing and mount read-only anyway; for csi-sanity
     #[arg(long, env = "OCIVOL_ALLOW_WRITER_MODES")]
     pub allow_writer_modes: bool,
+}
+
+/// Which flags of mounts are locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MountLock {
+    /// ro, nosuid, nodev, and noexec unless the volume has exec
+    All,
+    /// Only ro
+    #[value(name = "readOnly")]
+    ReadOnly,
 }
 
 /// What to pull: the same names and meaning as a volume's attributes.
@@ -255,6 +269,10 @@ impl NodeArgs {
             health_addr: self.health_addr,
             target_roots: self.target_root,
             allow_writers: self.allow_writer_modes,
+            lock: match self.mount_lock {
+                MountLock::All => Lock::All,
+                MountLock::ReadOnly => Lock::ReadOnly,
+            },
             pulls: common.pulls(),
         };
         flags.check().map_err(|error| usage(&error.to_string()))

@@ -17,7 +17,7 @@ use crate::demo::kubelet::{Kubelet, PodVolume};
 use crate::demo::push::{Layer, Pusher};
 use crate::demo::registry::Registry;
 use crate::demo::tarball::{self, Tarball};
-use crate::mount::Table;
+use crate::mount::{Lock, Table};
 use crate::oci::Digest;
 
 /// Bytes of the demo's weights.
@@ -94,6 +94,7 @@ async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
         health_addr: String::new(),
         target_roots: Vec::new(),
         allow_writers: false,
+        lock: Lock::All,
         pulls: PullFlags { plain_http: vec![host], ..common.pulls() },
     };
     let config = flags.check().map_err(|error| failed("bad flags", &error))?;

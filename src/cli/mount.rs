@@ -8,7 +8,8 @@ use super::args::{Common, MountArgs, UmountArgs};
 use super::output::{self, Progress};
 use super::{internal, namespace, runtime, usage, volumes};
 use crate::control::{Content, Failure, Reply, Request, client};
-use crate::mount::{Policy, attach};
+use crate::mount::{Lock, Mounter, Policy, Source};
+use crate::store;
 use crate::volume::{self, Attributes};
 
 /// Mounts; with a command, in a namespace of its own, and becomes that command, with the caller's `umask`.
@@ -25,11 +26,15 @@ pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Res
         return runtime()?.block_on(mount_for_good(common, content, target));
     };
     // The store's place is that of the user who asks, not of the root of the new namespace.
-    let common = Common { root: Some(common.root()?), ..common.clone() };
+    let root = common.root()?;
+    let common = Common { root: Some(root.clone()), ..common.clone() };
     namespace::enter()?;
     let pulled = runtime()?.block_on(super::pull::pull(&common, content))?;
     let target = Policy::anywhere().check(&target).map_err(volume::Error::from)?;
-    attach(&pulled.tree, checked.path.as_ref(), &target, checked.exec).map_err(volume::Error::from)?;
+    let source =
+        Source { tree: &pulled.tree, path: checked.path.as_ref(), exec: checked.exec, asked_read_only: true };
+    let mounter = Mounter::new(&root, &store::empty_directory(&root), Lock::All);
+    mounter.attach(source, &target).map_err(volume::Error::from)?;
     rustix::process::umask(umask);
     let error = std::process::Command::new(program).args(arguments).exec();
     Err(usage(&format!("cannot run {}: {error}", program.display())))

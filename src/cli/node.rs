@@ -64,6 +64,7 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         config.pulls.clone(),
         pull_metrics.clone(),
         config.policy.clone(),
+        config.lock,
     );
     let metrics = Metrics::new(config.driver_name.clone());
     let bind = |path: &PathBuf| {
@@ -177,6 +178,12 @@ async fn control(path: PathBuf, volumes: Arc<Volumes>, mut stop: watch::Receiver
         }
         // Only who holds the store's lock may take its control socket.
         if volumes.puller().await.is_ok() {
+            if let Err(error) = volumes.check_locks().await {
+                tracing::warn!(
+                    %error,
+                    "flags of mounts cannot be locked: volumes are mounted as overlays, and pods with hostUsers: false cannot have them; allow user namespaces (sysctl user.max_user_namespaces)"
+                );
+            }
             match socket::bind(&path) {
                 Ok(listener) => return control::server::serve(listener, &path, volumes, stop).await,
                 Err(error) => tracing::warn!(socket = %path.display(), %error, "cannot bind"),

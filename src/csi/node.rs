@@ -55,6 +55,7 @@ impl Node for NodeService {
                 target,
                 attributes: checked.attributes,
                 arguments: checked.arguments,
+                read_only: checked.read_only,
                 keyring: checked.keyring,
                 deadline,
             };

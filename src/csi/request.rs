@@ -13,8 +13,8 @@ use crate::volume::{Keyring, Secret};
 
 /// Bytes of a volume ID. The interface says 128 for strings; PersistentVolumes are not held to it.
 const VOLUME_ID_LIMIT: usize = 1024;
-/// kubelet's word that a volume is inline. Its access mode is then always SINGLE_NODE_WRITER, whatever the pod says,
-/// and the pod expects a read-only volume to be one. Forging it gains nothing: the mount is read-only.
+/// kubelet's word that a volume is inline. Its access mode is then always SINGLE_NODE_WRITER, whatever the pod says.
+/// Forging it gains nothing: the mount is read-only, and a claim that is used without `readOnly` is refused with it.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 /// Bytes of the attributes. The interface's limit for a map is 4 KiB; kubelet adds tokens to it.
 const CONTEXT_LIMIT: usize = 64 * 1024;
@@ -33,6 +33,8 @@ pub struct Checked {
     pub attributes: Attributes,
     /// What makes two requests the same.
     pub arguments: String,
+    /// Whether the pod says that it is read-only.
+    pub read_only: bool,
     /// The credentials that came with it.
     pub keyring: Keyring,
 }
@@ -47,6 +49,11 @@ pub fn publish(request: NodePublishVolumeRequest, allow_writers: bool) -> Result
         return Err(missing("target_path"));
     }
     let inline = request.volume_context.get(EPHEMERAL).is_some_and(|value| value == "true");
+    if inline && !request.readonly && !allow_writers {
+        return Err(Status::invalid_argument(
+            "the volume is not read-only, and ocivol's always are: set readOnly: true on the volume (csi.readOnly)",
+        ));
+    }
     let access = capability(request.volume_capability.as_ref(), request.readonly, allow_writers || inline)?;
     bound("volume_context", CONTEXT_LIMIT, &request.volume_context)?;
     bound("secrets", SECRETS_LIMIT, &request.secrets)?;
@@ -56,7 +63,8 @@ pub fn publish(request: NodePublishVolumeRequest, allow_writers: bool) -> Result
         request.secrets.into_iter().map(|(key, value)| (key, Secret::new(value))).collect();
     let keyring = Keyring::from_secrets(&secrets).map_err(|error| status(&error.into()))?;
     let arguments = volume::publish::arguments(&request.volume_id, &context, &access);
-    Ok(Checked { volume_id: request.volume_id, attributes, arguments, keyring })
+    let read_only = request.readonly;
+    Ok(Checked { volume_id: request.volume_id, attributes, arguments, read_only, keyring })
 }
 
 /// Checks that a volume ID is there. Otherwise it is opaque text.
@@ -200,10 +208,15 @@ mod tests {
     }
 
     #[test]
-    fn inline_volumes_need_no_read_only_flag() {
+    fn t23_inline_volumes_have_to_say_that_they_are_read_only() {
         let mut inline = request(mount(&[]), Mode::SingleNodeWriter, false);
         inline.volume_context.insert(EPHEMERAL.into(), "true".into());
+        let status = publish(inline.clone(), false).err().expect("refused");
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().contains("set readOnly: true on the volume"), "{status}");
+        inline.readonly = true;
         assert_eq!(code(inline.clone()), Code::Ok);
+        inline.readonly = false;
         inline.volume_context.insert(EPHEMERAL.into(), "false".into());
         assert_eq!(code(inline), Code::FailedPrecondition);
     }

@@ -1,58 +1,157 @@
 //! Attaching a tree to a target: read-only before anybody can see it.
 
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+use rustix::mount::MoveMountFlags;
 
-use super::{Error, Target, kernel};
+use super::locked::{Lock, LockedStore, identity};
+use super::{Error, Target, kernel, overlay};
 use crate::layout::TreePath;
 use crate::sys::{MountAttributes, mount_setattr};
 
 const DIRECTORY: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
-/// What [`attach`] did.
+/// Mounts trees of one store on targets.
+#[derive(Debug)]
+pub struct Mounter {
+    /// The store.
+    root: PathBuf,
+    /// An empty directory in it.
+    empty: PathBuf,
+    lock: Lock,
+    /// Made when it is first needed, and again when another directory has taken the store's path.
+    locked: Mutex<Option<Arc<LockedStore>>>,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// A tree of the store.
+    pub tree: &'a Path,
+    /// Only this directory of it.
+    pub path: Option<&'a TreePath>,
+    /// Whether its files may be executed.
+    pub exec: bool,
+    /// Whether the container's runtime will be told that the volume is read-only. If not, it starts the container only
+    /// when it can clear the mount's flags, so that these cannot be what protects the content.
+    pub asked_read_only: bool,
+}
+
+/// What [`Mounter::attach`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attached {
     /// Whether the target's directory was made for the mount.
     pub made_target: bool,
 }
 
-/// Mounts the directory `path` of the tree at `tree` (all of it without `path`) on `target`, `ro,nosuid,nodev`,
-/// and `noexec` unless `exec`.
-///
-/// The target is made if it is not there. The mount is a copy that gets its flags while it is attached nowhere
-/// (`man 2 open_tree`, `mount_setattr`), then moved by descriptors: it is never writable, not for an instant. There
-/// is no other way for older kernels: a bind that is made read-only afterwards has by then spread, writable, to the
-/// host, where pods get it from.
-///
-/// *Caller:* holds the target's turn, and has seen in the mount table that nothing is mounted there.
-///
-/// # Errors
-/// [`Error::BadTarget`], [`Error::NoSuchPath`], [`Error::Kernel`]. A target that was made here is removed again.
-pub fn attach(tree: &Path, path: Option<&TreePath>, target: &Target, exec: bool) -> Result<Attached, Error> {
-    let source = open_source(tree, path)?;
-    let parent = target
-        .open_parent()?
-        .ok_or_else(|| target.bad("the directory that should hold it does not exist"))?;
-    let made = match rustix::fs::mkdirat(&parent, target.name(), Mode::from_raw_mode(0o750)) {
-        Ok(()) => true,
-        Err(Errno::EXIST) => false,
-        Err(errno) => return Err(kernel("create", target.path())(errno)),
-    };
-    crate::moment::reached("publish.target_made");
-    let result =
-        open_target(&parent, target).and_then(|directory| attach_clone(&source, &directory, target, exec));
-    if result.is_err() && made {
-        // Only an empty directory goes; the error that matters is the first one.
-        let _ = rustix::fs::unlinkat(&parent, target.name(), AtFlags::REMOVEDIR);
+impl Mounter {
+    /// For the store at `root`, in which `empty` is a directory that stays empty.
+    pub fn new(root: &Path, empty: &Path, lock: Lock) -> Self {
+        Self { root: root.to_owned(), empty: empty.to_owned(), lock, locked: Mutex::default() }
     }
-    result?;
-    crate::moment::reached("publish.mounted");
-    Ok(Attached { made_target: made })
+
+    /// Whether flags of mounts can be locked on this machine. Where they cannot, every volume is an overlay.
+    ///
+    /// # Errors
+    /// As [`LockedStore::open`].
+    pub fn check(&self) -> io::Result<()> {
+        self.locked(None).map(drop)
+    }
+
+    /// Mounts `source` on `target`, `ro,nosuid,nodev`, and `noexec` unless it may be executed.
+    ///
+    /// The target is made if it is not there. The mount gets its flags while it is attached nowhere (`man 2 open_tree`,
+    /// `mount_setattr`, `fsmount`), then it is moved by descriptors: it is never writable, not for an instant. There is no
+    /// other way for older kernels: a bind that is made read-only afterwards has by then spread, writable, to the host,
+    /// where pods get it from. What a container can do to its own mount of the target, see [`locked`](super::locked) and
+    /// `overlay`: never clear `ro`.
+    ///
+    /// *Caller:* holds the target's turn, and has seen in the mount table that nothing is mounted there.
+    ///
+    /// # Errors
+    /// [`Error::BadTarget`], [`Error::NoSuchPath`], [`Error::OldKernel`], [`Error::Kernel`]. A target that was made here is
+    /// removed again.
+    pub fn attach(&self, source: Source<'_>, target: &Target) -> Result<Attached, Error> {
+        let directory = open_source(source.tree, source.path)?;
+        let parent = target
+            .open_parent()?
+            .ok_or_else(|| target.bad("the directory that should hold it does not exist"))?;
+        let made = match rustix::fs::mkdirat(&parent, target.name(), Mode::from_raw_mode(0o750)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(errno) => return Err(kernel("create", target.path())(errno)),
+        };
+        crate::moment::reached("publish.target_made");
+        let result = open_target(&parent, target).and_then(|at| {
+            let mount = self.mount_of(source, &directory).map_err(|source| match source.raw_os_error() {
+                Some(libc::ENOSYS) => Error::OldKernel,
+                _ => Error::Kernel { action: "mount the tree for", path: target.path().to_owned(), source },
+            })?;
+            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+            rustix::mount::move_mount(&mount, c"", &at, c"", flags).map_err(kernel("mount on", target.path()))
+        });
+        if result.is_err() && made {
+            // Only an empty directory goes; the error that matters is the first one.
+            let _ = rustix::fs::unlinkat(&parent, target.name(), AtFlags::REMOVEDIR);
+        }
+        result?;
+        crate::moment::reached("publish.mounted");
+        Ok(Attached { made_target: made })
+    }
+
+    /// A read-only mount of `directory`, which is what `source` says, attached nowhere.
+    fn mount_of(&self, source: Source<'_>, directory: &OwnedFd) -> io::Result<OwnedFd> {
+        if source.asked_read_only {
+            match self.locked_mount_of(source, directory) {
+                Ok(mount) => return Ok(mount),
+                Err(error) => {
+                    tracing::debug!(%error, "cannot lock the flags of a mount; an overlay is mounted")
+                }
+            }
+        }
+        let empty = rustix::fs::openat(CWD, &self.empty, DIRECTORY, Mode::empty())?;
+        Ok(overlay::mount_of(directory, source.tree, &empty, source.exec)?)
+    }
+
+    fn locked_mount_of(&self, source: Source<'_>, directory: &OwnedFd) -> io::Result<OwnedFd> {
+        let within = source.tree.strip_prefix(&self.root).map_err(io::Error::other)?;
+        let within = source.path.map_or_else(|| within.to_owned(), |path| within.join(path.as_str()));
+        let wanted = identity(directory.as_fd())?;
+        let from = |store: &LockedStore| {
+            let mount = store.mount_of(&within, source.exec)?;
+            let found = identity(mount.as_fd())?;
+            Ok::<_, io::Error>((found == wanted).then_some(mount))
+        };
+        let store = self.locked(None)?;
+        let mount = match from(&store) {
+            Ok(Some(mount)) => mount,
+            // Another directory is the store now.
+            _ => from(&*self.locked(Some(&store))?)?.ok_or(Errno::STALE)?,
+        };
+        let mut set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+        if !source.exec {
+            set |= libc::MOUNT_ATTR_NOEXEC;
+        }
+        // Private: what happens to mounts of the store must not propagate into pods, nor back.
+        let attributes = MountAttributes { set, propagation: libc::MS_PRIVATE, user_namespace: None };
+        mount_setattr(mount.as_fd(), &attributes)?;
+        Ok(mount)
+    }
+
+    /// The store with locked flags; a new one if it is still `stale`.
+    fn locked(&self, stale: Option<&Arc<LockedStore>>) -> io::Result<Arc<LockedStore>> {
+        let mut slot = self.locked.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*slot {
+            Some(store) if !stale.is_some_and(|stale| Arc::ptr_eq(stale, store)) => Ok(Arc::clone(store)),
+            _ => Ok(Arc::clone(slot.insert(Arc::new(LockedStore::open(&self.root, self.lock)?)))),
+        }
+    }
 }
 
 fn open_source(tree: &Path, path: Option<&TreePath>) -> Result<OwnedFd, Error> {
@@ -89,30 +188,6 @@ fn open_target(parent: &OwnedFd, target: &Target) -> Result<OwnedFd, Error> {
     Ok(directory)
 }
 
-fn attach_clone(source: &OwnedFd, directory: &OwnedFd, target: &Target, exec: bool) -> Result<(), Error> {
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let clone = rustix::mount::open_tree(source, c"", flags).map_err(|errno| match errno {
-        Errno::NOSYS => Error::OldKernel,
-        other => kernel("clone the tree for", target.path())(other),
-    })?;
-    let mut set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    if !exec {
-        set |= libc::MOUNT_ATTR_NOEXEC;
-    }
-    // Private: what happens to mounts of the store must not propagate into pods, nor back.
-    let attributes = MountAttributes { set, propagation: libc::MS_PRIVATE, user_namespace: None };
-    mount_setattr(clone.as_fd(), &attributes).map_err(|source| match source.raw_os_error() {
-        Some(libc::ENOSYS) => Error::OldKernel,
-        _ => {
-            let path = target.path().to_owned();
-            Error::Kernel { action: "make read-only the tree for", path, source }
-        }
-    })?;
-    let moves = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(&clone, c"", directory, c"", moves).map_err(kernel("mount on", target.path()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -136,6 +211,11 @@ mod tests {
         directory
     }
 
+    fn attach(base: &Path, path: Option<&TreePath>, target: &Target, exec: bool) -> Result<Attached, Error> {
+        let source = Source { tree: &base.join("tree"), path, exec, asked_read_only: true };
+        Mounter::new(base, &base.join("empty"), Lock::All).attach(source, target)
+    }
+
     #[test]
     fn the_mount_has_its_flags() {
         isolate();
@@ -144,7 +224,7 @@ mod tests {
         for (number, exec) in [(0, false), (1, true)] {
             let path = directory.path().canonicalize().expect("a path").join(format!("target-{number}"));
             let target = policy.check(path.to_str().expect("text")).expect("allowed");
-            let attached = attach(&directory.path().join("tree"), None, &target, exec).expect("mounted");
+            let attached = attach(directory.path(), None, &target, exec).expect("mounted");
             assert!(attached.made_target);
             let table = Table::read().expect("a table");
             let mount = table.at(&path).expect("in the table");
@@ -172,7 +252,7 @@ mod tests {
         std::os::unix::fs::symlink("tree", base.join("link")).expect("a link");
         for name in ["full", "file", "link", "link/sub", "file/x", "absent/x"] {
             let target = policy.check(base.join(name).to_str().expect("text")).expect("allowed");
-            let error = attach(&base.join("tree"), None, &target, false).expect_err(name);
+            let error = attach(&base, None, &target, false).expect_err(name);
             assert!(matches!(error, Error::BadTarget { .. }), "{name}: {error}");
         }
         assert!(base.join("full/inner").exists() && base.join("file").exists());
@@ -190,13 +270,120 @@ mod tests {
         let target = policy.check(base.join("t").to_str().expect("text")).expect("allowed");
         for name in ["absent", "sub/file", "link"] {
             let path = TreePath::new(name).expect("safe");
-            let error = attach(&base.join("tree"), Some(&path), &target, false).expect_err(name);
+            let error = attach(&base, Some(&path), &target, false).expect_err(name);
             assert!(matches!(error, Error::NoSuchPath { .. }), "{error}");
             assert!(!base.join("t").exists());
         }
         let path = TreePath::new("sub").expect("safe");
-        attach(&base.join("tree"), Some(&path), &target, false).expect("mounted");
+        attach(&base, Some(&path), &target, false).expect("mounted");
         assert!(base.join("t/file").exists());
         detach(&target, |_| true, true).expect("unmounted");
+    }
+
+    /// Clears all flags of a mount as runc 1.2 and later does for `rw`.
+    fn clear_flags(path: &Path) -> Result<(), nix::Error> {
+        use nix::mount::{MsFlags, mount};
+        let none: Option<&str> = None;
+        mount(none, path, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND, none)
+    }
+
+    #[test]
+    fn regression_t23_no_flag_of_a_volume_can_be_cleared_not_even_on_a_copy() {
+        use nix::errno::Errno;
+        use nix::mount::{MsFlags, mount};
+        isolate();
+        let none: Option<&str> = None;
+        for (lock, kept) in [(Lock::All, &["ro", "nosuid", "nodev", "noexec"][..]), (Lock::ReadOnly, &["ro"])]
+        {
+            let directory = tree();
+            let base = directory.path().canonicalize().expect("a path");
+            let policy = Policy { pods: None, roots: vec![base.clone()] };
+            let path = base.join("target");
+            let target = policy.check(path.to_str().expect("text")).expect("allowed");
+            let source = Source { tree: &base.join("tree"), path: None, exec: false, asked_read_only: true };
+            Mounter::new(&base, &base.join("empty"), lock).attach(source, &target).expect("mounted");
+            // As a container runtime binds it.
+            let bound = base.join("bound");
+            fs::create_dir(&bound).expect("a directory");
+            mount(Some(&path), &bound, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).expect("bound");
+            for place in [&path, &bound] {
+                assert_eq!(clear_flags(place), Err(Errno::EPERM), "{lock:?}");
+                let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+                // What older runc does for a read-only volume: possible when the other flags are not locked.
+                let result = mount(none, place, none, read_only, none);
+                assert_eq!(result.is_ok(), lock == Lock::ReadOnly, "{result:?}");
+                let table = Table::read().expect("a table");
+                let mount = table.at(place).expect("mounted");
+                assert!(kept.iter().all(|flag| mount.has(flag)), "{}", mount.options);
+                let error = fs::write(place.join("sub/file"), "x").expect_err("read-only");
+                assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+            }
+            nix::mount::umount(&bound).expect("unmounted");
+            detach(&target, |_| true, true).expect("unmounted");
+        }
+    }
+
+    #[test]
+    fn regression_t23_a_volume_whose_flags_are_cleared_is_still_read_only() {
+        use nix::mount::{MsFlags, mount};
+        isolate();
+        let directory = tempfile::tempdir().expect("a directory");
+        let base = directory.path().canonicalize().expect("a path");
+        let key = "ab".repeat(32);
+        let tree = base.join("v1/trees").join(&key).join("fs");
+        fs::create_dir_all(tree.join("sub:a,b")).expect("a tree");
+        fs::create_dir(base.join("v1/empty")).expect("a directory");
+        fs::write(tree.join("sub:a,b/file"), "content").expect("a file");
+        let policy = Policy { pods: None, roots: vec![base.clone()] };
+        let path = base.join("target");
+        let target = policy.check(path.to_str().expect("text")).expect("allowed");
+        let part = TreePath::new("sub:a,b").expect("safe");
+        let source = Source { tree: &tree, path: Some(&part), exec: false, asked_read_only: false };
+        let mounter = Mounter::new(&base, &base.join("v1/empty"), Lock::All);
+        mounter.attach(source, &target).expect("mounted");
+        let table = Table::read().expect("a table");
+        let mounted = table.at(&path).expect("mounted");
+        assert!(
+            ["ro", "nosuid", "nodev", "noexec"].iter().all(|flag| mounted.has(flag)),
+            "{}",
+            mounted.options
+        );
+        assert!(!mounted.shared && mounted.is_overlay);
+        // It is known as the store's without a record.
+        let store = table.locate_store(&base).expect("a place");
+        assert!(store.holds(mounted) && mounted.store_key() == Some(key.as_str()));
+        assert!(!table.locate_store(&base.join("v1")).expect("a place").holds(mounted), "another store's");
+        clear_flags(&path).expect("the runtime can clear the flags");
+        for flags in [MsFlags::empty(), MsFlags::MS_REMOUNT] {
+            if !flags.is_empty() {
+                let none: Option<&str> = None;
+                let error = mount(none, &path, none, flags, none).expect_err("no writable file system");
+                assert_eq!(error, nix::errno::Errno::EROFS);
+            }
+            let error = fs::write(path.join("file"), "x").expect_err("read-only");
+            assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+        }
+        assert_eq!(fs::read(path.join("file")).expect("content"), b"content");
+        detach(&target, |mount| store.holds(mount), true).expect("unmounted");
+    }
+
+    #[test]
+    fn a_store_that_was_replaced_is_mounted_as_it_is_now() {
+        isolate();
+        let directory = tree();
+        let base = directory.path().canonicalize().expect("a path");
+        let policy = Policy { pods: None, roots: vec![base.clone()] };
+        let target = policy.check(base.join("t").to_str().expect("text")).expect("allowed");
+        let root = base.join("store");
+        let mounter = Mounter::new(&root, &root.join("empty"), Lock::All);
+        for content in ["first", "second"] {
+            fs::create_dir_all(root.join("tree")).expect("a tree");
+            fs::write(root.join("tree/file"), content).expect("a file");
+            let source = Source { tree: &root.join("tree"), path: None, exec: false, asked_read_only: true };
+            mounter.attach(source, &target).expect("mounted");
+            assert_eq!(fs::read_to_string(base.join("t/file")).expect("a file"), content);
+            detach(&target, |mount| !mount.is_overlay, true).expect("unmounted");
+            fs::rename(&root, base.join(content)).expect("moved away");
+        }
     }
 }

@@ -5,14 +5,14 @@ use std::io::Read as _;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use super::Error;
+use super::{Error, overlay};
 
 /// One line of mountinfo. Source: `man 5 proc_pid_mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     /// `major:minor` of the file system.
     pub device: String,
-    /// The directory of that file system which is mounted.
+    /// The directory of that file system which is mounted; of an overlay of ours, the tree that it shows.
     pub root: PathBuf,
     /// Where.
     pub mount_point: PathBuf,
@@ -22,6 +22,8 @@ pub struct Mount {
     pub shared: bool,
     /// The file system's type.
     pub fs_type: String,
+    /// Whether it is an overlay that shows a tree of ours.
+    pub is_overlay: bool,
 }
 
 /// The mounts of a namespace; later ones are on top.
@@ -36,6 +38,8 @@ pub struct StoreLocation {
     device: String,
     /// The store's directory within its file system.
     root: PathBuf,
+    /// The same in this mount namespace.
+    path: PathBuf,
 }
 
 /// Bytes of the table: a hundred thousand mounts.
@@ -81,15 +85,18 @@ impl Table {
     pub fn locate_store(&self, path: &Path) -> Option<StoreLocation> {
         let holder = self.holder(path)?;
         let below = path.strip_prefix(&holder.mount_point).ok()?;
-        Some(StoreLocation { device: holder.device.clone(), root: join(&holder.root, below) })
+        let device = holder.device.clone();
+        Some(StoreLocation { device, root: join(&holder.root, below), path: path.to_owned() })
     }
 }
 
 impl StoreLocation {
     /// Whether `mount` shows a tree of this store, or a layer that needs none.
     pub fn holds(&self, mount: &Mount) -> bool {
-        let below = |name| mount.root.starts_with(join(&self.root, Path::new(name)));
-        mount.device == self.device && (below("v1/trees") || below("v1/layers"))
+        // An overlay is a file system of its own; its source names the tree as this program did.
+        let store = if mount.is_overlay { &self.path } else { &self.root };
+        let below = |name| mount.root.starts_with(store.join(name));
+        (mount.is_overlay || mount.device == self.device) && (below("v1/trees") || below("v1/layers"))
     }
 }
 
@@ -136,7 +143,11 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let optional: Vec<&[u8]> = fields.by_ref().take_while(|field| *field != b"-").collect();
     let shared = optional.iter().any(|field| field.starts_with(b"shared:"));
     let fs_type = text(fields.next()?);
-    Some(Mount { device, root, mount_point, options, shared, fs_type })
+    let source = unescape(fields.next().unwrap_or_default());
+    let shown = (fs_type == "overlay").then(|| overlay::tree_of(&source)).flatten();
+    let is_overlay = shown.is_some();
+    let root = shown.unwrap_or(root);
+    Some(Mount { device, root, mount_point, options, shared, fs_type, is_overlay })
 }
 
 /// Space, tab, newline and backslash appear as `\` and three octal digits.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::turn::{Place, Turn};
 use super::{Attributes, Error, Ours, PUBLISHES_LIMIT, Volumes, attributes};
-use crate::mount::{self, Policy, Table, Target};
+use crate::mount::{Mounter, Policy, Source, Table, Target};
 use crate::oci::Digest;
 use crate::pull::{self, Keyring, Pulled, blocking};
 use crate::store::{Store, VolumeRecord};
@@ -23,6 +23,8 @@ pub struct Publish {
     pub attributes: Attributes,
     /// Hash of everything that makes two publishes the same.
     pub arguments: String,
+    /// Whether whoever uses the volume says that it is read-only. It is in any case.
+    pub read_only: bool,
     /// Credentials, of which those for the reference's registry are used.
     pub keyring: Keyring,
     /// When the caller must have an answer.
@@ -52,7 +54,7 @@ impl Volumes {
     /// Checks a target path that came with a request.
     ///
     /// # Errors
-    /// [`mount::Error::BadTarget`].
+    /// [`crate::mount::Error::BadTarget`].
     pub fn check_target(&self, path: &str) -> Result<Target, Error> {
         Ok(self.policy.check(path)?)
     }
@@ -60,7 +62,7 @@ impl Volumes {
     /// Checks a target path that root gave on the command line: any will do.
     ///
     /// # Errors
-    /// [`mount::Error::BadTarget`].
+    /// [`crate::mount::Error::BadTarget`].
     pub fn check_any_target(&self, path: &str) -> Result<Target, Error> {
         Ok(Policy::anywhere().check(path)?)
     }
@@ -94,8 +96,8 @@ impl Volumes {
         if place.is_preempted() {
             return Err(Error::Preempted);
         }
-        let mounted = Arc::clone(&pulled);
-        blocking(move || mount(&store, &request, &mounted, turn)).await?;
+        let (mounted, mounter) = (Arc::clone(&pulled), Arc::clone(&self.mounter));
+        blocking(move || mount(&store, &mounter, &request, &mounted, turn)).await?;
         Ok(Published::Mounted(pulled))
     }
 
@@ -173,10 +175,21 @@ pub fn hold_time(timeout: Option<Duration>) -> Duration {
     timeout.saturating_sub(MARGIN.min(timeout / 4)).min(LONGEST)
 }
 
-fn mount(store: &Store, request: &Publish, pulled: &Pulled, turn: Turn) -> Result<(), Error> {
+fn mount(
+    store: &Store,
+    mounter: &Mounter,
+    request: &Publish,
+    pulled: &Pulled,
+    turn: Turn,
+) -> Result<(), Error> {
     let attributes = &request.attributes;
-    let attached =
-        mount::attach(&pulled.tree.root, attributes.path.as_ref(), &request.target, attributes.exec)?;
+    let source = Source {
+        tree: &pulled.tree.root,
+        path: attributes.path.as_ref(),
+        exec: attributes.exec,
+        asked_read_only: request.read_only,
+    };
+    let attached = mounter.attach(source, &request.target)?;
     let record = VolumeRecord {
         target: request.target.path().to_owned(),
         volume_id: request.volume_id.clone(),
