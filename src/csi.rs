@@ -3,6 +3,7 @@
 //! Source: the Container Storage Interface v1.12.0. Nothing here knows registries, stores or mounts: requests
 //! are checked, handed to [`crate::volume`], and errors become gRPC codes in one place.
 
+pub mod authority;
 pub mod identity;
 pub mod metrics;
 pub mod node;
