@@ -12,6 +12,8 @@ mod archive_durability;
 mod archive_pulls;
 #[path = "suite/archives.rs"]
 mod archives;
+#[path = "suite/authority.rs"]
+mod authority;
 #[path = "suite/cli.rs"]
 mod cli;
 #[path = "suite/daemonset.rs"]

@@ -161,7 +161,7 @@ fn serve(
         .add_service(IdentityServer::new(identity))
         .add_service(NodeServer::new(node));
     async move {
-        let served = server.serve_with_incoming_shutdown(socket::private(listener), wait_for(stop));
+        let served = server.serve_with_incoming_shutdown(socket::private_grpc(listener), wait_for(stop));
         if let Err(error) = served.await {
             tracing::error!(%error, "the CSI socket failed");
         }

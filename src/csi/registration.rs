@@ -144,7 +144,7 @@ impl Serving {
         let listener = socket::bind(path)?;
         let task = tokio::spawn(async move {
             let server = tonic::transport::Server::builder().add_service(RegistrationServer::new(service));
-            if let Err(error) = server.serve_with_incoming(socket::private(listener)).await {
+            if let Err(error) = server.serve_with_incoming(socket::private_grpc(listener)).await {
                 tracing::error!(%error, "the registration socket failed");
             }
         });
@@ -162,10 +162,10 @@ impl Drop for Serving {
     }
 }
 
-/// Asks the socket what kubelet will ask.
+/// Asks the socket what kubelet will ask, and as kubelet does.
 async fn answers(path: &Path, driver_name: &str) -> bool {
     let ask = async {
-        let channel = socket::connect(path).await.ok()?;
+        let channel = socket::connect_by_path(path).await.ok()?;
         let info = RegistrationClient::new(channel).get_info(InfoRequest {}).await.ok()?;
         Some(info.into_inner().name == driver_name)
     };

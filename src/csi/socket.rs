@@ -4,11 +4,14 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::authority::stream::{Dialed, Served, of_path};
 
 /// Binds a socket at `path`, mode 0600, in place of a stale one.
 ///
@@ -43,15 +46,39 @@ pub fn private(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStre
     })
 }
 
-/// A gRPC connection to the socket at `path`, with the authority that kubelet uses.
+/// The same for gRPC, from clients with any authority.
+pub fn private_grpc(listener: UnixListener) -> impl Stream<Item = io::Result<Served<UnixStream>>> {
+    private(listener).map_ok(Served::new)
+}
+
+/// A gRPC connection to the socket at `path`, with the authority `localhost`, as kubelet makes it to a CSI socket.
 ///
 /// # Errors
 /// When nobody listens there.
 pub async fn connect(path: &Path) -> Result<Channel, tonic::transport::Error> {
+    connect_through(path, |stream| stream).await
+}
+
+/// A gRPC connection whose authority is the path in percent-encoding, as kubelet makes it to a registration socket.
+///
+/// # Errors
+/// When nobody listens there.
+pub async fn connect_by_path(path: &Path) -> Result<Channel, tonic::transport::Error> {
+    let authority = of_path(path);
+    connect_through(path, move |stream| Dialed::new(stream, &authority)).await
+}
+
+async fn connect_through<S>(
+    path: &Path,
+    wrap: impl Fn(UnixStream) -> S + Clone + Send + 'static,
+) -> Result<Channel, tonic::transport::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let path = path.to_owned();
     let connector = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        let (path, wrap) = (path.clone(), wrap.clone());
+        async move { UnixStream::connect(path).await.map(|stream| TokioIo::new(wrap(stream))) }
     });
     Endpoint::from_static("http://localhost").connect_with_connector(connector).await
 }

@@ -53,8 +53,9 @@ impl Kubelet {
     /// # Errors
     /// When the plugin does not answer as it must.
     pub async fn register(&self, registration: &Path) -> Result<PluginInfo, Status> {
-        let channel =
-            socket::connect(registration).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let channel = socket::connect_by_path(registration)
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
         let mut client = RegistrationClient::new(channel);
         let mut request = Request::new(InfoRequest {});
         request.set_timeout(Duration::from_secs(1));
