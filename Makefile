@@ -13,7 +13,7 @@ MUSL_ARM := aarch64-unknown-linux-musl
 
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := tar decompress unpack merge index
+FUZZ_TARGETS := tar decompress unpack merge index authority
 CONTAINERD := v2.3.4
 HELM := v3.19.0
 CSI_SANITY := v5.6.0
@@ -47,7 +47,7 @@ test: ## Install what the tests need, run all tests (as root: they mount)
 	@$(call need,ip,iproute2)
 	$(AS_ROOT) $(CARGO) test
 
-fuzz: $(TOOLS)/bin/cargo-fuzz ## Feed the code that reads archives with what it does not expect
+fuzz: $(TOOLS)/bin/cargo-fuzz ## Feed the code that reads archives and HTTP/2 with what it does not expect
 	cd fuzz && export PATH="$(abspath $(TOOLS))/bin:$$PATH" RUSTC_BOOTSTRAP=1 && cargo fuzz build && \
 	for target in $(FUZZ_TARGETS); do \
 		mkdir -p corpus/$$target seeds/$$target; \
