@@ -17,11 +17,13 @@
 //! | 4 | [`control`] | the command line's operations, here or in the plugin that holds the store |
 //! | 5 | [`cli`] | commands and their output |
 //!
-//! Beside them: [`failure`] (the vocabulary errors share), [`moment`] (where tests end the process), [`config`] (checks of flags), [`telemetry`], [`sys`]
-//! (the only unsafe code), [`inode`] (metadata of files), and [`demo`] (a registry and a kubelet, for the demo and the tests).
+//! Beside them: [`failure`] (the vocabulary errors share), [`moment`] (where tests end the process), [`config`] (checks
+//! of flags), [`accept`] (connections to a listener), [`telemetry`], [`sys`] (the only unsafe code), [`inode`] (metadata of
+//! files), and [`demo`] (a registry and a kubelet, for the demo and the tests).
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
 
+pub mod accept;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 const EVERYBODYS: [&str; 2] = ["failure", "moment"];
 
 /// Module, and the modules of this crate that it may name beside those.
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
     ("failure", &[]),
     ("moment", &[]),
+    ("accept", &[]),
     ("oci", &[]),
     ("layer", &["oci"]),
     ("layout", &["oci", "layer"]),
@@ -22,7 +23,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("mount", &["oci", "layout", "sys"]),
     ("pull", &["oci", "layer", "layout", "registry", "store", "unpack"]),
     ("volume", &["oci", "layer", "layout", "store", "mount", "pull"]),
-    ("csi", &["volume"]),
+    ("csi", &["accept", "volume"]),
     ("control", &["layer", "pull", "volume", "csi"]),
     ("config", &["oci", "registry", "mount", "pull", "csi"]),
     ("telemetry", &[]),

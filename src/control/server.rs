@@ -49,8 +49,7 @@ pub async fn serve(
                     }
                 });
             }
-            Some(Err(error)) => tracing::warn!(%error, "cannot accept a control connection"),
-            None => break,
+            Some(Err(_)) | None => break,
         }
     }
     let _ = std::fs::remove_file(path); // A stale one is replaced at the next start.

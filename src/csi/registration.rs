@@ -16,6 +16,7 @@ use super::pluginregistration::registration_client::RegistrationClient;
 use super::pluginregistration::registration_server::{Registration, RegistrationServer};
 use super::pluginregistration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 use super::socket;
+use crate::accept;
 
 /// How registration stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,10 +163,13 @@ impl Drop for Serving {
     }
 }
 
-/// Asks the socket what kubelet will ask, and as kubelet does.
+/// Asks the socket what kubelet will ask, and as kubelet does. Who has no descriptor to ask with knows nothing against it.
 async fn answers(path: &Path, driver_name: &str) -> bool {
     let ask = async {
-        let channel = socket::connect_by_path(path).await.ok()?;
+        let channel = match socket::connect_by_path(path).await {
+            Ok(channel) => channel,
+            Err(error) => return Some(accept::is_shortage(&error)),
+        };
         let info = RegistrationClient::new(channel).get_info(InfoRequest {}).await.ok()?;
         Some(info.into_inner().name == driver_name)
     };

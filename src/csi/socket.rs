@@ -8,10 +8,10 @@ use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::authority::stream::{Dialed, Served, of_path};
+use crate::accept;
 
 /// Binds a socket at `path`, mode 0600, in place of a stale one.
 ///
@@ -34,16 +34,14 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 /// The connections that root, or the user this process runs as, makes to `listener`; others are closed.
 pub fn private(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
     let own = rustix::process::geteuid().as_raw();
-    UnixListenerStream::new(listener).filter(move |connection| {
-        let allowed = match connection {
-            Ok(stream) => stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own),
-            Err(_) => true,
-        };
+    let connections = accept::connections(listener).filter(move |stream| {
+        let allowed = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own);
         if !allowed {
             tracing::warn!("refused a connection that is not root's");
         }
         std::future::ready(allowed)
-    })
+    });
+    connections.map(Ok)
 }
 
 /// The same for gRPC, from clients with any authority.
