@@ -8,6 +8,7 @@ pub mod mount;
 pub mod namespace;
 pub mod node;
 pub mod output;
+pub mod process;
 pub mod pull;
 
 use std::process::ExitCode;
@@ -42,6 +43,8 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Node(flags) => {
             let config = flags.check(&common)?;
+            process::raise_open_files();
+            process::give_up_privileges()?;
             runtime()?.block_on(async {
                 let (stop, stopped) = watch::channel(false);
                 tokio::spawn(node::stop_on_signal(stop));

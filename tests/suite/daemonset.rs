@@ -1,5 +1,6 @@
 //! The plugin in the shape of the rendered DaemonSet, driven as kubelet drives it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -160,6 +161,48 @@ fn with_two_hundred_volumes_it_is_ready_within_a_second() {
         let health = client.get("http://127.0.0.1:9808/metrics").send().await.expect("metrics");
         assert!(health.status().is_success());
     });
+}
+
+#[test]
+fn it_gives_up_what_it_does_not_need() {
+    // `linux/capability.h`: CHOWN, DAC_OVERRIDE, FOWNER, SYS_CHROOT, SYS_ADMIN.
+    let needed: u64 = [0, 1, 3, 18, 21].into_iter().map(|bit| 1 << bit).sum();
+    isolated(async {
+        let (registry, node) = start().await;
+        let own = status(Path::new("/proc/self")).expect("this process");
+        assert!(number(&own, "CapEff").count_ones() > needed.count_ones(), "this test needs all of root's");
+        // Work of all kinds has been done, so all kinds of threads are there.
+        let mut pods = Pods::new(&node.kubelet);
+        for (pod, reference) in [("one", "model:v1"), ("two", "image:v1")] {
+            pods.add(pod, &registry.reference(reference));
+            pods.sync(pod).await.expect("mounted");
+        }
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", node.pid())).expect("it runs");
+        let mut threads = 0;
+        for task in tasks {
+            let path = task.expect("a thread").path();
+            let Some(status) = status(&path) else { continue };
+            let sets = ["CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb", "NoNewPrivs"];
+            let found = sets.map(|name| number(&status, name));
+            assert_eq!(found, [needed, needed, needed, 0, 0, 1], "{}", path.display());
+            threads += 1;
+        }
+        assert!(threads > 2, "{threads} threads");
+        for pod in ["one", "two"] {
+            pods.remove(pod).await.expect("unmounted");
+        }
+    });
+}
+
+/// The lines of `status` of a process or thread, by name; nothing when it has ended.
+fn status(path: &Path) -> Option<BTreeMap<String, String>> {
+    let text = std::fs::read_to_string(path.join("status")).ok()?;
+    let lines = text.lines().filter_map(|line| line.split_once(':'));
+    Some(lines.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
+}
+
+fn number(status: &BTreeMap<String, String>, name: &str) -> u64 {
+    u64::from_str_radix(&status[name], 16).expect("a hexadecimal number")
 }
 
 #[test]
