@@ -26,7 +26,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     ("csi", &["accept", "volume"]),
     ("control", &["layer", "pull", "volume", "csi"]),
     ("config", &["oci", "registry", "mount", "pull", "csi"]),
-    ("telemetry", &[]),
+    ("telemetry", &["accept"]),
     ("demo", &["oci", "csi"]),
     (
         "cli",

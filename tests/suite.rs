@@ -26,6 +26,8 @@ mod differential;
 mod documented;
 #[path = "suite/durability.rs"]
 mod durability;
+#[path = "suite/exposed.rs"]
+mod exposed;
 #[path = "suite/families.rs"]
 mod families;
 #[path = "suite/faults.rs"]

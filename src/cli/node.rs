@@ -75,7 +75,6 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     let health_listener = match config.health {
         Some(address) => Some(
             health::bind(address)
-                .await
                 .map_err(|error| internal(&format!("cannot bind {address} (--health-addr): {error}")))?,
         ),
         None => None,

@@ -12,8 +12,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
+
+use super::server;
 
 /// The answer to a check: well, or why not.
 pub type Answer = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
@@ -37,42 +39,44 @@ const CHECK_TIME: Duration = Duration::from_secs(3);
 /// Requests answered at the same time; more wait.
 const REQUESTS: usize = 16;
 
+/// Connections that wait to be accepted. A crowd is let through quickly; who comes while the queue is full waits a second,
+/// until its TCP tries again.
+const QUEUE: u32 = 1024;
+
 /// Binds `address`; where there is no IPv6, all IPv4 addresses in place of all addresses.
+///
+/// *Caller:* it runs in the async runtime, which the listener is registered with.
 ///
 /// # Errors
 /// When the port is taken, or the address is not this machine's.
-pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match listen(address) {
         Err(error)
             if address.ip() == Ipv6Addr::UNSPECIFIED
                 && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
         {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+            listen((Ipv4Addr::UNSPECIFIED, address.port()).into())
         }
         result => result,
     }
 }
 
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }?;
+    socket.set_reuseaddr(true)?; // As `TcpListener::bind` does: the port is free again as soon as the process has ended.
+    socket.bind(address)?;
+    socket.listen(QUEUE)
+}
+
 /// Serves until `stop` is true.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(
-    listener: TcpListener,
-    checks: Checks,
-    mut stop: watch::Receiver<bool>,
-) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, checks: Checks, stop: watch::Receiver<bool>) {
     let router = Router::new()
         .route("/healthz", get(|State(checks): State<Arc<Checks>>| async move { answer(&checks.live).await }))
         .route("/readyz", get(|State(checks): State<Arc<Checks>>| async move { answer(&checks.ready).await }))
         .route("/metrics", get(metrics))
         .layer(tower::limit::GlobalConcurrencyLimitLayer::new(REQUESTS))
         .with_state(Arc::new(checks));
-    axum::serve(listener, router)
-        .with_graceful_shutdown(async move {
-            let _ = stop.wait_for(|stop| *stop).await;
-        })
-        .await
+    server::serve(listener, router, stop).await;
 }
 
 async fn answer(check: &Check) -> Response {

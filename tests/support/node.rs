@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
@@ -11,6 +12,7 @@ use nix::unistd::Pid;
 use ocivol::csi::pluginregistration::PluginInfo;
 use ocivol::demo::kubelet::{Kubelet, PodVolume};
 use ocivol::mount::{Mount, Table};
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use tempfile::TempDir;
 use tonic::{Code, Status};
 
@@ -115,6 +117,26 @@ impl Node {
         assert!(!self.has_ended(), "it ended: {}", self.logged());
     }
 
+    /// As [`Node::run_registered`], with this soft limit of open files.
+    ///
+    /// A process starts with the limits of the one that starts it: this test, which is alone in its process.
+    pub async fn run_with_open_files(&mut self, soft: u64) {
+        let own = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(soft), ..own }).expect("a lower limit");
+        self.launch();
+        setrlimit(Resource::Nofile, own).expect("the limit before");
+        self.serves_or_ends().await;
+        assert!(!self.has_ended(), "it ended: {}", self.logged());
+        self.settle().await;
+    }
+
+    /// Takes from the plugin that runs the right to have more than this many open files.
+    pub fn limit_open_files(&self, most: u64) {
+        let pid = rustix::process::Pid::from_raw(self.pid() as i32);
+        let limit = Rlimit { current: Some(most), maximum: Some(most) };
+        prlimit(pid, Resource::Nofile, limit).expect("a lower limit");
+    }
+
     /// Waits until it wants to register, or has ended.
     pub async fn serves_or_ends(&mut self) {
         let registration = self.registration();
@@ -124,6 +146,10 @@ impl Node {
     /// Starts the plugin, registers it, and waits until the command line finds it.
     pub async fn run_registered(&mut self) {
         self.run().await;
+        self.settle().await;
+    }
+
+    async fn settle(&self) {
         // Without it the command line would work on the store itself.
         let control = self.root.join("control.sock");
         eventually("the control socket", || std::os::unix::net::UnixStream::connect(&control).is_ok()).await;
@@ -168,6 +194,15 @@ impl Node {
             .envs(&self.env)
             .stdin(Stdio::null());
         command
+    }
+
+    /// CPU time that the plugin has used, of the kernel too.
+    pub fn cpu_time(&self) -> Duration {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
+        // `man 5 proc_pid_stat`: fields 14 and 15; field 2 is a name in parentheses.
+        let fields = text.rsplit(')').next().expect("a name").split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+        Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
     }
 
     /// A value of `/proc/<pid>/status`, in bytes.
