@@ -56,7 +56,7 @@ fn read<T: DeserializeOwned + Serialize>(object: &Value) {
 macro_rules! readers {
     ($version:ident, $api:ident) => {
         fn $version(object: &Value) {
-            use $api::api::{apps, core, storage};
+            use $api::api::{apps, core, networking, storage};
             match object["kind"].as_str().expect("a kind") {
                 "Namespace" => read::<core::v1::Namespace>(object),
                 "ConfigMap" => read::<core::v1::ConfigMap>(object),
@@ -69,6 +69,7 @@ macro_rules! readers {
                 // Its type is not Kubernetes' own; below it is looked at what it names.
                 "InferenceService" => {}
                 "CSIDriver" => read::<storage::v1::CSIDriver>(object),
+                "NetworkPolicy" => read::<networking::v1::NetworkPolicy>(object),
                 other => panic!("an object of kind {other}"),
             }
         }
@@ -82,7 +83,7 @@ readers!(kubernetes_1_36, k8s_openapi);
 #[test]
 fn every_object_is_known_to_every_version() {
     let mut all = install();
-    assert_eq!(all.len(), 5);
+    assert_eq!(all.len(), 6);
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples");
     for entry in std::fs::read_dir(examples).expect("examples") {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("text");
@@ -167,6 +168,37 @@ fn the_driver_object_says_what_the_driver_does() {
     ] {
         assert_eq!(spec[key], value, "{key}");
     }
+}
+
+#[test]
+fn the_network_policy_lets_monitoring_to_the_health_port_and_nobody_anywhere_else() {
+    let spec = &of_kind("NetworkPolicy")["spec"];
+    let set = of_kind("DaemonSet");
+    let pod = &set["spec"]["template"];
+    // It is about the plugin's pods: of their labels it names those that stay over an upgrade.
+    let selected = spec["podSelector"]["matchLabels"].as_object().expect("labels");
+    assert!(!selected.is_empty());
+    for (label, value) in selected {
+        assert_eq!(&pod["metadata"]["labels"][label], value, "{label}");
+    }
+    assert_eq!(spec["podSelector"]["matchLabels"], set["spec"]["selector"]["matchLabels"]);
+    assert_eq!(spec["policyTypes"], serde_json::json!(["Ingress"]));
+    let port = &pod["spec"]["containers"][0]["ports"][0]["containerPort"];
+    let monitoring = serde_json::json!({"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}});
+    let rules = serde_json::json!([{
+        "from": [{"namespaceSelector": monitoring}],
+        "ports": [{"port": port, "protocol": "TCP"}],
+    }]);
+    assert_eq!(spec["ingress"], rules);
+    assert!(spec["egress"].is_null());
+}
+
+/// Page cache is charged to the container that writes it: a limit drops a model from memory before its pod reads it.
+#[test]
+fn the_plugin_has_no_limit_of_memory() {
+    let set = of_kind("DaemonSet");
+    let resources = &set["spec"]["template"]["spec"]["containers"][0]["resources"];
+    assert!(resources["limits"].is_null() && !resources["requests"]["memory"].is_null(), "{resources}");
 }
 
 #[test]
