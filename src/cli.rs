@@ -44,6 +44,8 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
         Command::Node(flags) => {
             let config = flags.check(&common)?;
             process::raise_open_files();
+            crate::limits::enforce(config.pulls.parallel_downloads)
+                .map_err(|error| internal(&format!("cannot bound this process's memory: {error}")))?;
             process::give_up_privileges()?;
             runtime()?.block_on(async {
                 let (stop, stopped) = watch::channel(false);

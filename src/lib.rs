@@ -18,8 +18,9 @@
 //! | 5 | [`cli`] | commands and their output |
 //!
 //! Beside them: [`failure`] (the vocabulary errors share), [`moment`] (where tests end the process), [`config`] (checks
-//! of flags), [`accept`] (connections to a listener), [`telemetry`], [`sys`] (the only unsafe code), [`inode`] (metadata of
-//! files), and [`demo`] (a registry and a kubelet, for the demo and the tests).
+//! of flags), [`limits`] (the sum of all bounds of memory), [`accept`] (connections to a listener), [`telemetry`], [`sys`]
+//! (the only unsafe code), [`inode`] (metadata of files), and [`demo`] (a registry and a kubelet, for the demo and the
+//! tests).
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
 
@@ -33,6 +34,7 @@ pub mod failure;
 pub mod inode;
 pub mod layer;
 pub mod layout;
+pub mod limits;
 pub mod moment;
 pub mod mount;
 pub mod oci;

@@ -13,11 +13,11 @@ pub mod flight;
 pub mod metrics;
 pub mod obtain;
 mod offers;
-mod plan;
+pub mod plan;
 pub mod progress;
 pub mod resolve;
 pub mod segments;
-mod turns;
+pub mod turns;
 mod unpacking;
 mod wanted;
 mod watch;
@@ -135,11 +135,11 @@ pub struct Puller {
 
 /// Bytes received and not yet written, on the whole node. With the bounds on connections and on manifests this
 /// bounds memory, whatever registries send.
-const BUFFERED_BYTES: usize = 6 * 1024 * 1024;
+pub const BUFFERED_BYTES: usize = 6 * 1024 * 1024;
 /// Manifests that are taken apart at the same time; this takes many times their size, and no network.
 const PLANS_AT_A_TIME: usize = 4;
 /// Trees that are merged at the same time; each may take a quarter of a GiB.
-const MERGES_AT_A_TIME: usize = 2;
+pub const MERGES_AT_A_TIME: usize = 2;
 /// Layers that are unpacked from files of the store at the same time.
 const LOCAL_UNPACKS_AT_A_TIME: usize = 4;
 /// Blobs of one pull that are looked after at a time; downloads are bounded apart.

@@ -73,7 +73,7 @@ const DIRECTORIES: [&str; 11] = [
 /// Bytes that pulls leave free, at most.
 const RESERVE_LIMIT: u64 = 1 << 30;
 /// First looks at a time: an index may take 256 MiB.
-const CHECKS_AT_A_TIME: usize = 2;
+pub const CHECKS_AT_A_TIME: usize = 2;
 
 /// The store, open for writing by this process alone.
 #[derive(Debug)]

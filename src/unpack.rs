@@ -9,7 +9,7 @@ pub mod decompress;
 pub mod error;
 pub mod extract;
 mod pax;
-mod ring;
+pub mod ring;
 pub mod tar;
 
 use std::path::Path;

@@ -31,7 +31,7 @@ use crate::store::{self, Store};
 use turn::Turns;
 
 /// Publishes that are worked on or wait; more are refused.
-const PUBLISHES_LIMIT: usize = 1024;
+pub const PUBLISHES_LIMIT: usize = 1024;
 /// How long what needs no store waits for one that is being opened.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
 

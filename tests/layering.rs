@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const EVERYBODYS: [&str; 2] = ["failure", "moment"];
 
 /// Module, and the modules of this crate that it may name beside those.
-const MAY_USE: [(&str, &[&str]); 20] = [
+const MAY_USE: [(&str, &[&str]); 21] = [
     ("failure", &[]),
     ("moment", &[]),
     ("accept", &[]),
@@ -26,6 +26,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     ("csi", &["accept", "volume"]),
     ("control", &["layer", "pull", "volume", "csi"]),
     ("config", &["oci", "registry", "mount", "pull", "csi"]),
+    ("limits", &["layer", "pull", "registry", "store", "unpack", "volume"]),
     ("telemetry", &["accept"]),
     ("demo", &["oci", "csi"]),
     (
@@ -41,6 +42,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
             "csi",
             "control",
             "config",
+            "limits",
             "telemetry",
             "demo",
         ],

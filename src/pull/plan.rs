@@ -19,9 +19,11 @@ pub(super) struct Planned {
 }
 
 /// A manifest above this size is large: one of 300 layers, each with ModelPack's annotations, is not.
-const LARGE_MANIFEST: u64 = 256 * 1024;
+pub const LARGE_MANIFEST: u64 = 256 * 1024;
+/// What is made of a manifest takes so many times its size, at most: names, a plan, and a tree's record.
+pub const PLAN_FACTOR: u64 = 4;
 /// Bytes, in KiB, of all large manifests whose pulls run; what is made of one takes several times its size.
-pub(super) const LARGE_MANIFESTS_KIB: usize = 16 * 1024;
+pub const LARGE_MANIFESTS_KIB: usize = 16 * 1024;
 
 impl Puller {
     /// Lays `manifest` out, with its config where names depend on that.

@@ -23,7 +23,7 @@ pub(super) struct Permit {
 }
 
 /// Registries that can be busy at the same time.
-const HOSTS: usize = 8;
+pub const HOSTS: usize = 8;
 
 impl Downloads {
     pub fn new(per_host: usize) -> Self {

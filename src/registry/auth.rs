@@ -53,7 +53,9 @@ struct TokenResponse {
 }
 
 /// Entries kept; more are dropped and fetched again.
-const TOKENS_LIMIT: usize = 4096;
+pub const TOKENS_LIMIT: usize = 1024;
+/// Bytes of a token: no registry takes a larger header.
+pub const TOKEN_LIMIT: usize = 16 * 1024;
 /// Bytes of a token server's answer.
 const RESPONSE_LIMIT: usize = 256 * 1024;
 /// Lifetime of a token that does not say: distribution's token specification.
@@ -188,6 +190,9 @@ async fn fetch(
         .filter(|token| !token.is_empty())
         .or(answer.access_token)
         .ok_or_else(|| invalid("sent a token response without a token"))?;
+    if token.len() > TOKEN_LIMIT {
+        return Err(invalid(&format!("sent a token of {} bytes, more than {TOKEN_LIMIT}", token.len())));
+    }
     // A tenth is kept as margin for the time the request takes.
     let lifetime = answer.expires_in.unwrap_or(DEFAULT_LIFETIME).clamp(1, 24 * 3600);
     let expires = Instant::now() + Duration::from_secs(lifetime) * 9 / 10;

@@ -21,7 +21,7 @@ pub struct Registry {
 }
 
 /// Bytes of manifests in memory, of all requests together.
-const MANIFEST_BYTES: usize = 16 * manifest::SIZE_LIMIT;
+pub const MANIFEST_BYTES: usize = 16 * manifest::SIZE_LIMIT;
 
 /// A manifest as a registry sent it.
 #[derive(Debug)]

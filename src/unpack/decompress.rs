@@ -57,9 +57,9 @@ type Emit<'a> = &'a mut dyn FnMut(Piece<'_>) -> Result<(), Error>;
 /// The longest magic number that is looked at.
 const MAGIC: usize = 6;
 /// Windows up to this size (2^23 is 8 MiB, what `zstd -19` needs) are had by every stream at once.
-const COMMON_WINDOW: u64 = 1 << 23;
+pub const COMMON_WINDOW: u64 = 1 << 23;
 /// The largest window (`zstd --ultra -22`), for who is allowed to have it.
-const LARGEST_WINDOW: u64 = 1 << 27;
+pub const LARGEST_WINDOW: u64 = 1 << 27;
 /// Bytes of a zstd frame header with everything in it (RFC 8878, 3.1.1.1).
 const FRAME_HEADER: usize = 18;
 /// How often larger the content may be: deflate ends at 1,032, and what is made for use is far below 100.

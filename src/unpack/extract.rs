@@ -11,7 +11,7 @@
 //! <directory>/index           every entry, in the order of the archive
 //! ```
 
-mod files;
+pub mod files;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -70,7 +70,8 @@ const DIRECTORIES_LIMIT: u64 = 64 * 1024 * 1024;
 /// Bytes of attributes of one entry, and of all directories of a layer: theirs are set at the end. One attribute may have
 /// 64 KiB (`XATTR_SIZE_MAX`), and most file systems take less for all of a file.
 const XATTRS_LIMIT: usize = 64 * 1024;
-const DIRECTORY_XATTRS_LIMIT: usize = 1024 * 1024;
+/// See [`XATTRS_LIMIT`].
+pub const DIRECTORY_XATTRS_LIMIT: usize = 1024 * 1024;
 /// `man 7 xattr`; overlayfs reads the second as instructions (CVE-2023-0386 and its kind).
 const XATTR_PREFIX: &[u8] = b"user.";
 const XATTR_NEVER: &[u8] = b"user.overlay.";

@@ -12,6 +12,8 @@ use super::error::Error;
 pub(super) const BUFFER: usize = 256 * 1024;
 /// Full buffers on the way; one more is being filled, and one being read.
 const AHEAD: usize = 2;
+/// Bytes of all buffers of a ring.
+pub const MEMORY: usize = (AHEAD + 2) * BUFFER;
 
 enum Full {
     Buffer(Buffer),

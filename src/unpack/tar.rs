@@ -64,7 +64,7 @@ pub enum Type {
 /// Bytes of a block: everything in an archive is a multiple of it.
 const BLOCK: usize = 512;
 /// Bytes of one extended header, and of one long name: far above what 255-byte parts and attributes need.
-const EXTENDED_LIMIT: u64 = 1024 * 1024;
+pub const EXTENDED_LIMIT: u64 = 1024 * 1024;
 
 type Block = [u8; BLOCK];
 

@@ -38,8 +38,9 @@ pub(super) enum Parent<'a> {
 }
 
 /// Bytes of memory for directories, of one layer and, beyond what each has, of all layers of this process together.
-const OWN_MEMORY: u64 = 2 * 1024 * 1024;
-const SHARED_MEMORY: u64 = 128 * 1024 * 1024;
+pub const OWN_MEMORY: u64 = 2 * 1024 * 1024;
+/// See [`OWN_MEMORY`].
+pub const SHARED_MEMORY: u64 = 128 * 1024 * 1024;
 static SHARED: AtomicU64 = AtomicU64::new(0);
 
 /// Directories that are open at a time: archives go through a tree depth first.
