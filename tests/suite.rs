@@ -52,6 +52,8 @@ mod messages;
 mod model;
 #[path = "suite/publish.rs"]
 mod publish;
+#[path = "suite/read_only.rs"]
+mod read_only;
 #[path = "suite/real_registry.rs"]
 mod real_registry;
 #[path = "suite/registration.rs"]

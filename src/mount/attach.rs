@@ -111,7 +111,7 @@ impl Mounter {
             match self.locked_mount_of(source, directory) {
                 Ok(mount) => return Ok(mount),
                 Err(error) => {
-                    tracing::debug!(%error, "cannot lock the flags of a mount; an overlay is mounted")
+                    tracing::debug!(%error, "cannot lock the flags of a mount; an overlay is mounted");
                 }
             }
         }

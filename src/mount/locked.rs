@@ -61,7 +61,6 @@ impl LockedStore {
 
     fn build(root: &Path, lock: Lock) -> io::Result<Self> {
         unshare(CloneFlags::CLONE_NEWNS)?;
-        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
         let namespace = rustix::fs::openat(
             CWD,
             "/proc/thread-self/ns/mnt",
@@ -69,9 +68,11 @@ impl LockedStore {
             Mode::empty(),
         )?;
         let directory = rustix::fs::openat(CWD, root, DIRECTORY, Mode::empty())?;
-        // The caller's root directory may be a chroot; entering a namespace leads to that namespace's own root. In a
-        // chroot the kernel makes no user namespace.
+        // The caller's root directory may be a chroot, in which the kernel makes no user namespace. Entering a namespace
+        // leads to that namespace's own root.
         setns(&namespace, CloneFlags::CLONE_NEWNS)?;
+        // From the very root: whatever were still shared, and is detached below, would be detached on the node.
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
         let clone = clone(directory.as_fd())?;
         let attributes = |set| MountAttributes { set, propagation: libc::MS_PRIVATE, user_namespace: None };
         let set = match lock {
@@ -143,4 +144,52 @@ fn on_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Resu
         let thread = std::thread::Builder::new().name("mounts".into()).spawn_scoped(scope, work)?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that mounts panicked")))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use nix::mount::{MsFlags, mount};
+
+    use super::*;
+
+    const NONE: Option<&str> = None;
+
+    #[test]
+    fn nothing_is_unmounted_anywhere_else_not_even_from_a_chroot() {
+        unshare(CloneFlags::CLONE_NEWNS).expect("mount tests need root: run them with sudo");
+        mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).expect("private mounts");
+        let directory = tempfile::tempdir().expect("a directory");
+        let base = directory.path().canonicalize().expect("a path");
+        // The node: its mounts are shared, and one lies outside of the root directory that the caller has.
+        for name in ["node", "root"] {
+            fs::create_dir(base.join(name)).expect("a directory");
+            let options = Some("size=1m");
+            mount(Some("tmpfs"), &base.join(name), Some("tmpfs"), MsFlags::empty(), options)
+                .expect("mounted");
+        }
+        mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SHARED, NONE).expect("shared mounts");
+        let before = fs::read_to_string("/proc/thread-self/mountinfo").expect("mounts");
+        for name in ["proc", "store"] {
+            fs::create_dir(base.join("root").join(name)).expect("a directory");
+        }
+        fs::write(base.join("root/store/file"), "content").expect("a file");
+        let root = base.join("root");
+        let opened = on_a_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount(Some("/proc"), &root.join("proc"), NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?;
+            std::os::unix::fs::chroot(&root)?;
+            LockedStore::open(Path::new("/store"), Lock::All)
+        });
+        let store = opened.expect("opened in a chroot");
+        // The bind above spread to here, as it does on a node; take it away again.
+        nix::mount::umount2(&base.join("root/proc"), nix::mount::MntFlags::MNT_DETACH).expect("unmounted");
+        let after = fs::read_to_string("/proc/thread-self/mountinfo").expect("mounts");
+        assert_eq!(before, after);
+        store.mount_of(Path::new("."), false).expect("a volume");
+        for name in ["node", "root"] {
+            nix::mount::umount2(&base.join(name), nix::mount::MntFlags::MNT_DETACH).expect("unmounted");
+        }
+    }
 }

@@ -101,7 +101,7 @@ impl Recoder {
         Self { authority: field, table: VecDeque::new(), size: 0, limit: TABLE_LIMIT }
     }
 
-    /// Appends what `block` says to `output`, at most [`BLOCK_LIMIT`] bytes.
+    /// Appends what `block` says to `output`, which stays within 64 KiB.
     ///
     /// # Errors
     /// When the block is malformed or grows too large. The table is then not the client's any more.
