@@ -20,7 +20,13 @@ CSI_SANITY := v5.6.0
 # The chart is tried with all of these; the last one renders manifests/install.yaml.
 KUBERNETES := 1.29.0 1.31.0 1.33.0 1.34.0 1.35.0 1.36.0
 
-.PHONY: help demo test check conformance interop manifests image fuzz bench static check-arm advisories
+# The node that `make e2e` runs pods on. Its Kubernetes is what tests/e2e/kubernetes/go.mod says.
+NODE_KUBERNETES := $(shell sed -n 's|.*k8s.io/kubernetes v||p' tests/e2e/kubernetes/go.mod)
+NODE_CONTAINERD := 2.4.2
+NODE_RUNC := 1.5.2
+
+.PHONY: help demo test check conformance e2e node-up node-down node-shell node-tools interop manifests image fuzz bench \
+	static check-arm advisories
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -76,6 +82,65 @@ conformance: $(TOOLS)/bin/helm $(TOOLS)/bin/csi-sanity ## csi-sanity against the
 	$(CARGO) build
 	$(SUDO) sh tests/conformance.sh target/debug/ocivol $(TOOLS)/bin/csi-sanity
 
+# Scenarios whose names contain one of these words; all without.
+SCENARIOS ?=
+
+e2e: node-tools ## Run pods on a node of real parts: kubelet, containerd, runc, API server, registry; needs Go
+	$(MAKE) --no-print-directory image
+	$(SUDO) target/debug/e2e run $(SCENARIOS)
+
+node-up: node-tools ## Start such a node, with ocivol, and keep it
+	$(MAKE) --no-print-directory image
+	$(SUDO) target/debug/e2e up
+
+node-down: ## End it
+	$(SUDO) target/debug/e2e down
+
+node-shell: ## A shell on it: kubectl, ctr, helm
+	$(SUDO) target/debug/e2e shell
+
+KUBERNETES_DIR := $(TOOLS)/kubernetes-$(NODE_KUBERNETES)
+RUNTIME_DIR := $(TOOLS)/containerd-$(NODE_CONTAINERD)-runc-$(NODE_RUNC)
+# Built once for each version. What is at these names is the version that runs.
+node-tools: $(KUBERNETES_DIR) $(RUNTIME_DIR) $(TOOLS)/bin/helm
+	@$(call need,etcd,etcd-server)
+	@$(call need,docker-registry,docker-registry)
+	@$(call need,ip,iproute2)
+	@$(call need,openssl,openssl)
+	@$(call need,fincore,util-linux)
+	@$(call need,skopeo,skopeo)
+	@test -x /usr/lib/cni/bridge || $(call package,containernetworking-plugins)
+	@dpkg -s busybox-static >/dev/null 2>&1 || $(call package,busybox-static)
+	ln -sfn $(notdir $(KUBERNETES_DIR)) $(TOOLS)/kubernetes
+	ln -sfn $(notdir $(RUNTIME_DIR)) $(TOOLS)/runtime
+	$(call again,rustup target add $(MUSL))
+	$(CARGO) build --release --target $(MUSL) --package attempts
+	cp target/$(MUSL)/release/attempts $(TOOLS)/attempts
+	$(CARGO) build --package e2e
+
+# $(call version,value): what Kubernetes' programs say of themselves.
+version = -X k8s.io/component-base/version.gitVersion=v$(1) -X k8s.io/component-base/version.gitMajor=1 \
+	-X k8s.io/component-base/version.gitMinor=$(word 2,$(subst ., ,$(1)))
+
+$(KUBERNETES_DIR):
+	@command -v go >/dev/null || { echo "this needs Go 1.26 or newer: https://go.dev/doc/install" >&2; exit 1; }
+	rm -rf $@.part && mkdir -p $@.part
+	cd tests/e2e/kubernetes && { $(call again,go mod download); } && \
+		CGO_ENABLED=0 go build -trimpath -ldflags "-s -w $(call version,$(NODE_KUBERNETES))" -o $(abspath $@.part)/ tool && \
+		cc -Os -static -s -DVERSION=v1 -o $(abspath $@.part)/pause \
+			"$$(go list -m -f '{{.Dir}}' k8s.io/kubernetes)/build/pause/linux/pause.c"
+	mv $@.part $@
+
+$(RUNTIME_DIR):
+	@test -e /usr/include/seccomp.h || $(call package,libseccomp-dev)
+	@command -v pkg-config >/dev/null || $(call package,pkg-config)
+	rm -rf $@.part && mkdir -p $@.part
+	$(call again,GOBIN=$(abspath $@.part) go install -ldflags "-s -w" $(foreach name,containerd ctr containerd-shim-runc-v2,\
+		github.com/containerd/containerd/v2/cmd/$(name)@v$(NODE_CONTAINERD)))
+	$(call again,GOBIN=$(abspath $@.part) CGO_ENABLED=1 go install -ldflags "-s -w" -tags seccomp \
+		github.com/opencontainers/runc@v$(NODE_RUNC))
+	mv $@.part $@
+
 interop: ## Push with other projects' tools, mount, compare with what they pull; slow, needs Go
 	@command -v go >/dev/null || { echo "this needs Go 1.26 or newer: https://go.dev/doc/install" >&2; exit 1; }
 	@$(call need,docker-registry,docker-registry)
@@ -122,9 +187,9 @@ image: static target/ca-certificates.crt ## The container image, as an OCI archi
 	$(SUDO) sh tests/image.sh target/ocivol-image.tar target/ca-certificates.crt
 
 check: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm ## Format, lints as errors, licences and sources, documentation, rendered manifests
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
-	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(TOOLS)/bin/cargo-deny check licenses bans sources
 	mkdir -p target/tmp && $(call rendered,target/tmp/install.yaml)
 	diff -u manifests/install.yaml target/tmp/install.yaml # Not equal: run make manifests.

@@ -22,7 +22,8 @@ authorities=$(grep -c 'BEGIN CERTIFICATE' "$bundle")
 
 chroot . "$entrypoint" --version
 # It can make a client for registries, which needs certificates, and it says what is wrong with this one.
-inspect() { env -i "$@" chroot . "$entrypoint" inspect "127.0.0.1:$port/x:v1" 2>&1 || true; }
+chroot=$(command -v chroot)
+inspect() { env -i "$@" "$chroot" . "$entrypoint" inspect "127.0.0.1:$port/x:v1" 2>&1 || true; }
 # $1: what the last answer has to say, $2: what it would mean if it did not.
 expect() { echo "$answer" | grep -q "$1" || fail "$2: $answer"; }
 port=1
