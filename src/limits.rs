@@ -53,10 +53,15 @@ const RESERVED: u64 = (1 << 30) + 256 * (2 << 20);
 /// The kernel's.
 pub fn enforce(parallel_downloads: usize) -> rustix::io::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let bound = heap(parallel_downloads) + RESERVED;
+    let bound = data_limit(parallel_downloads);
     let Rlimit { current, maximum } = getrlimit(Resource::Data);
     let lowest = [Some(bound), current, maximum].into_iter().flatten().min();
     setrlimit(Resource::Data, Rlimit { current: lowest, maximum })
+}
+
+/// What [`enforce`] sets, in bytes, unless less is set already.
+pub fn data_limit(parallel_downloads: usize) -> u64 {
+    heap(parallel_downloads) + RESERVED
 }
 
 /// The sum.

@@ -39,7 +39,7 @@ pub fn raise_open_files() {
     }
 }
 
-/// Gives up all capabilities but those in [`NEEDED`], for good, and lets no program that is executed gain any.
+/// Gives up, for good, all capabilities that the plugin does not need, and lets no program that is executed gain any.
 ///
 /// What the process does not have it does not get: run by an ordinary user it has none before and after.
 ///

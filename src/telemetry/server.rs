@@ -1,7 +1,7 @@
 //! HTTP for whoever can reach the port, which in a cluster is every pod.
 //!
 //! A client is trusted with nothing: not to send a request, not to read the answer, not to go away. What all clients
-//! together hold is [`CONNECTIONS`] descriptors, whatever they do, and none of them can keep another one out.
+//! together hold is a bounded number of descriptors, whatever they do, and none of them can keep another one out.
 
 use std::pin::pin;
 use std::sync::Arc;

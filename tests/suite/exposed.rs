@@ -193,7 +193,8 @@ fn regression_t52_without_descriptors_it_waits_and_goes_on_afterwards() {
             lines.lines().filter(|line| line.contains(complaint) && line.contains("csi.sock")).count()
         };
         eventually("a line about it", || complaints(&node) > 0).await;
-        eventually("the last descriptor is taken", || open_files(&node) == most).await;
+        // The limit is one of their numbers: what it has above that stays.
+        eventually("the last descriptor is taken", || open_files(&node) >= most).await;
         // Nothing can be waited for: it is to do nothing for a while.
         let (before, began) = (node.cpu_time(), Instant::now());
         tokio::time::sleep(Duration::from_secs(8)).await;

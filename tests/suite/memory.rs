@@ -142,3 +142,18 @@ fn regression_manifests_of_long_names_take_less_than_256_mib() {
         assert!(peak < 256 * MIB, "peak: {} MiB", peak / MIB);
     });
 }
+
+#[test]
+fn the_kernel_holds_the_plugin_to_the_sum_of_all_bounds() {
+    isolated(async {
+        let node = Node::start(&[]).await;
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", node.pid())).expect("it runs");
+        let line = limits.lines().find(|line| line.starts_with("Max data size")).expect("a line");
+        let soft: u64 = line.split_whitespace().nth(3).and_then(|text| text.parse().ok()).expect("a number");
+        assert_eq!(soft, ocivol::limits::data_limit(4), "{line}");
+        // With room: what is reserved at the start is no reason to end.
+        let used = node.memory("VmData");
+        println!("{} of {} MiB of address space are taken when it is idle", used / MIB, soft / MIB);
+        assert!(used < soft / 2, "{} MiB", used / MIB);
+    });
+}

@@ -232,13 +232,14 @@ mod tests {
         assert_eq!(of_path(Path::new("/a b%\u{e4}:[1]")), "%2Fa%20b%25%C3%A4:[1]");
     }
 
-    /// Requests from few names and values, so that the encoder's table is referred to, and overflows.
+    /// Requests from few names and values, so that the encoder's table is referred to, and overflows. Seven of the longest
+    /// values, whose bytes take up to 30 bits each, stay within the bound of a block.
     fn requests() -> impl Strategy<Value = Vec<Vec<(String, Vec<u8>, bool)>>> {
         let name = prop_oneof![Just("user-agent".to_owned()), "x-[a-c]", "x-[a-z0-9]{1,20}"];
         let value = prop_oneof![
             Just(b"token".to_vec()),
             proptest::collection::vec(0x20_u8..0x7f, 0..40),
-            proptest::collection::vec(0x80_u8..=0xff, 0..1500),
+            proptest::collection::vec(0x80_u8..=0xff, 0..500),
         ];
         let fields = proptest::collection::vec((name, value, proptest::bool::ANY), 0..8);
         proptest::collection::vec(fields, 1..20)

@@ -86,7 +86,7 @@ pub async fn events_say_what_the_readme_says(node: Shared) {
 
 /// Fails unless the README's troubleshooting section quotes `message`, word for word, but for names and the reason that the
 /// network gave.
-fn assert_quoted(what: &str, message: &str) {
+pub fn assert_quoted(what: &str, message: &str) {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md"))
         .expect("the README");
     let section = readme.split("## Troubleshooting").nth(1).expect("a section");

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::Shared;
 use super::inline::target_of;
+use super::messages::assert_quoted;
 use crate::pod::{claim, inline, job, merge, pod, script};
 use crate::registry::{REGISTRY, push_model};
 
@@ -25,7 +26,7 @@ pub async fn an_inline_volume_that_is_not_read_only_is_refused(node: Shared) {
         pods.create(pod(name, volume, &changes)).await;
         let message = pods.event(name, "readOnly").await;
         assert!(message.contains("code = InvalidArgument"), "{message}");
-        assert!(message.contains("set readOnly: true on the volume"), "{message}");
+        assert_quoted(name, message.split(" desc = ").nth(1).unwrap_or_else(|| panic!("{message}")));
     }
     pods.clear().await;
 }
