@@ -107,7 +107,7 @@ node-tools: $(KUBERNETES_DIR) $(RUNTIME_DIR) $(TOOLS)/bin/helm
 	@$(call need,docker-registry,docker-registry)
 	@$(call need,ip,iproute2)
 	@$(call need,openssl,openssl)
-	@$(call need,fincore,util-linux)
+	@$(call need,fincore,util-linux-extra)
 	@$(call need,skopeo,skopeo)
 	@test -x /usr/lib/cni/bridge || $(call package,containernetworking-plugins)
 	@dpkg -s busybox-static >/dev/null 2>&1 || $(call package,busybox-static)

@@ -44,7 +44,7 @@ pub fn table(parallel_downloads: usize) -> Vec<(&'static str, u64)> {
 }
 
 /// What the allocator reserves beyond what is used, in steps, and the stacks of threads: address space, not memory.
-const RESERVED: u64 = (1 << 30) + 256 * (2 << 20);
+const RESERVED: u64 = (1 << 30) + 512 * (2 << 20);
 
 /// Makes the kernel refuse what exceeds the sum: an error in this table ends the process, which is started again, and not
 /// the node. See `man 2 getrlimit`, RLIMIT_DATA.

@@ -4,9 +4,11 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
-use rustix::process::{Pid, WaitOptions, waitpid};
 
 /// Attributes of a mount to set, clear or map. See `man 2 mount_setattr`.
 #[derive(Debug, Default)]
@@ -70,12 +72,14 @@ pub fn clone_of_root_in_a_user_namespace() -> io::Result<OwnedFd> {
     // The child puts its result in this descriptor's place: it shares the table of descriptors, and no memory.
     let place = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let clone = (OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).bits();
-    let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_FILES | libc::SIGCHLD;
+    // No signal at its end, which the process may ignore by inheritance: the child would then not wait to be waited for.
+    let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_FILES);
+    let zero: libc::c_long = 0;
     // SAFETY: without CLONE_VM the child has a copy of this thread alone; it calls nothing but system calls that touch no
     // lock, no heap and no state of the C library, and ends by exit_group without returning into code of others. The stack
     // argument 0 keeps the copied stack. Arguments 3 to 5 are unused without their flags, in whatever order they come.
     let child = unsafe {
-        let child = libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0);
+        let child = libc::syscall(libc::SYS_clone, flags, zero, zero, zero, zero);
         if child == 0 {
             let mount = libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, c"/".as_ptr(), clone);
             let moved = if mount < 0 {
@@ -94,11 +98,16 @@ pub fn clone_of_root_in_a_user_namespace() -> io::Result<OwnedFd> {
     if child < 0 {
         return Err(io::Error::last_os_error());
     }
-    let child = i32::try_from(child).ok().and_then(Pid::from_raw);
-    let status = rustix::io::retry_on_intr(|| waitpid(child, WaitOptions::empty()))?;
-    match status.and_then(|(_, status)| status.exit_status()) {
-        Some(0) => Ok(place),
-        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-        None => Err(io::Error::other("the process that locks mounts was killed")),
+    let child = Pid::from_raw(i32::try_from(child).map_err(io::Error::other)?);
+    loop {
+        match waitpid(child, Some(WaitPidFlag::__WALL)) {
+            Err(Errno::EINTR) => {}
+            Ok(WaitStatus::Exited(_, 0)) => return Ok(place),
+            Ok(WaitStatus::Exited(_, errno)) => return Err(io::Error::from_raw_os_error(errno)),
+            Ok(other) => {
+                return Err(io::Error::other(format!("the process that locks mounts ended: {other:?}")));
+            }
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }

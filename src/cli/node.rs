@@ -180,7 +180,7 @@ async fn control(path: PathBuf, volumes: Arc<Volumes>, mut stop: watch::Receiver
             if let Err(error) = volumes.check_locks().await {
                 tracing::warn!(
                     %error,
-                    "flags of mounts cannot be locked: volumes are mounted as overlays, and pods with hostUsers: false cannot have them; allow user namespaces (sysctl user.max_user_namespaces)"
+                    "flags of mounts cannot be locked; where user namespaces are forbidden (sysctl user.max_user_namespaces), volumes are overlays, which pods with hostUsers: false cannot have"
                 );
             }
             match socket::bind(&path) {

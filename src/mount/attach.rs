@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::MoveMountFlags;
 
 use super::locked::{Lock, LockedStore, identity};
-use super::{Error, Target, kernel, overlay};
+use super::{Error, Table, Target, kernel, overlay};
 use crate::layout::TreePath;
 use crate::sys::{MountAttributes, mount_setattr};
 
@@ -56,12 +56,15 @@ impl Mounter {
         Self { root: root.to_owned(), empty: empty.to_owned(), lock, locked: Mutex::default() }
     }
 
-    /// Whether flags of mounts can be locked on this machine. Where they cannot, every volume is an overlay.
+    /// Whether flags of mounts can be locked on this machine: tries it with the empty directory. Where they cannot, every
+    /// volume is an overlay.
     ///
     /// # Errors
     /// As [`LockedStore::open`].
     pub fn check(&self) -> io::Result<()> {
-        self.locked(None).map(drop)
+        let source = Source { tree: &self.empty, path: None, exec: false, asked_read_only: true };
+        let directory = rustix::fs::openat(CWD, &self.empty, DIRECTORY, Mode::empty())?;
+        self.locked_mount_of(&self.locked(None)?, source, &directory).map(drop)
     }
 
     /// Mounts `source` on `target`, `ro,nosuid,nodev`, and `noexec` unless it may be executed.
@@ -106,33 +109,45 @@ impl Mounter {
     }
 
     /// A read-only mount of `directory`, which is what `source` says, attached nowhere.
+    ///
+    /// An overlay only where locks cannot be had: an error that may pass is tried again, because an overlay is less.
     fn mount_of(&self, source: Source<'_>, directory: &OwnedFd) -> io::Result<OwnedFd> {
         if source.asked_read_only {
-            match self.locked_mount_of(source, directory) {
-                Ok(mount) => return Ok(mount),
-                Err(error) => {
-                    tracing::debug!(%error, "cannot lock the flags of a mount; an overlay is mounted");
+            match self.locked(None) {
+                Ok(store) => return self.locked_mount_of(&store, source, directory),
+                Err(error) if is_forbidden(&error) => {
+                    tracing::warn!(%error, tree = %source.tree.display(), "flags cannot be locked: mounting an overlay");
                 }
+                Err(error) => return Err(error),
             }
         }
         let empty = rustix::fs::openat(CWD, &self.empty, DIRECTORY, Mode::empty())?;
-        Ok(overlay::mount_of(directory, source.tree, &empty, source.exec)?)
+        let place = Table::read().map_err(io::Error::other)?.locate_store(&source.tree.canonicalize()?);
+        let place =
+            place.ok_or_else(|| io::Error::other("the store's file system is not in the mount table"))?;
+        Ok(overlay::mount_of(directory, &place, &empty, source.exec)?)
     }
 
-    fn locked_mount_of(&self, source: Source<'_>, directory: &OwnedFd) -> io::Result<OwnedFd> {
+    fn locked_mount_of(
+        &self,
+        store: &Arc<LockedStore>,
+        source: Source<'_>,
+        directory: &OwnedFd,
+    ) -> io::Result<OwnedFd> {
         let within = source.tree.strip_prefix(&self.root).map_err(io::Error::other)?;
         let within = source.path.map_or_else(|| within.to_owned(), |path| within.join(path.as_str()));
         let wanted = identity(directory.as_fd())?;
         let from = |store: &LockedStore| {
             let mount = store.mount_of(&within, source.exec)?;
             let found = identity(mount.as_fd())?;
-            Ok::<_, io::Error>((found == wanted).then_some(mount))
+            if found == wanted { Ok(mount) } else { Err(Errno::STALE.into()) }
         };
-        let store = self.locked(None)?;
-        let mount = match from(&store) {
-            Ok(Some(mount)) => mount,
-            // Another directory is the store now.
-            _ => from(&*self.locked(Some(&store))?)?.ok_or(Errno::STALE)?,
+        let mount = match from(store) {
+            // Another directory is the store now, or lies over a part of it.
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::STALE)) => {
+                from(&*self.locked(Some(store))?)?
+            }
+            mount => mount?,
         };
         let mut set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
         if !source.exec {
@@ -152,6 +167,13 @@ impl Mounter {
             _ => Ok(Arc::clone(slot.insert(Arc::new(LockedStore::open(&self.root, self.lock)?)))),
         }
     }
+}
+
+/// Whether the kernel, or who configured it, allows no user namespaces: `man 7 user_namespaces`, `man 2 clone`. `EINVAL` is
+/// a kernel without them, or a root directory that cannot be changed; `ENOSPC` is `user.max_user_namespaces`.
+fn is_forbidden(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::PERM | Errno::ACCESS | Errno::INVAL | Errno::NOSPC | Errno::USERS))
 }
 
 fn open_source(tree: &Path, path: Option<&TreePath>) -> Result<OwnedFd, Error> {
@@ -192,7 +214,7 @@ fn open_target(parent: &OwnedFd, target: &Target) -> Result<OwnedFd, Error> {
 mod tests {
     use std::fs;
 
-    use super::super::{Policy, Table, detach};
+    use super::super::{Mount, Policy, detach};
     use super::*;
 
     /// Gives this thread a mount namespace of its own; what is mounted there ends with the thread.
@@ -353,6 +375,8 @@ mod tests {
         let store = table.locate_store(&base).expect("a place");
         assert!(store.holds(mounted) && mounted.store_key() == Some(key.as_str()));
         assert!(!table.locate_store(&base.join("v1")).expect("a place").holds(mounted), "another store's");
+        let bind = Mount { is_overlay: false, ..mounted.clone() };
+        assert!(store.holds(&bind), "known by device and directory, as a bind is");
         clear_flags(&path).expect("the runtime can clear the flags");
         for flags in [MsFlags::empty(), MsFlags::MS_REMOUNT] {
             if !flags.is_empty() {

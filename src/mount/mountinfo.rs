@@ -10,7 +10,7 @@ use super::{Error, overlay};
 /// One line of mountinfo. Source: `man 5 proc_pid_mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// `major:minor` of the file system.
+    /// `major:minor` of the file system; of an overlay of ours, of the one that the tree is in.
     pub device: String,
     /// The directory of that file system which is mounted; of an overlay of ours, the tree that it shows.
     pub root: PathBuf,
@@ -35,11 +35,9 @@ pub struct Table {
 /// Where the store is, in the mount table's words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreLocation {
-    device: String,
+    pub(super) device: String,
     /// The store's directory within its file system.
-    root: PathBuf,
-    /// The same in this mount namespace.
-    path: PathBuf,
+    pub(super) root: PathBuf,
 }
 
 /// Bytes of the table: a hundred thousand mounts.
@@ -85,18 +83,15 @@ impl Table {
     pub fn locate_store(&self, path: &Path) -> Option<StoreLocation> {
         let holder = self.holder(path)?;
         let below = path.strip_prefix(&holder.mount_point).ok()?;
-        let device = holder.device.clone();
-        Some(StoreLocation { device, root: join(&holder.root, below), path: path.to_owned() })
+        Some(StoreLocation { device: holder.device.clone(), root: join(&holder.root, below) })
     }
 }
 
 impl StoreLocation {
     /// Whether `mount` shows a tree of this store, or a layer that needs none.
     pub fn holds(&self, mount: &Mount) -> bool {
-        // An overlay is a file system of its own; its source names the tree as this program did.
-        let store = if mount.is_overlay { &self.path } else { &self.root };
-        let below = |name| mount.root.starts_with(store.join(name));
-        (mount.is_overlay || mount.device == self.device) && (below("v1/trees") || below("v1/layers"))
+        let below = |name| mount.root.starts_with(join(&self.root, Path::new(name)));
+        mount.device == self.device && (below("v1/trees") || below("v1/layers"))
     }
 }
 
@@ -146,7 +141,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let source = unescape(fields.next().unwrap_or_default());
     let shown = (fs_type == "overlay").then(|| overlay::tree_of(&source)).flatten();
     let is_overlay = shown.is_some();
-    let root = shown.unwrap_or(root);
+    let (device, root) = shown.unwrap_or((device, root));
     Some(Mount { device, root, mount_point, options, shared, fs_type, is_overlay })
 }
 

@@ -15,25 +15,28 @@ use rustix::mount::{
     fsmount, fsopen,
 };
 
-/// What the mount table shows as such a mount's source, before the tree's path.
+use super::StoreLocation;
+
+/// What the mount table shows as such a mount's source, before the tree's device and directory: an overlay is a file system
+/// of its own, so these are not in its line as they are in that of a bind.
 const SOURCE: &str = "ocivol:";
 /// Bytes that the kernel takes for the value of an option. `man 2 fsconfig`.
 const VALUE_LIMIT: usize = 255;
 
-/// An overlay that shows `directory`, a part of `tree`, and is attached nowhere yet; `ro,nosuid,nodev`, and `noexec` unless
+/// An overlay that shows `directory`, a part of the tree at `place`, and is attached nowhere yet; `ro,nosuid,nodev`, and `noexec` unless
 /// `executable`. `empty` is an empty directory: without an upper layer there must be two lower ones.
 ///
 /// # Errors
 /// The kernel's.
 pub(super) fn mount_of(
     directory: &OwnedFd,
-    tree: &Path,
+    place: &StoreLocation,
     empty: &OwnedFd,
     executable: bool,
 ) -> Result<OwnedFd, Errno> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_flag(&context, "ro")?;
-    let source = format!("{SOURCE}{}", tree.display());
+    let source = format!("{SOURCE}{}{}", place.device, place.root.display());
     if source.len() > VALUE_LIMIT {
         return Err(Errno::NAMETOOLONG);
     }
@@ -54,7 +57,9 @@ pub(super) fn mount_of(
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)
 }
 
-/// The tree that an overlay shows, from the source that the mount table has for it.
-pub(super) fn tree_of(source: &Path) -> Option<PathBuf> {
-    source.to_str()?.strip_prefix(SOURCE).map(PathBuf::from)
+/// Device and directory of the tree that an overlay shows, from the source that the mount table has for it.
+pub(super) fn tree_of(source: &Path) -> Option<(String, PathBuf)> {
+    let place = source.to_str()?.strip_prefix(SOURCE)?;
+    let (device, root) = place.split_at_checked(place.find('/')?)?;
+    Some((device.to_owned(), PathBuf::from(root)))
 }

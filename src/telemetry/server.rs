@@ -1,7 +1,8 @@
 //! HTTP for whoever can reach the port, which in a cluster is every pod.
 //!
 //! A client is trusted with nothing: not to send a request, not to read the answer, not to go away. What all clients
-//! together hold is a bounded number of descriptors, whatever they do, and none of them can keep another one out.
+//! together hold is a bounded number of descriptors, whatever they do, and who only holds connections keeps nobody out. A
+//! flood of whole requests can: that is what the chart's NetworkPolicy is for.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -26,8 +27,7 @@ use crate::accept;
 /// Connections that are open at the same time. The next one takes the place of the one that has been idle longest.
 const CONNECTIONS: usize = 32;
 /// How long a new connection keeps its place in any case. Clients that mean it send their request at once, and are then no
-/// longer idle. Meanwhile nobody is accepted, and who comes waits in the listener's queue, which holds some hundreds: this
-/// lets 16,000 a second pass.
+/// longer idle. Meanwhile nobody is accepted, and who comes waits in the listener's queue: this lets 16,000 a second pass.
 const GRACE: Duration = Duration::from_millis(2);
 /// Time for the whole header of a request to come.
 const HEADER_TIME: Duration = Duration::from_secs(3);

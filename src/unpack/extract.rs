@@ -70,7 +70,7 @@ const DIRECTORIES_LIMIT: u64 = 64 * 1024 * 1024;
 /// Bytes of attributes of one entry, and of all directories of a layer: theirs are set at the end. One attribute may have
 /// 64 KiB (`XATTR_SIZE_MAX`), and most file systems take less for all of a file.
 const XATTRS_LIMIT: usize = 64 * 1024;
-/// See [`XATTRS_LIMIT`].
+/// The same of all directories of a layer.
 pub const DIRECTORY_XATTRS_LIMIT: usize = 1024 * 1024;
 /// `man 7 xattr`; overlayfs reads the second as instructions (CVE-2023-0386 and its kind).
 const XATTR_PREFIX: &[u8] = b"user.";

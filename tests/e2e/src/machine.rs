@@ -34,6 +34,10 @@ pub fn directory() -> PathBuf {
 
 /// Starts a machine, runs the scenarios on it, and ends it.
 pub fn run(names: &[&str]) -> ExitCode {
+    if kept().is_some() {
+        eprintln!("a node is up: make node-down first");
+        return ExitCode::FAILURE;
+    }
     let mut arguments = vec!["enter", "scenarios"];
     arguments.extend(names);
     let mut child = start(&arguments);
@@ -124,14 +128,20 @@ pub fn shell() -> ExitCode {
 fn kept() -> Option<Pid> {
     let pid: i32 = fs::read_to_string(directory().join("pid")).ok()?.trim().parse().ok()?;
     let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    command.windows(4).any(|part| part == b"keep").then(|| Pid::from_raw(pid))
+    let ours = command.split(|byte| *byte == 0).skip(1).take(2).eq([&b"init"[..], b"keep"]);
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    // Built anew, it has another file of the same name.
+    let same = program.to_string_lossy().trim_end_matches(" (deleted)").ends_with("/e2e");
+    (ours && same).then(|| Pid::from_raw(pid))
 }
 
 /// Starts this program with `arguments` in a process of its own, which goes where this one must not: see [`enter`].
 fn start(arguments: &[&str]) -> Child {
     assert!(rustix::process::geteuid().is_root(), "this needs root: it makes namespaces and mounts");
     remove_cgroups();
-    let _ = fs::remove_dir_all(directory());
+    if directory().exists() {
+        fs::remove_dir_all(directory()).expect("the machine before");
+    }
     fs::create_dir_all(directory().join("logs")).expect("directories");
     Command::new("/proc/self/exe")
         .args(arguments)
@@ -144,7 +154,10 @@ fn start(arguments: &[&str]) -> Child {
 /// Enters the cgroups and namespaces, and starts [`init`] there with `arguments`.
 pub fn enter(arguments: &[&str]) -> ExitCode {
     let keep = arguments == ["keep"];
-    if !keep {
+    if keep {
+        // It stays when the terminal goes.
+        nix::unistd::setsid().expect("a session");
+    } else {
         end_with_parent();
     }
     enter_cgroups();
@@ -155,6 +168,7 @@ pub fn enter(arguments: &[&str]) -> ExitCode {
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
     unshare(namespaces).expect("namespaces");
+    leave_the_root_cgroup();
     let mut init = Command::new("/proc/self/exe");
     init.arg("init").args(arguments);
     if keep {
@@ -212,6 +226,7 @@ fn prepare() {
         mount(NONE, &place, NONE, MsFlags::MS_PRIVATE, NONE).expect("a disk of its own");
         mount(NONE, &place, NONE, MsFlags::MS_SHARED, NONE).expect("a shared disk");
     }
+    keep_settings_of_the_kernel();
     mount_cgroups();
     nix::unistd::sethostname("node-a").expect("a name");
     for command in [
@@ -225,6 +240,27 @@ fn prepare() {
         assert!(status.success(), "ip {command}");
     }
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
+}
+
+/// Settings that kubelet changes for the whole kernel (`setupKernelTunables`). They are not this machine's alone, so kubelet
+/// sees files in their place that have what it wants.
+fn keep_settings_of_the_kernel() {
+    let files = Path::new("/run/kernel");
+    fs::create_dir_all(files).expect("a directory");
+    let wanted = [
+        ("vm/overcommit_memory", "1"),
+        ("vm/panic_on_oom", "0"),
+        ("kernel/panic", "10"),
+        ("kernel/panic_on_oops", "1"),
+        ("kernel/keys/root_maxkeys", "1000000"),
+        ("kernel/keys/root_maxbytes", "25000000"),
+    ];
+    for (name, value) in wanted {
+        let file = files.join(name.replace('/', "."));
+        fs::write(&file, value).expect("a file");
+        mount(Some(&file), &Path::new("/proc/sys").join(name), NONE, MsFlags::MS_BIND, NONE)
+            .expect("a setting");
+    }
 }
 
 /// The cgroup hierarchies: their controllers as the kernel names them (none for version 2), and where they are mounted.
@@ -273,11 +309,21 @@ fn enter_cgroups() {
     }
 }
 
+/// Version 2: a cgroup with children that are limited has no processes of its own. This one, and what it starts, goes into
+/// a child of the cgroup that is the machine's root since the namespace was made.
+fn leave_the_root_cgroup() {
+    for (_, place) in hierarchies().into_iter().filter(|(controllers, _)| controllers.is_empty()) {
+        let leaf = place.join(CGROUP).join("daemons");
+        fs::create_dir_all(&leaf).expect("a cgroup");
+        fs::write(leaf.join("cgroup.procs"), std::process::id().to_string()).expect("a cgroup");
+    }
+}
+
 /// Version 2: what children may be limited by.
 fn enable_controllers(cgroup: &Path) {
     let controllers = fs::read_to_string(cgroup.join("cgroup.controllers")).unwrap_or_default();
     for controller in controllers.split_whitespace() {
-        let _ = fs::write(cgroup.join("cgroup.subtree_control"), format!("+{controller}"));
+        fs::write(cgroup.join("cgroup.subtree_control"), format!("+{controller}")).expect("a controller");
     }
 }
 
@@ -293,10 +339,6 @@ fn mount_cgroups() {
         fs::create_dir_all(&place).expect("a directory");
         if controllers.is_empty() {
             mount(Some("cgroup2"), &place, Some("cgroup2"), MsFlags::empty(), NONE).expect("cgroup2");
-            // A cgroup with children that are limited has no processes of its own.
-            let leaf = place.join("daemons");
-            fs::create_dir_all(&leaf).expect("a cgroup");
-            fs::write(leaf.join("cgroup.procs"), "1").expect("a cgroup");
             enable_controllers(&place);
         } else {
             let options = match controllers.strip_prefix("name=") {

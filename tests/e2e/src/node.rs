@@ -95,6 +95,7 @@ impl Node {
             "--root-ca-file=/var/lib/pki/apiserver.crt",
             "--leader-elect=false",
             "--secure-port=0",
+            "--flex-volume-plugin-dir=/var/lib/kubelet/volume-plugins",
         ];
         daemons.push(spawn("kube-controller-manager", &kubernetes("kube-controller-manager"), &manager));
         let scheduler = [as_admin.as_str(), "--leader-elect=false", "--secure-port=0"];
@@ -304,6 +305,8 @@ fn kubelet() -> (&'static str, Child) {
         "cgroupsPerQOS": false,
         "enforceNodeAllocatable": [],
         "failSwapOn": false,
+        // Its default is made in /usr.
+        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
         // The disk of CI is not a node's.
         "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1%", "imagefs.available": "1%"},

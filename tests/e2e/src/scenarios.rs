@@ -48,7 +48,7 @@ fn peaceful() -> Vec<Scenario> {
         inline::a_pod_with_its_own_users_reads_the_files,
         inline::a_restricted_pod_that_is_not_root_reads_the_files,
         inline::sub_paths_and_read_only_mounts_work_as_kubelet_documents,
-        inline::a_model_is_in_memory_when_its_pod_starts,
+        writes::every_way_to_write_works_where_it_may,
         writes::an_inline_volume_that_is_not_read_only_is_refused,
         writes::no_container_can_change_an_inline_volume,
         writes::no_container_can_change_a_claim_whatever_it_says,
@@ -57,9 +57,10 @@ fn peaceful() -> Vec<Scenario> {
     ]
 }
 
-/// One after the other: each stops something.
+/// One after the other: each stops something, or measures.
 fn disruptive() -> Vec<Scenario> {
     scenarios![
+        inline::a_model_is_in_memory_when_its_pod_starts,
         restarts::kubelets_restart_disturbs_no_pod_and_asks_no_registry,
         restarts::volumes_outlive_a_plugin_that_is_killed_and_one_that_is_upgraded,
         restarts::pods_that_go_while_no_plugin_runs_are_cleaned_up_afterwards,
