@@ -21,7 +21,8 @@ CSI_SANITY := v5.6.0
 KUBERNETES := 1.29.0 1.31.0 1.33.0 1.34.0 1.35.0 1.36.0
 
 # The node that `make e2e` runs pods on. Its Kubernetes is what tests/e2e/kubernetes/go.mod says.
-NODE_KUBERNETES := $(shell sed -n 's|.*k8s.io/kubernetes v||p' tests/e2e/kubernetes/go.mod)
+NODE_KUBERNETES := $(shell sed -n 's|.*k8s.io/kubernetes v\([0-9.]*\).*|\1|p' tests/e2e/kubernetes/go.mod)
+NODE_MODULES := $(shell cat tests/e2e/kubernetes/go.mod tests/e2e/kubernetes/go.sum | sha256sum | cut -c1-8)
 NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
@@ -99,7 +100,7 @@ node-down: ## End it
 node-shell: ## A shell on it: kubectl, ctr, helm
 	$(SUDO) target/debug/e2e shell
 
-KUBERNETES_DIR := $(TOOLS)/kubernetes-$(NODE_KUBERNETES)
+KUBERNETES_DIR := $(TOOLS)/kubernetes-$(NODE_KUBERNETES)-$(NODE_MODULES)
 RUNTIME_DIR := $(TOOLS)/containerd-$(NODE_CONTAINERD)-runc-$(NODE_RUNC)
 # Built once for each version. What is at these names is the version that runs.
 node-tools: $(KUBERNETES_DIR) $(RUNTIME_DIR) $(TOOLS)/bin/helm

@@ -42,7 +42,7 @@ pub fn run(names: &[&str]) -> ExitCode {
     arguments.extend(names);
     let mut child = start(&arguments);
     let status = crate::runtime().block_on(ended_or_told_to(&mut child));
-    remove_cgroups();
+    clean_up();
     if let Some(signal) = status.signal() {
         eprintln!("the machine was ended by signal {signal}");
     }
@@ -83,7 +83,7 @@ pub fn up() -> ExitCode {
         ready.exists() || ended.is_some()
     });
     if let Some(status) = ended {
-        remove_cgroups();
+        clean_up();
         eprintln!("it ended ({status}); see {}", directory().join("logs").display());
         return ExitCode::FAILURE;
     }
@@ -100,7 +100,7 @@ pub fn down() -> ExitCode {
         kill(pid, Signal::SIGKILL).expect("the first process of the machine");
         wait_until("the end of the machine", || kill(pid, None).is_err());
     }
-    remove_cgroups();
+    clean_up();
     let _ = fs::remove_file(directory().join("pid"));
     ExitCode::SUCCESS
 }
@@ -138,11 +138,12 @@ fn kept() -> Option<Pid> {
 /// Starts this program with `arguments` in a process of its own, which goes where this one must not: see [`enter`].
 fn start(arguments: &[&str]) -> Child {
     assert!(rustix::process::geteuid().is_root(), "this needs root: it makes namespaces and mounts");
-    remove_cgroups();
+    clean_up();
     if directory().exists() {
         fs::remove_dir_all(directory()).expect("the machine before");
     }
     fs::create_dir_all(directory().join("logs")).expect("directories");
+    keep_settings();
     Command::new("/proc/self/exe")
         .args(arguments)
         .env_clear()
@@ -226,7 +227,6 @@ fn prepare() {
         mount(NONE, &place, NONE, MsFlags::MS_PRIVATE, NONE).expect("a disk of its own");
         mount(NONE, &place, NONE, MsFlags::MS_SHARED, NONE).expect("a shared disk");
     }
-    keep_settings_of_the_kernel();
     mount_cgroups();
     nix::unistd::sethostname("node-a").expect("a name");
     for command in [
@@ -242,24 +242,28 @@ fn prepare() {
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
 }
 
-/// Settings that kubelet changes for the whole kernel (`setupKernelTunables`). They are not this machine's alone, so kubelet
-/// sees files in their place that have what it wants.
-fn keep_settings_of_the_kernel() {
-    let files = Path::new("/run/kernel");
-    fs::create_dir_all(files).expect("a directory");
-    let wanted = [
-        ("vm/overcommit_memory", "1"),
-        ("vm/panic_on_oom", "0"),
-        ("kernel/panic", "10"),
-        ("kernel/panic_on_oops", "1"),
-        ("kernel/keys/root_maxkeys", "1000000"),
-        ("kernel/keys/root_maxbytes", "25000000"),
-    ];
-    for (name, value) in wanted {
-        let file = files.join(name.replace('/', "."));
-        fs::write(&file, value).expect("a file");
-        mount(Some(&file), &Path::new("/proc/sys").join(name), NONE, MsFlags::MS_BIND, NONE)
-            .expect("a setting");
+/// Settings that kubelet changes for the whole kernel (`setupKernelTunables`), below /proc/sys. They are not this machine's
+/// alone, so they are kept in a file and put back. Something mounted over them would keep pods with users of their own from
+/// mounting /proc.
+const SETTINGS: [&str; 6] = [
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+];
+
+fn keep_settings() {
+    let values =
+        SETTINGS.map(|name| fs::read_to_string(Path::new("/proc/sys").join(name)).expect("a setting"));
+    fs::write(directory().join("settings"), values.concat()).expect("a file");
+}
+
+fn restore_settings() {
+    let Ok(values) = fs::read_to_string(directory().join("settings")) else { return };
+    for (name, value) in SETTINGS.iter().zip(values.lines()) {
+        fs::write(Path::new("/proc/sys").join(name), value).expect("a setting");
     }
 }
 
@@ -351,8 +355,9 @@ fn mount_cgroups() {
     }
 }
 
-/// Removes the machine's cgroups, once its processes are gone.
-fn remove_cgroups() {
+/// Removes the machine's cgroups, once its processes are gone, and puts back what kubelet has set.
+fn clean_up() {
+    restore_settings();
     for (_, place) in hierarchies() {
         wait_until("cgroups without processes", || remove_tree(&place.join(CGROUP)).is_ok());
     }

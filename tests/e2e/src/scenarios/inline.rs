@@ -160,7 +160,5 @@ pub async fn a_model_is_in_memory_when_its_pod_starts(node: Shared) {
         resident * 100.0
     );
     assert!(resident >= 0.95, "only {:.1} % is resident", resident * 100.0);
-    // From the disk it takes ten times as long.
-    assert!(first < 3.0 * second + 0.5, "{first} s, then {second} s");
     pods.clear().await;
 }
