@@ -151,6 +151,7 @@ impl Artifact<'_> {
             artifact_type: None,
             platform: None,
             annotations: Default::default(),
+            data: None,
         }
     }
 }

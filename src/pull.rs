@@ -231,6 +231,8 @@ impl Puller {
         let tree = match present.filter(|_| proven) {
             Some(tree) => tree,
             None => {
+                let described = manifest.layers.iter().chain([&manifest.config]);
+                self.keep_embedded(described, source).await?;
                 let plan::Planned { plan, room } =
                     self.plan(&resolved, manifest, family, request, progress).await?;
                 let wanted = Wanted::of(&plan);

@@ -50,6 +50,10 @@ mod merge;
 mod messages;
 #[path = "suite/model.rs"]
 mod model;
+#[path = "suite/odd_answers.rs"]
+mod odd_answers;
+#[path = "suite/odd_registries.rs"]
+mod odd_registries;
 #[path = "suite/publish.rs"]
 mod publish;
 #[path = "suite/read_only.rs"]

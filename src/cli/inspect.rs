@@ -100,8 +100,14 @@ async fn look(
     let mut planned = layout::plan(&artifact, &attributes.options);
     let config;
     if matches!(planned, Err(layout::Error::NeedsConfig)) {
-        let read = registry.small_blob(source, &found.manifest.config, layout::CONFIG_LIMIT).await;
-        config = read.map_err(|error| failure(&error))?;
+        let described = &found.manifest.config;
+        config = match described.embedded() {
+            Some(data) => data.clone(),
+            None => {
+                let read = registry.small_blob(source, described, layout::CONFIG_LIMIT).await;
+                read.map_err(|error| failure(&error))?
+            }
+        };
         artifact.config = Some(&config);
         planned = layout::plan(&artifact, &attributes.options);
     }

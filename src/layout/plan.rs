@@ -230,6 +230,7 @@ pub(crate) mod tests {
             artifact_type: None,
             platform: None,
             annotations: annotations.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+            data: None,
         };
         let layers = layers.iter().enumerate();
         Manifest {
@@ -268,6 +269,7 @@ pub(crate) mod tests {
             artifact_type: None,
             platform: None,
             annotations: BTreeMap::new(),
+            data: None,
         };
         File { blob, metadata: Metadata::default() }
     }

@@ -1,14 +1,17 @@
 //! Descriptors: how one piece of content names another.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{Digest, Platform};
 
 /// Type, digest and size of some content elsewhere. Source: image-spec v1.1 descriptor.md.
 ///
-/// `urls` and `data` of the specification are never read: foreign URLs leaked credentials (CVE-2020-15157).
+/// `urls` of the specification are never read: foreign URLs leaked credentials (CVE-2020-15157).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
@@ -29,10 +32,19 @@ pub struct Descriptor {
     /// Free keys; artifact families keep file names here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "annotations")]
     pub annotations: BTreeMap<String, String>,
+    /// The content itself, as the descriptor carries it; nothing says yet that it is what the digest names
+    /// (descriptor.md#embedded-content).
+    #[serde(default, skip_serializing, deserialize_with = "data")]
+    pub data: Option<Bytes>,
 }
 
 impl Descriptor {
-    /// The same content, without annotations: what there is to know once it has a name.
+    /// The content that the descriptor carries, if it is what the digest names.
+    pub fn embedded(&self) -> Option<&Bytes> {
+        self.data.as_ref().filter(|data| data.len() as u64 == self.size && self.digest.matches(data))
+    }
+
+    /// The same content, without annotations and data: what there is to know once it has a name.
     pub fn bare(&self) -> Self {
         Self {
             media_type: self.media_type.clone(),
@@ -41,6 +53,7 @@ impl Descriptor {
             artifact_type: None,
             platform: None,
             annotations: BTreeMap::new(),
+            data: None,
         }
     }
 
@@ -67,6 +80,14 @@ fn platform<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Platfor
     Ok(found.filter(|platform| !platform.os.is_empty() || !platform.architecture.is_empty()))
 }
 
+/// What is no base64 counts as none: the content is then asked for.
+fn data<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Bytes>, D::Error> {
+    let text = Option::<Cow<'de, str>>::deserialize(input)?;
+    Ok(text
+        .and_then(|text| base64::engine::general_purpose::STANDARD.decode(text.as_bytes()).ok())
+        .map(Bytes::from))
+}
+
 /// `null` counts as none: Go writes it for an empty map.
 pub(super) fn annotations<'de, D>(input: D) -> Result<BTreeMap<String, String>, D::Error>
 where
@@ -78,6 +99,19 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn regression_data_counts_when_it_is_what_the_digest_names() {
+        let digest = Digest::sha256(b"{}");
+        let parse = |size: u64, data: &str| {
+            let text = format!(r#"{{"mediaType":"x","digest":"{digest}","size":{size},"data":{data}}}"#);
+            serde_json::from_str::<Descriptor>(&text).expect(&text)
+        };
+        assert_eq!(parse(2, r#""e30=""#).embedded().map(|data| &data[..]), Some(&b"{}"[..]));
+        for (size, data) in [(3, r#""e30=""#), (2, r#""e31=""#), (2, r#""{}""#), (2, r#""""#), (2, "null")] {
+            assert_eq!(parse(size, data).embedded(), None, "{size} {data}");
+        }
+    }
 
     #[test]
     fn t18_a_size_is_a_non_negative_int64() {

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::{Descriptor, descriptor, media_type};
 
 /// Bytes of a manifest or index: what registries accept at most, by distribution-spec v1.1.
 pub const SIZE_LIMIT: usize = 4 * 1024 * 1024;
-/// Layers of a manifest, and children of an index. Far above real artifacts; bounds work per publish.
-pub const ENTRY_LIMIT: usize = 4096;
+/// Layers of a manifest, and children of an index: as many as fit into the largest manifest, when each has a type, a digest,
+/// a size and a name. What is shorter names nothing that can be mounted.
+pub const ENTRY_LIMIT: usize = SIZE_LIMIT / 160;
 
 /// A manifest: a config and layers. OCI image manifest v1 or Docker schema 2.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +69,9 @@ pub enum InvalidManifest {
     /// Two readings are possible (CVE-2021-41190).
     #[error("manifest is ambiguous: {0}")]
     Ambiguous(String),
+    /// Something else that registries keep, and that holds no files.
+    #[error("it is {0}")]
+    Other(&'static str),
     /// A type or version this program does not read.
     #[error("manifest has unsupported {what}: {value:?}")]
     Unsupported {
@@ -77,10 +82,17 @@ pub enum InvalidManifest {
     },
 }
 
+/// The artifact manifest of a draft of image-spec v1.1.
+const DRAFT_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
+/// What BuildKit's caches have as config, and among their layers.
+const BUILD_CACHE: &str = "application/vnd.buildkit.cacheconfig.";
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Raw {
-    schema_version: Option<i64>,
+struct Raw<'a> {
+    /// Of which only two values mean something.
+    #[serde(borrow)]
+    schema_version: Option<&'a RawValue>,
     media_type: Option<String>,
     artifact_type: Option<String>,
     config: Option<Descriptor>,
@@ -103,14 +115,7 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Document, Inval
     if bytes.len() > SIZE_LIMIT {
         return Err(InvalidManifest::TooLarge);
     }
-    let raw: Raw = serde_json::from_slice(bytes)?;
-    if raw.schema_version == Some(1) || raw.fs_layers.is_some() {
-        return Err(InvalidManifest::Unsupported { what: "schemaVersion", value: "1".into() });
-    }
-    if raw.schema_version != Some(2) {
-        let value = raw.schema_version.map_or_else(|| "none".into(), |version| version.to_string());
-        return Err(InvalidManifest::Unsupported { what: "schemaVersion", value });
-    }
+    let raw: Raw<'_> = serde_json::from_slice(bytes)?;
     let is_index = match (&raw.manifests, raw.config.is_some() || raw.layers.is_some()) {
         (Some(_), true) => {
             return Err(InvalidManifest::Ambiguous("it has both manifests and config or layers".into()));
@@ -128,8 +133,21 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Document, Inval
             )));
         }
         (Some(own), _) | (None, Some(own)) => own.to_owned(),
-        (None, None) if is_index => media_type::OCI_INDEX.to_owned(),
-        (None, None) => media_type::OCI_MANIFEST.to_owned(),
+        // Only what does not say its type is known by its version.
+        (None, None) => {
+            check_version(&raw)?;
+            String::new()
+        }
+    };
+    let media_type = match media_type.as_str() {
+        "" if is_index => media_type::OCI_INDEX.to_owned(),
+        "" => media_type::OCI_MANIFEST.to_owned(),
+        DRAFT_ARTIFACT => {
+            return Err(InvalidManifest::Other(
+                "an artifact manifest of an OCI draft, which was dropped; push it again with a newer version of its tool",
+            ));
+        }
+        _ => media_type,
     };
     if !media_type::is_manifest_or_index(&media_type) {
         return Err(InvalidManifest::Unsupported { what: "mediaType", value: media_type });
@@ -137,12 +155,21 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Document, Inval
     if media_type::is_index(&media_type) != is_index {
         return Err(InvalidManifest::Ambiguous(format!("its fields are not those of {media_type}")));
     }
+    if raw.fs_layers.is_some() {
+        return Err(InvalidManifest::Ambiguous(format!("it has fsLayers, which {media_type} has not")));
+    }
     if let Some(manifests) = raw.manifests {
         check_count(manifests.len())?;
+        if is_build_cache(&manifests) {
+            return Err(InvalidManifest::Other(BUILD_CACHE_WORDS));
+        }
         return Ok(Document::Index(Index { media_type, manifests, annotations: raw.annotations }));
     }
     let config =
         raw.config.ok_or_else(|| InvalidManifest::Unsupported { what: "config", value: "none".into() })?;
+    if config.media_type.starts_with(BUILD_CACHE) {
+        return Err(InvalidManifest::Other(BUILD_CACHE_WORDS));
+    }
     let layers = raw.layers.unwrap_or_default();
     check_count(layers.len())?;
     Ok(Document::Manifest(Manifest {
@@ -153,6 +180,30 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Document, Inval
         annotations: raw.annotations,
         has_subject: raw.subject.is_some(),
     }))
+}
+
+const BUILD_CACHE_WORDS: &str =
+    "a build cache: layers that only a builder can put together; name the image that was built with it";
+
+/// Checks the `schemaVersion` of what has no `mediaType`.
+fn check_version(raw: &Raw<'_>) -> Result<(), InvalidManifest> {
+    match raw.schema_version.map(RawValue::get) {
+        Some("2") => Ok(()),
+        Some("1") => Err(InvalidManifest::Other(
+            "a manifest of Docker's schema 1, which is given up; push the image again with a newer version of its tool",
+        )),
+        version => {
+            let value = version.unwrap_or("none").chars().take(40).collect();
+            Err(InvalidManifest::Unsupported { what: "schemaVersion", value })
+        }
+    }
+}
+
+/// Whether an index lists layers, as BuildKit's older caches do.
+fn is_build_cache(children: &[Descriptor]) -> bool {
+    let is_layer = |name: &str| name.contains(".layer.") || name.contains(".rootfs.");
+    children.iter().any(|child| child.media_type.starts_with(BUILD_CACHE))
+        || (!children.is_empty() && children.iter().all(|child| is_layer(&child.media_type)))
 }
 
 fn check_count(count: usize) -> Result<(), InvalidManifest> {
@@ -228,6 +279,62 @@ mod tests {
         let bad = r#"{"mediaType":"a/b","digest":"sha256:../../../etc/passwd","size":1}"#;
         let body = format!(r#"{{"schemaVersion":2,"config":{},"layers":[{bad}]}}"#, descriptor());
         assert!(matches!(parse(body.as_bytes(), None), Err(InvalidManifest::Json(_))));
+    }
+
+    #[test]
+    fn regression_the_type_is_trusted_before_the_version() {
+        let one = descriptor();
+        for version in [
+            "",
+            r#""schemaVersion":1,"#,
+            r#""schemaVersion":"2","#,
+            r#""schemaVersion":0,"#,
+            r#""schemaVersion":{},"#,
+        ] {
+            let body = |own: &str| format!(r#"{{{version}{own}"config":{one},"layers":[{one}]}}"#);
+            let typed = body(&format!(r#""mediaType":"{}","#, media_type::OCI_MANIFEST));
+            assert!(parse(typed.as_bytes(), None).is_ok(), "{typed}");
+            assert!(parse(body("").as_bytes(), Some(media_type::DOCKER_MANIFEST)).is_ok(), "{version}");
+            assert!(parse(body("").as_bytes(), None).is_err(), "{version}");
+        }
+    }
+
+    #[test]
+    fn regression_what_holds_no_files_is_named() {
+        let index = |children: &[&str]| {
+            let children: Vec<String> = children
+                .iter()
+                .map(|name| format!(r#"{{"mediaType":"{name}","digest":"{DIGEST}","size":1}}"#))
+                .collect();
+            format!(
+                r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[{}]}}"#,
+                media_type::OCI_INDEX,
+                children.join(",")
+            )
+        };
+        let (layer, docker) = (
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        );
+        let cache = "application/vnd.buildkit.cacheconfig.v0";
+        let table = [
+            (format!(r#"{{"mediaType":"{DRAFT_ARTIFACT}","artifactType":"a/b","blobs":[]}}"#), "OCI draft"),
+            (index(&[layer, docker]), "build cache"),
+            (index(&[layer, cache]), "build cache"),
+            (
+                format!(
+                    r#"{{"schemaVersion":2,"config":{{"mediaType":"{cache}","digest":"{DIGEST}","size":1}},"layers":[]}}"#
+                ),
+                "build cache",
+            ),
+            (r#"{"schemaVersion":1,"fsLayers":[],"history":[]}"#.to_owned(), "schema 1"),
+        ];
+        for (body, expected) in table {
+            let error = parse(body.as_bytes(), None).expect_err(&body).to_string();
+            assert!(error.contains(expected), "{body}: {error}");
+        }
+        assert!(parse(index(&[]).as_bytes(), None).is_ok());
+        assert!(parse(index(&[layer, media_type::OCI_MANIFEST]).as_bytes(), None).is_ok());
     }
 
     #[test]

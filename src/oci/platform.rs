@@ -7,18 +7,28 @@ use serde::{Deserialize, Serialize};
 
 use super::Descriptor;
 
-/// Operating system, architecture and variant, in Go's words: `linux/arm64/v8`.
+/// Operating system, architecture and variant, in Go's words: `linux/arm/v7`.
+///
+/// *Invariant:* what has several names has one here, by the rules of containerd's platforms package, so that what people
+/// write and what images say can be compared: `x86_64` is `amd64`, `arm64/v8` is `arm64`, `arm` is `arm/v7`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "Stated")]
 pub struct Platform {
     /// `linux`, `windows` …
-    #[serde(default)]
     pub os: String,
     /// `amd64`, `arm64` …
-    #[serde(default)]
     pub architecture: String,
     /// `v7` of `arm`, `v3` of `amd64` …
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
+}
+
+/// A platform in the words of who made an image.
+#[derive(Deserialize)]
+struct Stated {
+    os: Option<String>,
+    architecture: Option<String>,
+    variant: Option<String>,
 }
 
 /// The text is not a platform.
@@ -27,21 +37,38 @@ pub struct Platform {
 pub struct InvalidPlatform(String);
 
 impl Platform {
+    /// The platform of these words, which may be those of other tools.
+    fn new(os: &str, architecture: &str, variant: &str) -> Self {
+        let [os, architecture, variant] = [os, architecture, variant].map(str::to_ascii_lowercase);
+        let os = if os == "macos" { "darwin".to_owned() } else { os };
+        let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
+            ("i386", _) => ("386", ""),
+            ("x86_64" | "x86-64" | "amd64", "v1" | "") => ("amd64", ""),
+            ("x86_64" | "x86-64", level) => ("amd64", level),
+            ("aarch64" | "arm64", "" | "8" | "v8" | "8.0" | "v8.0") => ("arm64", ""),
+            ("aarch64" | "arm64", "9" | "9.0" | "v9.0") => ("arm64", "v9"),
+            ("aarch64", level) => ("arm64", level),
+            ("armhf", _) => ("arm", "v7"),
+            ("armel", _) => ("arm", "v6"),
+            ("arm", "" | "7") => ("arm", "v7"),
+            ("arm", "5") => ("arm", "v5"),
+            ("arm", "6") => ("arm", "v6"),
+            ("arm", "8") => ("arm", "v8"),
+            other => other,
+        };
+        let variant = Some(variant.to_owned()).filter(|variant| !variant.is_empty());
+        Self { os, architecture: architecture.to_owned(), variant }
+    }
+
     /// The platform of this machine.
     pub fn host() -> Self {
         let (architecture, variant) = match std::env::consts::ARCH {
-            "x86_64" => ("amd64", amd64_level()),
-            "aarch64" => ("arm64", Some("v8")),
-            "arm" => ("arm", Some("v7")),
-            "x86" => ("386", None),
-            "powerpc64" => ("ppc64le", None),
-            other => (other, None),
+            "x86_64" => ("amd64", amd64_level().unwrap_or_default()),
+            "x86" => ("386", ""),
+            "powerpc64" => ("ppc64le", ""),
+            other => (other, ""),
         };
-        Self {
-            os: "linux".to_owned(),
-            architecture: architecture.to_owned(),
-            variant: variant.map(str::to_owned),
-        }
+        Self::new("linux", architecture, variant)
     }
 
     /// How well content for `self` runs on `wanted`: the higher the better, `None` not at all.
@@ -59,15 +86,15 @@ impl Platform {
         (own <= limit).then_some(own)
     }
 
+    /// `v9.2` as 902.
     fn level(&self) -> Option<u32> {
-        match &self.variant {
-            Some(variant) => variant.strip_prefix('v')?.parse().ok(),
-            None => Some(match self.architecture.as_str() {
-                "arm64" => 8,
-                "arm" => 7,
-                _ => 1,
-            }),
-        }
+        let Some(variant) = &self.variant else {
+            return Some(if self.architecture == "arm64" { 800 } else { 100 });
+        };
+        let stated = variant.strip_prefix('v')?;
+        let (major, minor) = stated.split_once('.').unwrap_or((stated, "0"));
+        let (major, minor): (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
+        major.checked_mul(100)?.checked_add(minor.min(99))
     }
 
     /// The child of an index that runs best on `self`, by position.
@@ -110,6 +137,14 @@ fn amd64_level() -> Option<&'static str> {
     None
 }
 
+impl From<Stated> for Platform {
+    fn from(stated: Stated) -> Self {
+        let [os, architecture, variant] =
+            [stated.os, stated.architecture, stated.variant].map(Option::unwrap_or_default);
+        Self::new(&os, &architecture, &variant)
+    }
+}
+
 impl FromStr for Platform {
     type Err = InvalidPlatform;
 
@@ -121,11 +156,9 @@ impl FromStr for Platform {
         };
         let parts: Vec<&str> = text.split('/').collect();
         match parts.as_slice() {
-            [os, architecture, variant @ ..] if variant.len() <= 1 && parts.iter().all(part) => Ok(Self {
-                os: (*os).to_owned(),
-                architecture: (*architecture).to_owned(),
-                variant: variant.first().map(|variant| (*variant).to_owned()),
-            }),
+            [os, architecture, variant @ ..] if variant.len() <= 1 && parts.iter().all(part) => {
+                Ok(Self::new(os, architecture, variant.first().copied().unwrap_or_default()))
+            }
             _ => Err(InvalidPlatform(text.chars().take(100).collect())),
         }
     }
@@ -154,6 +187,7 @@ mod tests {
             artifact_type: None,
             platform: (!platform.is_empty()).then(|| platform.parse().expect("a platform")),
             annotations: Default::default(),
+            data: None,
         };
         platforms.iter().map(child).collect()
     }
@@ -176,6 +210,42 @@ mod tests {
             let wanted: Platform = wanted.parse().expect("a platform");
             assert_eq!(wanted.choose(&children(offered)), expected, "{wanted} of {offered:?}");
         }
+    }
+
+    #[test]
+    fn regression_what_has_several_names_is_one() {
+        let table = [
+            ("linux/x86_64", "linux/amd64"),
+            ("linux/x86-64", "linux/amd64"),
+            ("Linux/AMD64/v1", "linux/amd64"),
+            ("linux/x86_64/v3", "linux/amd64/v3"),
+            ("linux/aarch64", "linux/arm64"),
+            ("linux/arm64/v8", "linux/arm64"),
+            ("linux/arm64/8", "linux/arm64"),
+            ("linux/arm64/v9.0", "linux/arm64/v9"),
+            ("linux/i386", "linux/386"),
+            ("linux/armhf", "linux/arm/v7"),
+            ("linux/armel", "linux/arm/v6"),
+            ("linux/arm", "linux/arm/v7"),
+            ("linux/arm/7", "linux/arm/v7"),
+            ("macOS/arm64", "darwin/arm64"),
+            ("linux/riscv64", "linux/riscv64"),
+        ];
+        for (text, expected) in table {
+            let parsed: Platform = text.parse().expect(text);
+            assert_eq!(parsed.to_string(), expected, "{text}");
+            let mut parts = text.split('/');
+            let json = serde_json::json!({
+                "os": parts.next(), "architecture": parts.next(), "variant": parts.next().unwrap_or(""),
+            });
+            let read: Platform = serde_json::from_value(json).expect(text);
+            assert_eq!(read, parsed, "{text}");
+        }
+        let read: Platform =
+            serde_json::from_str(r#"{"os":"linux","architecture":"amd64","variant":null}"#).expect("null");
+        assert_eq!(read.to_string(), "linux/amd64");
+        let wanted: Platform = "linux/arm64".parse().expect("a platform");
+        assert_eq!(wanted.choose(&children(&["linux/arm64/v9", "linux/aarch64/v8"])), Some(1));
     }
 
     #[test]

@@ -12,7 +12,8 @@ pub const DOCKER_HUB: &str = "docker.io";
 
 /// Where a manifest is: a registry, a repository, and a tag or digest.
 ///
-/// *Invariant:* every part obeys the grammar of distribution-spec v1.1, so it is safe in a URL path.
+/// *Invariant:* every part obeys the grammar of distribution-spec v1.1, so it is safe in a URL path. At registries that tell
+/// upper case from lower (`MIXED_CASE`) names may have capital letters, too.
 ///
 /// When both tag and digest are given the digest decides and the tag only informs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -32,6 +33,8 @@ pub struct InvalidReference {
     reason: String,
 }
 
+/// Registries whose repositories have the names of their users, as these write them: Hugging Face's and Ollama's.
+const MIXED_CASE: [&str; 4] = ["hf.co", "huggingface.co", "registry.ollama.ai", "ollama.com"];
 /// Bytes of `host/repository`, as in distribution's reference grammar.
 const NAME_LIMIT: usize = 255;
 /// Characters of a tag: distribution-spec v1.1, "Pulling manifests".
@@ -92,7 +95,7 @@ impl FromStr for Reference {
         }
         let (host, repository) = split_host(name);
         check_host(host).map_err(invalid)?;
-        check_repository(&repository).map_err(invalid)?;
+        check_repository(host, &repository).map_err(invalid)?;
         if host.len() + repository.len() > NAME_LIMIT {
             return Err(invalid(format!("host and name are longer than {NAME_LIMIT} bytes")));
         }
@@ -155,14 +158,23 @@ fn check_host(host: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_repository(repository: &str) -> Result<(), String> {
+fn check_repository(host: &str, repository: &str) -> Result<(), String> {
+    let mixed_case = MIXED_CASE.contains(&host.split(':').next().unwrap_or(host));
     for component in repository.split('/') {
-        if !is_path_component(component) {
+        let lower = component.to_ascii_lowercase();
+        if is_path_component(if mixed_case { &lower } else { component }) {
+            continue;
+        }
+        if is_path_component(&lower) {
             return Err(format!(
-                "{component:?} is not a part of a name: lower-case letters and digits, separated by one '.', \
-                 one or two '_', or '-'"
+                "{component:?} has capital letters, which names of repositories have only at {}; elsewhere it is {lower:?}",
+                MIXED_CASE.join(", ")
             ));
         }
+        return Err(format!(
+            "{component:?} is not a part of a name: lower-case letters and digits, separated by one '.', \
+             one or two '_', or '-'"
+        ));
     }
     Ok(())
 }
@@ -186,7 +198,15 @@ fn check_tag(tag: &str) -> Result<(), String> {
         && tag.len() <= TAG_LIMIT
         && tag.bytes().take(1).all(word)
         && tag.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-');
-    if fits { Ok(()) } else { Err(format!("{tag:?} is not a tag")) }
+    if fits {
+        return Ok(());
+    }
+    // Semantic versions have build metadata, and Helm pushes them under another name.
+    let pushed = tag.replace('+', "_");
+    match pushed != tag && check_tag(&pushed).is_ok() {
+        true => Err(format!("{tag:?} is not a tag; Helm makes the tag {pushed:?} of it")),
+        false => Err(format!("{tag:?} is not a tag")),
+    }
 }
 
 impl TryFrom<String> for Reference {
@@ -239,6 +259,30 @@ mod tests {
             assert_eq!((reference.host(), reference.repository(), reference.tag()), (host, repository, tag));
             assert_eq!(reference.to_string().parse::<Reference>(), Ok(reference));
         }
+    }
+
+    #[test]
+    fn regression_capital_letters_where_the_registry_has_them() {
+        let text = "hf.co/Org/Name_2.5-GGUF:Q4_K_M";
+        let reference: Reference = text.parse().expect(text);
+        assert_eq!((reference.repository(), reference.to_string().as_str()), ("Org/Name_2.5-GGUF", text));
+        assert!("hf.co:8443/Org/x".parse::<Reference>().is_ok());
+        for bad in ["hf.co/Org/../x", "hf.co/Org/a..B", "hf.co/Org/-B", "hf.co/Örg/x", "hf.co.example/Org/x"]
+        {
+            assert!(bad.parse::<Reference>().is_err(), "{bad} was accepted");
+        }
+        let error = "ghcr.io/Org/Name:v1".parse::<Reference>().expect_err("capitals").to_string();
+        assert!(error.contains("hf.co") && error.contains(r#"elsewhere it is "org""#), "{error}");
+    }
+
+    #[test]
+    fn regression_a_version_with_build_metadata_is_told_its_tag() {
+        let error = "r.example/chart:1.2.3+up1".parse::<Reference>().expect_err("a plus").to_string();
+        assert!(error.contains(r#"Helm makes the tag "1.2.3_up1" of it"#), "{error}");
+        let error = "r.example/chart:+".parse::<Reference>().expect_err("a plus").to_string();
+        assert!(error.contains(r#"Helm makes the tag "_" of it"#), "{error}");
+        let error = "r.example/chart:1+ 2".parse::<Reference>().expect_err("a space").to_string();
+        assert!(!error.contains("Helm"), "{error}");
     }
 
     #[test]

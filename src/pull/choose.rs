@@ -319,6 +319,7 @@ mod tests {
             artifact_type: artifact_type.map(str::to_owned),
             platform: platform.map(|text| text.parse().expect(text)),
             annotations: variant.map(|value| ("variant".to_owned(), value.to_owned())).into_iter().collect(),
+            data: None,
         }
     }
 

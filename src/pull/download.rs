@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,8 +28,9 @@ use super::watch::{Pace, Watch};
 use super::{BUFFERED_BYTES, Error, Puller, blocking, origin};
 use crate::oci::Descriptor;
 use crate::registry;
+use crate::registry::Body;
 use crate::registry::retry::Backoff;
-use crate::registry::transport::{Body, Source};
+use crate::registry::transport::Source;
 use crate::store;
 
 /// Connections for one blob.
@@ -63,10 +64,16 @@ struct Fetch<'a> {
     segments: Mutex<Segments>,
     /// What came is there for the next source of the same repository.
     keeps_what_came: bool,
-    /// The source sends the whole blob when it is asked for a range.
-    ignores_ranges: AtomicBool,
+    /// The source is asked for the whole blob: it does not answer a range with that range.
+    without_ranges: AtomicBool,
+    /// Some of the bytes were not the next ones of one answer.
+    in_parts: AtomicBool,
+    /// What the source says its answer is, when that is not what was asked for.
+    oddity: Mutex<Option<String>>,
     /// Bytes that came, also those that are not needed.
     received: AtomicU64,
+    /// Connections that wait for the first byte of an answer.
+    waiting: AtomicUsize,
     writer: mpsc::Sender<Piece>,
 }
 
@@ -74,13 +81,14 @@ struct Fetch<'a> {
 enum End {
     /// It is slow, at this many bytes per second, and another one is offered.
     Slow(f64),
-    /// It cannot. `resumed` when a wrong digest may be the fault of bytes that were there before.
-    Failed { error: Error, resumed: bool },
+    /// It cannot. `in_parts` when a wrong digest may be the fault of bytes that were there before, or of ranges that are
+    /// not what they were said to be.
+    Failed { error: Error, in_parts: bool },
 }
 
 impl<E: Into<Error>> From<E> for End {
     fn from(error: E) -> Self {
-        Self::Failed { error: error.into(), resumed: false }
+        Self::Failed { error: error.into(), in_parts: false }
     }
 }
 
@@ -94,9 +102,9 @@ impl Puller {
         let mut last = Arc::new(Error::Stopped);
         while let Some((source, turn)) = self.pick(offers).await {
             let mut turn = Some(turn);
-            let mut result = self.download_from(wanted, &source, offers, &mut turn).await;
-            if let Err(End::Failed { resumed: true, .. }) = result {
-                result = self.download_from(wanted, &source, offers, &mut turn).await;
+            let mut result = self.download_from(wanted, &source, offers, &mut turn, false).await;
+            if let Err(End::Failed { in_parts: true, .. }) = result {
+                result = self.download_from(wanted, &source, offers, &mut turn, true).await;
             }
             drop(turn);
             match result {
@@ -149,6 +157,7 @@ impl Puller {
         source: &Source,
         offers: &Offers,
         turn: &mut Option<Permit>,
+        whole: bool,
     ) -> Result<Stored, End> {
         let blob = &wanted.blob;
         let (store, from, opened) = (Arc::clone(&self.store), origin(source), wanted.clone());
@@ -164,8 +173,11 @@ impl Puller {
             offers,
             segments: Mutex::new(Segments::new(sink.missing())),
             keeps_what_came: wanted.form == Form::File,
-            ignores_ranges: AtomicBool::new(false),
+            without_ranges: AtomicBool::new(whole),
+            in_parts: AtomicBool::new(resumed),
+            oddity: Mutex::default(),
             received: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
             writer,
         };
         // It runs on a thread of its own, and ends when `fetch`, which has the sender, is dropped.
@@ -180,6 +192,7 @@ impl Puller {
                 return Err(Error::Stopped.into());
             }
         };
+        let (in_parts, oddity) = (fetch.in_parts.load(Relaxed), fetch.oddity());
         drop(fetch);
         let sink = writing.await?;
         if let Err(end) = fetched {
@@ -191,9 +204,9 @@ impl Puller {
         }
         self.finish(sink, None).await.map_err(|error| match error {
             Error::Store(store::Error::Mismatch { expected, got }) => {
-                let (host, got) = (source.host.clone(), got.to_string());
+                let (host, got) = (source.host.clone(), oddity.unwrap_or_else(|| got.to_string()));
                 let error = registry::Error::WrongContent { host, wanted: expected, got };
-                End::Failed { error: error.into(), resumed }
+                End::Failed { error: error.into(), in_parts }
             }
             error => error.into(),
         })
@@ -273,6 +286,7 @@ impl Fetch<'_> {
         let mut watch = Watch::new(Instant::now());
         let mut before = (Instant::now(), 0);
         let (mut is_helped, mut is_refused_help) = (false, false);
+        let mut silence = self.puller.registry.longest_silence();
         loop {
             tokio::select! {
                 ended = connections.next() => match ended {
@@ -297,8 +311,14 @@ impl Fetch<'_> {
                     let now = (Instant::now(), self.received.load(Relaxed));
                     let rate = (now.1 - before.1) as f64 / (now.0 - before.0).as_secs_f64().max(0.1);
                     before = now;
+                    // How long an answer may take to begin is not a matter of rates; for one that begins again and again
+                    // there is an end to that.
+                    let is_silent = self.waiting.load(Relaxed) >= connections.len() && !silence.is_zero();
+                    if is_silent {
+                        silence = silence.saturating_sub(LOOK_EVERY);
+                    }
                     // A full queue says that the disk is what is slow.
-                    if self.writer.capacity() == 0 {
+                    if is_silent || self.writer.capacity() == 0 {
                         watch.excuse(now.0, now.1);
                         continue;
                     }
@@ -339,7 +359,7 @@ impl Fetch<'_> {
         active > 0
             && active < CONNECTIONS
             && rate < HELP_BELOW * active as f64
-            && !self.ignores_ranges.load(Relaxed)
+            && !self.without_ranges.load(Relaxed)
             && segments.split()
     }
 
@@ -347,12 +367,12 @@ impl Fetch<'_> {
     async fn connection(&self) -> Result<(), End> {
         let mut backoff = Backoff::new(self.puller.registry.attempts());
         loop {
-            if self.ignores_ranges.load(Relaxed) && self.segments().active() > 0 {
+            if self.without_ranges.load(Relaxed) && self.segments().active() > 0 {
                 return Ok(());
             }
             let Some((id, range)) = self.segments().take() else { return Ok(()) };
             let before = range.start;
-            let result = self.fetch_part(id, range).await;
+            let result = self.fetch_part(id, range, &backoff).await;
             let reached = {
                 let mut segments = self.segments();
                 let reached = segments.position(id).unwrap_or(before);
@@ -374,16 +394,37 @@ impl Fetch<'_> {
         }
     }
 
-    async fn fetch_part(&self, id: usize, range: Range<u64>) -> Result<(), End> {
-        let whole = range == (0..self.blob.size);
+    /// Fetches a part, or learns that the source has to be asked without ranges.
+    async fn fetch_part(&self, id: usize, range: Range<u64>, backoff: &Backoff) -> Result<(), End> {
+        let whole = range == (0..self.blob.size) || self.without_ranges.load(Relaxed);
         let wanted = (!whole).then(|| range.clone());
-        let mut body = self.puller.registry.blob(self.source, self.blob, wanted).await?;
-        let mut position = self.starts_at(&body, &range)?;
+        let first_byte = Waits::start(&self.waiting);
+        let mut body = match self.puller.registry.blob(self.source, self.blob, wanted, backoff).await {
+            // It has less than it said, or does not take ranges.
+            Err(registry::Error::Status { status: 416, .. }) if !whole => {
+                self.without_ranges.store(true, Relaxed);
+                return Ok(());
+            }
+            answered => answered?,
+        };
+        if let Some(oddity) = body.oddity() {
+            *self.oddity.lock().unwrap_or_else(PoisonError::into_inner) = Some(oddity);
+        }
+        let mut position = match self.starts_at(&body, &range) {
+            Err(_) if !whole => {
+                self.without_ranges.store(true, Relaxed);
+                return Ok(());
+            }
+            position => position?,
+        };
+        self.in_parts.fetch_or(position > 0, Relaxed);
         if position < range.start && self.segments().active() > 1 {
             return Ok(()); // Left for the connection that reads from the start.
         }
+        let mut first_byte = Some(first_byte);
         // A registry that ignores the range sends what is here already; it is read and dropped.
         while let Some(mut bytes) = body.chunk().await? {
+            first_byte.take();
             self.received.fetch_add(bytes.len() as u64, Relaxed);
             if position < range.start {
                 let known = usize::try_from(range.start - position).unwrap_or(usize::MAX).min(bytes.len());
@@ -408,23 +449,24 @@ impl Fetch<'_> {
         if self.segments().is_complete(id) {
             return Ok(());
         }
-        Err(registry::Error::Unreachable {
-            host: self.source.host.clone(),
-            reason: format!("the answer ended at byte {position} of {}", self.blob.size),
+        let reason = format!("the answer ended at byte {position} of {}", self.blob.size);
+        if self.oddity().is_some() {
+            return Err(self.wrong(reason));
         }
-        .into())
+        Err(registry::Error::Unreachable { host: self.source.host.clone(), reason }.into())
     }
 
     /// The offset of a body's first byte.
     fn starts_at(&self, body: &Body, wanted: &Range<u64>) -> Result<u64, End> {
         let response = body.response();
         if response.status() == StatusCode::PARTIAL_CONTENT {
+            let asked = if self.without_ranges.load(Relaxed) { 0 } else { wanted.start };
             let header = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
             return match header.and_then(parse_content_range) {
                 Some((_, Some(total))) if total != self.blob.size => {
                     Err(self.wrong(format!("{total} bytes where the manifest says {}", self.blob.size)))
                 }
-                Some((start, _)) if start == wanted.start => Ok(start),
+                Some((start, _)) if start == asked => Ok(start),
                 _ => Err(registry::Error::Protocol {
                     host: self.source.host.clone(),
                     what: format!("answered a range with Content-Range {header:?}"),
@@ -438,7 +480,7 @@ impl Fetch<'_> {
             return Err(self.wrong(format!("{length} bytes where the manifest says {}", self.blob.size)));
         }
         if wanted.start > 0 {
-            self.ignores_ranges.store(true, Relaxed);
+            self.without_ranges.store(true, Relaxed);
         }
         Ok(0)
     }
@@ -459,13 +501,33 @@ impl Fetch<'_> {
         registry::Error::WrongContent {
             host: self.source.host.clone(),
             wanted: self.blob.digest.clone(),
-            got,
+            got: self.oddity().unwrap_or(got),
         }
         .into()
     }
 
+    fn oddity(&self) -> Option<String> {
+        self.oddity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn segments(&self) -> MutexGuard<'_, Segments> {
         self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts a connection among those that wait, as long as it lives.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn start(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

@@ -17,6 +17,7 @@ use super::watch::{Pace, Watch};
 use super::{Error, Progress, Puller, origin};
 use crate::oci::Descriptor;
 use crate::registry;
+use crate::registry::retry::Backoff;
 use crate::registry::transport::Source;
 
 /// Downloads of one blob that one asker waits for: each but the last ended without its own source being tried.
@@ -132,9 +133,8 @@ impl Puller {
         progress: &Progress,
     ) -> Result<(), Error> {
         let blob = &wanted.blob;
-        if found.origins().iter().any(|known| known.host == source.host) {
-            self.registry.prove_blob(source, &blob.digest).await?;
-        } else {
+        let is_known_there = found.origins().iter().any(|known| known.host == source.host);
+        if !is_known_there || !self.registry.confirms_blob(source, blob).await? {
             let _turn = self.downloads.turn(&source.host).await;
             let counter = Arc::new(Counter::default());
             progress.follow(&counter);
@@ -146,18 +146,22 @@ impl Puller {
 
     /// Fetches all of `blob` and compares it with its digest, without keeping it.
     async fn compare(&self, blob: &Descriptor, source: &Source, counter: &Counter) -> Result<(), Error> {
-        let mut body = self.registry.blob(source, blob, None).await?;
+        let mut body = self.registry.blob(source, blob, None, &Backoff::new(1)).await?;
+        let oddity = body.oddity();
+        let wrong = |got: String| wrong(blob, source, oddity.clone().unwrap_or(got));
         let mut hasher = blob.digest.algorithm().hasher();
         let mut received = 0_u64;
-        let mut watch = Watch::new(Instant::now());
+        let mut watch: Option<Watch> = None;
         while let Some(chunk) = body.chunk().await? {
             received += chunk.len() as u64;
+            // The wait for the first byte says nothing about the rate.
+            let watch = watch.get_or_insert_with(|| Watch::new(Instant::now()));
             if watch.look(Instant::now(), received) == Pace::Dead {
                 let host = source.host.clone();
                 return Err(registry::Error::TooSlow { host, over: Watch::DEAD_AFTER }.into());
             }
             if received > blob.size {
-                return Err(wrong(blob, source, format!("more than {} bytes", blob.size)).into());
+                return Err(wrong(format!("more than {} bytes", blob.size)).into());
             }
             counter.fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             hasher = super::blocking(move || {
@@ -167,7 +171,7 @@ impl Puller {
             .await;
         }
         let got = hasher.finish();
-        if got == blob.digest { Ok(()) } else { Err(wrong(blob, source, got.to_string()).into()) }
+        if got == blob.digest { Ok(()) } else { Err(wrong(got.to_string()).into()) }
     }
 }
 

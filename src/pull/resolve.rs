@@ -6,7 +6,7 @@ use super::choose::Documents;
 use super::{Error, PullPolicy, Puller, Request, access_key, origin};
 use crate::failure::Kind;
 use crate::oci::manifest::{Document, SIZE_LIMIT, parse};
-use crate::oci::{Digest, Manifest, Reference};
+use crate::oci::{Descriptor, Digest, Manifest, Reference};
 use crate::registry;
 use crate::registry::transport::Source;
 use crate::store::Store;
@@ -45,7 +45,12 @@ impl Documents for Readable<'_> {
     type Error = Error;
 
     async fn load(&mut self, digest: &Digest) -> Result<(Document, u64), Error> {
-        self.puller.read_manifest(self.reference, self.source, digest, self.offline).await
+        let (document, size) =
+            self.puller.read_manifest(self.reference, self.source, digest, self.offline).await?;
+        if let Document::Index(index) = &document {
+            self.puller.keep_embedded(&index.manifests, self.source).await?;
+        }
+        Ok((document, size))
     }
 
     fn is_final(error: &Error) -> bool {
@@ -123,18 +128,14 @@ impl Puller {
         known: Option<Digest>,
     ) -> Result<Digest, Error> {
         let target = reference.target();
-        // With a manifest at hand a HEAD tells whether it is still the right one.
-        let here = match &known {
-            Some(known) => self.holds_manifest(known).await?,
-            None => false,
-        };
-        let resolved = if here { self.registry.resolve(source, &target).await? } else { None };
-        match (reference.digest(), resolved) {
-            // A digest that was given is what is mounted, whatever a header says; it only proved the access.
-            (Some(given), Some(_)) => Ok(given.clone()),
-            (None, Some(resolved)) => Ok(resolved),
-            (_, None) => self.fetch_manifest(source, &target).await,
+        // With a manifest at hand a HEAD tells whether it is still the right one. That is all it is believed.
+        if let Some(known) = known
+            && self.holds_manifest(&known).await?
+            && self.registry.confirms(source, &target, &known).await?
+        {
+            return Ok(known);
         }
+        self.fetch_manifest(source, &target).await
     }
 
     /// What `reference` was when `source` last asked, and whether that right is still believed.
@@ -162,6 +163,26 @@ impl Puller {
     async fn holds_manifest(&self, digest: &Digest) -> Result<bool, Error> {
         let digest = digest.clone();
         Ok(self.with_store(move |store| store.blob(&digest)).await?.is_some())
+    }
+
+    /// Keeps the content that descriptors carry themselves: it needs no request, and who may read them has it.
+    pub(super) async fn keep_embedded<'a>(
+        &self,
+        descriptors: impl IntoIterator<Item = &'a Descriptor>,
+        source: &Source,
+    ) -> Result<(), Error> {
+        let carrying = descriptors.into_iter().filter(|descriptor| descriptor.data.is_some());
+        let carrying: Vec<Descriptor> = carrying.cloned().collect();
+        if carrying.is_empty() {
+            return Ok(());
+        }
+        let from = origin(source);
+        let keep = move |store: &Arc<Store>| {
+            let mut content =
+                carrying.iter().filter_map(|carrier| Some((&carrier.digest, carrier.embedded()?)));
+            content.try_for_each(|(digest, data)| store.add_blob(digest, data, from.clone()).map(drop))
+        };
+        Ok(self.with_store::<(), crate::store::Error>(keep).await?)
     }
 
     /// Fetches the manifest at `target` into the store.

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use reqwest::Url;
+use reqwest::{Url, header};
 use serde::Deserialize;
 
+use super::answer::{self, Asked};
+use super::challenge::Challenge;
 use super::transport::Source;
 use super::{Credential, Error, Secret};
 
@@ -31,25 +33,13 @@ pub struct Token {
     expires: Option<Instant>,
 }
 
-/// What a registry asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Challenge {
-    /// User and password with every request.
-    Basic,
-    /// A token from `realm`.
-    Bearer {
-        /// The token server's URL.
-        realm: String,
-        /// The registry's name for itself.
-        service: Option<String>,
-    },
-}
-
 #[derive(Deserialize)]
 struct TokenResponse {
     token: Option<String>,
     access_token: Option<String>,
-    expires_in: Option<u64>,
+    /// Seconds; some servers write -1, text, or a fraction.
+    #[serde(default)]
+    expires_in: serde_json::Value,
 }
 
 /// Entries kept; more are dropped and fetched again.
@@ -60,8 +50,8 @@ pub const TOKEN_LIMIT: usize = 16 * 1024;
 const RESPONSE_LIMIT: usize = 256 * 1024;
 /// Lifetime of a token that does not say: distribution's token specification.
 const DEFAULT_LIFETIME: u64 = 60;
-/// Bytes of a realm or service.
-const PARAMETER_LIMIT: usize = 2048;
+/// Seconds that a token is believed to live at most.
+const LONGEST_LIFETIME: u64 = 24 * 3600;
 
 impl Tokens {
     /// The slot of `source`.
@@ -87,46 +77,26 @@ impl Token {
     }
 }
 
-/// The challenge to answer among the `WWW-Authenticate` values of a 401: Bearer before Basic.
-pub fn choose<'a>(values: impl Iterator<Item = &'a str>) -> Option<Challenge> {
-    let mut basic = false;
-    for value in values {
-        let Ok(challenges) = http_auth::parse_challenges(value) else { continue };
-        for challenge in challenges {
-            let parameter = |name: &str| {
-                let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-                found.map(|(_, value)| value.to_unescaped()).filter(|value| value.len() <= PARAMETER_LIMIT)
-            };
-            if challenge.scheme.eq_ignore_ascii_case("bearer") {
-                if let Some(realm) = parameter("realm") {
-                    return Some(Challenge::Bearer { realm, service: parameter("service") });
-                }
-            } else if challenge.scheme.eq_ignore_ascii_case("basic") {
-                basic = true;
-            }
-        }
-    }
-    basic.then_some(Challenge::Basic)
-}
-
 /// Obtains what answers `challenge` for `source`; `None` when a Basic challenge meets no credential.
 ///
-/// `plain_http` says whether the registry itself is spoken to without TLS; only then may the realm be.
+/// `plain_http` says whether the registry itself is spoken to without TLS; only then may the realm be. `scope` is what
+/// a token has to be good for.
 ///
 /// # Errors
 /// When the token server cannot be reached, refuses, or breaks a bound.
-pub async fn answer(
+pub async fn respond(
     http: &reqwest::Client,
     challenge: &Challenge,
     source: &Source,
     plain_http: bool,
+    scope: &str,
 ) -> Result<Option<Token>, Error> {
     match challenge {
         Challenge::Basic => Ok(source.credential.as_deref().map(Token::basic)),
-        Challenge::Bearer { realm, service } => {
+        Challenge::Bearer { realm, service, .. } => {
             let realm = check_realm(realm, plain_http)
                 .map_err(|what| Error::Protocol { host: source.host.clone(), what })?;
-            fetch(http, realm, service.as_deref(), source).await.map(Some)
+            fetch(http, realm, service.as_deref(), source, scope).await.map(Some)
         }
     }
 }
@@ -150,23 +120,23 @@ async fn fetch(
     realm: Url,
     service: Option<&str>,
     source: &Source,
+    scope: &str,
 ) -> Result<Token, Error> {
     let server = realm.authority().to_owned();
-    let scope = format!("repository:{}:pull", source.repository);
     let identity = source.credential.as_deref().and_then(|credential| credential.identity_token.as_ref());
     let request = match (identity, source.credential.as_deref()) {
         (Some(token), _) => {
             let mut form = vec![
                 ("grant_type", "refresh_token"),
                 ("client_id", "ocivol"),
-                ("scope", &scope),
+                ("scope", scope),
                 ("refresh_token", token.reveal()),
             ];
             form.extend(service.map(|service| ("service", service)));
             http.post(realm).form(&form)
         }
         (None, credential) => {
-            let mut query = vec![("scope", scope.as_str())];
+            let mut query = vec![("scope", scope)];
             query.extend(service.map(|service| ("service", service)));
             let request = http.get(realm).query(&query);
             match credential {
@@ -175,28 +145,39 @@ async fn fetch(
             }
         }
     };
-    let response = request.send().await.map_err(|error| super::transport::unreachable(&server, error))?;
-    let status = response.status();
-    if !status.is_success() {
-        return Err(super::transport::refusal(source, &server, response, "a token").await);
+    let request = request.header(header::ACCEPT_ENCODING, "identity");
+    let response = request.send().await.map_err(|error| answer::unreachable(&server, error))?;
+    if !response.status().is_success() {
+        let asked = Asked { source, server: &server, what: "a token", shown: source.credential.is_some() };
+        return Err(asked.refusal(response).await);
     }
-    let body = super::transport::read_bounded(response, RESPONSE_LIMIT, &server).await?;
-    let invalid = |what: &str| Error::Protocol { host: server.clone(), what: what.to_owned() };
+    let oddity = answer::oddity(response.headers());
+    let body = answer::read_bounded(response, RESPONSE_LIMIT, &server).await?;
+    let invalid = |what: String| Error::Protocol { host: server.clone(), what };
     // The parser's own text could quote the token.
-    let answer: TokenResponse =
-        serde_json::from_slice(&body).map_err(|_| invalid("sent a token response that is not valid JSON"))?;
-    let token = answer
+    let found: TokenResponse = serde_json::from_slice(&body).map_err(|_| {
+        let text = "sent a token response that is not valid JSON".to_owned();
+        invalid(oddity.map_or(text, |oddity| format!("sent no token, but {oddity}")))
+    })?;
+    let token = found
         .token
         .filter(|token| !token.is_empty())
-        .or(answer.access_token)
-        .ok_or_else(|| invalid("sent a token response without a token"))?;
+        .or(found.access_token)
+        .ok_or_else(|| invalid("sent a token response without a token".into()))?;
     if token.len() > TOKEN_LIMIT {
-        return Err(invalid(&format!("sent a token of {} bytes, more than {TOKEN_LIMIT}", token.len())));
+        return Err(invalid(format!("sent a token of {} bytes, more than {TOKEN_LIMIT}", token.len())));
     }
     // A tenth is kept as margin for the time the request takes.
-    let lifetime = answer.expires_in.unwrap_or(DEFAULT_LIFETIME).clamp(1, 24 * 3600);
-    let expires = Instant::now() + Duration::from_secs(lifetime) * 9 / 10;
+    let expires = Instant::now() + Duration::from_secs(lifetime(&found.expires_in)) * 9 / 10;
     Ok(Token { header: Secret::new(format!("Bearer {token}")), expires: Some(expires) })
+}
+
+/// The seconds in `expires_in`; what is no positive number is the same as none.
+fn lifetime(stated: &serde_json::Value) -> u64 {
+    // Saturates, so no number is too large.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let seconds = stated.as_f64().map_or(0, |seconds| seconds as u64);
+    if seconds == 0 { DEFAULT_LIFETIME } else { seconds.min(LONGEST_LIFETIME) }
 }
 
 #[cfg(test)]
@@ -204,21 +185,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn challenges() {
-        let bearer = |realm: &str, service: Option<&str>| {
-            Some(Challenge::Bearer { realm: realm.into(), service: service.map(str::to_owned) })
-        };
-        let table: [(&[&str], _); 6] = [
-            (&[r#"Basic realm="x""#], Some(Challenge::Basic)),
-            (&[r#"Bearer realm="https://a/t",service="s""#], bearer("https://a/t", Some("s"))),
-            (&[r#"bearer realm="https://a/t""#], bearer("https://a/t", None)),
-            (&[r#"Basic realm="x""#, r#"Bearer realm="https://a/t""#], bearer("https://a/t", None)),
-            (&["Negotiate"], None),
-            (&["Bearer realm=\"unclosed"], None),
+    fn regression_what_is_no_positive_number_is_the_default_lifetime() {
+        let table = [
+            ("300", 300),
+            ("1", 1),
+            ("299.5", 299),
+            ("1e30", LONGEST_LIFETIME),
+            ("0", DEFAULT_LIFETIME),
+            ("-1", DEFAULT_LIFETIME),
+            ("0.5", DEFAULT_LIFETIME),
+            ("\"300\"", DEFAULT_LIFETIME),
+            ("null", DEFAULT_LIFETIME),
+            ("{}", DEFAULT_LIFETIME),
         ];
-        for (values, expected) in table {
-            assert_eq!(choose(values.iter().copied()), expected, "{values:?}");
+        for (text, expected) in table {
+            let body = format!(r#"{{"access_token":"t","expires_in":{text}}}"#);
+            let found: TokenResponse = serde_json::from_str(&body).expect(text);
+            assert_eq!(lifetime(&found.expires_in), expected, "{text}");
         }
+        let found: TokenResponse =
+            serde_json::from_str(r#"{"token":null,"access_token":"t"}"#).expect("valid");
+        assert_eq!((lifetime(&found.expires_in), found.token), (DEFAULT_LIFETIME, None));
     }
 
     #[test]

@@ -2,14 +2,17 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::{Method, header};
+use reqwest::{Method, Response, header};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Error;
+use super::answer::{self, Body};
 use super::retry::Backoff;
-use super::transport::{Body, Request, Settings, Source, Transport};
+use super::transport::{Request, Settings, Source, Transport};
+use crate::failure::Kind;
 use crate::oci::{Descriptor, Digest, manifest, media_type};
 
 /// A client for every registry. Cheap to clone; connections and tokens are shared.
@@ -50,73 +53,80 @@ impl Registry {
         self.transport.settings().attempts
     }
 
+    /// How long a registry may say nothing at all until it is given up.
+    pub fn longest_silence(&self) -> Duration {
+        let settings = self.transport.settings();
+        settings.stall_timeout.saturating_mul(1 << settings.attempts.min(8))
+    }
+
     /// The manifest or index at `target`, a tag or digest.
     ///
     /// # Errors
     /// When the registry refuses, cannot be reached, or sends bytes that are not those of a digest in `target`.
     pub async fn manifest(&self, source: &Source, target: &str) -> Result<Fetched, Error> {
-        let accept = media_type::ACCEPTED_MANIFESTS.join(", ");
         let what = name(source, target);
-        let request = Request {
-            method: Method::GET,
-            path: format!("manifests/{target}"),
-            accept: Some(&accept),
-            range: None,
-            what: &what,
-        };
-        let mut backoff = Backoff::new(self.attempts());
-        loop {
-            let result = async {
+        self.retried(|patience| {
+            let request = manifest_request(Method::GET, target, &what, patience);
+            async move {
                 let response = self.transport.send(source, &request).await?;
                 let content_type = header_text(&response, header::CONTENT_TYPE);
+                let oddity = answer::oddity(response.headers());
                 // All at once and before the first byte: readers never wait for each other half-way. The time it
                 // takes to read is bounded, so is the time that others wait.
                 let length = response.content_length().and_then(|length| usize::try_from(length).ok());
                 let length = length.unwrap_or(manifest::SIZE_LIMIT).min(manifest::SIZE_LIMIT);
                 let permits = u32::try_from(length).unwrap_or(u32::MAX);
                 let permit = Arc::clone(&self.manifests).acquire_many_owned(permits).await.ok();
-                let bytes = self.transport.read(source, response, manifest::SIZE_LIMIT).await?;
-                Ok((bytes, content_type, permit))
-            };
-            match result.await {
-                Ok((bytes, content_type, permit)) => {
-                    let digest = check(source, target, &bytes)?;
-                    return Ok(Fetched { bytes, digest, content_type, _permit: permit });
+                let bytes = self.transport.read(source, &request, response, manifest::SIZE_LIMIT).await?;
+                if !bytes.trim_ascii_start().starts_with(b"{") {
+                    let kind = oddity.or_else(|| content_type.as_deref().map(crate::failure::one_line));
+                    let kind = kind.unwrap_or_else(|| "something else".to_owned());
+                    return Err(Error::Protocol {
+                        host: source.host.clone(),
+                        what: format!("sent no manifest for {}, but {kind}", request.what),
+                    });
                 }
-                Err(error) => match backoff.after(&error) {
-                    Some(wait) => {
-                        tracing::debug!(%error, ?wait, "retrying manifest");
-                        tokio::time::sleep(wait).await;
-                    }
-                    None => return Err(error),
-                },
+                let digest = check(source, target, &bytes, oddity)?;
+                Ok(Fetched { bytes, digest, content_type, _permit: permit })
             }
-        }
+        })
+        .await
     }
 
-    /// The digest that `target` has now, if the registry tells it without sending the manifest.
+    /// Whether the registry says, without sending it, that `digest` is what is at `target`.
     ///
-    /// Success also proves that `source` may read the manifest.
+    /// `true` also shows that `source` may read the manifest. `false` says nothing: a header is no content, some registries
+    /// answer HEAD with the digest of something else, and some do not answer it at all.
     ///
     /// # Errors
-    /// As [`Registry::manifest`].
-    pub async fn resolve(&self, source: &Source, target: &str) -> Result<Option<Digest>, Error> {
-        let accept = media_type::ACCEPTED_MANIFESTS.join(", ");
+    /// When the registry wants other credentials, or to be left alone for some time.
+    pub async fn confirms(&self, source: &Source, target: &str, digest: &Digest) -> Result<bool, Error> {
         let what = name(source, target);
-        let response = self.head(source, format!("manifests/{target}"), Some(&accept), &what).await?;
-        Ok(header_text(&response, "docker-content-digest").and_then(|text| text.parse().ok()))
+        let answered = self.head(source, |patience| manifest_request(Method::HEAD, target, &what, patience));
+        let Some(response) = answered.await? else { return Ok(false) };
+        let stated = header_text(&response, "docker-content-digest").and_then(|text| text.parse().ok());
+        Ok(stated.as_ref() == Some(digest))
     }
 
-    /// Succeeds when `source` may read blob `digest` in its repository.
+    /// Whether the registry says, without sending it, that `source` may read `blob` in its repository.
     ///
     /// # Errors
-    /// As [`Registry::manifest`].
-    pub async fn prove_blob(&self, source: &Source, digest: &Digest) -> Result<(), Error> {
-        let what = name(source, &digest.to_string());
-        self.head(source, format!("blobs/{digest}"), None, &what).await.map(drop)
+    /// As [`Registry::confirms`].
+    pub async fn confirms_blob(&self, source: &Source, blob: &Descriptor) -> Result<bool, Error> {
+        let what = name(source, &blob.digest.to_string());
+        let answered = self.head(source, |patience| blob_request(Method::HEAD, blob, None, &what, patience));
+        let Some(response) = answered.await? else { return Ok(false) };
+        // What is about something else, a page to log in for example, says nothing of this blob.
+        let length = header_text(&response, header::CONTENT_LENGTH).and_then(|text| text.parse().ok());
+        let stated = header_text(&response, "docker-content-digest").and_then(|text| text.parse().ok());
+        let is_it = length.is_none_or(|length: u64| length == blob.size)
+            && stated.is_none_or(|digest: Digest| digest == blob.digest);
+        Ok(is_it)
     }
 
     /// Starts to read `range` of a blob. The registry may ignore the range: look at the answer's status.
+    ///
+    /// `backoff` has seen how earlier requests ended.
     ///
     /// # Errors
     /// As [`Registry::manifest`], without retry: the caller knows how far it got.
@@ -125,12 +135,13 @@ impl Registry {
         source: &Source,
         blob: &Descriptor,
         range: Option<Range<u64>>,
+        backoff: &Backoff,
     ) -> Result<Body, Error> {
         let what = name(source, &blob.digest.to_string());
-        let path = format!("blobs/{}", blob.digest);
-        let request = Request { method: Method::GET, path, accept: None, range, what: &what };
+        let patience = backoff.patience(self.transport.settings().stall_timeout);
+        let request = blob_request(Method::GET, blob, range, &what, patience);
         let response = self.transport.send(source, &request).await?;
-        Ok(self.transport.body(source, response))
+        Ok(self.transport.body(source, &request, response))
     }
 
     /// Reads a small blob whole, and checks its digest.
@@ -139,23 +150,17 @@ impl Registry {
     /// As [`Registry::manifest`]; [`Error::WrongContent`] when it is something else.
     pub async fn small_blob(&self, source: &Source, blob: &Descriptor, limit: usize) -> Result<Bytes, Error> {
         let what = name(source, &blob.digest.to_string());
-        let path = format!("blobs/{}", blob.digest);
-        let request = Request { method: Method::GET, path, accept: None, range: None, what: &what };
-        let mut backoff = Backoff::new(self.attempts());
-        let bytes = loop {
-            let read = async {
-                let response = self.transport.send(source, &request).await?;
-                self.transport.read(source, response, limit).await
-            };
-            match read.await {
-                Ok(bytes) => break bytes,
-                Err(error) => match backoff.after(&error) {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => return Err(error),
-                },
-            }
-        };
-        check(source, &blob.digest.to_string(), &bytes)?;
+        let (bytes, oddity) = self
+            .retried(|patience| {
+                let request = blob_request(Method::GET, blob, None, &what, patience);
+                async move {
+                    let response = self.transport.send(source, &request).await?;
+                    let oddity = answer::oddity(response.headers());
+                    Ok((self.transport.read(source, &request, response, limit).await?, oddity))
+                }
+            })
+            .await?;
+        check(source, &blob.digest.to_string(), &bytes, oddity)?;
         if bytes.len() as u64 != blob.size {
             let (wanted, got) =
                 (blob.digest.clone(), format!("{} bytes instead of {}", bytes.len(), blob.size));
@@ -164,25 +169,65 @@ impl Registry {
         Ok(bytes)
     }
 
-    async fn head(
+    /// The headers of what `request` names. `None` when there is no success: not every registry, and not every URL that one
+    /// redirects to, answers HEAD, so that proves nothing, and GET has the last word.
+    async fn head<'a>(
         &self,
         source: &Source,
-        path: String,
-        accept: Option<&str>,
-        what: &str,
-    ) -> Result<reqwest::Response, Error> {
-        let request = Request { method: Method::HEAD, path, accept, range: None, what };
+        request: impl Fn(Duration) -> Request<'a>,
+    ) -> Result<Option<Response>, Error> {
         let mut backoff = Backoff::new(self.attempts());
         loop {
-            match self.transport.send(source, &request).await {
-                Ok(response) => return Ok(response),
-                Err(error) => match backoff.after(&error) {
+            let patience = self.transport.settings().stall_timeout;
+            let error = match self.transport.send(source, &request(patience)).await {
+                Ok(response) => return Ok(Some(response)),
+                Err(error) => error,
+            };
+            match (error.kind(), &error) {
+                (Kind::Unauthenticated, _) => return Err(error),
+                (_, Error::RateLimited { .. }) => match backoff.after(&error) {
                     Some(wait) => tokio::time::sleep(wait).await,
                     None => return Err(error),
                 },
+                _ => {
+                    tracing::debug!(%error, "HEAD proves nothing");
+                    return Ok(None);
+                }
             }
         }
     }
+
+    /// Asks, and asks again after what may pass. `ask` is given the wait for the first byte.
+    async fn retried<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        ask: impl Fn(Duration) -> F,
+    ) -> Result<T, Error> {
+        let mut backoff = Backoff::new(self.attempts());
+        loop {
+            let error = match ask(backoff.patience(self.transport.settings().stall_timeout)).await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            let Some(wait) = backoff.after(&error) else { return Err(error) };
+            tracing::debug!(%error, ?wait, "asking again");
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+fn manifest_request<'a>(method: Method, target: &str, what: &'a str, patience: Duration) -> Request<'a> {
+    let path = format!("manifests/{target}");
+    Request { method, path, accept: &media_type::ACCEPTED_MANIFESTS, range: None, what, patience }
+}
+
+fn blob_request<'a>(
+    method: Method,
+    blob: &Descriptor,
+    range: Option<Range<u64>>,
+    what: &'a str,
+    patience: Duration,
+) -> Request<'a> {
+    Request { method, path: format!("blobs/{}", blob.digest), accept: &[], range, what, patience }
 }
 
 /// `repository:tag` or `repository@digest`.
@@ -192,15 +237,16 @@ fn name(source: &Source, target: &str) -> String {
 }
 
 /// The digest of `bytes`. One in `target` must match; what the registry's headers claim is not looked at.
-fn check(source: &Source, target: &str, bytes: &[u8]) -> Result<Digest, Error> {
+fn check(source: &Source, target: &str, bytes: &[u8], oddity: Option<String>) -> Result<Digest, Error> {
     let Ok(wanted) = target.parse::<Digest>() else { return Ok(Digest::sha256(bytes)) };
     let got = Digest::of(wanted.algorithm(), bytes);
     if got == wanted {
         return Ok(wanted);
     }
-    Err(Error::WrongContent { host: source.host.clone(), wanted, got: got.to_string() })
+    let got = oddity.unwrap_or_else(|| got.to_string());
+    Err(Error::WrongContent { host: source.host.clone(), wanted, got })
 }
 
-fn header_text(response: &reqwest::Response, name: impl header::AsHeaderName) -> Option<String> {
+fn header_text(response: &Response, name: impl header::AsHeaderName) -> Option<String> {
     response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }

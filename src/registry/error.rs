@@ -46,6 +46,19 @@ pub enum Error {
         /// What the registry said, in brackets.
         detail: String,
     },
+    /// 401 that does not say how to log in, not even when it is asked for that.
+    #[error(
+        "{host} does not let the anonymous read {repository}, and does not say how to log in: it asks for neither Basic nor \
+         Bearer{detail}"
+    )]
+    NoLogin {
+        /// The registry.
+        host: String,
+        /// The repository.
+        repository: String,
+        /// What the registry said, in brackets.
+        detail: String,
+    },
     /// 403.
     #[error("{host} denies {who} the right to read {repository}{detail}")]
     Denied {
@@ -53,7 +66,7 @@ pub enum Error {
         host: String,
         /// The repository.
         repository: String,
-        /// The user, or `anonymous`.
+        /// The user whose credentials were shown, or `anonymous`.
         who: String,
         /// What the registry said, in brackets.
         detail: String,
@@ -75,7 +88,21 @@ pub enum Error {
         host: String,
         /// The HTTP status.
         status: u16,
+        /// When the registry wants to be asked again.
+        retry_after: Option<Duration>,
         /// What the registry said, in brackets.
+        detail: String,
+    },
+    /// No success at a host that the registry redirected to: a signature that is over, for example.
+    #[error("{host} redirects to {server}, which answered with status {status}{detail}")]
+    Elsewhere {
+        /// The registry.
+        host: String,
+        /// The other host.
+        server: String,
+        /// The HTTP status.
+        status: u16,
+        /// What the host said, in brackets.
         detail: String,
     },
     /// No connection, or it broke.
@@ -87,6 +114,25 @@ pub enum Error {
         host: String,
         /// The innermost cause.
         reason: String,
+    },
+    /// Nobody that is trusted says that the host is who it should be.
+    #[error(
+        "cannot check the certificate of {host}: {reason}; if an authority of your own signed it, name its bundle: \
+         registry.caConfigMap in the chart, SSL_CERT_FILE on the command line"
+    )]
+    Certificate {
+        /// The registry, or its token server.
+        host: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// What answers at the port speaks no TLS.
+    #[error(
+        "{host} does not speak TLS; if that is meant, name it in --plain-http: registry.plainHTTP in the chart"
+    )]
+    NoTls {
+        /// The registry, or its token server.
+        host: String,
     },
     /// No byte came for longer than the limit.
     #[error("{host} sent nothing for {} s", after.as_secs())]
@@ -145,10 +191,15 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::NotFound { .. } => Kind::NotFound,
-            Self::CredentialsNeeded { .. } | Self::CredentialsRefused { .. } => Kind::Unauthenticated,
+            Self::CredentialsNeeded { .. } | Self::CredentialsRefused { .. } | Self::NoLogin { .. } => {
+                Kind::Unauthenticated
+            }
             Self::Denied { .. } => Kind::PermissionDenied,
             Self::RateLimited { .. }
             | Self::Status { .. }
+            | Self::Elsewhere { .. }
+            | Self::Certificate { .. }
+            | Self::NoTls { .. }
             | Self::Unreachable { .. }
             | Self::Stalled { .. }
             | Self::TooSlow { .. } => Kind::Unavailable,
@@ -161,7 +212,7 @@ impl Error {
 
     /// Whether the same request may succeed a little later.
     pub fn is_transient(&self) -> bool {
-        self.kind() == Kind::Unavailable
+        self.kind() == Kind::Unavailable && !matches!(self, Self::Certificate { .. } | Self::NoTls { .. })
     }
 
     /// Whether other credentials could make a difference.

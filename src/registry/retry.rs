@@ -11,6 +11,8 @@ pub struct Backoff {
     failures: u32,
     /// Failures in a row after which to give up.
     limit: u32,
+    /// How many of the requests stalled.
+    stalls: u32,
 }
 
 /// The first wait; doubles with every failure.
@@ -21,7 +23,13 @@ const LONGEST: Duration = Duration::from_secs(20);
 impl Backoff {
     /// Gives up at the `limit`-th failure in a row.
     pub fn new(limit: u32) -> Self {
-        Self { failures: 0, limit }
+        Self { failures: 0, limit, stalls: 0 }
+    }
+
+    /// How long to wait for the first byte: longer when a request stalled before, so that it is not simply repeated into
+    /// the same wait.
+    pub fn patience(&self, stall_timeout: Duration) -> Duration {
+        stall_timeout.saturating_mul(1 << self.stalls.min(8))
     }
 
     /// Something succeeded: start over.
@@ -32,6 +40,7 @@ impl Backoff {
     /// How long to wait after `error`, or `None` to give up.
     pub fn after(&mut self, error: &Error) -> Option<Duration> {
         self.failures += 1;
+        self.stalls += u32::from(matches!(error, Error::Stalled { .. }));
         if !error.is_transient() || self.failures >= self.limit {
             return None;
         }
@@ -39,6 +48,7 @@ impl Backoff {
         let least = match error {
             Error::RateLimited { retry_after: Some(wait), .. } if *wait > LONGEST => return None,
             Error::RateLimited { retry_after: Some(wait), .. } => *wait,
+            Error::Status { retry_after: Some(wait), .. } => (*wait).clamp(exponential / 2, LONGEST),
             _ => exponential / 2,
         };
         // A part is random: clients that failed together do not come back together.
@@ -52,13 +62,25 @@ mod tests {
 
     #[test]
     fn waits_grow_and_end() {
-        let error = Error::Status { host: "r".into(), status: 503, detail: String::new() };
+        let error = Error::Status { host: "r".into(), status: 503, retry_after: None, detail: String::new() };
         let mut backoff = Backoff::new(4);
         let waits: Vec<_> = std::iter::from_fn(|| backoff.after(&error)).collect();
         assert_eq!(waits.len(), 3);
         assert!(waits[0] >= FIRST / 2 && waits[2] < FIRST * 4 + FIRST);
         backoff.reset();
         assert!(backoff.after(&error).is_some());
+    }
+
+    #[test]
+    fn regression_a_wait_for_the_first_byte_is_not_repeated_as_it_was() {
+        let second = Duration::from_secs(1);
+        let mut backoff = Backoff::new(4);
+        assert_eq!(backoff.patience(second), second);
+        let stalled = Error::Stalled { host: "r".into(), after: second };
+        assert!(backoff.after(&stalled).is_some());
+        assert_eq!(backoff.patience(second), 2 * second);
+        assert!(backoff.after(&stalled).is_some());
+        assert_eq!(backoff.patience(second), 4 * second);
     }
 
     #[test]

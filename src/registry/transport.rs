@@ -1,4 +1,4 @@
-//! One HTTP exchange with a registry: authentication, redirects, classification of answers, bounds.
+//! One HTTP exchange with a registry: authentication, redirects, bounds.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -7,11 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::header::{self, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
-use serde::Deserialize;
 
-use super::auth::{self, Token, Tokens};
+use super::answer::{self, Asked, Body};
+use super::auth::{self, Slot, Token, Tokens};
+use super::challenge::{self, Challenge};
 use super::{Credential, Error};
-use crate::failure::one_line;
 use crate::oci::{Reference, reference::DOCKER_HUB};
 
 /// Where content is asked for, and as whom.
@@ -34,10 +34,6 @@ impl Source {
             credential: credential.map(Arc::new),
         }
     }
-
-    fn who(&self) -> String {
-        self.credential.as_ref().map_or_else(|| "anonymous".into(), |known| known.user.clone())
-    }
 }
 
 /// How registries are spoken to.
@@ -47,7 +43,8 @@ pub struct Settings {
     pub plain_http: BTreeSet<String>,
     /// Wait for a connection.
     pub connect_timeout: Duration,
-    /// Wait for the first or the next byte of an answer; then the request counts as stalled.
+    /// Wait for the first or the next byte of an answer; then the request counts as stalled. When it is asked again,
+    /// the wait for the first byte is doubled: caches that fetch on demand are silent for as long as that takes.
     pub stall_timeout: Duration,
     /// Failures in a row after which a request is given up.
     pub attempts: u32,
@@ -78,18 +75,21 @@ pub(super) struct Request<'a> {
     pub method: Method,
     /// Below `/v2/<repository>/`.
     pub path: String,
-    pub accept: Option<&'a str>,
+    /// Media types, best first.
+    pub accept: &'a [&'a str],
     pub range: Option<std::ops::Range<u64>>,
     /// In words, for errors.
     pub what: &'a str,
+    /// Wait for the first byte.
+    pub patience: Duration,
 }
 
 /// Redirects followed for one request.
 const REDIRECT_LIMIT: usize = 5;
-/// Bytes of an error body that are looked at.
-const ERROR_BODY_LIMIT: usize = 8 * 1024;
-/// Characters of a registry's own words in an error.
-const DETAIL_LIMIT: usize = 160;
+/// What an answer has to be before a registry is asked how to log in, although it did not say that one has to.
+const HIDES: [StatusCode; 3] = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::NOT_FOUND];
+/// How registries refuse a token that is no longer good.
+const REFUSED: [StatusCode; 3] = [StatusCode::BAD_REQUEST, StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
 
 impl Transport {
     /// # Errors
@@ -112,78 +112,130 @@ impl Transport {
         &self.settings
     }
 
-    /// Asks `source` once, and once more when it asks for credentials.
+    /// Asks `source` with what is known of it, and once more with what the registry then asks for.
     pub async fn send(&self, source: &Source, request: &Request<'_>) -> Result<Response, Error> {
+        let url = self.url(source, &format!("{}/{}", source.repository, request.path))?;
         let slot = self.tokens.slot(source).await;
-        let known = slot.lock().await.clone().filter(Token::is_fresh);
-        let response = self.follow(source, request, known.as_ref()).await?;
-        // Only the registry itself may ask for credentials: not a host that it redirected to.
-        let own = self.url(source, &request.path).is_ok_and(|url| url.origin() == response.url().origin());
-        if response.status() != StatusCode::UNAUTHORIZED || !own {
-            return self.classify(source, request, response).await;
+        let cached = slot.lock().await.clone().filter(Token::is_fresh);
+        let mut response = self.follow(source, request, &url, cached.as_ref()).await?;
+        let mut shown = cached.is_some();
+        // A token may be refused before its time: it is fetched anew, once.
+        let refused = cached.filter(|_| is_from(&url, &response) && REFUSED.contains(&response.status()));
+        if refused.is_some() && challenge_of(&response).is_none() {
+            // Without a token the registry says what it wants.
+            response = self.follow(source, request, &url, None).await?;
+            shown = false;
         }
-        let values: Vec<String> = response
-            .headers()
-            .get_all(header::WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok().map(str::to_owned))
-            .collect();
-        let Some(challenge) = auth::choose(values.iter().map(String::as_str)) else {
-            return self.classify(source, request, response).await;
-        };
-        let token = {
-            let mut slot = slot.lock().await;
-            // Another request may have fetched a new token while this one waited for the lock.
-            let newer = slot.as_ref().filter(|token| {
-                token.is_fresh() && known.as_ref().is_none_or(|known| known.header != token.header)
-            });
-            match newer {
-                Some(token) => Some(token.clone()),
-                None => {
-                    let plain_http = self.settings.plain_http.contains(&source.host);
-                    let fetched = auth::answer(&self.http, &challenge, source, plain_http);
-                    *slot = self.bounded(&source.host, fetched).await?;
-                    slot.clone()
+        if (refused.is_some() || !shown) && is_from(&url, &response) {
+            let challenge = match challenge_of(&response) {
+                Some(challenge) => Some(challenge),
+                // Some hide what the anonymous may not see, and ask for no credentials.
+                None if source.credential.is_some() && HIDES.contains(&response.status()) => {
+                    self.ask_for_challenge(source, request).await
+                }
+                None => None,
+            };
+            let token = match challenge {
+                Some(challenge) => self.token(source, &slot, &challenge, refused.as_ref()).await?,
+                None => None,
+            };
+            shown |= token.is_some();
+            if let Some(token) =
+                token.filter(|token| refused.as_ref().is_none_or(|old| old.header != token.header))
+            {
+                drop(response);
+                response = self.follow(source, request, &url, Some(&token)).await?;
+                if response.status() == StatusCode::UNAUTHORIZED {
+                    *slot.lock().await = None;
                 }
             }
-        };
-        let Some(token) = token else {
-            return self.classify(source, request, response).await;
-        };
-        drop(response);
-        let response = self.follow(source, request, Some(&token)).await?;
-        if response.status() == StatusCode::UNAUTHORIZED {
-            *slot.lock().await = None;
         }
-        self.classify(source, request, response).await
+        if matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
+            return Ok(response);
+        }
+        let own = is_from(&url, &response);
+        let server = if own { source.host.clone() } else { response.url().authority().to_owned() };
+        let asked = Asked {
+            source,
+            server: &server,
+            what: request.what,
+            shown: shown && source.credential.is_some(),
+        };
+        let refusal = async {
+            Err(if own { asked.refusal(response).await } else { asked.refusal_elsewhere(response).await })
+        };
+        self.bounded(&source.host, self.settings.stall_timeout, refusal).await
     }
 
-    /// Sends the request and follows redirects. The `Authorization` value is for the registry's own origin only.
+    /// What the registry itself asks for, of whoever comes: distribution-spec v1.1, end-1.
+    async fn ask_for_challenge(&self, source: &Source, request: &Request<'_>) -> Option<Challenge> {
+        let url = self.url(source, "").ok()?;
+        let ping =
+            Request { method: Method::GET, path: String::new(), accept: &[], range: None, ..request.clone() };
+        match self.follow(source, &ping, &url, None).await {
+            Ok(response) if is_from(&url, &response) => challenge_of(&response),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::debug!(host = source.host, %error, "cannot ask how to log in");
+                None
+            }
+        }
+    }
+
+    /// The answer to `challenge`, which takes the place of `refused`. `None` when there is no credential for it.
+    async fn token(
+        &self,
+        source: &Source,
+        slot: &Slot,
+        challenge: &Challenge,
+        refused: Option<&Token>,
+    ) -> Result<Option<Token>, Error> {
+        let mut slot = slot.lock().await;
+        // Another request may have fetched a new token while this one waited for the lock.
+        let newer = slot
+            .as_ref()
+            .filter(|token| token.is_fresh() && refused.is_none_or(|refused| refused.header != token.header));
+        if let Some(token) = newer {
+            return Ok(Some(token.clone()));
+        }
+        let plain_http = self.settings.plain_http.contains(&source.host);
+        let scope = format!("repository:{}:pull", source.repository);
+        let fetched = auth::respond(&self.http, challenge, source, plain_http, &scope);
+        *slot = self.bounded(&source.host, self.settings.stall_timeout, fetched).await?;
+        Ok(slot.clone())
+    }
+
+    /// Sends the request to `origin` and follows redirects. The `Authorization` value is for that origin only.
     async fn follow(
         &self,
         source: &Source,
         request: &Request<'_>,
+        origin: &Url,
         token: Option<&Token>,
     ) -> Result<Response, Error> {
         let protocol = |what: String| Error::Protocol { host: source.host.clone(), what };
-        let origin = self.url(source, &request.path).map_err(protocol)?;
         let mut url = origin.clone();
+        // A host that was redirected to may want a token of its own, which anybody gets.
+        let mut guest: Option<(Url, Token)> = None;
         for _ in 0..=REDIRECT_LIMIT {
-            let mut outgoing = self.http.request(request.method.clone(), url.clone());
-            if let Some(accept) = request.accept {
-                outgoing = outgoing.header(header::ACCEPT, accept);
+            let own = url.origin() == origin.origin();
+            let shown = match &guest {
+                _ if own => token,
+                Some((place, token)) if place.origin() == url.origin() => Some(token),
+                _ => None,
+            };
+            let sent = async {
+                let outgoing = self.outgoing(request, &url, shown).map_err(protocol)?;
+                outgoing.send().await.map_err(|error| answer::unreachable(host_of(source, &url, own), error))
+            };
+            let response = self.bounded(&source.host, request.patience, sent).await?;
+            if response.status() == StatusCode::UNAUTHORIZED && !own && shown.is_none() {
+                let Some(token) = self.guest_token(source, &url, &response).await else {
+                    return Ok(response);
+                };
+                guest = Some((url.clone(), token));
+                continue;
             }
-            if let Some(range) = &request.range {
-                outgoing = outgoing.header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
-            }
-            if let Some(token) = token.filter(|_| url.origin() == origin.origin()) {
-                let mut value = HeaderValue::from_str(token.header.reveal())
-                    .map_err(|_| protocol("sent a token that is no header value".into()))?;
-                value.set_sensitive(true);
-                outgoing = outgoing.header(header::AUTHORIZATION, value);
-            }
-            let sent = async { outgoing.send().await.map_err(|error| unreachable(&source.host, error)) };
-            let response = self.bounded(&source.host, sent).await?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }
@@ -202,145 +254,112 @@ impl Transport {
         Err(protocol(format!("redirects more than {REDIRECT_LIMIT} times")))
     }
 
-    /// The URL of `path` below the repository.
-    fn url(&self, source: &Source, path: &str) -> Result<Url, String> {
-        let scheme = if self.settings.plain_http.contains(&source.host) { "http" } else { "https" };
-        let host = if source.host == DOCKER_HUB { "registry-1.docker.io" } else { &source.host };
-        Url::parse(&format!("{scheme}://{host}/v2/{}/{path}", source.repository))
-            .map_err(|error| format!("is no host for a URL: {error}"))
+    fn outgoing(
+        &self,
+        request: &Request<'_>,
+        url: &Url,
+        token: Option<&Token>,
+    ) -> Result<reqwest::RequestBuilder, String> {
+        let mut outgoing = self.http.request(request.method.clone(), url.clone());
+        // The digest is over the bytes as they are stored.
+        outgoing = outgoing.header(header::ACCEPT_ENCODING, "identity");
+        // A line for each: there are registries that look at the first line's first type, or do not split lines.
+        for accepted in request.accept {
+            outgoing = outgoing.header(header::ACCEPT, *accepted);
+        }
+        if let Some(range) = &request.range {
+            outgoing = outgoing.header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+        }
+        if let Some(token) = token {
+            let mut value = HeaderValue::from_str(token.header.reveal())
+                .map_err(|_| "sent a token that is no header value".to_owned())?;
+            value.set_sensitive(true);
+            outgoing = outgoing.header(header::AUTHORIZATION, value);
+        }
+        Ok(outgoing)
     }
 
-    /// Runs `work` for at most the stall timeout.
-    async fn bounded<T>(&self, host: &str, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let after = self.settings.stall_timeout;
+    /// A token that the host of `url` gives to anybody, if that is what its 401 asks for.
+    async fn guest_token(&self, source: &Source, url: &Url, response: &Response) -> Option<Token> {
+        let challenge = challenge_of(response)?;
+        let Challenge::Bearer { scope, .. } = &challenge else { return None };
+        let own_scope = || format!("repository:{}:pull", source.repository);
+        let scope = scope.clone().unwrap_or_else(own_scope);
+        let guest = Source {
+            host: url.authority().to_owned(),
+            repository: source.repository.clone(),
+            credential: None,
+        };
+        let fetched = auth::respond(&self.http, &challenge, &guest, url.scheme() == "http", &scope);
+        match self.bounded(&guest.host, self.settings.stall_timeout, fetched).await {
+            Ok(token) => token,
+            Err(error) => {
+                tracing::debug!(host = guest.host, %error, "no token for the host that was redirected to");
+                None
+            }
+        }
+    }
+
+    /// The URL of `path` in the registry of `source`.
+    fn url(&self, source: &Source, path: &str) -> Result<Url, Error> {
+        let scheme = if self.settings.plain_http.contains(&source.host) { "http" } else { "https" };
+        let host = if source.host == DOCKER_HUB { "registry-1.docker.io" } else { &source.host };
+        Url::parse(&format!("{scheme}://{host}/v2/{path}")).map_err(|error| Error::Protocol {
+            host: source.host.clone(),
+            what: format!("is no host for a URL: {error}"),
+        })
+    }
+
+    /// Runs `work` for at most `after`.
+    async fn bounded<T>(
+        &self,
+        host: &str,
+        after: Duration,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         tokio::time::timeout(after, work)
             .await
             .unwrap_or_else(|_| Err(Error::Stalled { host: host.to_owned(), after }))
     }
 
-    async fn classify(
+    /// The body of `response`, to be read as it comes; its first byte may take as long as the answer might have.
+    pub fn body(&self, source: &Source, request: &Request<'_>, response: Response) -> Body {
+        Body {
+            response,
+            host: source.host.clone(),
+            first_timeout: Some(request.patience),
+            stall_timeout: self.settings.stall_timeout,
+        }
+    }
+
+    /// The body of `response`, whole.
+    pub async fn read(
         &self,
         source: &Source,
         request: &Request<'_>,
         response: Response,
-    ) -> Result<Response, Error> {
-        if matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
-            return Ok(response);
-        }
-        let refusal = async { Err(refusal(source, &source.host, response, request.what).await) };
-        self.bounded(&source.host, refusal).await
-    }
-
-    /// The body of `response`, to be read as it comes.
-    pub fn body(&self, source: &Source, response: Response) -> Body {
-        Body { response, host: source.host.clone(), stall_timeout: self.settings.stall_timeout }
-    }
-
-    /// The body of `response`, whole.
-    pub async fn read(&self, source: &Source, response: Response, limit: usize) -> Result<Bytes, Error> {
-        self.bounded(&source.host, read_bounded(response, limit, &source.host)).await
+        limit: usize,
+    ) -> Result<Bytes, Error> {
+        let read = answer::read_bounded(response, limit, &source.host);
+        self.bounded(&source.host, request.patience, read).await
     }
 }
 
-/// A body that is still coming.
-pub struct Body {
-    response: Response,
-    host: String,
-    stall_timeout: Duration,
+/// Whether the origin of `url` answered itself. Nobody else may ask for our credentials, or say what they are worth.
+fn is_from(url: &Url, response: &Response) -> bool {
+    url.origin() == response.url().origin()
 }
 
-impl Body {
-    /// Status, and headers, of the answer.
-    pub fn response(&self) -> &Response {
-        &self.response
+/// What a 401 asks for.
+fn challenge_of(response: &Response) -> Option<Challenge> {
+    if response.status() != StatusCode::UNAUTHORIZED {
+        return None;
     }
-
-    /// The next bytes; `None` at the end.
-    ///
-    /// # Errors
-    /// [`Error::Stalled`] when none come in time, [`Error::Unreachable`] when the connection breaks.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        match tokio::time::timeout(self.stall_timeout, self.response.chunk()).await {
-            Ok(chunk) => chunk.map_err(|error| unreachable(&self.host, error)),
-            Err(_) => Err(Error::Stalled { host: self.host.clone(), after: self.stall_timeout }),
-        }
-    }
+    let values = response.headers().get_all(header::WWW_AUTHENTICATE);
+    challenge::choose(values.iter().filter_map(|value| value.to_str().ok()))
 }
 
-/// Reads a body of at most `limit` bytes.
-pub(super) async fn read_bounded(mut response: Response, limit: usize, host: &str) -> Result<Bytes, Error> {
-    let mut body = bytes::BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(host, error))? {
-        if body.len() + chunk.len() > limit {
-            let what = format!("sent more than {limit} bytes");
-            return Err(Error::Protocol { host: host.to_owned(), what });
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body.freeze())
-}
-
-/// The error for an answer that is no success; `server` sent it when `source` was asked for `what`.
-pub(super) async fn refusal(source: &Source, server: &str, response: Response, what: &str) -> Error {
-    let status = response.status();
-    let retry_after = response
-        .headers()
-        .get(header::RETRY_AFTER)
-        .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-        .map(Duration::from_secs);
-    let body = read_bounded(response, ERROR_BODY_LIMIT, server).await.unwrap_or_default();
-    let detail = detail(&body);
-    // A token server refuses in the name of the registry whose secret was shown.
-    let access = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-    let host = if access { source.host.clone() } else { server.to_owned() };
-    let repository = source.repository.clone();
-    match status {
-        StatusCode::NOT_FOUND => Error::NotFound { host, what: what.to_owned(), detail },
-        StatusCode::UNAUTHORIZED => match &source.credential {
-            None => Error::CredentialsNeeded { host, repository, detail },
-            Some(credential) => {
-                Error::CredentialsRefused { host, repository, user: credential.user.clone(), detail }
-            }
-        },
-        StatusCode::FORBIDDEN => Error::Denied { host, repository, who: source.who(), detail },
-        StatusCode::TOO_MANY_REQUESTS => Error::RateLimited { host, retry_after, detail },
-        status => Error::Status { host, status: status.as_u16(), detail },
-    }
-}
-
-/// The first error of a distribution-spec error body, in brackets; empty when there is none.
-fn detail(body: &[u8]) -> String {
-    #[derive(Deserialize)]
-    struct Errors {
-        errors: Vec<One>,
-    }
-    #[derive(Deserialize)]
-    struct One {
-        #[serde(default)]
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let first = serde_json::from_slice::<Errors>(body).ok().and_then(|body| body.errors.into_iter().next());
-    match first {
-        Some(One { code, message }) => {
-            let words: String = format!("{code}: {message}").chars().take(DETAIL_LIMIT).collect();
-            format!(" ({})", one_line(words.trim_matches([':', ' '])))
-        }
-        None => String::new(),
-    }
-}
-
-/// A failed connection; the innermost cause is what a person can act on.
-pub(super) fn unreachable(host: &str, error: reqwest::Error) -> Error {
-    let error = error.without_url();
-    let mut cause: &dyn std::error::Error = &error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    let reason = match error.is_timeout() {
-        true => "no answer in time".to_owned(),
-        false => one_line(&cause.to_string()),
-    };
-    Error::Unreachable { host: host.to_owned(), reason }
+/// Whom an error is about.
+fn host_of<'a>(source: &'a Source, url: &'a Url, own: bool) -> &'a str {
+    if own { &source.host } else { url.authority() }
 }

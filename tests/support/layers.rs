@@ -39,6 +39,7 @@ pub fn descriptor(blob: &[u8]) -> Descriptor {
         artifact_type: None,
         platform: None,
         annotations: BTreeMap::new(),
+        data: None,
     }
 }
 
