@@ -7,6 +7,7 @@
 
 pub mod attach;
 pub mod detach;
+mod inside;
 pub mod locked;
 pub mod mountinfo;
 mod overlay;

@@ -5,16 +5,16 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MoveMountFlags;
 
 use super::locked::{Lock, LockedStore, identity};
-use super::{Error, Table, Target, kernel, overlay};
+use super::{Error, Table, Target, inside, kernel, overlay};
 use crate::layout::TreePath;
 use crate::sys::{MountAttributes, mount_setattr};
 
-const DIRECTORY: OFlags =
+pub(super) const DIRECTORY: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 /// Mounts trees of one store on targets.
@@ -64,7 +64,7 @@ impl Mounter {
     pub fn check(&self) -> io::Result<()> {
         let source = Source { tree: &self.empty, path: None, exec: false, asked_read_only: true };
         let directory = rustix::fs::openat(CWD, &self.empty, DIRECTORY, Mode::empty())?;
-        self.locked_mount_of(&self.locked(None)?, source, &directory).map(drop)
+        self.locked_mount_of(&self.locked(None)?, source, &directory, Path::new("")).map(drop)
     }
 
     /// Mounts `source` on `target`, `ro,nosuid,nodev`, and `noexec` unless it may be executed.
@@ -81,7 +81,7 @@ impl Mounter {
     /// [`Error::BadTarget`], [`Error::NoSuchPath`], [`Error::OldKernel`], [`Error::Kernel`]. A target that was made here is
     /// removed again.
     pub fn attach(&self, source: Source<'_>, target: &Target) -> Result<Attached, Error> {
-        let directory = open_source(source.tree, source.path)?;
+        let (directory, within) = open_source(source.tree, source.path)?;
         let parent = target
             .open_parent()?
             .ok_or_else(|| target.bad("the directory that should hold it does not exist"))?;
@@ -92,10 +92,13 @@ impl Mounter {
         };
         crate::moment::reached("publish.target_made");
         let result = open_target(&parent, target).and_then(|at| {
-            let mount = self.mount_of(source, &directory).map_err(|source| match source.raw_os_error() {
-                Some(libc::ENOSYS) => Error::OldKernel,
-                _ => Error::Kernel { action: "mount the tree for", path: target.path().to_owned(), source },
-            })?;
+            let mount =
+                self.mount_of(source, &directory, &within).map_err(|source| match source.raw_os_error() {
+                    Some(libc::ENOSYS) => Error::OldKernel,
+                    _ => {
+                        Error::Kernel { action: "mount the tree for", path: target.path().to_owned(), source }
+                    }
+                })?;
             let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
             rustix::mount::move_mount(&mount, c"", &at, c"", flags).map_err(kernel("mount on", target.path()))
         });
@@ -108,13 +111,13 @@ impl Mounter {
         Ok(Attached { made_target: made })
     }
 
-    /// A read-only mount of `directory`, which is what `source` says, attached nowhere.
+    /// A read-only mount of `directory`, which is what `source` says and is `within` its tree, attached nowhere.
     ///
     /// An overlay only where locks cannot be had: an error that may pass is tried again, because an overlay is less.
-    fn mount_of(&self, source: Source<'_>, directory: &OwnedFd) -> io::Result<OwnedFd> {
+    fn mount_of(&self, source: Source<'_>, directory: &OwnedFd, within: &Path) -> io::Result<OwnedFd> {
         if source.asked_read_only {
             match self.locked(None) {
-                Ok(store) => return self.locked_mount_of(&store, source, directory),
+                Ok(store) => return self.locked_mount_of(&store, source, directory, within),
                 Err(error) if is_forbidden(&error) => {
                     tracing::warn!(%error, tree = %source.tree.display(), "flags cannot be locked: mounting an overlay");
                 }
@@ -133,9 +136,9 @@ impl Mounter {
         store: &Arc<LockedStore>,
         source: Source<'_>,
         directory: &OwnedFd,
+        within: &Path,
     ) -> io::Result<OwnedFd> {
-        let within = source.tree.strip_prefix(&self.root).map_err(io::Error::other)?;
-        let within = source.path.map_or_else(|| within.to_owned(), |path| within.join(path.as_str()));
+        let within = source.tree.strip_prefix(&self.root).map_err(io::Error::other)?.join(within);
         let wanted = identity(directory.as_fd())?;
         let from = |store: &LockedStore| {
             let mount = store.mount_of(&within, source.exec)?;
@@ -176,19 +179,11 @@ fn is_forbidden(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::PERM | Errno::ACCESS | Errno::INVAL | Errno::NOSPC | Errno::USERS))
 }
 
-fn open_source(tree: &Path, path: Option<&TreePath>) -> Result<OwnedFd, Error> {
+/// The directory that is mounted, and where it is within the tree.
+fn open_source(tree: &Path, path: Option<&TreePath>) -> Result<(OwnedFd, PathBuf), Error> {
     let root = rustix::fs::openat(CWD, tree, DIRECTORY, Mode::empty()).map_err(kernel("open", tree))?;
-    let Some(path) = path else { return Ok(root) };
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(&root, path.as_str(), DIRECTORY, Mode::empty(), resolve).map_err(|errno| {
-        let reason = match errno {
-            Errno::NOENT => "it does not exist".to_owned(),
-            Errno::NOTDIR => "it is no directory".to_owned(),
-            Errno::LOOP => "a symbolic link is on the way".to_owned(),
-            other => std::io::Error::from(other).to_string(),
-        };
-        Error::NoSuchPath { path: path.to_string(), reason }
-    })
+    let Some(path) = path else { return Ok((root, PathBuf::new())) };
+    inside::open(&root, path).map_err(|reason| Error::NoSuchPath { path: path.to_string(), reason })
 }
 
 /// Opens the target itself: an empty directory.
