@@ -26,21 +26,19 @@ pub enum Profile {
 }
 
 impl Profile {
-    /// Permission bits that files of a layer get on disk beside their own.
-    pub fn added_mode(self) -> u16 {
+    /// Permission bits that a file of `mode` has on disk, where all trees link to it.
+    pub fn mode_on_disk(self, mode: u16) -> u16 {
         match self {
-            Self::Image => 0,
-            Self::Archive => READABLE,
+            Self::Image => mode,
+            Self::Archive => readable(mode, false),
         }
     }
 }
 
-/// Read permission for everybody; directories get search permission with it ([`readable`]).
-pub const READABLE: u16 = 0o444;
-
-/// `mode` with read permission, and search permission for directories, for everybody.
+/// `mode` as `chmod a+rX` changes it: everybody may read, and may search directories, and execute what somebody may
+/// execute.
 pub fn readable(mode: u16, directory: bool) -> u16 {
-    mode | READABLE | if directory { 0o111 } else { 0 }
+    mode | 0o444 | if directory || mode & 0o111 != 0 { 0o111 } else { 0 }
 }
 
 /// Entries of one layer, and files and directories of one tree: what a node's memory and inodes bear. The largest

@@ -32,7 +32,7 @@ use crate::oci::{Descriptor, Digest, Manifest, Reference};
 
 /// Changes whenever a manifest would be laid out differently than before: trees made by other versions of the
 /// rules are then not reused.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Bytes of a config: containerd's bound for everything that is read whole.
 pub const CONFIG_LIMIT: usize = 8 * 1024 * 1024;

@@ -10,6 +10,7 @@ pub mod error;
 pub mod extract;
 mod pax;
 pub mod ring;
+pub mod sparse;
 pub mod tar;
 
 use std::path::Path;

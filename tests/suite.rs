@@ -52,6 +52,8 @@ mod messages;
 mod model;
 #[path = "suite/odd_answers.rs"]
 mod odd_answers;
+#[path = "suite/odd_archives.rs"]
+mod odd_archives;
 #[path = "suite/odd_registries.rs"]
 mod odd_registries;
 #[path = "suite/publish.rs"]

@@ -158,6 +158,9 @@ impl<'a> Merge<'a> {
                 return Err(Refused { name: entry.name.clone(), rule });
             }
         }
+        if self.profile == Profile::Image {
+            self.remove(ROOT, name::AUFS_LINKS);
+        }
         Ok(())
     }
 
@@ -216,7 +219,12 @@ impl<'a> Merge<'a> {
             Kind::HardLink { target } => {
                 let (content, way) = self.link_target(target, rename)?;
                 let parent = self.make_parent(parent, layer)?;
-                if self.child(parent, part).is_some_and(|there| way.contains(&there)) {
+                let there = self.child(parent, part);
+                // Packed from a list that has a file twice, it is a link to itself.
+                if self.profile == Profile::Archive && there.is_some() && there == way.last().copied() {
+                    return Ok(());
+                }
+                if there.is_some_and(|there| way.contains(&there)) {
                     return Err(format!("it is a hard link to {target:?}, and would take its place").into());
                 }
                 self.put(parent, part, Node::new(layer, content))?;

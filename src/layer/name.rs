@@ -16,6 +16,9 @@ pub const PART_LIMIT: usize = 255;
 pub const LIMIT: usize = 3072;
 /// Directories above a file.
 pub const DEPTH_LIMIT: usize = 128;
+/// Where AUFS kept files that have several names in a layer: these are hard links to `.wh..wh.plnk/<number>`. Docker's
+/// images of that time have it, and show nothing of it.
+pub const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 /// Characters of a name that a message shows.
 const SHOWN: usize = 160;
 

@@ -5,9 +5,7 @@
 //! type of a tar archive. Only the annotation `io.deis.oras.content.unpack: "true"` marks a packed directory, whose
 //! entries are all in the directory that the title names. Source: oras-go v2 content/file.
 
-use super::{
-    Archive, Artifact, Error, File, Item, Metadata, Options, Plan, TreePath, Unpack, path_of, unnamed,
-};
+use super::{Archive, Artifact, Error, File, Item, Metadata, Options, Plan, Unpack, path_of, unnamed};
 use crate::layer::name::shown;
 use crate::layer::{Name, Rename};
 use crate::oci::{Descriptor, Manifest, media_type};
@@ -30,8 +28,13 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
     for layer in layers {
         let title = layer.annotation(TITLE).filter(|title| !title.is_empty());
         let title = title.ok_or_else(|| unnamed(layer, TITLE))?;
-        let path = path_of(layer, title)?;
         let packed = layer.annotation(UNPACK) == Some("true");
+        // What `oras push ref .` packs has the title of the directory that it was in.
+        if packed && options.unpack != Unpack::Never && matches!(title, "." | "./") {
+            items.push(Item::Archive(directory(layer, Name::default(), options)?));
+            continue;
+        }
+        let path = path_of(layer, title)?;
         let unpacked = match options.unpack {
             Unpack::Never => false,
             Unpack::Auto => packed,
@@ -39,7 +42,10 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
         };
         items.push(match (unpacked, packed) {
             (false, _) => Item::File(path, File { blob: layer.bare(), metadata: Metadata::default() }),
-            (true, true) => Item::Archive(directory(layer, &path, options)?),
+            (true, true) => {
+                let within = Name::below(path.as_str().as_bytes(), b"");
+                Item::Archive(directory(layer, within, options)?)
+            }
             (true, false) => {
                 // What is in it belongs where the archive is.
                 let above = path.ancestors().last().unwrap_or_default();
@@ -52,13 +58,12 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
     Plan::artifact(items)
 }
 
-/// A packed directory.
-fn directory(layer: &Descriptor, title: &TreePath, options: &Options) -> Result<Archive, Error> {
-    let within = Name::below(title.as_str().as_bytes(), b"");
+/// A packed directory, whose entries are all `within` the one that its title names.
+fn directory(layer: &Descriptor, within: Name, options: &Options) -> Result<Archive, Error> {
     let content = layer.annotation(CONTENT_DIGEST).map(str::parse).transpose();
     let content = content.map_err(|error: crate::oci::digest::InvalidDigest| Error::Metadata {
         digest: layer.digest.clone(),
-        name: shown(title.as_str().as_bytes()),
+        name: shown(within.as_bytes()),
         annotation: CONTENT_DIGEST,
         reason: error.to_string(),
     })?;
@@ -91,9 +96,12 @@ mod tests {
         let with = |unpack| Options { unpack, strip: 1, ..Options::default() };
         let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
         let packed = [(TITLE, "a/b"), (UNPACK, "true")];
+        let here = |title| [(TITLE, title), (UNPACK, "true")];
         type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Unpack, Option<(&'a [u8], &'a [u8])>);
-        let table: [Case<'_>; 8] = [
+        let table: [Case<'_>; 10] = [
             (gzip, &packed, Unpack::Auto, Some((b"a/b", b""))),
+            (gzip, &here("."), Unpack::Auto, Some((b"", b""))),
+            (gzip, &here("./"), Unpack::Always, Some((b"", b""))),
             (gzip, &packed, Unpack::Never, None),
             (gzip, &[(TITLE, "a/b")], Unpack::Auto, None),
             (gzip, &[(TITLE, "a/b"), (UNPACK, "True")], Unpack::Auto, None),
@@ -113,7 +121,7 @@ mod tests {
     #[test]
     fn t40_a_title_or_digest_that_is_none_is_refused() {
         let auto = Options::default();
-        for title in ["", "/etc/x", "../x", "a/../../x", "a\0b"] {
+        for title in ["", "/etc/x", "../x", "a/../../x", "a\0b", "..", "/", "./.."] {
             assert!(plan_of("a/b", &[(TITLE, title), (UNPACK, "true")], &auto).is_err(), "{title:?}");
         }
         let bad = [(TITLE, "a"), (UNPACK, "true"), (CONTENT_DIGEST, "sha256:../x")];

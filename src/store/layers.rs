@@ -75,7 +75,7 @@ struct LayerRecord {
 }
 
 /// Changes whenever the same archive would be unpacked differently than before.
-const UNPACK_VERSION: u32 = 1;
+const UNPACK_VERSION: u32 = 2;
 
 impl LayerKey {
     /// The key of the blob `digest`, unpacked in this way.
@@ -385,15 +385,43 @@ fn is_file(path: &Path, size: u64, checksum: Checksum, entry: &layer::Entry) -> 
     Ok(hash_file(path)? == checksum)
 }
 
+/// The checksum of a file. Its holes are not read, which would fill the page cache with zeros.
 fn hash_file(path: &Path) -> Result<Checksum, Error> {
-    use std::io::Read as _;
-    let mut file = fs::File::open(path).map_err(io("open", path))?;
+    use rustix::fs::SeekFrom;
+    use std::os::unix::fs::FileExt as _;
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    let file = fs::File::open(path).map_err(io("open", path))?;
+    let size = file.metadata().map_err(io("read", path))?.len();
     let mut hasher = xxhash_rust::xxh3::Xxh3::new();
     let mut buffer = vec![0_u8; 256 * 1024];
-    loop {
-        match file.read(&mut buffer).map_err(io("read", path))? {
-            0 => return Ok(Checksum::finish(&hasher)),
-            length => hasher.update(&buffer[..length]),
+    let (mut position, mut data_end) = (0, 0);
+    while position < size {
+        if position >= data_end {
+            // A file system that knows no holes says that all is data.
+            let data = match rustix::fs::seek(&file, SeekFrom::Data(position)) {
+                Ok(data) => data.min(size),
+                Err(rustix::io::Errno::NXIO) => size,
+                Err(error) => return Err(io("read", path)(error.into())),
+            };
+            while position < data {
+                let length = usize::try_from(data - position).unwrap_or(usize::MAX).min(ZEROS.len());
+                hasher.update(&ZEROS[..length]);
+                position += length as u64;
+            }
+            if position < size {
+                let end = rustix::fs::seek(&file, SeekFrom::Hole(position)).unwrap_or(size);
+                data_end = end.clamp(position + 1, size);
+            }
+            continue;
+        }
+        let wanted = usize::try_from(data_end - position).unwrap_or(usize::MAX).min(buffer.len());
+        match file.read_at(&mut buffer[..wanted], position).map_err(io("read", path))? {
+            0 => break,
+            length => {
+                hasher.update(&buffer[..length]);
+                position += length as u64;
+            }
         }
     }
+    Ok(Checksum::finish(&hasher))
 }

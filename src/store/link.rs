@@ -151,7 +151,7 @@ impl Linker<'_> {
             }
             (Source::Layer(layer), Kind::File { size, place, .. }) => {
                 self.made.bytes += size;
-                let on_disk = entry.metadata.mode | self.how.profile.added_mode();
+                let on_disk = self.how.profile.mode_on_disk(entry.metadata.mode);
                 let mode = if self.how.readable {
                     layer::readable(entry.metadata.mode, false)
                 } else {
@@ -239,7 +239,7 @@ impl Linker<'_> {
         self.look(if self.how.reflink { 0 } else { blob.size })?;
         let file = copy(&blob.path, &target)?;
         if own_metadata {
-            let mode = metadata.mode.unwrap_or(layer::READABLE) & 0o777;
+            let mode = metadata.mode.unwrap_or(0o444) & 0o777;
             let mode = if self.how.readable { layer::readable(mode, false) } else { mode };
             let seconds = metadata.mtime.max(0);
             let exact = Metadata {

@@ -4,6 +4,8 @@
 //! several or skippable zstd frames, one after the other, are one stream (RFC 1952, 2.2; RFC 8878, 3.1). Zeros may
 //! follow the last gzip member, as tools that pad to blocks leave them; nothing else may.
 
+use std::time::Duration;
+
 use bytes::{Buf as _, Bytes};
 use zlib_rs::{Inflate, InflateFlush, Status};
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
@@ -16,7 +18,10 @@ pub struct Decoder {
     /// The first bytes, until they tell what the stream is.
     start: Vec<u8>,
     consumed: u64,
+    /// Bytes that came out, without buffers full of zeros: those take no space.
     produced: u64,
+    /// Time of the processor.
+    spent: Duration,
     /// Whether a window larger than [`COMMON_WINDOW`] may be had.
     large_window: bool,
 }
@@ -62,10 +67,14 @@ pub const COMMON_WINDOW: u64 = 1 << 23;
 pub const LARGEST_WINDOW: u64 = 1 << 27;
 /// Bytes of a zstd frame header with everything in it (RFC 8878, 3.1.1.1).
 const FRAME_HEADER: usize = 18;
-/// How often larger the content may be: deflate ends at 1,032, and what is made for use is far below 100.
+/// How often larger what is no zeros may be: deflate ends at 1,032, and what is made for use is far below 100.
 const RATIO_LIMIT: u64 = 200;
 /// Content up to this size may have any ratio.
 const RATIO_FREE: u64 = 256 * 1024 * 1024;
+/// Time of the processor that a stream may take, and bytes of it that earn a second more. The slowest that is made for
+/// use comes to a tenth of that; zeros, of which there may be any number, to 200 GB in the time that is free.
+const TIME_FREE: Duration = Duration::from_secs(300);
+const BYTES_PER_SECOND: u64 = 8 * 1024 * 1024;
 
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
@@ -96,7 +105,14 @@ impl Buffer {
 
 impl Default for Decoder {
     fn default() -> Self {
-        Self { state: State::Unknown, start: Vec::new(), consumed: 0, produced: 0, large_window: false }
+        Self {
+            state: State::Unknown,
+            start: Vec::new(),
+            consumed: 0,
+            produced: 0,
+            spent: Duration::ZERO,
+            large_window: false,
+        }
     }
 }
 
@@ -169,6 +185,7 @@ impl Decoder {
         }
         loop {
             let before = (bytes.len(), buffer.filled);
+            let began = processor_time();
             match &mut self.state {
                 State::Unknown | State::Plain => return Ok(None),
                 State::Gzip { inflate, ended, padding } => {
@@ -181,7 +198,14 @@ impl Decoder {
                     }
                 }
             }
-            self.produced += (buffer.filled - before.1) as u64;
+            self.spent += processor_time().saturating_sub(began);
+            if self.spent > TIME_FREE + Duration::from_secs(self.consumed / BYTES_PER_SECOND) {
+                let rule = format!("can be decompressed in {} s", self.spent.as_secs());
+                return Err(Error::TooMuch(rule.into()));
+            }
+            if buffer.is_full() && !is_zero(buffer.content()) {
+                self.produced += buffer.content().len() as u64;
+            }
             if self.produced > RATIO_FREE && self.produced / RATIO_LIMIT > self.consumed {
                 let rule = format!("{RATIO_LIMIT} times its size: it looks like a decompression bomb");
                 return Err(Error::TooMuch(rule.into()));
@@ -195,6 +219,17 @@ impl Decoder {
             }
         }
     }
+}
+
+/// What this thread took of the processor's time.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    static ZEROS: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROS.len()).all(|chunk| chunk == &ZEROS[..chunk.len()])
 }
 
 /// What the first bytes say.
@@ -346,4 +381,30 @@ fn window(header: &[u8]) -> Result<Option<u64>, Error> {
     let Some(field) = header.get(at..at + length) else { return Ok(None) };
     let size = field.iter().rev().fold(0_u64, |size, byte| size << 8 | u64::from(*byte));
     Ok(Some(if length == 2 { size + 256 } else { size }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t14_time_is_bounded_whatever_comes_out() {
+        let zeros = crate::demo::tarball::gzip(&vec![0; 8 << 20]).expect("gzip");
+        let run = |spent: Duration| {
+            let mut decoder = Decoder { spent, ..Decoder::default() };
+            let mut buffer = Buffer::new(64 * 1024);
+            let mut emit = |piece: Piece<'_>| {
+                if let Piece::Buffer(buffer) = piece {
+                    buffer.clear();
+                }
+                Ok(())
+            };
+            decoder.push(zeros.clone().into(), &mut buffer, &mut emit)?;
+            decoder.finish(&mut buffer, &mut emit)?;
+            Ok::<_, Error>(decoder)
+        };
+        let decoder = run(Duration::ZERO).expect("zeros are no bomb");
+        assert!(decoder.produced < 64 * 1024 && decoder.spent > Duration::ZERO);
+        assert!(matches!(run(TIME_FREE), Err(Error::TooMuch(_))));
+    }
 }

@@ -26,7 +26,7 @@ use super::error::{Error, io};
 use super::tar::{Archive, Header, Type};
 use crate::inode;
 use crate::layer::index::Writer;
-use crate::layer::name::shown;
+use crate::layer::name::{AUFS_LINKS, shown};
 use crate::layer::{
     Checksum, Dropped, ENTRY_LIMIT, Entry, Kind, MEMORY_LIMIT, Metadata, Name, Place, Profile, Summary,
 };
@@ -49,6 +49,8 @@ pub struct Extract {
     summary: Summary,
     /// Bytes and entries when the free space was last looked at.
     looked: (u64, usize),
+    /// Bytes that became holes.
+    zeros: u64,
 }
 
 /// What may be used.
@@ -65,6 +67,9 @@ const LOOK_BYTES: u64 = 32 * 1024 * 1024;
 const LOOK_ENTRIES: usize = 4096;
 /// Inodes that stay free, as a part of all.
 const INODE_RESERVE: u64 = 50;
+/// Zeros of a layer that are not written, before a file with more is begun: they take no space, but a second for some
+/// gigabytes.
+const ZEROS_LIMIT: u64 = 1 << 40;
 /// Bytes of memory for the directories of a layer, while it is extracted.
 const DIRECTORIES_LIMIT: u64 = 64 * 1024 * 1024;
 /// Bytes of attributes of one entry, and of all directories of a layer: theirs are set at the end. One attribute may have
@@ -114,6 +119,7 @@ impl Extract {
                 dropped: Dropped::default(),
             },
             looked: (0, 0),
+            zeros: 0,
         })
     }
 
@@ -148,6 +154,9 @@ impl Extract {
             },
             Profile::Archive => (name, None),
         };
+        if name.split().is_some_and(|(parent, _)| parent == AUFS_LINKS) {
+            self.summary.regular = false;
+        }
         let metadata = self.metadata(header)?;
         let kind = match (whiteout, header.kind) {
             (Some(kind), _) => {
@@ -209,17 +218,18 @@ impl Extract {
         if self.summary.bytes > self.limits.bytes {
             return Err(Error::TooMuch(format!("{} bytes", self.limits.bytes).into()));
         }
-        if header.size >= LOOK_BYTES {
-            self.look_for(header.size)?;
+        let holes = header.size - header.map.pieces().map(|(_, length)| length).sum::<u64>();
+        if self.zeros.saturating_add(holes) > ZEROS_LIMIT {
+            return Err(Error::TooMuch(format!("{ZEROS_LIMIT} bytes of zeros").into()));
         }
         self.note_readable(metadata.mode, false);
-        let mode = metadata.mode | self.profile.added_mode();
+        let mode = self.profile.mode_on_disk(metadata.mode);
         let create = |at: BorrowedFd<'_>, part: &[u8]| {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             rustix::fs::openat(at, part, flags, inode::mode(mode))
         };
         let (file, place) = self.create(name, create)?;
-        let checksum = self.write(&file, name, header.size, archive)?;
+        let checksum = self.write(&file, name, header, archive)?;
         inode::set_owner(file.as_fd(), metadata).map_err(io("change owner of", name.as_bytes()))?;
         if mode & self.umask != 0 {
             rustix::fs::fchmod(&file, inode::mode(mode)).map_err(io("change mode of", name.as_bytes()))?;
@@ -234,23 +244,32 @@ impl Extract {
         &mut self,
         file: &OwnedFd,
         name: &Name,
-        size: u64,
+        header: &Header,
         archive: &mut Archive<R>,
     ) -> Result<Checksum, Error> {
-        let mut content = files::Content::new(file.as_fd(), size);
-        loop {
-            let piece = archive.content()?;
-            let length = piece.len();
-            if length == 0 {
-                return Ok(content.checksum());
+        let mut content = files::Content::new(file.as_fd(), header.size);
+        let mut written = 0;
+        for (offset, length) in header.map.pieces() {
+            content.hole(offset);
+            let mut left = length;
+            if left >= LOOK_BYTES {
+                self.look_for(LOOK_BYTES)?;
             }
-            content.write(piece).map_err(io("write", name.as_bytes()))?;
-            archive.consume(length);
-            self.looked.0 += length as u64;
-            if self.looked.0 >= LOOK_BYTES {
-                self.look()?;
+            while left > 0 {
+                let piece = archive.content()?;
+                let taken = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
+                let more = content.write(&piece[..taken]).map_err(io("write", name.as_bytes()))?;
+                archive.consume(taken);
+                left -= taken as u64;
+                written += more;
+                self.looked.0 += more;
+                if self.looked.0 >= LOOK_BYTES {
+                    self.look_for(left.min(LOOK_BYTES))?;
+                }
             }
         }
+        self.zeros = self.zeros.saturating_add(header.size.saturating_sub(written));
+        content.finish().map_err(io("write", name.as_bytes()))
     }
 
     fn symlink(&mut self, name: &Name, header: &Header, metadata: &Metadata) -> Result<Kind, Error> {
@@ -379,10 +398,12 @@ impl Extract {
     }
 
     /// Checks that the reserve is still free.
+    /// Checks that others have space left.
     fn look(&mut self) -> Result<(), Error> {
         self.look_for(0)
     }
 
+    /// The same after `more` bytes, which is at most what is written until the next look.
     fn look_for(&mut self, more: u64) -> Result<(), Error> {
         self.looked = (0, self.index.entries() + self.directories.created());
         let found = rustix::fs::fstatvfs(&self.fs).map_err(io("measure", b"fs"))?;
@@ -393,9 +414,7 @@ impl Extract {
             reserve,
         };
         if free < self.limits.reserve.saturating_add(more) {
-            let needed = if more == 0 { String::new() } else { format!(" beside the {more} needed") };
-            let reserve = format!("{} bytes{needed}", self.limits.reserve);
-            return Err(no_space(format!("{free} bytes"), reserve));
+            return Err(no_space(format!("{free} bytes"), format!("{} bytes", self.limits.reserve)));
         }
         // File systems that make inodes as they need them say that they have none.
         let reserve = found.f_files / INODE_RESERVE;
@@ -423,6 +442,9 @@ fn whiteout(name: &Name, kind: Type) -> Result<Special, &'static str> {
     const META: &[u8] = b".wh..wh.";
     const OPAQUE: &[u8] = b".wh..wh..opq";
     let Some((parent, part)) = name.split() else { return Ok(Special::No) };
+    if parent == AUFS_LINKS && kind == Type::File {
+        return Ok(Special::No); // Files by number, whose names are hard links to them. The merge takes them out again.
+    }
     if parent.split(|byte| *byte == b'/').any(|part| part.starts_with(META)) {
         return Ok(Special::Bookkeeping);
     }

@@ -1,5 +1,7 @@
 //! PAX extended headers: `length key=value\n`, as often as there are keys.
 
+use super::sparse;
+
 /// What an extended header says of the entry after it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Extended {
@@ -11,8 +13,11 @@ pub(super) struct Extended {
     /// Seconds, and nanoseconds after them.
     pub mtime: Option<(i64, u32)>,
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Where its holes are.
+    pub sparse: Option<sparse::Stated>,
 }
 
+const SPARSE: &[u8] = b"GNU.sparse.";
 const XATTR: &[u8] = b"SCHILY.xattr.";
 /// Attributes of one entry.
 const XATTR_LIMIT: usize = 32;
@@ -34,10 +39,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Extended, &'static str> {
             b"uid" => extended.uid = stated.map(owner).transpose()?,
             b"gid" => extended.gid = stated.map(owner).transpose()?,
             b"mtime" => extended.mtime = stated.map(time).transpose()?,
-            _ if key.starts_with(b"GNU.sparse.") => {
-                return Err("a sparse file; make the archive without --sparse");
-            }
             _ => {
+                if let Some(key) = key.strip_prefix(SPARSE) {
+                    extended.sparse.get_or_insert_default().record(key, value)?;
+                }
                 if let Some(attribute) = key.strip_prefix(XATTR) {
                     extended.xattrs.retain(|(known, _)| known != attribute);
                     if extended.xattrs.len() >= XATTR_LIMIT {
@@ -61,7 +66,7 @@ pub(super) fn check_global(bytes: &[u8]) -> Result<(), &'static str> {
         let (key, _) = record?;
         let changes = [&b"path"[..], b"linkpath", b"size", b"uid", b"gid", b"mtime"].contains(&key)
             || key.starts_with(XATTR)
-            || key.starts_with(b"GNU.sparse.");
+            || key.starts_with(SPARSE);
         if changes {
             return Err("a global header that changes the entries after it");
         }
@@ -100,11 +105,11 @@ fn record(bytes: &[u8]) -> Result<Split<'_>, &'static str> {
     Ok(((key, value), &bytes[length..]))
 }
 
-fn name(value: &[u8]) -> Result<Vec<u8>, &'static str> {
+pub(super) fn name(value: &[u8]) -> Result<Vec<u8>, &'static str> {
     if value.contains(&0) { Err("a name with NUL in it") } else { Ok(value.to_vec()) }
 }
 
-fn decimal(value: &[u8]) -> Result<u64, &'static str> {
+pub(super) fn decimal(value: &[u8]) -> Result<u64, &'static str> {
     const BAD: &str = "an extended header with a number that is none";
     if value.is_empty() {
         return Err(BAD);
@@ -201,7 +206,7 @@ mod tests {
             ("path", "a\0b"),
             ("mtime", "1.2.3"),
             ("mtime", "."),
-            ("GNU.sparse.major", "1"),
+            ("GNU.sparse.major", "x"),
             ("SCHILY.xattr.", "x"),
         ] {
             assert!(parse(line(key, value).as_bytes()).is_err(), "{key}={value:?} was accepted");

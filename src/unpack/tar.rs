@@ -1,14 +1,16 @@
 //! Reading tar: v7, ustar, PAX and GNU, one entry after the other.
 //!
 //! Tools disagree on archives that are broken or ambiguous, and attackers live off that (CVE-2025-62518,
-//! CVE-2026-33055). So what GNU tar, Python and Go could read in different ways is refused: sizes on entries that
-//! have no content, two names for one entry, global headers that change entries, sparse files, content after the
-//! end. Sources: POSIX pax "ustar Interchange Format" and "pax Extended Header", GNU tar "Basic Tar Format".
+//! CVE-2026-33055). So what GNU tar, Python and Go could read in different ways is refused: two names for one entry,
+//! global headers that change entries, sparse files of the old GNU kind, content after the end. Where they agree, they
+//! are followed: what is no file has no content, whatever its header says of a size.
+//! Sources: POSIX pax "ustar Interchange Format" and "pax Extended Header", GNU tar "Basic Tar Format".
 
 use std::io::BufRead;
 
 use super::error::Error;
 use super::pax::{self, Extended};
+use super::sparse::{Lines, Map, Sparse};
 
 /// An archive that is being read.
 pub struct Archive<R> {
@@ -30,8 +32,10 @@ pub struct Header {
     pub kind: Type,
     /// Where a link leads.
     pub link: Vec<u8>,
-    /// Bytes of content; 0 for all but files.
+    /// Bytes of the file, with its holes; 0 for all but files.
     pub size: u64,
+    /// Where its content belongs.
+    pub map: Map,
     /// Permission bits, with setuid, setgid and sticky.
     pub mode: u16,
     /// Owner.
@@ -80,7 +84,8 @@ impl<R: BufRead> Archive<R> {
     /// # Errors
     /// [`Error::Archive`] when what follows is no entry with exactly one meaning; else those of the input.
     pub fn next_entry(&mut self) -> Result<Option<Header>, Error> {
-        self.skip(self.content.saturating_add(self.padding))?;
+        self.skip(self.content)?;
+        self.skip_padding(self.padding)?;
         (self.content, self.padding) = (0, 0);
         let mut extended: Option<Extended> = None;
         let (mut long_name, mut long_link) = (None, None);
@@ -120,10 +125,25 @@ impl<R: BufRead> Archive<R> {
                 b'K' if long_link.is_none() => long_link = Some(text(self.extended(size)?)),
                 b'x' | b'L' | b'K' => return Err(at("two extended headers of a kind for one entry")),
                 _ => {
-                    let header = header(&block, size, extended.unwrap_or_default(), long_name, long_link);
-                    let header = header.map_err(at)?;
+                    let mut extended = extended.unwrap_or_default();
+                    let sparse = extended.sparse.take();
+                    let name = sparse.as_ref().and_then(|sparse| sparse.name.clone());
+                    // The one of the entry is made up.
+                    extended.path = name.or(extended.path);
+                    let header = header(&block, size, extended, long_name, long_link);
+                    let mut header = header.map_err(at)?;
                     self.content = header.size;
                     self.padding = padding(header.size);
+                    if let Some(sparse) = sparse {
+                        if header.kind != Type::File || &block[257..263] != b"ustar\0" {
+                            return Err(at(
+                                "a sparse file that is no file, or not in the format that has them",
+                            ));
+                        }
+                        let sparse = sparse.finish().map_err(at)?;
+                        header.map = self.map(&sparse)?;
+                        header.size = sparse.size;
+                    }
                     return Ok(Some(header));
                 }
             }
@@ -156,14 +176,49 @@ impl<R: BufRead> Archive<R> {
         self.position += length as u64;
     }
 
-    /// A header's block; `None` where the input ends.
+    /// The map of a file with holes, which may be in front of its content.
+    fn map(&mut self, sparse: &Sparse) -> Result<Map, Error> {
+        let start = self.position;
+        let at = |rule: &'static str| Error::archive(start, rule);
+        if let Some(numbers) = &sparse.map {
+            return Map::new(numbers, sparse.size, self.content).map_err(at);
+        }
+        let (mut lines, mut read) = (Lines::default(), 0_u64);
+        loop {
+            let piece = self.content()?;
+            if piece.is_empty() {
+                return Err(at("a sparse file whose map is not sound"));
+            }
+            let mut taken = 0;
+            let mut complete = false;
+            while taken < piece.len() && !complete {
+                complete = lines.byte(piece[taken]).map_err(at)?;
+                taken += 1;
+            }
+            self.consume(taken);
+            read += taken as u64;
+            if complete {
+                break;
+            }
+        }
+        let rest = padding(read);
+        if rest > self.content {
+            return Err(at("a sparse file whose map is not sound"));
+        }
+        self.skip(rest)?;
+        self.content -= rest;
+        Map::new(lines.numbers(), sparse.size, self.content).map_err(at)
+    }
+
+    /// A header's block; `None` where the input ends, or zeros begin that are too few for a block.
     fn block(&mut self) -> Result<Option<Block>, Error> {
         let mut block = [0; BLOCK];
         let mut filled = 0;
         while filled < BLOCK {
             let piece = fill(&mut self.input)?;
             if piece.is_empty() {
-                return if filled == 0 { Ok(None) } else { Err(self.bad("it ends within a block")) };
+                let only_zeros = block[..filled].iter().all(|byte| *byte == 0);
+                return if only_zeros { Ok(None) } else { Err(self.bad("it ends within a block")) };
             }
             let length = piece.len().min(BLOCK - filled);
             block[filled..filled + length].copy_from_slice(&piece[..length]);
@@ -207,6 +262,14 @@ impl<R: BufRead> Archive<R> {
             self.position += piece as u64;
         }
         Ok(())
+    }
+
+    /// As [`Self::skip`]. An archive whose last block is not padded ends there.
+    fn skip_padding(&mut self, length: u64) -> Result<(), Error> {
+        match self.skip(length) {
+            Err(Error::Archive { .. }) => Ok(()),
+            skipped => skipped,
+        }
     }
 
     /// After a block of zeros: nothing but zeros may follow.
@@ -256,9 +319,6 @@ fn header(
     let name = one(extended.path, long_name, "two names for one entry")?.unwrap_or_else(|| short.clone());
     let link = one(extended.linkpath, long_link, "two targets for one link")?.unwrap_or(link);
     let size = extended.size.unwrap_or(size);
-    if name.is_empty() {
-        return Err("an entry without a name");
-    }
     let kind = match block[156] {
         // Before POSIX a directory was a file whose name ends in a slash; which name, tools do not agree.
         0 if name.ends_with(b"/") != short.ends_with(b"/") => {
@@ -270,20 +330,32 @@ fn header(
         b'2' => Type::Symlink,
         b'3' | b'4' | b'6' => Type::Special,
         b'5' => Type::Directory,
-        b'S' => return Err("a sparse file; make the archive without --sparse"),
+        b'S' => {
+            return Err(
+                "a sparse file of the old GNU kind; make the archive with --format=posix, or without --sparse",
+            );
+        }
         _ => return Err("an entry of an unknown type"),
     };
-    match kind {
+    let size = match kind {
+        // A directory may be the root. Nothing else has no name.
+        _ if name.is_empty() && kind != Type::Directory => return Err("an entry without a name"),
         Type::File if name.ends_with(b"/") => return Err("a file whose name ends in a slash"),
-        Type::File => {}
-        _ if size != 0 => return Err("an entry with a size that has no content"),
-        _ => {}
-    }
+        Type::File => size,
+        // Whether content follows a directory that is one by its name alone, tools do not agree.
+        Type::Directory if block[156] == 0 && size != 0 => {
+            return Err("an entry with a size that has no content");
+        }
+        // What is no file has no content, as GNU tar, Go and Python read it.
+        _ => 0,
+    };
     let owner = |stated: Option<u32>, field: &[u8]| match stated {
         Some(stated) => Ok(stated),
-        // -1 tells chown(2) to leave the owner.
+        // Some tools write 32 bits with a sign: -2 is nobody, 4294967294. But -1 tells chown(2) to leave the owner.
         None => {
-            u32::try_from(number(field)?).ok().filter(|id| *id != u32::MAX).ok_or("an owner that is none")
+            let number = number(field)?;
+            let unsigned = i32::try_from(number).map(i32::cast_unsigned).or_else(|_| u32::try_from(number));
+            unsigned.ok().filter(|id| *id != u32::MAX).ok_or("an owner that is none")
         }
     };
     let (mtime, nanos) = match extended.mtime {
@@ -295,6 +367,7 @@ fn header(
         kind,
         link,
         size,
+        map: Map::whole(size),
         // Some archives have the file type in it, as stat(2) shows it.
         mode: u16::try_from(number(&block[100..108])? & 0o7777).map_err(|_| "a mode that is none")?,
         uid: owner(extended.uid, &block[108..116])?,

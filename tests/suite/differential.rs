@@ -29,6 +29,7 @@ fn ours(bytes: &[u8]) -> Result<Vec<Value>, String> {
             let length = piece.len();
             archive.consume(length);
         }
+        let content = expanded(&header, &content);
         let end = header.name.iter().rposition(|byte| *byte != b'/').map_or(0, |end| end + 1);
         let link = if matches!(header.kind, Type::HardLink | Type::Symlink) { &header.link[..] } else { &[] };
         entries.push(json!({
@@ -38,6 +39,19 @@ fn ours(bytes: &[u8]) -> Result<Vec<Value>, String> {
         }));
     }
     Ok(entries)
+}
+
+/// The content of a file with its holes.
+fn expanded(header: &ocivol::unpack::tar::Header, stored: &[u8]) -> Vec<u8> {
+    let mut content = vec![0; header.size as usize];
+    let mut at = 0;
+    for (offset, length) in header.map.pieces() {
+        let (offset, length) = (offset as usize, length as usize);
+        let end = stored.len().min(at + length);
+        content[offset..offset + (end - at)].copy_from_slice(&stored[at..end]);
+        at = end;
+    }
+    content
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -144,6 +158,63 @@ fn archives_of_other_tools_are_read_as_they_read_them() {
 }
 
 #[test]
+fn regression_sparse_files_are_read_as_gnu_tar_writes_them() {
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+    let directory = tempfile::tempdir().expect("a directory");
+    let source = directory.path().join("source");
+    std::fs::create_dir_all(source.join("long")).expect("directories");
+    for (name, size, data) in [
+        ("disk.img", 40 << 20, &[0, 5_000_000, 39 << 20][..]),
+        ("hole-at-end", 1_000_000, &[0]),
+        ("hole-at-start", 1_000_001, &[999_000]),
+        ("only-a-hole", 3 << 20, &[]),
+        (&format!("long/{}", "l".repeat(120)), 700_000, &[300_000]),
+    ] {
+        let file = std::fs::File::create(source.join(name)).expect("a file");
+        file.set_len(size).expect("a size");
+        for offset in data {
+            file.write_at(b"some data", *offset).expect("data");
+        }
+    }
+    std::fs::write(source.join("plain"), "no hole").expect("a file");
+    let mut made = Vec::new();
+    for version in ["0.0", "0.1", "1.0"] {
+        let archive = directory.path().join(format!("{version}.tar"));
+        let mut tar = Command::new("tar");
+        tar.args(["--format=posix", "--sparse", "--sort=name", "--sparse-version", version]);
+        // Of two names of a sparse file, both in extended headers, GNU tar takes the one and Python the other.
+        tar.arg("--exclude=./long");
+        let run = tar.arg("-C").arg(&source).arg("-cf").arg(&archive).arg(".").output().expect("tar");
+        assert!(run.status.success(), "{version}: {}", String::from_utf8_lossy(&run.stderr));
+        made.push(archive);
+    }
+    for (path, theirs) in made.iter().zip(theirs(&made)) {
+        let bytes = std::fs::read(path).expect("an archive");
+        assert!(bytes.len() < 1 << 20, "it has no holes");
+        let accepted = ours(&bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert_eq!(accepted.len(), 6);
+        if let Some(difference) = compare(&bytes, &accepted, &theirs) {
+            panic!("{}\n{difference}", path.display());
+        }
+        let mut tar = Command::new("tar");
+        tar.args(["--format=posix", "--sparse", "--sparse-version"])
+            .arg(path.file_stem().expect("a version"));
+        let all = tar.arg("-C").arg(&source).args(["-c", "."]).output().expect("tar");
+        assert!(all.status.success(), "{}", String::from_utf8_lossy(&all.stderr));
+        let bytes = all.stdout;
+        let place = tempfile::tempdir().expect("a directory");
+        unpack(place.path(), &bytes, Profile::Image, 1000).expect("unpacked");
+        if let Some(difference) =
+            difference(&snapshot(&place.path().join("fs")), &snapshot(&source), "the source")
+        {
+            panic!("{}: {difference}", path.display());
+        }
+        let taken = std::fs::metadata(place.path().join("fs/disk.img")).expect("a file").blocks() * 512;
+        assert!(taken <= 3 * 64 * 1024, "holes stay holes: {taken} bytes");
+    }
+}
+
+#[test]
 fn archives_of_other_tools_are_unpacked_as_gnu_tar_does() {
     let directory = tempfile::tempdir().expect("a directory");
     for path in archives(directory.path()) {
@@ -199,6 +270,48 @@ fn seeds() -> Vec<Vec<u8>> {
             .content(b"ok")
             .finish(),
         Tarball::new().raw(&prefixed).file("z", b"1").finish(),
+        // What is no file has no content, whatever its header says. (GNU tar takes a symlink's for content when it lists, and
+        // not when it extracts.)
+        Tarball::new()
+            .raw(&Header { size: 512, ..Header::new("d", b'5') }.block())
+            .file("a", b"content")
+            .raw(&Header { size: 7, link: b"a".to_vec(), ..Header::new("h", b'1') }.block())
+            .finish(),
+        Tarball::new()
+            .pax(&[
+                ("GNU.sparse.size", b"9"),
+                ("GNU.sparse.numblocks", b"2"),
+                ("GNU.sparse.offset", b"1"),
+                ("GNU.sparse.numbytes", b"2"),
+                ("GNU.sparse.offset", b"8"),
+                ("GNU.sparse.numbytes", b"1"),
+            ])
+            .file("zero", b"abc")
+            .pax(&[
+                ("GNU.sparse.major", b"0"),
+                ("GNU.sparse.minor", b"1"),
+                ("GNU.sparse.name", b"one"),
+                ("GNU.sparse.size", b"9"),
+                ("GNU.sparse.numblocks", b"2"),
+                ("GNU.sparse.map", b"1,2,8,1"),
+            ])
+            .file("made/up", b"abc")
+            .finish(),
+        {
+            let mut content = b"2\n1\n2\n8\n1\n".to_vec();
+            content.resize(512, 0);
+            content.extend_from_slice(b"abc");
+            Tarball::new()
+                .pax(&[
+                    ("GNU.sparse.major", b"1"),
+                    ("GNU.sparse.minor", b"0"),
+                    ("GNU.sparse.name", b"ten"),
+                    ("GNU.sparse.realsize", b"9"),
+                ])
+                .file("made/up", &content)
+                .file("after", b"x")
+                .finish()
+        },
     ]
 }
 

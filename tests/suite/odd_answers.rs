@@ -128,7 +128,8 @@ fn regression_a_source_that_has_no_ranges_is_read_whole() {
     isolated(async {
         let content = noise(35, 3_000_000);
         let wrong_place = content[7..2_000_007].to_vec();
-        let answers: [(&str, Box<dyn Fn() -> axum::response::Response + Send>); 4] = [
+        type Answer = Box<dyn Fn() -> axum::response::Response + Send>;
+        let answers: [(&str, Answer); 4] = [
             ("416", Box::new(|| StatusCode::RANGE_NOT_SATISFIABLE.into_response())),
             ("no Content-Range", Box::new(|| (StatusCode::PARTIAL_CONTENT, vec![0_u8; 100]).into_response())),
             ("the size of the part as that of the whole", {

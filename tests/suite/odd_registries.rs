@@ -155,7 +155,8 @@ fn regression_a_registry_that_hides_is_asked_how_to_log_in() {
     isolated(async {
         let content = noise(22, 10_000);
         let (registry, reference) = with_model(&content).await;
-        let hidden: [(&str, fn() -> Response); 4] = [
+        type Hide = fn() -> Response;
+        let hidden: [(&str, Hide); 4] = [
             ("404", || error(StatusCode::NOT_FOUND, "NAME_UNKNOWN")),
             ("403", || error(StatusCode::FORBIDDEN, "DENIED")),
             ("401 without a challenge", || StatusCode::UNAUTHORIZED.into_response()),

@@ -112,3 +112,22 @@ pub fn difference(ours: &Snapshot, theirs: &Snapshot, who: &str) -> Option<Strin
         (one, two) => Some(format!("{name:?}: ocivol has {one:?}, {who} has {two:?}")),
     })
 }
+
+/// All paths below a directory, sorted; directories end in a slash.
+pub fn paths(root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut waiting = vec![root.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        for entry in std::fs::read_dir(directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            let is_directory = std::fs::symlink_metadata(&path).expect("metadata").is_dir();
+            let name = path.strip_prefix(root).expect("below").display().to_string();
+            found.push(if is_directory { name + "/" } else { name });
+            if is_directory {
+                waiting.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}

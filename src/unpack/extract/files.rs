@@ -197,49 +197,148 @@ fn inside() -> ResolveFlags {
     ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV
 }
 
-/// A file's content on its way to disk.
+/// A file's content on its way to disk. Long runs of zeros are not written: they are holes, which take no space.
 pub(super) struct Content<'a> {
     file: BorrowedFd<'a>,
     size: u64,
     /// `None` for a file that came in one piece, as most do: hashing it at once is faster.
     hasher: Option<Box<Xxh3>>,
     checksum: Checksum,
+    /// Where the next byte goes, after the zeros that are not written yet.
+    position: u64,
+    zeros: u64,
     written: u64,
     written_back: u64,
 }
 
 /// How often writeback is started, so that the disk works while the network does.
 const WRITE_BACK_EVERY: u64 = 32 * 1024 * 1024;
+/// A run of zeros that is worth a hole: smaller ones save little, and split a write.
+const HOLE: u64 = ZEROS.len() as u64;
+/// Zeros are looked for in blocks of this size.
+const BLOCK: usize = 4096;
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 impl<'a> Content<'a> {
+    /// The content of `file`, which is new: what is not written reads as zeros.
     pub fn new(file: BorrowedFd<'a>, size: u64) -> Self {
-        Self { file, size, hasher: None, checksum: Checksum::of(b""), written: 0, written_back: 0 }
+        let checksum = Checksum::of(b"");
+        Self { file, size, hasher: None, checksum, position: 0, zeros: 0, written: 0, written_back: 0 }
     }
 
-    pub fn write(&mut self, piece: &[u8]) -> Result<(), Errno> {
+    /// The next bytes. Returns how many were written.
+    pub fn write(&mut self, piece: &[u8]) -> Result<u64, Errno> {
         if piece.len() as u64 == self.size {
             self.checksum = Checksum::of(piece);
         } else {
             self.hasher.get_or_insert_default().update(piece);
         }
-        let mut rest = piece;
-        while !rest.is_empty() {
-            match rustix::io::write(self.file, rest) {
-                Ok(written) => rest = &rest[written..],
+        let leading = zeros(piece.chunks(BLOCK));
+        self.zeros += leading as u64;
+        let data = &piece[leading..];
+        if data.is_empty() {
+            return Ok(0);
+        }
+        let before = self.written;
+        if self.zeros < HOLE {
+            self.write_data(&ZEROS[..usize::try_from(self.zeros).unwrap_or(0)])?;
+        } else {
+            self.position += self.zeros;
+        }
+        let trailing = zeros(data.rchunks(BLOCK));
+        self.write_data(&data[..data.len() - trailing])?;
+        self.zeros = trailing as u64;
+        Ok(self.written - before)
+    }
+
+    /// A hole up to `offset`. Its zeros count as content.
+    pub fn hole(&mut self, offset: u64) {
+        while self.position + self.zeros < offset {
+            let length = (offset - self.position - self.zeros).min(HOLE);
+            self.hasher.get_or_insert_default().update(&ZEROS[..usize::try_from(length).unwrap_or(0)]);
+            self.zeros += length;
+        }
+    }
+
+    /// The end of the file, which may be a hole.
+    pub fn finish(mut self) -> Result<Checksum, Errno> {
+        self.hole(self.size);
+        if self.zeros > 0 {
+            rustix::fs::ftruncate(self.file, self.size)?;
+        }
+        Ok(self.hasher.as_ref().map_or(self.checksum, |hasher| Checksum::finish(hasher)))
+    }
+
+    fn write_data(&mut self, mut data: &[u8]) -> Result<(), Errno> {
+        while !data.is_empty() {
+            match rustix::io::pwrite(self.file, data, self.position) {
+                Ok(written) => {
+                    data = &data[written..];
+                    self.position += written as u64;
+                    self.written += written as u64;
+                }
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error),
             }
         }
-        self.written += piece.len() as u64;
-        if self.written - self.written_back >= WRITE_BACK_EVERY {
+        if self.position - self.written_back >= WRITE_BACK_EVERY {
             // Only advice; the data is no worse without it.
-            let _ = crate::sys::start_writeback(self.file, self.written_back..self.written);
-            self.written_back = self.written;
+            let _ = crate::sys::start_writeback(self.file, self.written_back..self.position);
+            self.written_back = self.position;
         }
         Ok(())
     }
+}
 
-    pub fn checksum(&self) -> Checksum {
-        self.hasher.as_ref().map_or(self.checksum, |hasher| Checksum::finish(hasher))
+/// How many bytes the blocks have before the first that is not all zeros.
+fn zeros<'b>(blocks: impl Iterator<Item = &'b [u8]>) -> usize {
+    blocks.take_while(|block| **block == ZEROS[..block.len()]).map(<[u8]>::len).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
+    use super::*;
+
+    #[test]
+    fn regression_zeros_are_holes_and_count_all_the_same() {
+        let hole = HOLE;
+        let one = vec![1; ZEROS.len()];
+        let zero = vec![0; ZEROS.len()];
+        let table: [Vec<&[u8]>; 8] = [
+            vec![&one[..100], &zero[..9000], &one[..9000], &zero[..5000], &one[..1]],
+            vec![&one, &zero, &one],
+            vec![&zero, &zero],
+            vec![&one[..100], &zero, &zero, &zero],
+            vec![&zero[..100], &one, &zero, &zero[..50]],
+            vec![&[]],
+            vec![&zero[..100]],
+            vec![&zero, &one[..1]],
+        ];
+        for parts in table {
+            let content = parts.concat();
+            for step in [content.len().max(1), ZEROS.len(), 10_000, 100_000] {
+                let file = tempfile::tempfile().expect("a file");
+                let mut writer = Content::new(file.as_fd(), content.len() as u64);
+                let written: u64 =
+                    content.chunks(step).map(|piece| writer.write(piece).expect("written")).sum();
+                assert!(written <= content.len() as u64);
+                assert_eq!(writer.finish().expect("finished"), Checksum::of(&content));
+                let mut read = vec![2; content.len() + 1];
+                let length = file.read_at(&mut read, 0).expect("read");
+                read.truncate(length);
+                assert!(read == content, "{} bytes in steps of {step}", content.len());
+            }
+        }
+        let file = tempfile::tempfile().expect("a file");
+        let mut writer = Content::new(file.as_fd(), 1000 * hole + 5);
+        writer.hole(3 * hole + 7);
+        writer.write(b"x").expect("written");
+        writer.finish().expect("finished");
+        let metadata = file.metadata().expect("metadata");
+        assert_eq!(metadata.len(), 1000 * hole + 5);
+        assert!(metadata.blocks() * 512 <= 2 * hole, "{} blocks", metadata.blocks());
     }
 }
