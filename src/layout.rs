@@ -6,18 +6,22 @@
 
 pub mod attachment;
 pub mod blobs;
+pub mod cog;
 pub mod docker_model;
 pub mod error;
 pub mod family;
 pub mod flux;
 pub mod helm;
 pub mod image;
+pub mod kernel_cache;
+pub mod kitops;
 pub mod modelpack;
 pub mod oci_layout;
 pub mod ollama;
 pub mod oras;
 pub mod plan;
 pub mod select;
+pub mod skill;
 pub mod tree_path;
 pub mod wasm;
 

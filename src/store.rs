@@ -31,6 +31,7 @@ pub mod layers;
 mod leftovers;
 mod link;
 pub mod lock;
+mod promises;
 pub mod ranges;
 pub mod record;
 pub mod trees;

@@ -50,6 +50,8 @@ mod merge;
 mod messages;
 #[path = "suite/model.rs"]
 mod model;
+#[path = "suite/model_families.rs"]
+mod model_families;
 #[path = "suite/odd_answers.rs"]
 mod odd_answers;
 #[path = "suite/odd_archives.rs"]

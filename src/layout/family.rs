@@ -1,8 +1,8 @@
 //! Which family an artifact belongs to, and by which rule.
 
 use super::{
-    Artifact, Error, Layout, Options, Plan, attachment, blobs, docker_model, flux, helm, image, modelpack,
-    oci_layout, ollama, oras, wasm,
+    Artifact, Error, Layout, Options, Plan, attachment, blobs, cog, docker_model, flux, helm, image,
+    kernel_cache, kitops, modelpack, oci_layout, ollama, oras, skill, wasm,
 };
 use crate::oci::Manifest;
 
@@ -33,9 +33,13 @@ pub struct Decision {
 /// layer's media type alone says little (ORAS calls a plain file `…layer.v1.tar`), and Ollama comes before images,
 /// whose config type it uses.
 #[rustfmt::skip]
-static FAMILIES: [Family; 9] = [
+static FAMILIES: [Family; 13] = [
     Family { name: "attachment", readable: true, recognise: attachment::recognise, plan: attachment::plan },
     Family { name: "docker-model", readable: true, recognise: docker_model::recognise, plan: docker_model::plan },
+    Family { name: "kitops", readable: true, recognise: kitops::recognise, plan: kitops::plan },
+    Family { name: "cog", readable: true, recognise: cog::recognise, plan: cog::plan },
+    Family { name: "skill", readable: true, recognise: skill::recognise, plan: skill::plan },
+    Family { name: "kernel-cache", readable: true, recognise: kernel_cache::recognise, plan: kernel_cache::plan },
     Family { name: "modelpack", readable: true, recognise: modelpack::recognise, plan: modelpack::plan },
     Family { name: "ollama", readable: true, recognise: ollama::recognise, plan: ollama::plan },
     Family { name: image::NAME, readable: false, recognise: image::recognise, plan: image::plan },
@@ -137,6 +141,11 @@ mod tests {
             ("", "application/vnd.cncf.helm.config.v1+json", "application/tar+gzip", none, "helm"),
             ("", "application/vnd.cncf.flux.config.v1+json", "a/b", none, "flux"),
             ("", "application/vnd.wasm.config.v0+json", "application/wasm", none, "wasm"),
+            ("", "application/vnd.kitops.modelkit.config.v1+json", "a/b", filepath, "kitops"),
+            ("application/vnd.kitops.modelkit.manifest.v1+json", empty, "a/b", none, "kitops"),
+            ("application/vnd.cog.weight.v1", "application/vnd.cog.weight.config.v1+json", tar, none, "cog"),
+            ("application/vnd.agentskills.skill.v1", empty, tar, none, "skill"),
+            ("", image, "application/cache.triton.content.layer.v1+triton", none, "kernel-cache"),
             ("", image, "application/wasm", none, "wasm"),
         ];
         for (artifact_type, config, layer, annotations, expected) in table {

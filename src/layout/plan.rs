@@ -1,6 +1,6 @@
 //! The plan of a tree: what layouts produce and the store builds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Error, Selection, TreePath};
 use crate::layer::name::shown;
@@ -17,6 +17,20 @@ pub struct Plan {
     profile: Profile,
     /// Files that are not wanted; they are there to be named.
     left_out: Vec<TreePath>,
+    /// What the files of the archives have to be, where the artifact says that.
+    promises: Option<Promises>,
+}
+
+/// What every file of an artifact's archives has to be, by its name in them.
+pub type Promises = BTreeMap<Vec<u8>, Promise>;
+
+/// What one file has to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promise {
+    /// Its bytes.
+    pub size: u64,
+    /// Their digest.
+    pub digest: Digest,
 }
 
 /// One layer's part of the volume. The order is the manifest's: later archives replace what earlier ones have.
@@ -71,6 +85,7 @@ impl Plan {
             items: layers.into_iter().map(Item::Archive).collect(),
             profile: Profile::Image,
             left_out: Vec::new(),
+            promises: None,
         }
     }
 
@@ -83,7 +98,17 @@ impl Plan {
         if items.is_empty() {
             return Err(Error::Empty);
         }
-        Ok(Self { items, profile: Profile::Archive, left_out: Vec::new() })
+        Ok(Self { items, profile: Profile::Archive, left_out: Vec::new(), promises: None })
+    }
+
+    /// The same, with archives that hold exactly these files.
+    pub fn with_promises(self, promises: Promises) -> Self {
+        Self { promises: Some(promises), ..self }
+    }
+
+    /// What the files of the archives have to be.
+    pub fn promises(&self) -> Option<&Promises> {
+        self.promises.as_ref()
     }
 
     /// The items, in the order of the layers.
@@ -215,8 +240,6 @@ fn check_paths(items: &[Item]) -> Result<(), Error> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::collections::BTreeMap;
-
     use super::super::{Artifact, Options};
     use super::*;
     use crate::oci::{Manifest, media_type};

@@ -115,8 +115,9 @@ impl Platform {
 
 /// Whether an index's child is no content but a statement about another child (BuildKit's provenance).
 pub fn is_attestation(child: &Descriptor) -> bool {
+    let is_unknown = child.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
     child.annotation("vnd.docker.reference.type") == Some("attestation-manifest")
-        || child.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
+        || (is_unknown && child.artifact_type.is_none())
 }
 
 /// The x86-64 microarchitecture level (System V psABI), as Go's `GOAMD64` names it.

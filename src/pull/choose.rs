@@ -130,7 +130,7 @@ impl Choice {
             index.manifests.iter().filter(|child| !is_attestation(child)).filter(known).collect();
         let refusal = Refusal {
             offered: list(&content),
-            platforms: content.iter().any(|child| child.platform.is_some()),
+            platforms: content.iter().any(|child| platform(child).is_some()),
         };
         let wanted = |child: &&Descriptor| self.is_wanted(child.artifact_type.as_deref(), &child.annotations);
         let mut fitting: Vec<&Descriptor> = content.iter().copied().filter(wanted).collect();
@@ -153,8 +153,9 @@ impl Choice {
             return Ok(Children::One(candidate(best)));
         }
         // The image for this machine is one of those that may say what they are.
-        fitting
-            .retain(|child| child.platform.is_none() || best.is_some_and(|best| best.digest == child.digest));
+        fitting.retain(|child| {
+            platform(child).is_none() || best.is_some_and(|best| best.digest == child.digest)
+        });
         match fitting[..] {
             [only] if open || self.is_specific() || !refusal.platforms => Ok(Children::One(candidate(only))),
             [_, _, ..] if open && fitting.len() > READ_LIMIT => Err(Error::NoChild {
@@ -278,12 +279,17 @@ fn kind(manifest: &Manifest) -> &str {
     manifest.artifact_type.as_deref().unwrap_or(&manifest.config.media_type)
 }
 
+/// What a child runs on. Cog says of weights beside an image that this is unknown.
+fn platform(child: &Descriptor) -> Option<&Platform> {
+    child.platform.as_ref().filter(|platform| platform.os != "unknown")
+}
+
 /// Children, for people who have to choose: what tells one from the other.
 fn list(content: &[&Descriptor]) -> String {
     let cut = |text: &str| text.chars().take(60).collect::<String>();
     let differs = |key: &str| content.iter().any(|child| child.annotation(key) != content[0].annotation(key));
     let describe = |child: &&Descriptor| {
-        let mut text = match &child.platform {
+        let mut text = match platform(child) {
             Some(platform) => platform.to_string(),
             None if content.len() <= LISTED_WHOLE => child.digest.to_string(),
             None => child.digest.short().to_owned(),

@@ -320,7 +320,9 @@ fn only_layer(build: &Build, sources: &[Source]) -> Option<Layer> {
     let ([Item::Archive(archive)], [Source::Layer(layer)]) = (build.plan.items(), sources) else {
         return None;
     };
-    let as_it_is = archive.rename == Rename::default() && build.options.selection.is_all();
+    let as_it_is = archive.rename == Rename::default()
+        && build.options.selection.is_all()
+        && build.plan.promises().is_none();
     let summary = &layer.summary;
     let readable = summary.readable || build.readable == (build.plan.profile() == Profile::Archive);
     (as_it_is && readable && summary.regular).then(|| layer.clone())
@@ -340,6 +342,14 @@ impl Store {
                 Item::Archive(archive) => merge.apply(entries, &archive.rename),
             };
             applied.map_err(|source| Error::Refused { digest: item.digest(), source })?;
+        }
+        if let Some(promises) = build.plan.promises() {
+            let entries = |number: usize| {
+                let items = build.plan.items();
+                let entries = indexes.get(&index_key(&items[number], &sources[number]));
+                entries.map_or(&[][..], Vec::as_slice)
+            };
+            super::promises::check(&build.plan, sources, entries, promises, &build.manifest)?;
         }
         let selection = &build.options.selection;
         if !selection.is_all() {

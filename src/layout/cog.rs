@@ -1,0 +1,91 @@
+//! Cog's managed weights: archives of files, and a config that lists every file with its layer, size and digest.
+//!
+//! Names are relative to the directory of the weights, which is the volume's root. Each file is checked against the list
+//! when the tree is built. Source: replicate/cog pkg/model/weight_manifest_v1.go, pkg/weights, `specs/weights.md`.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::plan::{Promise, Promises};
+use super::{Archive, Artifact, Error, Item, Options, Plan, TreePath, Unpack, family};
+use crate::layer::Rename;
+use crate::oci::{Digest, Manifest};
+
+const ARTIFACT: &str = "application/vnd.cog.weight.v1";
+const CONFIG: &str = "application/vnd.cog.weight.config.v1+json";
+
+/// What is read of the config.
+#[derive(Deserialize)]
+struct Config {
+    files: Vec<Listed>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    path: String,
+    size: u64,
+    digest: Digest,
+}
+
+pub(super) fn recognise(manifest: &Manifest) -> Option<String> {
+    if manifest.artifact_type.as_deref() == Some(ARTIFACT) {
+        return Some(format!("artifactType is {ARTIFACT}"));
+    }
+    let config = manifest.config.media_type.as_str();
+    [CONFIG, ARTIFACT].contains(&config).then(|| format!("config is {config}"))
+}
+
+pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, Error> {
+    let manifest = artifact.manifest;
+    if options.unpack == Unpack::Never {
+        return Err(family::unsupported(manifest, "weights of Cog, of which unpack: never leaves no file"));
+    }
+    let config = artifact.config.ok_or(Error::NeedsConfig)?;
+    let config: Config = serde_json::from_slice(config).map_err(Error::Config)?;
+    let mut promises: Promises = BTreeMap::new();
+    for file in config.files {
+        let path = TreePath::new(&file.path).map_err(|reason| Error::UnsafeName {
+            digest: manifest.config.digest.clone(),
+            name: crate::layer::name::shown(file.path.as_bytes()),
+            reason,
+        })?;
+        promises.insert(path.as_str().as_bytes().to_vec(), Promise { size: file.size, digest: file.digest });
+    }
+    let archive = |layer: &crate::oci::Descriptor| {
+        let rename = Rename { strip: options.strip, ..Rename::default() };
+        Item::Archive(Archive { blob: layer.bare(), rename, content: None })
+    };
+    Ok(Plan::artifact(manifest.layers.iter().map(archive).collect())?.with_promises(promises))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::tests::{artifact, manifest};
+    use super::*;
+
+    #[test]
+    fn the_config_says_what_the_files_have_to_be() {
+        let layers: [(&str, &[_]); 2] = [
+            ("application/vnd.oci.image.layer.v1.tar", &[]),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", &[]),
+        ];
+        let manifest = manifest(ARTIFACT, CONFIG, &layers);
+        assert!(recognise(&manifest).is_some());
+        let digest = Digest::sha256(b"x");
+        let of = |config: &str| {
+            plan(&Artifact { config: Some(config.as_bytes()), ..artifact(&manifest) }, &Options::default())
+        };
+        let config = format!(
+            r#"{{"name":"z","target":"/src/weights","files":[{{"path":"a/b","layer":"{digest}","size":1,"digest":"{digest}"}}]}}"#
+        );
+        let found = of(&config).expect("a plan");
+        assert_eq!(found.archives().count(), 2);
+        let promises = found.promises().expect("promises");
+        assert_eq!(promises.get(&b"a/b"[..]), Some(&Promise { size: 1, digest }));
+        for bad in ["{}", "[]", &config.replace("a/b", "../b"), &config.replace("sha256:", "md5:")] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+        assert!(matches!(plan(&artifact(&manifest), &Options::default()), Err(Error::NeedsConfig)));
+    }
+}
