@@ -52,6 +52,7 @@ test: ## Install what the tests need, run all tests (as root: they mount)
 	@$(call need,skopeo,skopeo)
 	@$(call need,buildah,buildah)
 	@$(call need,ip,iproute2)
+	@$(call need,openssl,openssl)
 	$(AS_ROOT) $(CARGO) test
 
 fuzz: $(TOOLS)/bin/cargo-fuzz ## Feed the code that reads archives and HTTP/2 with what it does not expect

@@ -14,7 +14,7 @@ use crate::store::CHECKS_AT_A_TIME;
 use crate::unpack::decompress::{COMMON_WINDOW, LARGEST_WINDOW};
 use crate::unpack::extract::DIRECTORY_XATTRS_LIMIT;
 use crate::unpack::extract::files::{OWN_MEMORY, SHARED_MEMORY};
-use crate::unpack::{ring, tar};
+use crate::unpack::{ring, sparse, tar};
 use crate::volume::PUBLISHES_LIMIT;
 
 /// What the program is, idle, and what small things take that are bounded in number: tasks, connections, stacks.
@@ -33,6 +33,7 @@ pub fn table(parallel_downloads: usize) -> Vec<(&'static str, u64)> {
         ("layers: one large window", LARGEST_WINDOW),
         ("layers: directories, of each", each(OWN_MEMORY)),
         ("layers: directories, of all", SHARED_MEMORY),
+        ("layers: maps of sparse files", each(sparse::MEMORY as u64)),
         ("layers: extended headers, attributes", each(tar::EXTENDED_LIMIT + DIRECTORY_XATTRS_LIMIT as u64)),
         ("names in merges", MERGES_AT_A_TIME as u64 * MEMORY_LIMIT),
         ("names in first looks after a crash", CHECKS_AT_A_TIME as u64 * MEMORY_LIMIT),

@@ -57,6 +57,8 @@ pub struct Request {
     pub readable: Option<bool>,
     /// Tried in order; none means anonymous.
     pub credentials: Vec<Credential>,
+    /// The credential helper that would have some, for the error.
+    pub unused_helper: Option<String>,
 }
 
 /// Kubernetes' words.

@@ -25,13 +25,13 @@
 pub mod access;
 pub mod blobs;
 pub mod error;
+mod file_list;
 pub mod flush;
 pub mod ingest;
 pub mod layers;
 mod leftovers;
 mod link;
 pub mod lock;
-mod promises;
 pub mod ranges;
 pub mod record;
 pub mod trees;

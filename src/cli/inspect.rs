@@ -83,7 +83,11 @@ async fn inspect(
             Err(error) => return Err(failure(&error)),
         }
     }
-    Err(first.map_or_else(|| internal("there is no credential to try"), |error| failure(&error)))
+    let helper = keyring.unused_helper(reference);
+    Err(match first {
+        Some(error) => failure(&error.with_unused_helper(helper)),
+        None => internal("there is no credential to try"),
+    })
 }
 
 async fn look(

@@ -171,12 +171,15 @@ fn serve(
 /// used.
 async fn control(path: PathBuf, volumes: Arc<Volumes>, mut stop: watch::Receiver<bool>) {
     loop {
-        match volumes.recover().await {
-            Ok(published) => tracing::info!(published, "store is open"),
-            Err(error) => tracing::warn!(%error, "cannot read what is published"),
+        let recovered = volumes.recover().await;
+        let usable = volumes.puller().await.map(drop);
+        match (&recovered, &usable) {
+            (Ok(published), Ok(())) => tracing::info!(published, "store is open"),
+            (Err(error), _) => tracing::warn!(%error, "cannot read what is published"),
+            (_, Err(error)) => tracing::warn!(%error, "the store cannot be used; it is tried again"),
         }
         // Only who holds the store's lock may take its control socket.
-        if volumes.puller().await.is_ok() {
+        if usable.is_ok() {
             if let Err(error) = volumes.check_locks().await {
                 tracing::warn!(
                     %error,

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::plan::{Promise, Promises};
 use super::{Archive, Artifact, Error, Item, Options, Plan, TreePath, Unpack, family};
 use crate::layer::Rename;
-use crate::oci::{Digest, Manifest};
+use crate::layer::name::shown;
+use crate::oci::{Descriptor, Digest, Manifest};
 
 const ARTIFACT: &str = "application/vnd.cog.weight.v1";
 const CONFIG: &str = "application/vnd.cog.weight.config.v1+json";
@@ -21,11 +21,14 @@ struct Config {
     files: Vec<Listed>,
 }
 
-#[derive(Deserialize)]
-struct Listed {
+/// What one file has to be.
+#[derive(Debug, Deserialize)]
+pub struct Listed {
     path: String,
-    size: u64,
-    digest: Digest,
+    /// Its bytes.
+    pub size: u64,
+    /// Their digest.
+    pub digest: Digest,
 }
 
 pub(super) fn recognise(manifest: &Manifest) -> Option<String> {
@@ -41,22 +44,29 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
     if options.unpack == Unpack::Never {
         return Err(family::unsupported(manifest, "weights of Cog, of which unpack: never leaves no file"));
     }
-    let config = artifact.config.ok_or(Error::NeedsConfig)?;
-    let config: Config = serde_json::from_slice(config).map_err(Error::Config)?;
-    let mut promises: Promises = BTreeMap::new();
-    for file in config.files {
-        let path = TreePath::new(&file.path).map_err(|reason| Error::UnsafeName {
-            digest: manifest.config.digest.clone(),
-            name: crate::layer::name::shown(file.path.as_bytes()),
-            reason,
-        })?;
-        promises.insert(path.as_str().as_bytes().to_vec(), Promise { size: file.size, digest: file.digest });
-    }
-    let archive = |layer: &crate::oci::Descriptor| {
+    files(artifact.config.ok_or(Error::NeedsConfig)?, &manifest.config.digest)?;
+    let archive = |layer: &Descriptor| {
         let rename = Rename { strip: options.strip, ..Rename::default() };
         Item::Archive(Archive { blob: layer.bare(), rename, content: None })
     };
-    Ok(Plan::artifact(manifest.layers.iter().map(archive).collect())?.with_promises(promises))
+    let plan = Plan::artifact(manifest.layers.iter().map(archive).collect())?;
+    Ok(plan.with_file_list(manifest.config.digest.clone()))
+}
+
+/// The files that `config`, whose digest is given for errors, lists: what each has to be, by its name in the archives.
+///
+/// # Errors
+/// [`Error::Config`], [`Error::UnsafeName`].
+pub fn files(config: &[u8], digest: &Digest) -> Result<BTreeMap<Vec<u8>, Listed>, Error> {
+    let config: Config = serde_json::from_slice(config).map_err(Error::Config)?;
+    let named = config.files.into_iter().map(|file| {
+        let path = TreePath::new(&file.path).map_err(|reason| {
+            let name = shown(file.path.as_bytes());
+            Error::UnsafeName { digest: digest.clone(), name, reason }
+        })?;
+        Ok((path.as_str().as_bytes().to_vec(), file))
+    });
+    named.collect()
 }
 
 #[cfg(test)]
@@ -81,8 +91,9 @@ mod tests {
         );
         let found = of(&config).expect("a plan");
         assert_eq!(found.archives().count(), 2);
-        let promises = found.promises().expect("promises");
-        assert_eq!(promises.get(&b"a/b"[..]), Some(&Promise { size: 1, digest }));
+        assert_eq!(found.file_list(), Some(&manifest.config.digest));
+        let listed = files(config.as_bytes(), &digest).expect("a list");
+        assert_eq!(listed.get(&b"a/b"[..]).map(|file| (file.size, &file.digest)), Some((1, &digest)));
         for bad in ["{}", "[]", &config.replace("a/b", "../b"), &config.replace("sha256:", "md5:")] {
             assert!(of(bad).is_err(), "{bad}");
         }

@@ -1,6 +1,6 @@
 //! The plan of a tree: what layouts produce and the store builds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{Error, Selection, TreePath};
 use crate::layer::name::shown;
@@ -17,20 +17,8 @@ pub struct Plan {
     profile: Profile,
     /// Files that are not wanted; they are there to be named.
     left_out: Vec<TreePath>,
-    /// What the files of the archives have to be, where the artifact says that.
-    promises: Option<Promises>,
-}
-
-/// What every file of an artifact's archives has to be, by its name in them.
-pub type Promises = BTreeMap<Vec<u8>, Promise>;
-
-/// What one file has to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Promise {
-    /// Its bytes.
-    pub size: u64,
-    /// Their digest.
-    pub digest: Digest,
+    /// The config that says what the files of the archives have to be, where one does.
+    file_list: Option<Digest>,
 }
 
 /// One layer's part of the volume. The order is the manifest's: later archives replace what earlier ones have.
@@ -85,7 +73,7 @@ impl Plan {
             items: layers.into_iter().map(Item::Archive).collect(),
             profile: Profile::Image,
             left_out: Vec::new(),
-            promises: None,
+            file_list: None,
         }
     }
 
@@ -98,17 +86,18 @@ impl Plan {
         if items.is_empty() {
             return Err(Error::Empty);
         }
-        Ok(Self { items, profile: Profile::Archive, left_out: Vec::new(), promises: None })
+        Ok(Self { items, profile: Profile::Archive, left_out: Vec::new(), file_list: None })
     }
 
-    /// The same, with archives that hold exactly these files.
-    pub fn with_promises(self, promises: Promises) -> Self {
-        Self { promises: Some(promises), ..self }
+    /// The same, with archives that have to hold what this config [lists](super::cog::files). It is read when the tree is built:
+    /// it may be large, and plans are many.
+    pub fn with_file_list(self, config: Digest) -> Self {
+        Self { file_list: Some(config), ..self }
     }
 
-    /// What the files of the archives have to be.
-    pub fn promises(&self) -> Option<&Promises> {
-        self.promises.as_ref()
+    /// The config that lists the files of the archives.
+    pub fn file_list(&self) -> Option<&Digest> {
+        self.file_list.as_ref()
     }
 
     /// The items, in the order of the layers.
@@ -240,6 +229,8 @@ fn check_paths(items: &[Item]) -> Result<(), Error> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
     use super::super::{Artifact, Options};
     use super::*;
     use crate::oci::{Manifest, media_type};

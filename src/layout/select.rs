@@ -9,9 +9,9 @@ use crate::layer::name::shown;
 
 /// Globs on paths. A file is kept when some `include` matches it (or there is none) and no `exclude` does.
 ///
-/// Globs are read as in a `.gitignore`: without a slash a pattern matches a name at any depth, with one it
-/// matches the path from the root, `*` does not cross `/`, `**` does, and a pattern that matches a directory
-/// matches everything below it.
+/// Without a slash a pattern matches a name at any depth, with one it matches the path from the root; a slash at the end
+/// means nothing. `*` does not cross `/`, `**` does, and a pattern that matches a directory matches everything below it.
+/// What is not wanted is said with `exclude`, not with a `!` in front.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
     include: Patterns,
@@ -187,6 +187,9 @@ impl Patterns {
 
 /// Reads one pattern.
 fn glob(text: &str) -> Result<Glob, String> {
+    if text.starts_with('!') {
+        return Err("a '!' in front means nothing here: use exclude, or write it as \\!".into());
+    }
     let trimmed = text.trim_end_matches('/');
     let anchored = trimmed.trim_start_matches("./").trim_start_matches('/');
     if anchored.is_empty() || anchored == "." {
@@ -272,9 +275,10 @@ mod tests {
 
     #[test]
     fn bad_patterns_are_refused() {
-        for pattern in ["[", "a{b", "/", "./"] {
+        for pattern in ["[", "a{b", "/", "./", "!*.json"] {
             assert!(Selection::new(pattern, "").is_err(), "{pattern:?} was accepted");
         }
+        assert!(Selection::new("\\!x", "").expect("escaped").wants(b"!x"));
         assert!(Selection::new(&"a,".repeat(PATTERN_LIMIT + 1), "").is_err());
     }
 }

@@ -84,7 +84,11 @@ impl Puller {
                 }
             }
         }
-        Err(first.unwrap_or(Error::Stopped))
+        Err(match first {
+            Some(Error::Registry(error)) => error.with_unused_helper(request.unused_helper.as_deref()).into(),
+            Some(error) => error,
+            None => Error::Stopped,
+        })
     }
 
     async fn resolve_as(

@@ -46,6 +46,8 @@ pub struct Credential {
 pub struct Keyring {
     /// Most specific first.
     entries: Vec<(Pattern, Credential)>,
+    /// Programs that would have more, by registry; an empty one is every registry. They are not run.
+    helpers: BTreeMap<String, String>,
 }
 
 /// The secret or file holds no credentials that can be read. Says where, never what.
@@ -88,9 +90,14 @@ pub enum InvalidCredentials {
 const LIMIT: usize = 1024 * 1024;
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct DockerConfig {
     #[serde(default)]
     auths: BTreeMap<String, DockerAuth>,
+    #[serde(default)]
+    cred_helpers: BTreeMap<String, String>,
+    #[serde(default)]
+    creds_store: String,
 }
 
 #[derive(Deserialize)]
@@ -124,7 +131,7 @@ impl Keyring {
                     password: password.clone(),
                     identity_token: None,
                 };
-                Ok(Self { entries: vec![(Pattern::everything(), credential)] })
+                Ok(Self { entries: vec![(Pattern::everything(), credential)], helpers: BTreeMap::new() })
             }
             _ => Err(InvalidCredentials::NoKnownKey),
         }
@@ -136,7 +143,10 @@ impl Keyring {
     /// [`InvalidCredentials`] when the text is no such file.
     pub fn from_docker_config(text: &str, place: &str) -> Result<Self, InvalidCredentials> {
         let config: DockerConfig = parse(text, place)?;
-        Self::from_auths(config.auths, place)
+        let mut helpers = config.cred_helpers;
+        helpers.insert(String::new(), config.creds_store);
+        helpers.retain(|_, helper| !helper.is_empty());
+        Ok(Self { helpers, ..Self::from_auths(config.auths, place)? })
     }
 
     fn from_auths(auths: BTreeMap<String, DockerAuth>, place: &str) -> Result<Self, InvalidCredentials> {
@@ -149,7 +159,18 @@ impl Keyring {
             }
         }
         entries.sort_by_key(|(pattern, _): &(Pattern, Credential)| std::cmp::Reverse(pattern.specificity()));
-        Ok(Self { entries })
+        Ok(Self { entries, helpers: BTreeMap::new() })
+    }
+
+    /// The program that has the credentials for `reference`'s registry, where these are not in the file themselves: Docker's
+    /// `credHelpers` and `credsStore`. It is not run.
+    pub fn unused_helper(&self, reference: &Reference) -> Option<&str> {
+        if self.entries.iter().any(|(pattern, _)| pattern.matches(reference)) {
+            return None;
+        }
+        let own =
+            self.helpers.iter().find(|(key, _)| !key.is_empty() && Pattern::new(key).matches(reference));
+        own.map(|(_, helper)| helper).or_else(|| self.helpers.get("")).map(String::as_str)
     }
 
     /// The credentials that may be shown to `reference`'s registry, most specific first.
@@ -308,6 +329,20 @@ mod tests {
         let b = keyring.matching(&"b.x/y".parse().expect("a reference"));
         assert_eq!(b[0].identity_token.as_ref().map(Secret::reveal), Some("t"));
         assert!(keyring.matching(&"c.x/y".parse().expect("a reference")).is_empty());
+    }
+
+    #[test]
+    fn regression_helpers_that_are_not_run_are_known() {
+        let text = r#"{"auths":{"a.x":{"username":"u","password":"p"},"b.x":{}},"credHelpers":{"c.x":"ecr-login"},"credsStore":"desktop"}"#;
+        let keyring = Keyring::from_docker_config(text, "test").expect("valid");
+        let helper = |reference: &str| {
+            keyring.unused_helper(&reference.parse().expect("a reference")).map(str::to_owned)
+        };
+        assert_eq!(helper("a.x/y"), None);
+        assert_eq!(helper("b.x/y").as_deref(), Some("desktop"));
+        assert_eq!(helper("c.x/y").as_deref(), Some("ecr-login"));
+        let none = Keyring::from_docker_config(r#"{"auths":{},"credsStore":""}"#, "test").expect("valid");
+        assert_eq!(none.unused_helper(&"c.x/y".parse().expect("a reference")), None);
     }
 
     #[test]

@@ -210,6 +210,25 @@ impl Error {
         }
     }
 
+    /// The same, with a word on the program that has credentials for the registry and is not run.
+    #[must_use]
+    pub fn with_unused_helper(mut self, helper: Option<&str>) -> Self {
+        if let (
+            Some(helper),
+            Self::CredentialsNeeded { detail, .. }
+            | Self::NotFound { detail, .. }
+            | Self::Denied { detail, .. },
+        ) = (helper, &mut self)
+        {
+            let helper = crate::failure::one_line(&helper.chars().take(60).collect::<String>());
+            detail.push_str(&format!(
+                " (config.json leaves this registry to the credential helper {helper:?}, which ocivol does not run: \
+                 write the credentials into its auths)"
+            ));
+        }
+        self
+    }
+
     /// Whether the same request may succeed a little later.
     pub fn is_transient(&self) -> bool {
         self.kind() == Kind::Unavailable && !matches!(self, Self::Certificate { .. } | Self::NoTls { .. })

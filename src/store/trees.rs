@@ -13,7 +13,7 @@ use super::layers::{Layer, LayerKey};
 use super::link::{self, How, Source};
 use super::{Entry, Error, Store, error::io, now, record, remove};
 use crate::layer::{self, Dropped, ENTRY_LIMIT, Kind, MEMORY_LIMIT, Merge, Name, Place, Profile, Rename};
-use crate::layout::{Item, LAYOUT_VERSION, Options, Plan};
+use crate::layout::{self, CONFIG_LIMIT, Item, LAYOUT_VERSION, Options, Plan};
 use crate::oci::Digest;
 
 /// The name of a tree: a hash of everything that decides what it holds.
@@ -322,7 +322,7 @@ fn only_layer(build: &Build, sources: &[Source]) -> Option<Layer> {
     };
     let as_it_is = archive.rename == Rename::default()
         && build.options.selection.is_all()
-        && build.plan.promises().is_none();
+        && build.plan.file_list().is_none();
     let summary = &layer.summary;
     let readable = summary.readable || build.readable == (build.plan.profile() == Profile::Archive);
     (as_it_is && readable && summary.regular).then(|| layer.clone())
@@ -343,13 +343,16 @@ impl Store {
             };
             applied.map_err(|source| Error::Refused { digest: item.digest(), source })?;
         }
-        if let Some(promises) = build.plan.promises() {
+        if let Some(config) = build.plan.file_list() {
+            let gone = || Error::Damaged(format!("blob {config} is gone"));
+            let bytes = self.read_blob(config, CONFIG_LIMIT)?.ok_or_else(gone)?;
+            let list = layout::cog::files(&bytes, config)?;
             let entries = |number: usize| {
                 let items = build.plan.items();
                 let entries = indexes.get(&index_key(&items[number], &sources[number]));
                 entries.map_or(&[][..], Vec::as_slice)
             };
-            super::promises::check(&build.plan, sources, entries, promises, &build.manifest)?;
+            super::file_list::check(&build.plan, sources, entries, &list, &build.manifest)?;
         }
         let selection = &build.options.selection;
         if !selection.is_all() {

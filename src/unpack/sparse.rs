@@ -3,12 +3,14 @@
 //! The archive has the file's data without its holes, and a map of where they belong: in the extended header, or in
 //! front of the data. Source: GNU tar manual, "PAX Format, Versions 0.0 and 0.1" and "PAX Format, Version 1.0".
 
-/// Where the data of a file belong: offsets and lengths, in order, without overlap.
+/// Where the data of a file belong: offsets and lengths by turns, in order, without overlap.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Map(Vec<(u64, u64)>);
+pub struct Map(Vec<u64>);
 
-/// Pieces of data in one file: as many as an extended header can list, and a map that costs no memory to speak of.
+/// Pieces of data in one file: as many as an extended header can list.
 pub const PIECES: usize = 65_536;
+/// Bytes of memory of the longest map.
+pub const MEMORY: usize = PIECES * 2 * size_of::<u64>();
 
 /// What an extended header says of the holes of its entry.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -88,13 +90,12 @@ impl Stated {
 
 impl Map {
     /// Checks the map of a file of `size` bytes, of which the archive has `stored`.
-    pub(super) fn new(numbers: &[u64], size: u64, stored: u64) -> Result<Self, &'static str> {
+    pub(super) fn new(numbers: Vec<u64>, size: u64, stored: u64) -> Result<Self, &'static str> {
         const BAD: &str = "a sparse file whose map is not sound";
         if !numbers.len().is_multiple_of(2) {
             return Err(BAD);
         }
         let (mut end, mut total) = (0_u64, 0_u64);
-        let mut pieces = Vec::with_capacity(numbers.len() / 2);
         for pair in numbers.chunks_exact(2) {
             let (offset, length) = (pair[0], pair[1]);
             if offset < end {
@@ -102,27 +103,25 @@ impl Map {
             }
             end = offset.checked_add(length).filter(|end| *end <= size).ok_or(BAD)?;
             total += length; // At most `size`, because they do not overlap.
-            if length > 0 {
-                pieces.push((offset, length));
-            }
         }
-        if total == stored { Ok(Self(pieces)) } else { Err(BAD) }
+        if total == stored { Ok(Self(numbers)) } else { Err(BAD) }
     }
 
     /// A file without holes.
     pub fn whole(size: u64) -> Self {
-        Self(if size > 0 { vec![(0, size)] } else { Vec::new() })
+        Self(if size > 0 { vec![0, size] } else { Vec::new() })
     }
 
     /// Offsets and lengths of the data.
     pub fn pieces(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.0.iter().copied()
+        self.0.chunks_exact(2).map(|pair| (pair[0], pair[1])).filter(|(_, length)| *length > 0)
     }
 }
 
 /// Reads the map of version 1.0 digit by digit: how many pieces there are, then their numbers, a line each.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
+    pieces: Option<usize>,
     numbers: Vec<u64>,
     digits: Vec<u8>,
 }
@@ -138,18 +137,24 @@ impl Lines {
                 Ok(false)
             };
         }
-        self.numbers.push(super::pax::decimal(&self.digits)?);
+        let number = super::pax::decimal(&self.digits)?;
         self.digits.clear();
-        let pieces = usize::try_from(self.numbers[0]).unwrap_or(usize::MAX);
+        let pieces = match self.pieces {
+            Some(pieces) => {
+                self.numbers.push(number);
+                pieces
+            }
+            None => *self.pieces.insert(usize::try_from(number).unwrap_or(usize::MAX)),
+        };
         if pieces > PIECES {
             return Err("a sparse file in more than 65536 pieces");
         }
-        Ok(self.numbers.len() == 1 + 2 * pieces)
+        Ok(self.numbers.len() == 2 * pieces)
     }
 
     /// Offsets and lengths by turns.
-    pub fn numbers(&self) -> &[u64] {
-        &self.numbers[1..]
+    pub fn numbers(self) -> Vec<u64> {
+        self.numbers
     }
 }
 
@@ -224,9 +229,10 @@ mod tests {
             (&[u64::MAX, 1], u64::MAX, 1),
             (&[], 9, 1),
         ] {
-            assert!(Map::new(numbers, size, stored).is_err(), "{numbers:?} was accepted");
+            assert!(Map::new(numbers.to_vec(), size, stored).is_err(), "{numbers:?} was accepted");
         }
-        assert_eq!(Map::new(&[0, 5, 9, 0], 9, 5), Ok(Map(vec![(0, 5)])));
+        let map = Map::new(vec![0, 5, 9, 0], 9, 5).expect("sound");
+        assert_eq!(map.pieces().collect::<Vec<_>>(), [(0, 5)]);
         let many = "0,0,".repeat(PIECES) + "0,0";
         assert!(stated(&[("size", "9"), ("map", &many)]).is_err());
         let mut lines = Lines::default();

@@ -141,8 +141,8 @@ impl<R: BufRead> Archive<R> {
                             ));
                         }
                         let sparse = sparse.finish().map_err(at)?;
-                        header.map = self.map(&sparse)?;
                         header.size = sparse.size;
+                        header.map = self.map(sparse)?;
                     }
                     return Ok(Some(header));
                 }
@@ -177,10 +177,10 @@ impl<R: BufRead> Archive<R> {
     }
 
     /// The map of a file with holes, which may be in front of its content.
-    fn map(&mut self, sparse: &Sparse) -> Result<Map, Error> {
+    fn map(&mut self, sparse: Sparse) -> Result<Map, Error> {
         let start = self.position;
         let at = |rule: &'static str| Error::archive(start, rule);
-        if let Some(numbers) = &sparse.map {
+        if let Some(numbers) = sparse.map {
             return Map::new(numbers, sparse.size, self.content).map_err(at);
         }
         let (mut lines, mut read) = (Lines::default(), 0_u64);

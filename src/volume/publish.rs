@@ -163,6 +163,7 @@ pub fn pull_request(attributes: &Attributes, keyring: &Keyring) -> pull::Request
         options: attributes.options.clone(),
         readable: attributes.readable,
         credentials: keyring.matching(&attributes.reference),
+        unused_helper: keyring.unused_helper(&attributes.reference).map(str::to_owned),
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use ocivol::demo::push::Layer;
 use ocivol::demo::registry::parse_range;
 use ocivol::oci::digest::Algorithm;
-use ocivol::oci::media_type;
+use ocivol::oci::{Digest, media_type};
 use serde_json::json;
 
 use crate::support::{Node, Scripted, isolated, noise};
@@ -140,6 +140,79 @@ fn regression_manifests_of_long_names_take_less_than_256_mib() {
         let peak = node.memory("VmHWM");
         println!("peak {} MiB", peak / MIB);
         assert!(peak < 256 * MIB, "peak: {} MiB", peak / MIB);
+    });
+}
+
+#[test]
+fn regression_manifests_of_very_many_names_take_less_than_256_mib() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let pusher = registry.pusher("many");
+        let layer = Layer::titled("x", "x");
+        let (digest, config) = (Digest::sha256(&layer.content), Digest::sha256(b"{}"));
+        let mut references = Vec::new();
+        for number in 0..8 {
+            // As many entries as fit; the last one has a name that is there already.
+            let entry = |at: usize| {
+                format!(
+                    r#"{{"mediaType":"a/b","digest":"{digest}","size":1,"annotations":{{"org.opencontainers.image.title":"{number}{at:x}"}}}}"#
+                )
+            };
+            let count = 22_000;
+            let entries: Vec<String> = (0..count).chain([0]).map(entry).collect();
+            let manifest = format!(
+                r#"{{"schemaVersion":2,"artifactType":"a/b","config":{{"mediaType":"{}","digest":"{config}","size":2}},"layers":[{}]}}"#,
+                media_type::OCI_EMPTY,
+                entries.join(",")
+            );
+            assert!((3_500_000..4 << 20).contains(&manifest.len()), "{} bytes", manifest.len());
+            let tag = format!("v{number}");
+            pusher.manifest(&tag, media_type::OCI_MANIFEST, &manifest).await.expect("pushed");
+            references.push(registry.reference(&format!("many:{tag}")));
+        }
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let volumes: Vec<_> = (0..8).map(|number| node.volume(&format!("pod-{number}"))).collect();
+        let publishes =
+            volumes.iter().zip(&references).map(|(volume, reference)| node.publish(volume, reference, &[]));
+        for result in futures_util::future::join_all(publishes).await {
+            let status = result.expect_err("two files of one name");
+            assert!(status.message().contains("already a file"), "{}", status.message());
+        }
+        let peak = node.memory("VmHWM");
+        println!("peak {} MiB", peak / MIB);
+        assert!(peak < 256 * MIB, "peak: {} MiB", peak / MIB);
+    });
+}
+
+#[test]
+fn regression_ten_thousand_files_are_mounted() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let pusher = registry.pusher("many");
+        // Twenty contents under ten thousand names: what is tried is the manifest.
+        let contents: Vec<Layer> = (0..20).map(|number| Layer::titled("x", format!("{number}"))).collect();
+        for layer in &contents {
+            pusher.blob(layer.content.clone()).await.expect("pushed");
+        }
+        let layers: Vec<_> = (0..10_000)
+            .map(|number: usize| {
+                let mut layer = contents[number % 20].descriptor();
+                layer["annotations"]["org.opencontainers.image.title"] =
+                    format!("d{}/{number:05}.bin", number % 100).into();
+                layer
+            })
+            .collect();
+        let config = pusher.blob("{}".into()).await.expect("pushed").to_string();
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "artifactType": "a/b", "layers": layers,
+            "config": {"mediaType": media_type::OCI_EMPTY, "digest": config, "size": 2},
+        });
+        pusher.manifest("v1", media_type::OCI_MANIFEST, &manifest.to_string()).await.expect("pushed");
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let volume = node.volume("pod");
+        node.publish_in_the_end(&volume, &registry.reference("many:v1")).await.expect("published");
+        assert_eq!(std::fs::read_to_string(volume.target.join("d99/09999.bin")).expect("a file"), "19");
+        assert_eq!(crate::support::snapshot::paths(&volume.target).len(), 10_100);
     });
 }
 

@@ -117,3 +117,106 @@ fn the_readme_quotes_what_the_pods_event_shows() {
         nix::mount::umount(&full.root).expect("unmounted");
     });
 }
+
+/// Answers TLS with a certificate that nobody signed, on a port of the loopback address.
+struct SelfSigned {
+    host: String,
+    server: std::process::Child,
+    _directory: tempfile::TempDir,
+}
+
+impl SelfSigned {
+    fn start() -> Self {
+        use std::io::BufRead as _;
+        use std::process::{Command, Stdio};
+        let directory = tempfile::tempdir().expect("a directory");
+        let (key, certificate) = (directory.path().join("key.pem"), directory.path().join("certificate.pem"));
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+            .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout"])
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate)
+            .output()
+            .expect("openssl; run `make test`");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let program = "import http.server, ssl, sys\n\
+            server = http.server.HTTPServer(('127.0.0.1', 0), http.server.BaseHTTPRequestHandler)\n\
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n\
+            context.load_cert_chain(sys.argv[1], sys.argv[2])\n\
+            server.socket = context.wrap_socket(server.socket, server_side=True)\n\
+            print(server.server_address[1], flush=True)\n\
+            server.serve_forever()\n";
+        let mut server = Command::new("python3")
+            .args(["-c", program])
+            .args([&certificate, &key])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("python3; run `make test`");
+        let mut port = String::new();
+        let output = server.stdout.take().expect("its output");
+        std::io::BufReader::new(output).read_line(&mut port).expect("a port");
+        Self { host: format!("127.0.0.1:{}", port.trim()), server, _directory: directory }
+    }
+}
+
+impl Drop for SelfSigned {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+#[test]
+fn regression_what_is_wrong_with_tls_is_told_from_what_is_wrong_with_the_network() {
+    isolated(async {
+        let secure = SelfSigned::start();
+        let plain = Scripted::start().await;
+        let node = Node::start(&[]).await;
+        let volume = node.volume("pod");
+        let status = node.publish(&volume, &format!("{}/m:v1", secure.host), &[]).await.expect_err("unknown");
+        for word in [
+            "cannot check the certificate of",
+            "invalid peer certificate",
+            "registry.caConfigMap",
+            "SSL_CERT_FILE",
+        ] {
+            assert!(status.message().contains(word), "no {word:?} in {status}");
+        }
+        assert!(!status.message().contains("DNS"), "{status}");
+        let status = node.publish(&volume, &plain.reference("m:v1"), &[]).await.expect_err("no TLS");
+        for word in ["does not speak TLS", "--plain-http", "registry.plainHTTP"] {
+            assert!(status.message().contains(word), "no {word:?} in {status}");
+        }
+    });
+}
+
+#[test]
+fn regression_credentials_that_a_helper_has_are_named() {
+    isolated(async {
+        let registry = DebianRegistry::with_login().await;
+        let layers = [Layer::model_file("weight", "w", "x")];
+        registry.pusher("m").model("v1", &layers).await.expect("pushed");
+        let directory = tempfile::tempdir().expect("a directory");
+        let config = directory.path().join("config.json");
+        let host = registry.host();
+        for text in [
+            serde_json::json!({"auths": {&host: {}}, "credsStore": "desktop"}),
+            serde_json::json!({"credHelpers": {&host: "desktop"}}),
+        ] {
+            std::fs::write(&config, text.to_string()).expect("a file");
+            for command in ["pull", "inspect"] {
+                let run = std::process::Command::new(crate::support::node::BINARY)
+                    .args(["--root".as_ref(), directory.path().join("store").as_os_str()])
+                    .args(["--plain-http", &host, "--docker-config"])
+                    .arg(&config)
+                    .args([command, &registry.reference("m:v1")])
+                    .output()
+                    .expect("the binary");
+                let text = String::from_utf8(run.stderr).expect("text");
+                assert!(!run.status.success() && text.contains("helper \"desktop\""), "{command}: {text}");
+            }
+        }
+    });
+}

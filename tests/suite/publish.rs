@@ -177,6 +177,8 @@ fn everything_but_publish_works_without_the_store() {
         node.kill();
         let lock = std::fs::File::open(node.root.join("lock")).expect("a lock");
         lock.lock().expect("locked");
+        let opened = |node: &Node| node.logged().matches("store is open").count();
+        let before = opened(&node);
         node.run().await;
         node.register().await;
         assert_eq!(node.kubelet.stats(&volumes[0]).await.expect("stats")[0].used, (5 << 20) + 7);
@@ -185,6 +187,8 @@ fn everything_but_publish_works_without_the_store() {
         let status = node.publish(&volumes[0], &reference, &[]).await.expect_err("no store");
         assert_eq!(status.code(), Code::Unavailable);
         assert!(status.message().contains("in use by process"), "{}", status.message());
+        eventually("it says so", || node.logged().contains("the store cannot be used")).await;
+        assert_eq!(opened(&node), before, "{}", node.logged());
         drop(lock);
 
         // A later version wrote it.

@@ -1,6 +1,6 @@
-//! Files of archives against the list that their artifact has of them.
+//! Files of archives against the list that their artifact's config has of them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
@@ -10,21 +10,21 @@ use super::link::Source;
 use super::{Error, error::io};
 use crate::layer::{Entry, Kind, Refused};
 use crate::layout::Plan;
-use crate::layout::plan::{Promise, Promises};
+use crate::layout::cog::Listed;
 use crate::oci::Digest;
 
-/// Checks that the layers of `plan` hold the files that `promises` lists, and no others. `entries` are those of an item.
+/// Checks that the layers of `plan` hold the files that `list` has, and no others. `entries` are those of an item.
 ///
 /// Each file is read once more, from the page cache as a rule: the digests of a layer and of the list are known to be right
 /// before, but not that they speak of the same.
 ///
 /// # Errors
-/// [`Error::Refused`] for the first file that is not as promised, [`Error::Io`].
+/// [`Error::Refused`] for the first file that is not as the list says, [`Error::Io`].
 pub(super) fn check<'a>(
     plan: &Plan,
     sources: &'a [Source],
     entries: impl Fn(usize) -> &'a [Entry],
-    promises: &Promises,
+    list: &BTreeMap<Vec<u8>, Listed>,
     manifest: &Digest,
 ) -> Result<(), Error> {
     let mut seen = HashSet::new();
@@ -42,17 +42,17 @@ pub(super) fn check<'a>(
                 }
                 continue;
             };
-            let Some(promise) = promises.get(entry.name.as_bytes()) else {
+            let Some(listed) = list.get(entry.name.as_bytes()) else {
                 return Err(refused("the artifact's config does not list it".to_owned()));
             };
             if !seen.insert(entry.name.as_bytes()) {
                 return Err(refused("another entry has the same name".to_owned()));
             }
             let path = layer.directory.join(Layer::place(&entry.name, *place, at));
-            check_file(&path, *size, promise)?.map_or(Ok(()), |rule| Err(refused(rule)))?;
+            check_file(&path, *size, listed)?.map_or(Ok(()), |rule| Err(refused(rule)))?;
         }
     }
-    match promises.keys().find(|name| !seen.contains(name.as_slice())) {
+    match list.keys().find(|name| !seen.contains(name.as_slice())) {
         None => Ok(()),
         Some(missing) => {
             let name = crate::layer::Name::below(missing, b"");
@@ -62,13 +62,13 @@ pub(super) fn check<'a>(
     }
 }
 
-/// Why a file is not what was promised.
-fn check_file(path: &Path, size: u64, promise: &Promise) -> Result<Option<String>, Error> {
-    if size != promise.size {
-        return Ok(Some(format!("it has {size} bytes, where the artifact's config says {}", promise.size)));
+/// Why a file is not what the list says.
+fn check_file(path: &Path, size: u64, listed: &Listed) -> Result<Option<String>, Error> {
+    if size != listed.size {
+        return Ok(Some(format!("it has {size} bytes, where the artifact's config says {}", listed.size)));
     }
     let mut file = File::open(path).map_err(io("open", path))?;
-    let mut hasher = promise.digest.algorithm().hasher();
+    let mut hasher = listed.digest.algorithm().hasher();
     let mut buffer = vec![0_u8; 256 * 1024];
     loop {
         match file.read(&mut buffer).map_err(io("read", path))? {
@@ -77,6 +77,6 @@ fn check_file(path: &Path, size: u64, promise: &Promise) -> Result<Option<String
         }
     }
     let got = hasher.finish();
-    let same = got == promise.digest;
-    Ok((!same).then(|| format!("its digest is {got}, where the artifact's config says {}", promise.digest)))
+    let same = got == listed.digest;
+    Ok((!same).then(|| format!("its digest is {got}, where the artifact's config says {}", listed.digest)))
 }
