@@ -12,8 +12,8 @@ MUSL := x86_64-unknown-linux-musl
 MUSL_ARM := aarch64-unknown-linux-musl
 
 # Seconds for each fuzz target.
-FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := tar decompress unpack merge index authority
+FUZZ_SECONDS ?= 40
+FUZZ_TARGETS := tar decompress unpack merge index authority answers
 CONTAINERD := v2.3.4
 HELM := v3.19.0
 CSI_SANITY := v5.6.0
@@ -55,7 +55,7 @@ test: ## Install what the tests need, run all tests (as root: they mount)
 	@$(call need,openssl,openssl)
 	$(AS_ROOT) $(CARGO) test
 
-fuzz: $(TOOLS)/bin/cargo-fuzz ## Feed the code that reads archives and HTTP/2 with what it does not expect
+fuzz: $(TOOLS)/bin/cargo-fuzz ## Feed the code that reads archives, HTTP/2 and what registries say with what it does not expect
 	cd fuzz && export PATH="$(abspath $(TOOLS))/bin:$$PATH" RUSTC_BOOTSTRAP=1 && cargo fuzz build && \
 	for target in $(FUZZ_TARGETS); do \
 		mkdir -p corpus/$$target seeds/$$target; \

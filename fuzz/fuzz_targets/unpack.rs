@@ -28,6 +28,8 @@ struct Entry {
     mode: u16,
     size: u8,
     long: bool,
+    /// Zeros before and after the content, which the archive does not have.
+    holes: Option<(u8, u8)>,
 }
 
 #[derive(Debug, Arbitrary, Clone, Copy)]
@@ -41,6 +43,7 @@ enum Part {
     Probe,
     Whiteout,
     Opaque,
+    AufsLinks,
     Byte(u8),
 }
 
@@ -60,6 +63,7 @@ fn text(parts: &[Part], probe: &Path) -> Vec<u8> {
             Part::Probe => text.extend_from_slice(probe.as_os_str().as_encoded_bytes()),
             Part::Whiteout => text.extend_from_slice(b".wh."),
             Part::Opaque => text.extend_from_slice(b".wh..wh..opq"),
+            Part::AufsLinks => text.extend_from_slice(b".wh..wh.plnk"),
             Part::Byte(byte) => text.push(*byte),
         }
     }
@@ -78,8 +82,23 @@ fn archive(case: &Case, probe: &Path) -> Vec<u8> {
             }
         }
         let kind = b"0123456500122"[usize::from(entry.kind) % 13];
+        // What is no file has no content, whatever its header says.
         let size = if kind == b'0' { usize::from(entry.size) } else { 0 };
-        all.extend_from_slice(&block(&name, &link, kind, entry.mode, size));
+        if let (b'0', Some((before, after))) = (kind, entry.holes) {
+            let (before, after) = (usize::from(before) * 3000, usize::from(after) * 3000);
+            let mut records = Vec::new();
+            for (key, value) in
+                [("size", format!("{}", before + size + after)), ("map", format!("{before},{size}"))]
+            {
+                let body = format!(" GNU.sparse.{key}={value}\n");
+                let length = if body.len() < 98 { body.len() + 2 } else { body.len() + 3 };
+                records.extend_from_slice(format!("{length}{body}").as_bytes());
+            }
+            all.extend_from_slice(&block(b"x", b"", b'x', 0o644, records.len()));
+            all.extend_from_slice(&records);
+            all.resize(all.len().next_multiple_of(512), 0);
+        }
+        all.extend_from_slice(&block(&name, &link, kind, entry.mode, usize::from(entry.size)));
         all.resize(all.len() + size.next_multiple_of(512), b'x');
     }
     if let Some((at, byte)) = case.damage
@@ -101,7 +120,7 @@ fn block(name: &[u8], link: &[u8], kind: u8, mode: u16, size: usize) -> [u8; 512
     put(136, b"14000000000\0        ");
     put(156, &[kind]);
     put(157, &link[..link.len().min(100)]);
-    put(257, b"ustar  \0");
+    put(257, b"ustar\x0000");
     let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
     block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     block
@@ -131,7 +150,7 @@ fuzz_target!(|case: Case| {
     let profile = if case.image { Profile::Image } else { Profile::Archive };
     let bytes = archive(&case, &probe);
     let mut unpack =
-        Unpack::start(&layer, profile, Limits { bytes: 1 << 20, reserve: 0 }, None).expect("space");
+        Unpack::start(&layer, profile, Limits { bytes: 1 << 26, reserve: 0 }, None).expect("space");
     let result = unpack.push(Bytes::from(bytes)).and_then(|_| unpack.finish());
 
     assert_eq!(before, look(), "the probe was changed");

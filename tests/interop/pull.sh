@@ -28,7 +28,7 @@ pull_oras() {
 		shift
 		oras pull --plain-http --output "$expected/oras-$name" "$@"
 	}
-	for name in file files directory mixed typed config old wasm; do
+	for name in file files directory here mixed typed config old wasm; do
 		pull $name "$host/oras/$name:v1"
 	done
 	# oras skips layers without a title.
@@ -55,6 +55,13 @@ pull_modelpack() {
 	for name in raw tar; do
 		modelpack --insecure pull "$host/modelpack/$name:v1" "$expected/modelpack-$name"
 	done
+}
+
+pull_kitops() {
+	export KITOPS_HOME="$work/home/kitops"
+	kit unpack --plain-http "$host/kitops/kit:v1" --dir "$expected/kitops"
+	# kit writes it as YAML; a volume has it as JSON.
+	rm "$expected/kitops/Kitfile"
 }
 
 pull_helm() {

@@ -83,6 +83,8 @@ push_oras() {
 	push "$host/oras/file:v1" hello.txt
 	push "$host/oras/files:v1" hello.txt sub/dir/deep.txt:text/plain
 	push "$host/oras/directory:v1" tree
+	# The directory itself: its title is a dot.
+	(cd tree && push "$host/oras/here:v1" .)
 	# A directory below another, and beside a file.
 	push "$host/oras/mixed:v1" hello.txt sub/dir
 	push --artifact-type application/vnd.example.thing.v1 "$host/oras/typed:v1" hello.txt config.json:application/json
@@ -134,6 +136,21 @@ push_modelpack() {
 		--layer README.md:$model.doc.v1.raw --layer tokenizer/vocab.json:$model.weight.config.v1.raw "$host/modelpack/raw:v1"
 	modelpack --insecure push --config ../model.json --layer weights:$model.weight.v1.tar \
 		--layer tokenizer:$model.weight.config.v1.tar+gzip --layer code:$model.code.v1.tar+zstd "$host/modelpack/tar:v1"
+}
+
+push_kitops() {
+	export KITOPS_HOME="$work/home/kitops"
+	mkdir -p "$work/kit"
+	cp -r "$source/model/." "$work/kit"
+	cat >"$work/kit/Kitfile" <<-'END'
+		manifestVersion: "1.0"
+		package: {name: tiny}
+		model: {name: tiny, path: weights/model.safetensors}
+		code: [{path: code}]
+		docs: [{path: README.md}]
+	END
+	kit pack "$work/kit" --tag "$host/kitops/kit:v1"
+	kit push --plain-http "$host/kitops/kit:v1"
 }
 
 push_helm() {

@@ -1,6 +1,6 @@
 # Read by push.sh and pull.sh, which define a function for each of these tools: its name, a colon, the commands it needs.
 # The order matters: skopeo, cosign and notation copy the image that buildah made.
-tools="oras:oras,python3 orasPy:python3,oras modelpack:modelpack helm:helm,gpg flux:flux,flux-static
+tools="oras:oras,python3 orasPy:python3,oras modelpack:modelpack kitops:kit helm:helm,gpg flux:flux,flux-static
 	buildah:buildah,skopeo,umoci skopeo:skopeo,umoci cosign:cosign,skopeo notation:notation,skopeo tkn:tkn,skopeo,umoci"
 
 # each SCRIPT HOST WORKDIR: runs the script again for each tool, because set -e does not hold in a function whose result is looked at.

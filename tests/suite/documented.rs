@@ -6,9 +6,11 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::PodSpec;
 use ocivol::demo::push::Layer;
 use ocivol::demo::tarball::{Tarball, gzip};
+use ocivol::oci::media_type;
 use serde_json::json;
 
 use crate::families::push_ollama;
+use crate::model_families::weights;
 use crate::support::debian_registry::DebianRegistry;
 use crate::support::{Node, fixtures, isolated};
 
@@ -75,6 +77,81 @@ async fn push_all(registry: &DebianRegistry) {
     };
     let config = "application/vnd.aquasec.trivy.config.v1+json";
     registry.pusher("trivy/db").artifact("2", "", config, "{}", &[db]).await.expect("pushed");
+    push_packed(registry).await;
+}
+
+/// The archives of those that pack models and what belongs to them in their own way.
+async fn push_packed(registry: &DebianRegistry) {
+    let packed = |kind: &str, archive: Tarball| Layer {
+        media_type: format!("application/{kind}"),
+        content: archive.finish().into(),
+        annotations: json!({}),
+    };
+    let kit = "vnd.kitops.modelkit";
+    let layers = [
+        packed(&format!("{kit}.model.v1.tar"), Tarball::new().file("models/tiny.gguf", b"GGUF")),
+        packed(&format!("{kit}.code.v1.tar"), Tarball::new().file("src/run.py", b"")),
+        packed(&format!("{kit}.dataset.v1.tar"), Tarball::new().file("data/train.csv", b"")),
+        packed(&format!("{kit}.docs.v1.tar"), Tarball::new().file("README.md", b"")),
+    ];
+    let digest = |layer: &Layer| ocivol::oci::Digest::sha256(&layer.content).to_string();
+    let kitfile = json!({
+        "model": {"path": "models/tiny.gguf", "digest": digest(&layers[0])},
+        "code": [{"path": "src", "digest": digest(&layers[1])}],
+        "datasets": [{"path": "data", "digest": digest(&layers[2])}],
+        "docs": [{"path": "README.md", "digest": digest(&layers[3])}],
+    });
+    let config = format!("application/{kit}.config.v1+json");
+    let pusher = registry.pusher("kits/tiny");
+    pusher.artifact("v1", "", &config, &kitfile.to_string(), &layers).await.expect("pushed");
+
+    let files = Tarball::new().file("config.json", b"{}").file("model.safetensors", b"w");
+    push_cog(registry, "cog/tiny", files).await;
+    let skill =
+        [packed("vnd.agentskills.skill.content.v1.tar+gzip", Tarball::new().file("pdf/SKILL.md", b"#"))];
+    let (artifact_type, config) = ("application/vnd.agentskills.skill.v1", media_type::OCI_EMPTY);
+    registry.pusher("skills/pdf").artifact("v1", artifact_type, config, "{}", &skill).await.expect("pushed");
+    let cache = Tarball::new()
+        .file("io.triton.cache/ABCDEF/add_kernel.cubin", b"ELF")
+        .file("io.triton.manifest/manifest.json", b"{}");
+    let cache = [packed("cache.triton.content.layer.v1+triton", cache)];
+    let config = media_type::OCI_IMAGE_CONFIG;
+    registry.pusher("caches/tiny").artifact("v1", "", config, "{}", &cache).await.expect("pushed");
+}
+
+/// Weights beside an image.
+async fn push_cog(registry: &DebianRegistry, repository: &str, archive: Tarball) {
+    let layer = Layer::archive(archive.finish());
+    let listed = |path: &str, content: &str| {
+        let digest = ocivol::oci::Digest::sha256(content.as_bytes()).to_string();
+        json!({"path": path, "size": content.len(), "digest": digest})
+    };
+    let files = json!([listed("config.json", "{}"), listed("model.safetensors", "w")]);
+    let pusher = registry.pusher(repository);
+    let weights = weights(&pusher, "weights", &files, std::slice::from_ref(&layer)).await;
+    let image = pusher.image("image", &[layer], &[]).await.expect("pushed");
+    let child = async |digest: &ocivol::oci::Digest, more: serde_json::Value| {
+        let url = format!("http://{}/v2/{repository}/manifests/{digest}", registry.host());
+        let request = reqwest::Client::new().get(url).header("accept", media_type::OCI_MANIFEST);
+        let size = request.send().await.expect("got").bytes().await.expect("a body").len();
+        let mut child =
+            json!({"mediaType": media_type::OCI_MANIFEST, "digest": digest.to_string(), "size": size});
+        child.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        child
+    };
+    let children = [
+        child(&image, json!({"platform": {"os": "linux", "architecture": "amd64"}})).await,
+        child(
+            &weights,
+            json!({
+                "artifactType": "application/vnd.cog.weight.v1",
+                "platform": {"os": "unknown", "architecture": "unknown"},
+            }),
+        )
+        .await,
+    ];
+    let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": children});
+    pusher.manifest("v1", media_type::OCI_INDEX, &index.to_string()).await.expect("pushed");
 }
 
 /// Files and symlinks below a directory, with the host of the registry as the document has it.
@@ -86,7 +163,7 @@ fn files(root: &Path, host: &str) -> Vec<String> {
 #[test]
 fn every_example_shows_what_it_says() {
     let examples = examples();
-    assert!(examples.len() >= 17, "{} examples were found", examples.len());
+    assert!(examples.len() >= 21, "{} examples were found", examples.len());
     isolated(async {
         let registry = DebianRegistry::start().await;
         push_all(&registry).await;

@@ -113,7 +113,7 @@ fn kitops_model_kits() {
 }
 
 /// Pushes weights of Cog.
-async fn weights(pusher: &Pusher, tag: &str, files: &Value, layers: &[Layer]) -> Digest {
+pub async fn weights(pusher: &Pusher, tag: &str, files: &Value, layers: &[Layer]) -> Digest {
     let config = json!({"name": "z", "target": "/src/weights", "files": files}).to_string();
     let (artifact_type, config_type) =
         ("application/vnd.cog.weight.v1", "application/vnd.cog.weight.config.v1+json");

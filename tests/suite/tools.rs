@@ -39,6 +39,8 @@ fn oras() {
             ("directory", &[], tree),
             ("directory", &[("path", "tree/bin")], &["run (19)"]),
             ("directory", NEVER, &["tree (228)"]),
+            ("here", &[], &["bin/run (19)", "link->readme.txt", "none/", "readme.txt=read"]),
+            ("here", &[("path", "bin")], &["run (19)"]),
             ("mixed", &[], &["hello.txt=hello", "sub/dir/deep.txt=deep"]),
             ("typed", &[], &["config.json={\"key\":\"value\"}", "hello.txt=hello"]),
             ("config", &[], hello),
