@@ -124,6 +124,8 @@ pub struct Puller {
     plans: Semaphore,
     /// Permits are KiB: of large manifests, as long as their pulls last.
     large_manifests: Arc<Semaphore>,
+    /// Lists of files that are compared with layers at the same time.
+    file_lists: Arc<Semaphore>,
     /// Trees that are merged at the same time.
     merges: Arc<Semaphore>,
     /// Layers that are unpacked from files of the store at the same time.
@@ -142,6 +144,8 @@ pub const BUFFERED_BYTES: usize = 6 * 1024 * 1024;
 const PLANS_AT_A_TIME: usize = 4;
 /// Trees that are merged at the same time; each may take a quarter of a GiB.
 pub const MERGES_AT_A_TIME: usize = 2;
+/// Lists of files that are compared with layers at the same time: that reads the layers once more, and holds up no merge.
+pub const FILE_LISTS_AT_A_TIME: usize = 2;
 /// Layers that are unpacked from files of the store at the same time.
 const LOCAL_UNPACKS_AT_A_TIME: usize = 4;
 /// Blobs of one pull that are looked after at a time; downloads are bounded apart.
@@ -153,6 +157,8 @@ struct RequestKey {
     policy: PullPolicy,
     tree: String,
     credentials: Vec<Credential>,
+    /// Part of the error, and so of who may see it.
+    unused_helper: Option<String>,
 }
 
 impl Puller {
@@ -167,6 +173,7 @@ impl Puller {
             downloads: turns::Downloads::new(settings.parallel_downloads),
             plans: Semaphore::new(PLANS_AT_A_TIME),
             large_manifests: Arc::new(Semaphore::new(plan::LARGE_MANIFESTS_KIB)),
+            file_lists: Arc::new(Semaphore::new(FILE_LISTS_AT_A_TIME)),
             merges: Arc::new(Semaphore::new(MERGES_AT_A_TIME)),
             local_unpacks: Arc::new(Semaphore::new(LOCAL_UNPACKS_AT_A_TIME)),
             large_windows: Arc::new(Semaphore::new(1)),
@@ -188,6 +195,7 @@ impl Puller {
             policy: request.policy,
             tree: format!("{:?} {:?} {}", request.choice, request.readable, request.options.normal_form()),
             credentials: request.credentials.clone(),
+            unused_helper: request.unused_helper.clone(),
         };
         self.requests.join(key, || {
             let progress = Arc::new(Progress::default());
@@ -233,11 +241,16 @@ impl Puller {
         let tree = match present.filter(|_| proven) {
             Some(tree) => tree,
             None => {
-                let described = manifest.layers.iter().chain([&manifest.config]);
-                self.keep_embedded(described, source).await?;
+                let carried = resolve::Carried::of(manifest.layers.iter());
+                self.keep_embedded(&manifest.config, source).await?;
                 let plan::Planned { plan, room } =
                     self.plan(&resolved, manifest, family, request, progress).await?;
                 let wanted = Wanted::of(&plan);
+                for wanted in &wanted {
+                    if let Some(carrying) = carried.get(&wanted.blob.digest) {
+                        self.keep_embedded(carrying, source).await?;
+                    }
+                }
                 if resolved.offline {
                     self.all_here(wanted, source, &request.reference).await?;
                 } else {
@@ -343,6 +356,17 @@ impl Puller {
         let mut waiter = self.trees.join(build.key.clone(), || {
             let puller = Arc::clone(self);
             let work = async move {
+                let build = Arc::new(build);
+                if build.plan.file_list().is_some() {
+                    let turn = Arc::clone(&puller.file_lists).acquire_owned().await;
+                    let turn = turn.map_err(|_| Arc::new(Error::Stopped))?;
+                    let checked = Arc::clone(&build);
+                    let check = move |store: &Arc<Store>| {
+                        let _turn = turn; // Until it is done, also when nobody waits any more.
+                        store.check_file_list(&checked)
+                    };
+                    puller.with_store(check).await.map_err(|error| Arc::new(Error::from(error)))?;
+                }
                 let turn = Arc::clone(&puller.merges).acquire_owned().await;
                 let turn = turn.map_err(|_| Arc::new(Error::Stopped))?;
                 let build = move |store: &Arc<Store>| {

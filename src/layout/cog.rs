@@ -56,17 +56,21 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
 /// The files that `config`, whose digest is given for errors, lists: what each has to be, by its name in the archives.
 ///
 /// # Errors
-/// [`Error::Config`], [`Error::UnsafeName`].
+/// [`Error::Config`], [`Error::UnsafeName`], [`Error::Collision`].
 pub fn files(config: &[u8], digest: &Digest) -> Result<BTreeMap<Vec<u8>, Listed>, Error> {
     let config: Config = serde_json::from_slice(config).map_err(Error::Config)?;
-    let named = config.files.into_iter().map(|file| {
+    let mut files = BTreeMap::new();
+    for file in config.files {
         let path = TreePath::new(&file.path).map_err(|reason| {
             let name = shown(file.path.as_bytes());
             Error::UnsafeName { digest: digest.clone(), name, reason }
         })?;
-        Ok((path.as_str().as_bytes().to_vec(), file))
-    });
-    named.collect()
+        let name = shown(path.as_str().as_bytes());
+        if files.insert(path.as_str().as_bytes().to_vec(), file).is_some() {
+            return Err(Error::Collision { digest: digest.clone(), name, there: "listed" });
+        }
+    }
+    Ok(files)
 }
 
 #[cfg(test)]

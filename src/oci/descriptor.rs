@@ -1,10 +1,11 @@
 //! Descriptors: how one piece of content names another.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use base64::Engine as _;
 use bytes::Bytes;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::{Digest, Platform};
@@ -82,10 +83,52 @@ fn platform<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Platfor
 
 /// What is no base64 counts as none: the content is then asked for.
 fn data<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Bytes>, D::Error> {
-    let text = Option::<Cow<'de, str>>::deserialize(input)?;
-    Ok(text
-        .and_then(|text| base64::engine::general_purpose::STANDARD.decode(text.as_bytes()).ok())
-        .map(Bytes::from))
+    input.deserialize_any(Data)
+}
+
+/// Reads a text, and passes over anything else without keeping it.
+struct Data;
+
+impl<'de> Visitor<'de> for Data {
+    type Value = Option<Bytes>;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("base64")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(base64::engine::general_purpose::STANDARD.decode(text).ok().map(Bytes::from))
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
 }
 
 /// `null` counts as none: Go writes it for an empty map.
@@ -108,7 +151,16 @@ mod tests {
             serde_json::from_str::<Descriptor>(&text).expect(&text)
         };
         assert_eq!(parse(2, r#""e30=""#).embedded().map(|data| &data[..]), Some(&b"{}"[..]));
-        for (size, data) in [(3, r#""e30=""#), (2, r#""e31=""#), (2, r#""{}""#), (2, r#""""#), (2, "null")] {
+        for (size, data) in [
+            (3, r#""e30=""#),
+            (2, r#""e31=""#),
+            (2, r#""{}""#),
+            (2, r#""""#),
+            (2, "null"),
+            (2, "{}"),
+            (2, "[1]"),
+            (2, "7"),
+        ] {
             assert_eq!(parse(size, data).embedded(), None, "{size} {data}");
         }
     }

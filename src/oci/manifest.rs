@@ -112,6 +112,18 @@ struct Raw<'a> {
 /// # Errors
 /// [`InvalidManifest`] when the bytes exceed a bound, are no manifest, or could be read in two ways.
 pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Document, InvalidManifest> {
+    read(bytes, content_type, false)
+}
+
+/// Reads `bytes` that were accepted before. What the registry said of them then is not known any more.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_kept(bytes: &[u8]) -> Result<Document, InvalidManifest> {
+    read(bytes, None, true)
+}
+
+fn read(bytes: &[u8], content_type: Option<&str>, kept: bool) -> Result<Document, InvalidManifest> {
     if bytes.len() > SIZE_LIMIT {
         return Err(InvalidManifest::TooLarge);
     }
@@ -133,6 +145,7 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Document, Inval
             )));
         }
         (Some(own), _) | (None, Some(own)) => own.to_owned(),
+        (None, None) if kept => String::new(),
         // Only what does not say its type is known by its version.
         (None, None) => {
             check_version(&raw)?;
@@ -295,6 +308,7 @@ mod tests {
             let typed = body(&format!(r#""mediaType":"{}","#, media_type::OCI_MANIFEST));
             assert!(parse(typed.as_bytes(), None).is_ok(), "{typed}");
             assert!(parse(body("").as_bytes(), Some(media_type::DOCKER_MANIFEST)).is_ok(), "{version}");
+            assert!(parse_kept(body("").as_bytes()).is_ok(), "{version}");
             assert!(parse(body("").as_bytes(), None).is_err(), "{version}");
         }
     }

@@ -72,7 +72,7 @@ struct Fetch<'a> {
     oddity: Mutex<Option<String>>,
     /// Bytes that came, also those that are not needed.
     received: AtomicU64,
-    /// Connections that wait for the first byte of an answer.
+    /// Connections that wait for the first byte of an answer, or until they may ask again.
     waiting: AtomicUsize,
     writer: mpsc::Sender<Piece>,
 }
@@ -387,6 +387,7 @@ impl Fetch<'_> {
                     }
                     let Some(wait) = backoff.after(&error) else { return Err(error.into()) };
                     tracing::debug!(digest = %self.blob.digest, %error, ?wait, "retrying part of a blob");
+                    let _waits = Waits::start(&self.waiting);
                     tokio::time::sleep(wait).await;
                 }
                 Err(end) => return Err(end),
@@ -401,7 +402,9 @@ impl Fetch<'_> {
         let first_byte = Waits::start(&self.waiting);
         let mut body = match self.puller.registry.blob(self.source, self.blob, wanted, backoff).await {
             // It has less than it said, or does not take ranges.
-            Err(registry::Error::Status { status: 416, .. }) if !whole => {
+            Err(
+                registry::Error::Status { status: 416, .. } | registry::Error::Elsewhere { status: 416, .. },
+            ) if !whole => {
                 self.without_ranges.store(true, Relaxed);
                 return Ok(());
             }

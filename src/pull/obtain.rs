@@ -3,7 +3,7 @@
 //! A manifest is no proof of its blobs: anybody can write down a digest. A blob that is here serves
 //! - everybody, when it was once fetched without credentials;
 //! - an asker that has shown its right to the repository the blob came from;
-//! - an asker for which a HEAD of the blob succeeds at a host it came from;
+//! - an asker to which a host it came from says, by HEAD, that the blob is in the asker's repository;
 //! - else an asker whose own repository sends the same bytes again.
 
 use std::sync::Arc;

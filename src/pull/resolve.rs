@@ -1,11 +1,12 @@
 //! From a reference to the manifest to lay out, and a proof that the asker may read it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::choose::Documents;
 use super::{Error, PullPolicy, Puller, Request, access_key, origin};
 use crate::failure::Kind;
-use crate::oci::manifest::{Document, SIZE_LIMIT, parse};
+use crate::oci::manifest::{Document, SIZE_LIMIT, parse, parse_kept};
 use crate::oci::{Descriptor, Digest, Manifest, Reference};
 use crate::registry;
 use crate::registry::transport::Source;
@@ -39,16 +40,44 @@ struct Readable<'a> {
     reference: &'a Reference,
     source: &'a Source,
     offline: bool,
+    carried: Carried,
+}
+
+/// Descriptors that carry their content themselves.
+#[derive(Default)]
+pub(super) struct Carried(HashMap<Digest, Descriptor>);
+
+impl Carried {
+    pub fn of<'a>(descriptors: impl IntoIterator<Item = &'a Descriptor>) -> Self {
+        let mut carried = Self::default();
+        carried.add(descriptors);
+        carried
+    }
+
+    fn add<'a>(&mut self, descriptors: impl IntoIterator<Item = &'a Descriptor>) {
+        let carrying = descriptors.into_iter().filter(|descriptor| descriptor.data.is_some());
+        self.0.extend(carrying.map(|descriptor| {
+            let data = descriptor.data.clone();
+            (descriptor.digest.clone(), Descriptor { data, ..descriptor.bare() })
+        }));
+    }
+
+    pub fn get(&self, digest: &Digest) -> Option<&Descriptor> {
+        self.0.get(digest)
+    }
 }
 
 impl Documents for Readable<'_> {
     type Error = Error;
 
     async fn load(&mut self, digest: &Digest) -> Result<(Document, u64), Error> {
+        if let Some(carrying) = self.carried.get(digest) {
+            self.puller.keep_embedded(carrying, self.source).await?;
+        }
         let (document, size) =
             self.puller.read_manifest(self.reference, self.source, digest, self.offline).await?;
         if let Document::Index(index) = &document {
-            self.puller.keep_embedded(&index.manifests, self.source).await?;
+            self.carried.add(&index.manifests);
         }
         Ok((document, size))
     }
@@ -104,7 +133,8 @@ impl Puller {
             _ if offline => return Err(Error::NotPresent { reference: reference.to_string() }),
             known => (self.ask(reference, &source, known.map(|(digest, _)| digest)).await?, true),
         };
-        let mut documents = Readable { puller: self, reference, source: &source, offline };
+        let mut documents =
+            Readable { puller: self, reference, source: &source, offline, carried: Carried::default() };
         let found = request.choice.follow(reference, &digest, &mut documents).await?;
         let (manifest_digest, manifest_size) = (found.digest, found.size);
         let resolved = Resolved { digest, manifest_digest, manifest_size, source, offline, asked };
@@ -169,22 +199,15 @@ impl Puller {
         Ok(self.with_store(move |store| store.blob(&digest)).await?.is_some())
     }
 
-    /// Keeps the content that descriptors carry themselves: it needs no request, and who may read them has it.
-    pub(super) async fn keep_embedded<'a>(
-        &self,
-        descriptors: impl IntoIterator<Item = &'a Descriptor>,
-        source: &Source,
-    ) -> Result<(), Error> {
-        let carrying = descriptors.into_iter().filter(|descriptor| descriptor.data.is_some());
-        let carrying: Vec<Descriptor> = carrying.cloned().collect();
-        if carrying.is_empty() {
+    /// Keeps the content that a descriptor carries itself: it needs no request, and who may read the descriptor has it.
+    pub(super) async fn keep_embedded(&self, carrying: &Descriptor, source: &Source) -> Result<(), Error> {
+        if carrying.data.is_none() {
             return Ok(());
         }
-        let from = origin(source);
-        let keep = move |store: &Arc<Store>| {
-            let mut content =
-                carrying.iter().filter_map(|carrier| Some((&carrier.digest, carrier.embedded()?)));
-            content.try_for_each(|(digest, data)| store.add_blob(digest, data, from.clone()).map(drop))
+        let (carrying, from) = (carrying.clone(), origin(source));
+        let keep = move |store: &Arc<Store>| match carrying.embedded() {
+            Some(data) => store.add_blob(&carrying.digest, data, from).map(drop),
+            None => Ok(()),
         };
         Ok(self.with_store::<(), crate::store::Error>(keep).await?)
     }
@@ -224,7 +247,7 @@ impl Puller {
                 });
                 // What is too large to be a manifest is some other blob, that somebody calls one.
                 let bytes = if rightful { store.read_blob(&digest, SIZE_LIMIT)? } else { None };
-                let read = |bytes: Vec<u8>| Ok((parse(&bytes, None)?, bytes.len() as u64));
+                let read = |bytes: Vec<u8>| Ok((parse_kept(&bytes)?, bytes.len() as u64));
                 let document = bytes.map(read).transpose();
                 document.map_err(|source| Error::Manifest { reference: name, source })
             };

@@ -49,9 +49,14 @@ impl Body {
     }
 }
 
-/// Reads a body of at most `limit` bytes.
-pub(super) async fn read_bounded(mut response: Response, limit: usize, host: &str) -> Result<Bytes, Error> {
-    let mut body = bytes::BytesMut::new();
+/// Reads a body of at most `limit` bytes, of which `first` were read before.
+pub(super) async fn read_bounded(
+    first: Bytes,
+    mut response: Response,
+    limit: usize,
+    host: &str,
+) -> Result<Bytes, Error> {
+    let mut body = bytes::BytesMut::from(first);
     while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(host, error))? {
         if body.len() + chunk.len() > limit {
             let what = format!("sent more than {limit} bytes");
@@ -156,7 +161,7 @@ async fn detail(response: Response, server: &str) -> String {
         message: String,
     }
     let oddity = oddity(response.headers());
-    let body = read_bounded(response, ERROR_BODY_LIMIT, server).await.unwrap_or_default();
+    let body = read_bounded(Bytes::new(), response, ERROR_BODY_LIMIT, server).await.unwrap_or_default();
     let first = serde_json::from_slice::<Errors>(&body).ok().and_then(|body| body.errors.into_iter().next());
     match (first, oddity) {
         (Some(One { code, message }), _) => {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
+use bytes::Bytes;
 use reqwest::{Url, header};
 use serde::Deserialize;
 
@@ -149,10 +150,16 @@ async fn fetch(
     let response = request.send().await.map_err(|error| answer::unreachable(&server, error))?;
     if !response.status().is_success() {
         let asked = Asked { source, server: &server, what: "a token", shown: source.credential.is_some() };
-        return Err(asked.refusal(response).await);
+        // A token has no name that somebody could have got wrong.
+        return Err(match asked.refusal(response).await {
+            Error::NotFound { host, detail, .. } => {
+                Error::Status { host, status: 404, retry_after: None, detail }
+            }
+            refusal => refusal,
+        });
     }
     let oddity = answer::oddity(response.headers());
-    let body = answer::read_bounded(response, RESPONSE_LIMIT, &server).await?;
+    let body = answer::read_bounded(Bytes::new(), response, RESPONSE_LIMIT, &server).await?;
     let invalid = |what: String| Error::Protocol { host: server.clone(), what };
     // The parser's own text could quote the token.
     let found: TokenResponse = serde_json::from_slice(&body).map_err(|_| {
@@ -162,10 +169,13 @@ async fn fetch(
     let token = found
         .token
         .filter(|token| !token.is_empty())
-        .or(found.access_token)
+        .or(found.access_token.filter(|token| !token.is_empty()))
         .ok_or_else(|| invalid("sent a token response without a token".into()))?;
     if token.len() > TOKEN_LIMIT {
         return Err(invalid(format!("sent a token of {} bytes, more than {TOKEN_LIMIT}", token.len())));
+    }
+    if header::HeaderValue::from_str(&token).is_err() {
+        return Err(invalid("sent a token that is no header value".into()));
     }
     // A tenth is kept as margin for the time the request takes.
     let expires = Instant::now() + Duration::from_secs(lifetime(&found.expires_in)) * 9 / 10;

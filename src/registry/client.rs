@@ -68,16 +68,18 @@ impl Registry {
         self.retried(|patience| {
             let request = manifest_request(Method::GET, target, &what, patience);
             async move {
-                let response = self.transport.send(source, &request).await?;
+                let mut response = self.transport.send(source, &request).await?;
                 let content_type = header_text(&response, header::CONTENT_TYPE);
                 let oddity = answer::oddity(response.headers());
-                // All at once and before the first byte: readers never wait for each other half-way. The time it
+                // The first byte may take long, and holds nothing that others need.
+                let first = self.transport.first(source, &request, &mut response).await?;
+                // All at once and before more is read: readers never wait for each other half-way. The time it
                 // takes to read is bounded, so is the time that others wait.
                 let length = response.content_length().and_then(|length| usize::try_from(length).ok());
                 let length = length.unwrap_or(manifest::SIZE_LIMIT).min(manifest::SIZE_LIMIT);
                 let permits = u32::try_from(length).unwrap_or(u32::MAX);
                 let permit = Arc::clone(&self.manifests).acquire_many_owned(permits).await.ok();
-                let bytes = self.transport.read(source, &request, response, manifest::SIZE_LIMIT).await?;
+                let bytes = self.transport.read(source, first, response, manifest::SIZE_LIMIT).await?;
                 if !bytes.trim_ascii_start().starts_with(b"{") {
                     let kind = oddity.or_else(|| content_type.as_deref().map(crate::failure::one_line));
                     let kind = kind.unwrap_or_else(|| "something else".to_owned());
@@ -116,12 +118,14 @@ impl Registry {
         let what = name(source, &blob.digest.to_string());
         let answered = self.head(source, |patience| blob_request(Method::HEAD, blob, None, &what, patience));
         let Some(response) = answered.await? else { return Ok(false) };
-        // What is about something else, a page to log in for example, says nothing of this blob.
-        let length = header_text(&response, header::CONTENT_LENGTH).and_then(|text| text.parse().ok());
-        let stated = header_text(&response, "docker-content-digest").and_then(|text| text.parse().ok());
-        let is_it = length.is_none_or(|length: u64| length == blob.size)
-            && stated.is_none_or(|digest: Digest| digest == blob.digest);
-        Ok(is_it)
+        // What does not speak of this blob, a page to log in for example, says nothing of it.
+        let length = header_text(&response, header::CONTENT_LENGTH).map(|text| text.parse() == Ok(blob.size));
+        let digest = header_text(&response, "docker-content-digest")
+            .map(|text| text.parse::<Digest>().is_ok_and(|stated| stated == blob.digest));
+        let said = [length, digest];
+        Ok(said.contains(&Some(true))
+            && !said.contains(&Some(false))
+            && answer::oddity(response.headers()).is_none())
     }
 
     /// Starts to read `range` of a blob. The registry may ignore the range: look at the answer's status.
@@ -154,9 +158,10 @@ impl Registry {
             .retried(|patience| {
                 let request = blob_request(Method::GET, blob, None, &what, patience);
                 async move {
-                    let response = self.transport.send(source, &request).await?;
+                    let mut response = self.transport.send(source, &request).await?;
                     let oddity = answer::oddity(response.headers());
-                    Ok((self.transport.read(source, &request, response, limit).await?, oddity))
+                    let first = self.transport.first(source, &request, &mut response).await?;
+                    Ok((self.transport.read(source, first, response, limit).await?, oddity))
                 }
             })
             .await?;

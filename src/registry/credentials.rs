@@ -94,10 +94,8 @@ const LIMIT: usize = 1024 * 1024;
 struct DockerConfig {
     #[serde(default)]
     auths: BTreeMap<String, DockerAuth>,
-    #[serde(default)]
-    cred_helpers: BTreeMap<String, String>,
-    #[serde(default)]
-    creds_store: String,
+    cred_helpers: Option<BTreeMap<String, Option<String>>>,
+    creds_store: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -143,9 +141,12 @@ impl Keyring {
     /// [`InvalidCredentials`] when the text is no such file.
     pub fn from_docker_config(text: &str, place: &str) -> Result<Self, InvalidCredentials> {
         let config: DockerConfig = parse(text, place)?;
-        let mut helpers = config.cred_helpers;
+        let mut helpers = config.cred_helpers.unwrap_or_default();
         helpers.insert(String::new(), config.creds_store);
-        helpers.retain(|_, helper| !helper.is_empty());
+        let named = |(key, helper): (String, Option<String>)| {
+            Some((key, helper.filter(|helper| !helper.is_empty())?))
+        };
+        let helpers = helpers.into_iter().filter_map(named).collect();
         Ok(Self { helpers, ..Self::from_auths(config.auths, place)? })
     }
 
@@ -341,7 +342,8 @@ mod tests {
         assert_eq!(helper("a.x/y"), None);
         assert_eq!(helper("b.x/y").as_deref(), Some("desktop"));
         assert_eq!(helper("c.x/y").as_deref(), Some("ecr-login"));
-        let none = Keyring::from_docker_config(r#"{"auths":{},"credsStore":""}"#, "test").expect("valid");
+        let none = Keyring::from_docker_config(r#"{"auths":{},"credsStore":"","credHelpers":null}"#, "test")
+            .expect("valid");
         assert_eq!(none.unused_helper(&"c.x/y".parse().expect("a reference")), None);
     }
 

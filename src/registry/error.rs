@@ -128,7 +128,8 @@ pub enum Error {
     },
     /// What answers at the port speaks no TLS.
     #[error(
-        "{host} does not speak TLS; if that is meant, name it in --plain-http: registry.plainHTTP in the chart"
+        "{host} does not speak TLS; if it is a registry for which that is meant, name it in --plain-http: registry.plainHTTP in \
+         the chart"
     )]
     NoTls {
         /// The registry, or its token server.

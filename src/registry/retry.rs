@@ -29,12 +29,13 @@ impl Backoff {
     /// How long to wait for the first byte: longer when a request stalled before, so that it is not simply repeated into
     /// the same wait.
     pub fn patience(&self, stall_timeout: Duration) -> Duration {
-        stall_timeout.saturating_mul(1 << self.stalls.min(8))
+        stall_timeout.saturating_mul(1 << self.stalls.min(self.limit).min(8))
     }
 
     /// Something succeeded: start over.
     pub fn reset(&mut self) {
         self.failures = 0;
+        self.stalls = 0;
     }
 
     /// How long to wait after `error`, or `None` to give up.

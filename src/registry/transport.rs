@@ -121,33 +121,28 @@ impl Transport {
         let mut shown = cached.is_some();
         // A token may be refused before its time: it is fetched anew, once.
         let refused = cached.filter(|_| is_from(&url, &response) && REFUSED.contains(&response.status()));
+        let mut refusal = None;
         if refused.is_some() && challenge_of(&response).is_none() {
             // Without a token the registry says what it wants.
-            response = self.follow(source, request, &url, None).await?;
+            let unshown = self.follow(source, request, &url, None).await?;
+            refusal = Some(std::mem::replace(&mut response, unshown));
             shown = false;
         }
         if (refused.is_some() || !shown) && is_from(&url, &response) {
-            let challenge = match challenge_of(&response) {
-                Some(challenge) => Some(challenge),
-                // Some hide what the anonymous may not see, and ask for no credentials.
-                None if source.credential.is_some() && HIDES.contains(&response.status()) => {
-                    self.ask_for_challenge(source, request).await
+            let token = self.token_for(source, request, &slot, &response, refused.as_ref()).await?;
+            let is_new = |token: &Token| refused.as_ref().is_none_or(|old| old.header != token.header);
+            match (token, refusal) {
+                (Some(token), _) if is_new(&token) => {
+                    response = self.follow(source, request, &url, Some(&token)).await?;
+                    shown = true;
+                    if response.status() == StatusCode::UNAUTHORIZED {
+                        *slot.lock().await = None;
+                    }
                 }
-                None => None,
-            };
-            let token = match challenge {
-                Some(challenge) => self.token(source, &slot, &challenge, refused.as_ref()).await?,
-                None => None,
-            };
-            shown |= token.is_some();
-            if let Some(token) =
-                token.filter(|token| refused.as_ref().is_none_or(|old| old.header != token.header))
-            {
-                drop(response);
-                response = self.follow(source, request, &url, Some(&token)).await?;
-                if response.status() == StatusCode::UNAUTHORIZED {
-                    *slot.lock().await = None;
-                }
+                // The same token would be refused again, for the same reason.
+                (Some(_), Some(refusal)) => (response, shown) = (refusal, true),
+                (Some(_), None) => shown = true,
+                (None, _) => {}
             }
         }
         if matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
@@ -165,6 +160,33 @@ impl Transport {
             Err(if own { asked.refusal(response).await } else { asked.refusal_elsewhere(response).await })
         };
         self.bounded(&source.host, self.settings.stall_timeout, refusal).await
+    }
+
+    /// What answers the challenge in `response`, or the one that the registry has when it is asked for it: some hide what the
+    /// anonymous may not see, and ask for no credentials.
+    async fn token_for(
+        &self,
+        source: &Source,
+        request: &Request<'_>,
+        slot: &Slot,
+        response: &Response,
+        refused: Option<&Token>,
+    ) -> Result<Option<Token>, Error> {
+        if let Some(challenge) = challenge_of(response) {
+            return self.token(source, slot, &challenge, refused).await;
+        }
+        if source.credential.is_none() || !HIDES.contains(&response.status()) {
+            return Ok(None);
+        }
+        let Some(challenge) = self.ask_for_challenge(source, request).await else { return Ok(None) };
+        match self.token(source, slot, &challenge, refused).await {
+            // Nobody asked for it, and GET has the last word.
+            Err(error) if request.method == Method::HEAD => {
+                tracing::debug!(host = source.host, %error, "no token for what may be hidden");
+                Ok(None)
+            }
+            token => token,
+        }
     }
 
     /// What the registry itself asks for, of whoever comes: distribution-spec v1.1, end-1.
@@ -332,16 +354,30 @@ impl Transport {
         }
     }
 
-    /// The body of `response`, whole.
-    pub async fn read(
+    /// The first bytes of a body, for which the request is as patient as for the headers.
+    pub async fn first(
         &self,
         source: &Source,
         request: &Request<'_>,
+        response: &mut Response,
+    ) -> Result<Bytes, Error> {
+        let first = async {
+            let chunk = response.chunk().await.map_err(|error| answer::unreachable(&source.host, error))?;
+            Ok(chunk.unwrap_or_default())
+        };
+        self.bounded(&source.host, request.patience, first).await
+    }
+
+    /// The body of `response`, whole, which begins with `first`.
+    pub async fn read(
+        &self,
+        source: &Source,
+        first: Bytes,
         response: Response,
         limit: usize,
     ) -> Result<Bytes, Error> {
-        let read = answer::read_bounded(response, limit, &source.host);
-        self.bounded(&source.host, request.patience, read).await
+        let read = answer::read_bounded(first, response, limit, &source.host);
+        self.bounded(&source.host, self.settings.stall_timeout, read).await
     }
 }
 

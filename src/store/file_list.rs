@@ -1,82 +1,98 @@
 //! Files of archives against the list that their artifact's config has of them.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
-use super::layers::Layer;
+use super::layers::{Layer, read_with_holes};
 use super::link::Source;
-use super::{Error, error::io};
-use crate::layer::{Entry, Kind, Refused};
-use crate::layout::Plan;
-use crate::layout::cog::Listed;
+use super::trees::Build;
+use super::{Error, Store};
+use crate::layer::{Entry, Kind, Name, Refused};
+use crate::layout::cog::{self, Listed};
+use crate::layout::{CONFIG_LIMIT, Item};
 use crate::oci::Digest;
 
-/// Checks that the layers of `plan` hold the files that `list` has, and no others. `entries` are those of an item.
-///
-/// Each file is read once more, from the page cache as a rule: the digests of a layer and of the list are known to be right
-/// before, but not that they speak of the same.
-///
-/// # Errors
-/// [`Error::Refused`] for the first file that is not as the list says, [`Error::Io`].
-pub(super) fn check<'a>(
-    plan: &Plan,
-    sources: &'a [Source],
-    entries: impl Fn(usize) -> &'a [Entry],
-    list: &BTreeMap<Vec<u8>, Listed>,
-    manifest: &Digest,
-) -> Result<(), Error> {
-    let mut seen = HashSet::new();
-    for (number, (item, source)) in plan.items().iter().zip(sources).enumerate() {
-        let Source::Layer(layer) = source else { continue };
-        for (at, entry) in (0_u32..).zip(entries(number)) {
-            let refused = |rule: String| Error::Refused {
-                digest: item.digest(),
-                source: Refused { name: entry.name.clone(), rule },
-            };
-            let Kind::File { size, place, .. } = &entry.kind else {
-                // Another name of a file, or a link, would be a file that the list does not have.
-                if matches!(entry.kind, Kind::HardLink { .. } | Kind::Symlink { .. }) {
-                    return Err(refused("it is a link, which no list of files has".to_owned()));
-                }
-                continue;
-            };
-            let Some(listed) = list.get(entry.name.as_bytes()) else {
-                return Err(refused("the artifact's config does not list it".to_owned()));
-            };
-            if !seen.insert(entry.name.as_bytes()) {
-                return Err(refused("another entry has the same name".to_owned()));
-            }
-            let path = layer.directory.join(Layer::place(&entry.name, *place, at));
-            check_file(&path, *size, listed)?.map_or(Ok(()), |rule| Err(refused(rule)))?;
+/// Bytes that a list may have for each byte of the layers: what is made for use is compressed far less.
+const RATIO_LIMIT: u64 = 200;
+
+impl Store {
+    /// Checks that the layers of a plan hold the files that its config lists, and no others. Without a list there is nothing
+    /// to check.
+    ///
+    /// Each file is read once more: the digests of layers and list are known to be right before, but not that they speak of the
+    /// same. This may take minutes. *Caller:* bounds how many do.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for the first file that is not as the list says, [`Error::Damaged`], [`Error::Io`].
+    pub fn check_file_list(&self, build: &Build) -> Result<(), Error> {
+        let Some(config) = build.plan.file_list() else { return Ok(()) };
+        let gone = || Error::Damaged(format!("blob {config} is gone"));
+        let bytes = self.read_blob(config, CONFIG_LIMIT)?.ok_or_else(gone)?;
+        let list = cog::files(&bytes, config)?;
+        drop(bytes);
+        let refused = |digest: &Digest, name: Name, rule: String| Error::Refused {
+            digest: digest.clone(),
+            source: Refused { name, rule },
+        };
+        let sources = self.sources(&build.plan)?;
+        let total = list.values().fold(0_u64, |sum, file| sum.saturating_add(file.size));
+        let packed = sources.iter().fold(0_u64, |sum, source| match source {
+            Source::Layer(layer) => sum.saturating_add(layer.size),
+            _ => sum,
+        });
+        if total / RATIO_LIMIT > packed {
+            let rule = format!("its config lists {total} bytes, and its layers have {packed}");
+            return Err(refused(&build.manifest, Name::default(), rule));
         }
-    }
-    match list.keys().find(|name| !seen.contains(name.as_slice())) {
-        None => Ok(()),
-        Some(missing) => {
-            let name = crate::layer::Name::below(missing, b"");
-            let rule = "the artifact's config lists it, and no layer has it".to_owned();
-            Err(Error::Refused { digest: manifest.clone(), source: Refused { name, rule } })
+        let mut seen = HashSet::new();
+        for (item, source) in build.plan.items().iter().zip(&sources) {
+            let (Item::Archive(archive), Source::Layer(layer)) = (item, source) else { continue };
+            for (number, entry) in (0_u32..).zip(layer.entries()?) {
+                if let Some(rule) = check(layer, &entry, number, &list, &mut seen)? {
+                    return Err(refused(&archive.blob.digest, entry.name, rule));
+                }
+            }
+        }
+        match list.keys().find(|name| !seen.contains(name.as_slice())) {
+            None => Ok(()),
+            Some(missing) => {
+                let rule = "the artifact's config lists it, and no layer has it".to_owned();
+                Err(refused(&build.manifest, Name::below(missing, b""), rule))
+            }
         }
     }
 }
 
-/// Why a file is not what the list says.
-fn check_file(path: &Path, size: u64, listed: &Listed) -> Result<Option<String>, Error> {
+/// Why an entry is not what the list says.
+fn check(
+    layer: &Layer,
+    entry: &Entry,
+    number: u32,
+    list: &BTreeMap<Vec<u8>, Listed>,
+    seen: &mut HashSet<Vec<u8>>,
+) -> Result<Option<String>, Error> {
+    let (size, place) = match &entry.kind {
+        Kind::Directory => return Ok(None),
+        Kind::File { size, place, .. } => (*size, *place),
+        _ => return Ok(Some("it is neither file nor directory, and lists have only files".to_owned())),
+    };
+    let Some(listed) = list.get(entry.name.as_bytes()) else {
+        return Ok(Some("the artifact's config does not list it".to_owned()));
+    };
+    if !seen.insert(entry.name.as_bytes().to_vec()) {
+        return Ok(Some("another entry has the same name".to_owned()));
+    }
     if size != listed.size {
         return Ok(Some(format!("it has {size} bytes, where the artifact's config says {}", listed.size)));
     }
-    let mut file = File::open(path).map_err(io("open", path))?;
-    let mut hasher = listed.digest.algorithm().hasher();
-    let mut buffer = vec![0_u8; 256 * 1024];
-    loop {
-        match file.read(&mut buffer).map_err(io("read", path))? {
-            0 => break,
-            length => hasher.update(&buffer[..length]),
-        }
-    }
-    let got = hasher.finish();
+    let got = digest(&layer.directory.join(Layer::place(&entry.name, place, number)), &listed.digest)?;
     let same = got == listed.digest;
     Ok((!same).then(|| format!("its digest is {got}, where the artifact's config says {}", listed.digest)))
+}
+
+/// The digest of a file, by the algorithm of `like`.
+fn digest(path: &Path, like: &Digest) -> Result<Digest, Error> {
+    let mut hasher = like.algorithm().hasher();
+    read_with_holes(path, &mut |piece| hasher.update(piece))?;
+    Ok(hasher.finish())
 }

@@ -385,14 +385,19 @@ fn is_file(path: &Path, size: u64, checksum: Checksum, entry: &layer::Entry) -> 
     Ok(hash_file(path)? == checksum)
 }
 
-/// The checksum of a file. Its holes are not read, which would fill the page cache with zeros.
 fn hash_file(path: &Path) -> Result<Checksum, Error> {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    read_with_holes(path, &mut |piece| hasher.update(piece))?;
+    Ok(Checksum::finish(&hasher))
+}
+
+/// Reads a file piece by piece. Its holes are not read, which would fill the page cache with zeros.
+pub(super) fn read_with_holes(path: &Path, take: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
     use rustix::fs::SeekFrom;
     use std::os::unix::fs::FileExt as _;
     static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     let file = fs::File::open(path).map_err(io("open", path))?;
     let size = file.metadata().map_err(io("read", path))?.len();
-    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
     let mut buffer = vec![0_u8; 256 * 1024];
     let (mut position, mut data_end) = (0, 0);
     while position < size {
@@ -405,7 +410,7 @@ fn hash_file(path: &Path) -> Result<Checksum, Error> {
             };
             while position < data {
                 let length = usize::try_from(data - position).unwrap_or(usize::MAX).min(ZEROS.len());
-                hasher.update(&ZEROS[..length]);
+                take(&ZEROS[..length]);
                 position += length as u64;
             }
             if position < size {
@@ -418,10 +423,10 @@ fn hash_file(path: &Path) -> Result<Checksum, Error> {
         match file.read_at(&mut buffer[..wanted], position).map_err(io("read", path))? {
             0 => break,
             length => {
-                hasher.update(&buffer[..length]);
+                take(&buffer[..length]);
                 position += length as u64;
             }
         }
     }
-    Ok(Checksum::finish(&hasher))
+    Ok(())
 }

@@ -13,7 +13,7 @@ use super::layers::{Layer, LayerKey};
 use super::link::{self, How, Source};
 use super::{Entry, Error, Store, error::io, now, record, remove};
 use crate::layer::{self, Dropped, ENTRY_LIMIT, Kind, MEMORY_LIMIT, Merge, Name, Place, Profile, Rename};
-use crate::layout::{self, CONFIG_LIMIT, Item, LAYOUT_VERSION, Options, Plan};
+use crate::layout::{Item, LAYOUT_VERSION, Options, Plan};
 use crate::oci::Digest;
 
 /// The name of a tree: a hash of everything that decides what it holds.
@@ -279,7 +279,7 @@ impl Store {
     }
 
     /// What `plan` needs, in its order.
-    fn sources(&self, plan: &Plan) -> Result<Vec<Source>, Error> {
+    pub(super) fn sources(&self, plan: &Plan) -> Result<Vec<Source>, Error> {
         let gone = |digest: &Digest| Error::Damaged(format!("blob {digest} is gone"));
         let source = |item: &Item| match item {
             Item::File(_, file) => {
@@ -342,17 +342,6 @@ impl Store {
                 Item::Archive(archive) => merge.apply(entries, &archive.rename),
             };
             applied.map_err(|source| Error::Refused { digest: item.digest(), source })?;
-        }
-        if let Some(config) = build.plan.file_list() {
-            let gone = || Error::Damaged(format!("blob {config} is gone"));
-            let bytes = self.read_blob(config, CONFIG_LIMIT)?.ok_or_else(gone)?;
-            let list = layout::cog::files(&bytes, config)?;
-            let entries = |number: usize| {
-                let items = build.plan.items();
-                let entries = indexes.get(&index_key(&items[number], &sources[number]));
-                entries.map_or(&[][..], Vec::as_slice)
-            };
-            super::file_list::check(&build.plan, sources, entries, &list, &build.manifest)?;
         }
         let selection = &build.options.selection;
         if !selection.is_all() {

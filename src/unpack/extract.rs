@@ -69,7 +69,7 @@ const LOOK_ENTRIES: usize = 4096;
 const INODE_RESERVE: u64 = 50;
 /// Zeros of a layer that are not written, before a file with more is begun: they take no space, but a second for some
 /// gigabytes.
-const ZEROS_LIMIT: u64 = 1 << 40;
+const ZEROS_LIMIT: u64 = 256 << 30;
 /// Bytes of memory for the directories of a layer, while it is extracted.
 const DIRECTORIES_LIMIT: u64 = 64 * 1024 * 1024;
 /// Bytes of attributes of one entry, and of all directories of a layer: theirs are set at the end. One attribute may have

@@ -122,8 +122,16 @@ pub(super) fn decimal(value: &[u8]) -> Result<u64, &'static str> {
     number.filter(|number| i64::try_from(*number).is_ok()).ok_or(BAD)
 }
 
+/// Some tools write 32 bits with a sign. But -1 tells chown(2) to leave the owner.
 fn owner(value: &[u8]) -> Result<u32, &'static str> {
-    u32::try_from(decimal(value)?).ok().filter(|id| *id != u32::MAX).ok_or("an owner that is none")
+    let number = match value.strip_prefix(b"-") {
+        Some(digits) => {
+            let number = i32::try_from(decimal(digits)?).map_err(|_| "an owner that is none")?;
+            u64::from((-number).cast_unsigned())
+        }
+        None => decimal(value)?,
+    };
+    u32::try_from(number).ok().filter(|id| *id != u32::MAX).ok_or("an owner that is none")
 }
 
 /// `-1.5` is half a second after -2.
@@ -171,12 +179,14 @@ mod tests {
             + &line("SCHILY.xattr.user.a", "x")
             + &line("SCHILY.xattr.user.a", "y")
             + &line("comment", "")
+            + &line("gid", "-2")
             + &line("uid", "7")
             + &line("uid", "");
         let extended = parse(text.as_bytes()).expect("sound");
         assert_eq!(extended.path.as_deref(), Some(&b"a=b\nc"[..]));
         assert_eq!(extended.mtime, Some((-2, 500_000_000)));
         assert_eq!((extended.size, extended.uid), (Some(8_589_934_592), None));
+        assert_eq!(extended.gid, Some(4_294_967_294));
         assert_eq!(extended.xattrs, [(b"user.a".to_vec(), b"y".to_vec())]);
     }
 
@@ -203,6 +213,9 @@ mod tests {
             ("size", "x"),
             ("size", "9223372036854775808"),
             ("uid", "4294967295"),
+            ("uid", "-1"),
+            ("uid", "--2"),
+            ("gid", "-2147483649"),
             ("path", "a\0b"),
             ("mtime", "1.2.3"),
             ("mtime", "."),

@@ -51,6 +51,7 @@ impl Stated {
             b"numblocks" => self.pieces = Some(number()?),
             b"offset" if self.numbers.len().is_multiple_of(2) => self.add(number()?)?,
             b"numbytes" if !self.numbers.len().is_multiple_of(2) => self.add(number()?)?,
+            b"map" if value.is_empty() => {}
             b"map" if self.numbers.is_empty() => {
                 for number in value.split(|byte| *byte == b',') {
                     self.add(super::pax::decimal(number)?)?;

@@ -10,6 +10,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::IntoResponse;
 use base64::Engine as _;
 use ocivol::demo::push::Layer;
+use ocivol::demo::registry::Seen;
 use ocivol::oci::{Digest, media_type};
 use serde_json::json;
 use tonic::Code;
@@ -86,7 +87,7 @@ fn regression_what_is_not_content_is_named() {
     isolated(async {
         let content = noise(34, 10_000);
         let page = "<!DOCTYPE html><html>log in</html>";
-        type Fits = fn(&ocivol::demo::registry::Seen) -> bool;
+        type Fits = fn(&Seen) -> bool;
         let table: [(Fits, &str, &str, StatusCode, &str); 6] = [
             (
                 is_manifest,
@@ -147,23 +148,42 @@ fn regression_a_source_that_has_no_ranges_is_read_whole() {
             }),
         ];
         for (name, answer) in answers {
-            let (registry, node, reference) = setup(&content).await;
-            let part = content[..1_000_000].to_vec();
-            let mut cut = false;
-            registry.script(move |seen| {
-                if !is_blob(seen) {
-                    return None;
+            // The registry itself, and a store that it redirects to.
+            let answer = Arc::new(std::sync::Mutex::new(answer));
+            for redirected in [false, true] {
+                let (registry, node, reference) = setup(&content).await;
+                let store = Scripted::start().await;
+                let (part, whole, answer) =
+                    (content[..1_000_000].to_vec(), content.clone(), Arc::clone(&answer));
+                let mut cut = false;
+                let script = move |seen: &Seen| {
+                    if !std::mem::replace(&mut cut, true) {
+                        return Some(broken(&part, 3_000_000, false));
+                    }
+                    let ranged = seen.headers.contains_key(header::RANGE);
+                    Some(if ranged {
+                        answer.lock().expect("no panic")()
+                    } else {
+                        whole.clone().into_response()
+                    })
+                };
+                if redirected {
+                    store.script(script);
+                    let elsewhere = format!("http://{}/blob", store.host());
+                    registry.script(move |seen| {
+                        let location = [(header::LOCATION, elsewhere.clone())];
+                        is_blob(seen).then(|| (StatusCode::TEMPORARY_REDIRECT, location).into_response())
+                    });
+                } else {
+                    let mut script = script;
+                    registry.script(move |seen| if is_blob(seen) { script(seen) } else { None });
                 }
-                if !std::mem::replace(&mut cut, true) {
-                    return Some(broken(&part, 3_000_000, false));
-                }
-                seen.headers.contains_key(header::RANGE).then(&answer)
-            });
-            let volume = node.volume("pod");
-            let published = node.publish(&volume, &reference, &[]).await;
-            published.unwrap_or_else(|error| panic!("{name}: {error}"));
-            assert_eq!(std::fs::read(volume.target.join("w")).expect("read"), content, "{name}");
-            node.kubelet.unpublish(&volume).await.expect("unpublished");
+                let volume = node.volume("pod");
+                let published = node.publish(&volume, &reference, &[]).await;
+                published.unwrap_or_else(|error| panic!("{name}, redirected: {redirected}: {error}"));
+                assert_eq!(std::fs::read(volume.target.join("w")).expect("read"), content, "{name}");
+                node.kubelet.unpublish(&volume).await.expect("unpublished");
+            }
         }
     });
 }
@@ -230,6 +250,30 @@ fn regression_a_host_that_is_redirected_to_gives_guests_a_token() {
         assert_eq!(std::fs::read(volume.target.join("w")).expect("read"), content);
         assert!(count.load(Ordering::SeqCst) > 0);
         node.kubelet.unpublish(&volume).await.expect("unpublished");
+    });
+}
+
+#[test]
+fn regression_a_manifest_that_only_its_header_types_is_read() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let pusher = registry.pusher("m");
+        let layer = Layer::titled("a.txt", "content");
+        let (file, config) =
+            (pusher.blob(layer.content.clone()).await, pusher.blob("{}".into()).await.expect("pushed"));
+        file.expect("pushed");
+        let manifest = json!({
+            "config": { "mediaType": media_type::OCI_EMPTY, "digest": config.to_string(), "size": 2 },
+            "layers": [layer.descriptor()],
+        });
+        pusher.manifest("v1", media_type::DOCKER_MANIFEST, &manifest.to_string()).await.expect("pushed");
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        for pod in ["first", "second"] {
+            let volume = node.volume(pod);
+            node.publish(&volume, &registry.reference("m:v1"), &[]).await.expect("published");
+            assert_eq!(std::fs::read_to_string(volume.target.join("a.txt")).expect("read"), "content");
+            node.kubelet.unpublish(&volume).await.expect("unpublished");
+        }
     });
 }
 

@@ -208,6 +208,78 @@ fn regression_a_registry_that_hides_is_asked_how_to_log_in() {
 }
 
 #[test]
+fn regression_a_head_that_speaks_of_no_blob_proves_no_right_to_it() {
+    isolated(async {
+        let content = noise(25, 100_000);
+        let (registry, reference) = with_model(&content).await;
+        // A manifest that names the blob, in a repository that does not have it.
+        let layer = Layer::model_file("weight", "w", content.clone());
+        let url = format!("http://{}/v2/m/manifests/v1", registry.host());
+        let manifest = reqwest::get(url).await.expect("got").text().await.expect("a body");
+        registry.pusher("stolen").manifest("v1", media_type::OCI_MANIFEST, &manifest).await.expect("pushed");
+        registry.script(|seen| {
+            let page = || {
+                let body = axum::body::Body::from_stream(futures_util::stream::empty::<
+                    Result<bytes::Bytes, std::io::Error>,
+                >());
+                ([(header::CONTENT_TYPE, "text/html")], body).into_response()
+            };
+            if !shows(seen, BASIC) {
+                return Some(asks_for(&["Basic realm=r"]));
+            }
+            (seen.method == HEAD && is_blob(seen)).then(page)
+        });
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let login = ("user", "hunter2");
+        let volume = node.volume("owner");
+        node.publish_as(&volume, &reference, &[], login).await.expect("published");
+        let volume = node.volume("thief");
+        let stolen = registry.reference("stolen:v1");
+        let status = node.publish_as(&volume, &stolen, &[], login).await.expect_err("no right");
+        assert_eq!(status.code(), Code::NotFound, "{status}");
+        assert!(!volume.target.exists(), "{:?}", layer.annotations);
+    });
+}
+
+#[test]
+fn regression_a_refusal_is_reported_as_what_it_was() {
+    isolated(async {
+        let content = noise(26, 10_000);
+        let (registry, reference) = with_model(&content).await;
+        let other = registry.reference("other:v1");
+        registry.script(|seen| match seen.headers.get(header::AUTHORIZATION) {
+            None => Some(asks_for(&["Basic realm=r"])),
+            // The password is right, and this repository is somebody else's.
+            Some(_) if seen.path.contains("/other/") => Some(error(StatusCode::FORBIDDEN, "DENIED")),
+            Some(_) => None,
+        });
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        for _ in 0..3 {
+            let volume = node.volume("pod");
+            let status =
+                node.publish_as(&volume, &other, &[], ("user", "hunter2")).await.expect_err("denied");
+            assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+            assert!(status.message().contains("denies user"), "{status}");
+        }
+        // A public registry that answers no HEAD, and a password that is not good any more.
+        let tokens = Scripted::start().await;
+        tokens.script(|_| Some(StatusCode::UNAUTHORIZED.into_response()));
+        let challenge = format!("Bearer realm=\"http://{}/token\"", tokens.host());
+        registry.script(move |seen| match &seen.method {
+            _ if seen.path == "/v2/" => Some(asks_for(&[&challenge])),
+            method if *method == HEAD => Some(StatusCode::NOT_FOUND.into_response()),
+            _ => None,
+        });
+        for pod in ["one", "two"] {
+            let volume = node.volume(pod);
+            let always = [("pullPolicy", "Always")];
+            node.publish_as(&volume, &reference, &always, ("user", "stale")).await.expect("it is public");
+            node.kubelet.unpublish(&volume).await.expect("unpublished");
+        }
+    });
+}
+
+#[test]
 fn regression_token_answers_of_all_kinds() {
     isolated(async {
         let content = noise(23, 10_000);
@@ -229,6 +301,21 @@ fn regression_token_answers_of_all_kinds() {
             published.unwrap_or_else(|error| panic!("{answer}: {error}"));
             assert_eq!(tokens.requests().len(), 1, "{answer}: it counts for its default lifetime");
             node.kubelet.unpublish(&volume).await.expect("unpublished");
+        }
+        // What is no token is kept by nobody.
+        for (answer, expected) in
+            [(r#"{"token":"a\nb"}"#, "no header value"), (r#"{"access_token":""}"#, "without a token")]
+        {
+            let tokens = Scripted::start().await;
+            tokens.script(move |_| Some(answer.into_response()));
+            let challenge = format!("Bearer realm=\"http://{}/token\"", tokens.host());
+            registry.script(move |_| Some(asks_for(&[&challenge])));
+            let node = Node::start(&["--plain-http", &registry.host()]).await;
+            for _ in 0..2 {
+                let status = node.publish(&node.volume("pod"), &reference, &[]).await.expect_err(expected);
+                assert!(status.message().contains(expected), "{status}");
+            }
+            assert_eq!(tokens.requests().len(), 2, "{answer}");
         }
         // A page is named, not quoted.
         let tokens = Scripted::start().await;
