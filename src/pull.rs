@@ -9,6 +9,7 @@
 pub mod choose;
 pub mod download;
 pub mod error;
+mod fetch;
 pub mod flight;
 pub mod metrics;
 pub mod obtain;
