@@ -1,6 +1,6 @@
 //! One blob over the network into the store: one pass from the socket through the hash to the file.
 //!
-//! The sources that askers offer are tried one after the other; each is a [`Fetch`], whose pieces go over a bounded channel to
+//! The sources that askers offer are tried one after the other; each is a `Fetch`, whose pieces go over a bounded channel to
 //! one thread, which hashes and writes. What has arrived is kept when a source is given up for one of the same repository, and
 //! when the process ends.
 

@@ -4,6 +4,7 @@ mod claims;
 mod crowds;
 mod inline;
 mod messages;
+mod odd;
 mod restarts;
 mod writes;
 
@@ -48,6 +49,7 @@ fn peaceful() -> Vec<Scenario> {
         inline::a_pod_with_its_own_users_reads_the_files,
         inline::a_restricted_pod_that_is_not_root_reads_the_files,
         inline::sub_paths_and_read_only_mounts_work_as_kubelet_documents,
+        odd::a_directory_pushed_as_a_dot_runs_and_is_sparse,
         writes::every_way_to_write_works_where_it_may,
         writes::an_inline_volume_that_is_not_read_only_is_refused,
         writes::no_container_can_change_an_inline_volume,
