@@ -254,7 +254,7 @@ impl Fetch<'_> {
         if let Some(oddity) = body.oddity() {
             *self.oddity.lock().unwrap_or_else(PoisonError::into_inner) = Some(oddity);
         }
-        let mut position = match self.starts_at(&body, &range) {
+        let mut position = match self.starts_at(&body, &range, whole) {
             Err(_) if !whole => {
                 self.without_ranges.store(true, Relaxed);
                 return Ok(());
@@ -300,11 +300,11 @@ impl Fetch<'_> {
         Err(registry::Error::Unreachable { host: self.source.host.clone(), reason }.into())
     }
 
-    /// The offset of a body's first byte.
-    fn starts_at(&self, body: &Body, wanted: &Range<u64>) -> Result<u64, End> {
+    /// The offset of a body's first byte; `whole` when it was asked for without a range.
+    fn starts_at(&self, body: &Body, wanted: &Range<u64>, whole: bool) -> Result<u64, End> {
         let response = body.response();
         if response.status() == StatusCode::PARTIAL_CONTENT {
-            let asked = if self.without_ranges.load(Relaxed) { 0 } else { wanted.start };
+            let asked = if whole { 0 } else { wanted.start };
             let header = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
             return match header.and_then(parse_content_range) {
                 Some((_, Some(total))) if total != self.blob.size => {

@@ -292,7 +292,10 @@ fn regression_token_answers_of_all_kinds() {
             r#"{"token":"good","expires_in":null}"#,
         ] {
             let tokens = Scripted::start().await;
-            tokens.script(move |_| Some(answer.into_response()));
+            tokens.script(move |seen| {
+                assert!(seen.headers.get(header::ACCEPT_ENCODING).is_some_and(|value| value == "identity"));
+                Some(answer.into_response())
+            });
             let challenge = format!("Bearer realm=http://{}/token,service=registry", tokens.host());
             registry.script(move |seen| (!shows(seen, "Bearer good")).then(|| asks_for(&[&challenge])));
             let node = Node::start(&["--plain-http", &registry.host()]).await;
