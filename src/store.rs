@@ -25,7 +25,7 @@
 pub mod access;
 pub mod blobs;
 pub mod error;
-mod file_list;
+pub mod file_list;
 pub mod flush;
 pub mod ingest;
 pub mod layers;

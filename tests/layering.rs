@@ -26,7 +26,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
     ("csi", &["accept", "volume"]),
     ("control", &["layer", "pull", "volume", "csi"]),
     ("config", &["oci", "registry", "mount", "pull", "csi"]),
-    ("limits", &["layer", "pull", "registry", "store", "unpack", "volume"]),
+    ("limits", &["layer", "layout", "pull", "registry", "store", "unpack", "volume"]),
     ("telemetry", &["accept"]),
     ("demo", &["oci", "csi"]),
     (

@@ -114,10 +114,12 @@ pub enum Error {
         diff_ids: usize,
     },
     /// A config is larger than anything real.
-    #[error("the artifact's config has {size} bytes; at most {} are read", super::CONFIG_LIMIT)]
+    #[error("the artifact's config has {size} bytes; at most {limit} are read")]
     LargeConfig {
         /// Its size.
         size: u64,
+        /// What is read.
+        limit: usize,
     },
     /// A config cannot be read.
     #[error("the artifact's config is not valid")]

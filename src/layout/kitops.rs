@@ -5,6 +5,8 @@
 //! part of its entry's path. Source: kitops-ml/kitops pkg/lib/kitfile, pkg/lib/filesystem, pkg/cmd/unpack (`core.go`,
 //! `legacy.go`).
 
+use std::collections::HashMap;
+
 use serde::Deserialize;
 
 use super::modelpack::{FILEPATH, file_metadata};
@@ -20,6 +22,9 @@ const ARTIFACT: &str = "application/vnd.kitops.modelkit.manifest.v1+json";
 const LAYER: &str = "application/vnd.kitops.modelkit.";
 /// Where `kit unpack` writes the Kitfile. Here it is the config itself: JSON, which every reader of YAML takes.
 const KITFILE: &str = "Kitfile";
+
+/// Bytes of a Kitfile: a hundred entries take a tenth. Its paths become part of the plan, whose memory is counted by the manifest.
+const KITFILE_LIMIT: usize = 256 * 1024;
 
 /// What is read of a Kitfile.
 #[derive(Deserialize, Default)]
@@ -62,6 +67,10 @@ pub(super) fn recognise(manifest: &Manifest) -> Option<String> {
 }
 
 pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, Error> {
+    let size = artifact.manifest.config.size;
+    if size > KITFILE_LIMIT as u64 {
+        return Err(Error::LargeConfig { size, limit: KITFILE_LIMIT });
+    }
     let config = artifact.config.ok_or(Error::NeedsConfig)?;
     let kitfile: Kitfile = serde_json::from_slice(config).map_err(Error::Config)?;
     if let Some(elsewhere) = kitfile.elsewhere() {
@@ -71,7 +80,8 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
         return Err(family::unsupported(artifact.manifest, &what));
     }
     let mut items = Vec::with_capacity(artifact.manifest.layers.len() + 1);
-    let mut old = (!kitfile.names_layers()).then(|| Old::new(&kitfile));
+    let named = kitfile.by_digest();
+    let mut old = named.is_empty().then(|| Old::new(&kitfile));
     let mut kept = 0;
     for layer in &artifact.manifest.layers {
         let Some(kind) = kind(layer) else {
@@ -82,7 +92,7 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
         };
         let entry = match &mut old {
             Some(old) => old.next(kind.content),
-            None => kitfile.entry_of(layer),
+            None => named.get(layer.digest.to_string().as_str()).copied(),
         };
         let path = entry.and_then(|entry| entry.path.as_deref()).filter(|path| !path.is_empty());
         items.push(match kind.archive {
@@ -141,12 +151,9 @@ impl Kitfile {
         models.chain([&self.code, &self.datasets, &self.docs, &self.prompts].into_iter().flatten().flatten())
     }
 
-    fn names_layers(&self) -> bool {
-        self.entries().any(|entry| entry.digest.is_some())
-    }
-
-    fn entry_of(&self, layer: &Descriptor) -> Option<&Entry> {
-        self.entries().find(|entry| entry.digest.as_deref() == Some(&layer.digest.to_string()))
+    /// The entries that say which layer they are. Old kits have none.
+    fn by_digest(&self) -> HashMap<&str, &Entry> {
+        self.entries().filter_map(|entry| Some((entry.digest.as_deref()?, entry))).collect()
     }
 
     /// Another ModelKit that has the model: KitOps takes a path for a reference that has a tag or digest and is one.
@@ -258,5 +265,8 @@ mod tests {
             Err(Error::UnsafeName { .. })
         ));
         assert!(matches!(planned(&[("code.v1.tar", &[])], "[", &auto), Err(Error::Config(_))));
+        let mut large = manifest("", CONFIG, &[(&format!("{LAYER}code.v1.tar"), &[])]);
+        large.config.size = KITFILE_LIMIT as u64 + 1;
+        assert!(matches!(plan(&artifact(&large), &auto), Err(Error::LargeConfig { .. })));
     }
 }

@@ -6,9 +6,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::resolve::Resolved;
 use super::wanted::Wanted;
-use super::{Error, Progress, Puller, Request, blocking};
+use super::{Error, Progress, Puller, Request};
 use crate::layout::{self, Artifact, Family, Plan};
-use crate::oci::{Descriptor, Manifest, Reference};
+use crate::oci::{Descriptor, Digest, Manifest, Reference};
 use crate::store::{self, Store};
 
 /// What a request's tree is made of.
@@ -41,14 +41,18 @@ impl Puller {
         let config = manifest.config.bare();
         let mut plan = match self.lay_out(resolved, &manifest, request, None).await {
             Err(Error::Layout(layout::Error::NeedsConfig)) => {
-                let config = self.config(resolved, &config, &request.reference, progress).await?;
-                self.lay_out(resolved, &manifest, request, Some(config)).await?
+                self.obtain_config(resolved, &config, &request.reference, progress).await?;
+                self.lay_out(resolved, &manifest, request, Some(config.digest.clone())).await?
             }
             planned => planned?,
         };
         if family.name == layout::image::NAME && self.settings.verify_diff_ids {
-            let config = self.config(resolved, &config, &request.reference, progress).await?;
-            plan.promise(blocking(move || layout::image::diff_ids(&config)).await?)?;
+            self.obtain_config(resolved, &config, &request.reference, progress).await?;
+            let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
+            let read = move |store: &Arc<Store>| {
+                Ok::<_, Error>(layout::image::diff_ids(&read_config(store, &config.digest)?)?)
+            };
+            plan.promise(self.with_store(read).await?)?;
         }
         Ok(Planned { plan, room })
     }
@@ -80,39 +84,43 @@ impl Puller {
         resolved: &Resolved,
         manifest: &Arc<Manifest>,
         request: &Request,
-        config: Option<Vec<u8>>,
+        config: Option<Digest>,
     ) -> Result<Plan, Error> {
         let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
         let (manifest, digest) = (Arc::clone(manifest), resolved.manifest_digest.clone());
         let (options, size) = (request.options.clone(), resolved.manifest_size);
-        let planned = blocking(move || {
+        let plan = move |store: &Arc<Store>| {
+            // Read only now: it may have megabytes, and those that wait for their turn are many.
+            let config = config.map(|config| read_config(store, &config)).transpose()?;
             let artifact = Artifact { manifest: &manifest, digest: &digest, size, config: config.as_deref() };
-            layout::plan(&artifact, &options)
-        });
-        Ok(planned.await?)
+            Ok(layout::plan(&artifact, &options)?)
+        };
+        self.with_store(plan).await
     }
 
-    /// The artifact's config.
-    async fn config(
+    /// Brings the artifact's config into the store.
+    async fn obtain_config(
         self: &Arc<Self>,
         resolved: &Resolved,
         config: &Descriptor,
         reference: &Reference,
         progress: &Progress,
-    ) -> Result<Vec<u8>, Error> {
+    ) -> Result<(), Error> {
         if config.size > layout::CONFIG_LIMIT as u64 {
-            return Err(layout::Error::LargeConfig { size: config.size }.into());
+            return Err(layout::Error::LargeConfig { size: config.size, limit: layout::CONFIG_LIMIT }.into());
         }
         let wanted = Wanted::file(config);
         if resolved.offline {
-            self.all_here(vec![wanted], &resolved.source, reference).await?;
+            self.all_here(vec![wanted], &resolved.source, reference).await
         } else {
-            self.obtain(&wanted, &resolved.source, progress).await?;
+            self.obtain(&wanted, &resolved.source, progress).await
         }
-        let digest = config.digest.clone();
-        let read = move |store: &Arc<Store>| store.read_blob(&digest, layout::CONFIG_LIMIT);
-        // Gone since it was obtained: the disk failed meanwhile.
-        let gone = || store::Error::Damaged(format!("blob {} is gone", config.digest));
-        Ok(self.with_store(read).await?.ok_or_else(gone)?)
     }
+}
+
+/// A config that was obtained.
+fn read_config(store: &Store, digest: &Digest) -> Result<Vec<u8>, store::Error> {
+    // Gone since then: the disk failed meanwhile.
+    let gone = || store::Error::Damaged(format!("blob {digest} is gone"));
+    store.read_blob(digest, layout::CONFIG_LIMIT)?.ok_or_else(gone)
 }

@@ -14,6 +14,10 @@ use crate::oci::Digest;
 
 /// Bytes that a list may have for each byte of the layers: what is made for use is compressed far less.
 const RATIO_LIMIT: u64 = 200;
+/// Bytes of memory for the names of a layer: a list of the largest config has fewer.
+const NAMES_LIMIT: u64 = 64 * 1024 * 1024;
+/// Bytes of memory of one check, about: the config, what it lists, which of that was seen, and the names of a layer.
+pub const MEMORY: u64 = NAMES_LIMIT + 6 * CONFIG_LIMIT as u64;
 
 impl Store {
     /// Checks that the layers of a plan hold the files that its config lists, and no others. Without a list there is nothing
@@ -47,6 +51,10 @@ impl Store {
         let mut seen = HashSet::new();
         for (item, source) in build.plan.items().iter().zip(&sources) {
             let (Item::Archive(archive), Source::Layer(layer)) = (item, source) else { continue };
+            if layer.summary.memory > NAMES_LIMIT {
+                let rule = "it has more names than a list of files can have".to_owned();
+                return Err(refused(&archive.blob.digest, Name::default(), rule));
+            }
             for (number, entry) in (0_u32..).zip(layer.entries()?) {
                 if let Some(rule) = check(layer, &entry, number, &list, &mut seen)? {
                     return Err(refused(&archive.blob.digest, entry.name, rule));
