@@ -31,6 +31,7 @@ pub use plan::{Archive, File, Item, Metadata, Plan};
 pub use select::Selection;
 pub use tree_path::TreePath;
 
+use crate::layer::Rename;
 use crate::layer::name::shown;
 use crate::oci::{Descriptor, Digest, Manifest, Reference};
 
@@ -163,6 +164,12 @@ impl Artifact<'_> {
 /// `layer` as it is, as the file `name`.
 fn file(layer: &Descriptor, name: &str) -> Result<Item, Error> {
     Ok(Item::File(path_of(layer, name)?, File { blob: layer.bare(), metadata: Metadata::default() }))
+}
+
+/// `layer` as an archive that is unpacked at the root.
+fn at_root(layer: &Descriptor, options: &Options) -> Item {
+    let rename = Rename { strip: options.strip, ..Rename::default() };
+    Item::Archive(Archive { blob: layer.bare(), rename, content: None })
 }
 
 /// `layer` has no name; `expected` would be one.

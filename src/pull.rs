@@ -142,7 +142,7 @@ pub struct Puller {
 /// bounds memory, whatever registries send.
 pub const BUFFERED_BYTES: usize = 6 * 1024 * 1024;
 /// Manifests that are taken apart at the same time; this takes many times their size, and no network.
-const PLANS_AT_A_TIME: usize = 4;
+pub const PLANS_AT_A_TIME: usize = 4;
 /// Trees that are merged at the same time; each may take a quarter of a GiB.
 pub const MERGES_AT_A_TIME: usize = 2;
 /// Lists of files that are compared with layers at the same time: that reads the layers once more, and holds up no merge.

@@ -7,10 +7,9 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{Archive, Artifact, Error, Item, Options, Plan, TreePath, Unpack, family};
-use crate::layer::Rename;
+use super::{Artifact, Error, Options, Plan, TreePath, Unpack, at_root, family};
 use crate::layer::name::shown;
-use crate::oci::{Descriptor, Digest, Manifest};
+use crate::oci::{Digest, Manifest};
 
 const ARTIFACT: &str = "application/vnd.cog.weight.v1";
 const CONFIG: &str = "application/vnd.cog.weight.config.v1+json";
@@ -45,11 +44,7 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
         return Err(family::unsupported(manifest, "weights of Cog, of which unpack: never leaves no file"));
     }
     files(artifact.config.ok_or(Error::NeedsConfig)?, &manifest.config.digest)?;
-    let archive = |layer: &Descriptor| {
-        let rename = Rename { strip: options.strip, ..Rename::default() };
-        Item::Archive(Archive { blob: layer.bare(), rename, content: None })
-    };
-    let plan = Plan::artifact(manifest.layers.iter().map(archive).collect())?;
+    let plan = Plan::artifact(manifest.layers.iter().map(|layer| at_root(layer, options)).collect())?;
     Ok(plan.with_file_list(manifest.config.digest.clone()))
 }
 

@@ -6,10 +6,9 @@
 
 use super::modelpack::{FILEPATH, file_metadata};
 use super::{
-    Archive, Artifact, Error, File, Item, Metadata, Options, Plan, Unpack, numbered, path_of, sharded,
+    Artifact, Error, File, Item, Metadata, Options, Plan, Unpack, at_root, numbered, path_of, sharded,
     unnamed,
 };
-use crate::layer::Rename;
 use crate::oci::{Descriptor, Manifest};
 
 const CONFIG: &str = "application/vnd.docker.ai.model.config.";
@@ -57,8 +56,7 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
             Unpack::Always => true,
         };
         if kind == Kind::Archive && unpacked {
-            let rename = Rename { strip: options.strip, ..Rename::default() };
-            items.push(Item::Archive(Archive { blob: layer.bare(), rename, content: None }));
+            items.push(at_root(layer, options));
             continue;
         }
         let by_type = match kind {

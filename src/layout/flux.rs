@@ -3,8 +3,7 @@
 //! Source: fluxcd/pkg oci/push.go, oci/oci.go.
 
 use super::oras::TITLE;
-use super::{Archive, Artifact, Error, Item, Options, Plan, Unpack, file};
-use crate::layer::Rename;
+use super::{Artifact, Error, Options, Plan, Unpack, at_root, file};
 use crate::oci::{Descriptor, Manifest};
 
 const CONFIG: &str = "application/vnd.cncf.flux.config.";
@@ -26,8 +25,7 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
     for layer in &artifact.manifest.layers {
         let archive = layer.media_type == "application/vnd.cncf.flux.content.v1.tar+gzip";
         items.push(if archive && options.unpack != Unpack::Never {
-            let rename = Rename { strip: options.strip, ..Rename::default() };
-            Item::Archive(Archive { blob: layer.bare(), rename, content: None })
+            at_root(layer, options)
         } else {
             let title = layer.annotation(TITLE).filter(|title| !title.is_empty());
             file(layer, &title.map_or_else(|| name(layer), str::to_owned))?

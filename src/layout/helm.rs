@@ -7,8 +7,7 @@
 use serde::Deserialize;
 
 use super::oras::TITLE;
-use super::{Archive, Artifact, Error, Item, Options, Plan, Unpack, file, unnamed};
-use crate::layer::Rename;
+use super::{Artifact, Error, Options, Plan, Unpack, at_root, file, unnamed};
 use crate::layer::name::shown;
 use crate::oci::Manifest;
 
@@ -41,8 +40,7 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
     for layer in &artifact.manifest.layers {
         let content = CONTENT.contains(&layer.media_type.as_str());
         if content && unpacked {
-            let rename = Rename { strip: options.strip, ..Rename::default() };
-            items.push(Item::Archive(Archive { blob: layer.bare(), rename, content: None }));
+            items.push(at_root(layer, options));
         } else if content {
             items.push(file(layer, &archive)?);
         } else if layer.media_type == PROVENANCE {

@@ -5,8 +5,7 @@
 //! do; `path: io.triton.cache` is what `TRITON_CACHE_DIR` wants. Source: redhat-et/GKM mcv/docs/spec-compat.md,
 //! mcv/pkg/fetcher/imgfetcher.go.
 
-use super::{Archive, Artifact, Error, Item, Options, Plan, Unpack, family};
-use crate::layer::Rename;
+use super::{Artifact, Error, Options, Plan, Unpack, at_root, family};
 use crate::oci::{Descriptor, Manifest};
 
 /// `application/cache.triton.content.layer.v1+triton`
@@ -28,11 +27,7 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
             "a cache of kernels, of which unpack: never leaves no file",
         ));
     }
-    let archive = |layer: &Descriptor| {
-        let rename = Rename { strip: options.strip, ..Rename::default() };
-        Item::Archive(Archive { blob: layer.bare(), rename, content: None })
-    };
-    Plan::artifact(manifest.layers.iter().map(archive).collect())
+    Plan::artifact(manifest.layers.iter().map(|layer| at_root(layer, options)).collect())
 }
 
 #[cfg(test)]

@@ -8,8 +8,7 @@
 
 use serde::Deserialize;
 
-use super::{Archive, Artifact, Error, File, Item, Metadata, Options, Plan, Unpack, path_of, unnamed};
-use crate::layer::Rename;
+use super::{Artifact, Error, File, Item, Metadata, Options, Plan, Unpack, at_root, path_of, unnamed};
 use crate::layer::name::shown;
 use crate::oci::{Descriptor, Manifest};
 
@@ -52,8 +51,7 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
         let archive = is_archive(&layer.media_type);
         if archive && options.unpack != Unpack::Never {
             // The diff IDs of its config are not used: modctl writes the digests of the layers there.
-            let rename = Rename { strip: options.strip, ..Rename::default() };
-            items.push(Item::Archive(Archive { blob: layer.bare(), rename, content: None }));
+            items.push(at_root(layer, options));
             continue;
         }
         let stated = if archive { None } else { stated(layer)? };
@@ -125,6 +123,7 @@ fn seconds_since_epoch(text: &str) -> Option<i64> {
 mod tests {
     use super::super::plan::tests::{artifact, manifest};
     use super::*;
+    use crate::layer::Rename;
 
     fn plan_of(layers: &[(&str, &[(&str, &str)])], options: &Options) -> Result<Plan, Error> {
         let artifact_type = "application/vnd.cncf.model.manifest.v1+json";

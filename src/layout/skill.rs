@@ -7,8 +7,7 @@
 
 use super::modelpack::{FILEPATH, file_metadata};
 use super::oras::TITLE;
-use super::{Archive, Artifact, Error, File, Item, Options, Plan, Unpack, path_of, unnamed};
-use crate::layer::Rename;
+use super::{Artifact, Error, File, Item, Options, Plan, Unpack, at_root, path_of, unnamed};
 use crate::oci::Manifest;
 
 /// What types of artifact or config begin with.
@@ -32,8 +31,7 @@ pub(super) fn plan(artifact: &Artifact<'_>, options: &Options) -> Result<Plan, E
         let kind = layer.media_type.as_str();
         let packed = ARCHIVES.iter().any(|ending| kind.ends_with(ending)) || kind.ends_with("+tar+gzip");
         if packed && options.unpack != Unpack::Never {
-            let rename = Rename { strip: options.strip, ..Rename::default() };
-            items.push(Item::Archive(Archive { blob: layer.bare(), rename, content: None }));
+            items.push(at_root(layer, options));
             continue;
         }
         let named = |key| layer.annotation(key).filter(|name| !name.is_empty());
