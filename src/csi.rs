@@ -9,8 +9,8 @@ pub mod metrics;
 pub mod node;
 pub mod registration;
 pub mod request;
-pub mod socket;
 pub mod status;
+pub mod transport;
 
 /// The generated code of `proto/csi/v1/csi.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

@@ -34,6 +34,33 @@ pub enum Kind {
     Internal,
 }
 
+/// Why an operation failed, in a form that crosses the socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What the caller can do.
+    pub kind: Kind,
+    /// One line for people.
+    pub message: String,
+}
+
+impl Failure {
+    /// The command was used wrongly.
+    pub fn usage(message: &str) -> Self {
+        Self { kind: Kind::InvalidArgument, message: message.to_owned() }
+    }
+
+    /// This program, or the kernel under it, has a fault.
+    pub fn internal(message: &str) -> Self {
+        Self { kind: Kind::Internal, message: message.to_owned() }
+    }
+
+    /// `error` with everything that caused it.
+    pub fn new(kind: Kind, error: &dyn std::error::Error) -> Self {
+        Self { kind, message: chain(error) }
+    }
+}
+
 /// `error` and everything that caused it, on one line: `what: why: why that`.
 ///
 /// A cause whose text is already part of its parent's is not repeated.

@@ -9,5 +9,5 @@ use clap::Parser as _;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    ocivol::cli::run(ocivol::cli::args::Cli::parse())
+    ocivol::cli::run::run(ocivol::cli::args::Cli::parse())
 }

@@ -9,9 +9,3 @@ pub mod manifest;
 pub mod media_type;
 pub mod platform;
 pub mod reference;
-
-pub use descriptor::Descriptor;
-pub use digest::Digest;
-pub use manifest::{Index, Manifest};
-pub use platform::Platform;
-pub use reference::Reference;

@@ -6,6 +6,14 @@
 //! Whoever waits may go away; a pull that nobody waited for in [`Settings::abandon_after`] stops, and what it
 //! has fetched stays for the next one.
 
+use crate::host::blocking;
+use crate::pull::choose::Choice;
+use crate::pull::error::Error;
+use crate::pull::metrics::Metrics;
+use crate::pull::progress::Progress;
+use crate::pull::progress::Snapshot;
+use crate::registry::client::Registry;
+use crate::registry::credentials::Credential;
 pub mod choose;
 pub mod download;
 pub mod error;
@@ -29,19 +37,17 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use tokio::sync::Semaphore;
 
-/// The client that pulls go through, and the credentials they use.
-pub use crate::registry::{Credential, Keyring, Registry, Secret, credentials::InvalidCredentials};
-pub use choose::Choice;
-pub use error::Error;
-pub use metrics::Metrics;
-pub use progress::{Progress, Snapshot};
-
-use crate::layout::{self, Options};
-use crate::oci::{Digest, Reference};
-use crate::registry::transport::Source;
-use crate::store::{AccessKey, Build, Origin, Store, Tree, TreeKey};
-use flight::{Flights, Waiter};
-use wanted::{Form, Stored, Wanted};
+use crate::layout;
+use crate::layout::options::Options;
+use crate::oci::digest::Digest;
+use crate::oci::reference::Reference;
+use crate::pull::flight::{Flights, Waiter};
+use crate::pull::wanted::{Form, Stored, Wanted};
+use crate::registry::source::Source;
+use crate::store::Store;
+use crate::store::access::AccessKey;
+use crate::store::blobs::Origin;
+use crate::store::trees::{Build, Tree, TreeKey};
 
 /// What to pull, and as whom. Equal requests share one pull.
 #[derive(Debug, Clone)]
@@ -223,10 +229,10 @@ impl Puller {
 
     async fn run(self: &Arc<Self>, request: &Request, progress: &Progress) -> Result<Pulled, Error> {
         let (resolved, manifest) = self.resolve(request).await?;
-        let family = layout::decide(&manifest, &request.options.layout)?.family;
+        let family = layout::decide::decide(&manifest, &request.options.layout)?.family;
         let readable = request.readable.unwrap_or(family.readable);
         // What was not checked is another tree.
-        let checked = self.settings.verify_diff_ids && family.name == layout::image::NAME;
+        let checked = self.settings.verify_diff_ids && family.name == layout::families::image::NAME;
         let key = TreeKey::new(&resolved.manifest_digest, &request.options, readable, checked);
         let source = &resolved.source;
         let proof = format!("tree {key}");
@@ -290,7 +296,7 @@ impl Puller {
             };
             match note() {
                 // What is here can be mounted all the same.
-                Err(error @ crate::store::Error::NoSpace { .. }) => {
+                Err(error @ crate::store::error::Error::NoSpace { .. }) => {
                     tracing::warn!(%error, "cannot note what was learnt of a reference");
                     Ok(())
                 }
@@ -394,17 +400,7 @@ impl Puller {
         E: Send + 'static,
     {
         let store = Arc::clone(&self.store);
-        blocking(move || work(&store)).await
-    }
-}
-
-/// Runs `work`, which may block, where it blocks no async thread.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The runtime is going down, and this future with it.
-        Err(_) => std::future::pending().await,
+        blocking::run(move || work(&store)).await
     }
 }
 

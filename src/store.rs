@@ -20,8 +20,11 @@
 //! *durable* when a background `syncfs` has covered it ([`flush`]). An entry that is not durable is discarded
 //! after a reboot, and checked against its digests before its first use by another process of the same boot.
 //!
-//! Everything here blocks; async code calls it through [`crate::pull::blocking`].
+//! Everything here blocks; async code calls it through [`crate::host::blocking::run`].
 
+use crate::store::error::Error;
+use crate::store::layers::LayerKey;
+use crate::store::trees::TreeKey;
 pub mod access;
 pub mod blobs;
 pub mod error;
@@ -45,15 +48,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
-pub use access::AccessKey;
-pub use blobs::{Blob, Origin};
-pub use error::Error;
-pub use ingest::Ingest;
-pub use layers::{Layer, LayerIngest, LayerKey};
-pub use trees::{Build, Image, Tree, TreeKey};
-pub use volumes::VolumeRecord;
-
-use error::io;
+use crate::store::error::io;
 
 /// The directory of the format this code writes.
 const FORMAT: &str = "v1";
@@ -105,7 +100,7 @@ pub struct Store {
 /// Something with a record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Entry {
-    Blob(crate::oci::Digest),
+    Blob(crate::oci::digest::Digest),
     Layer(LayerKey),
     Tree(TreeKey),
 }

@@ -121,7 +121,7 @@ fn examples_have_attributes_that_there_are() {
         for csi in found {
             assert_eq!((&csi["driver"], &csi["readOnly"]), (&"csi.ocivol.dev".into(), &true.into()));
             let attributes = serde_json::from_value(csi["volumeAttributes"].clone()).expect("strings");
-            ocivol::volume::Attributes::parse(&attributes)
+            ocivol::volume::attributes::Attributes::parse(&attributes)
                 .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             volumes += 1;
         }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use ocivol::demo::push::Layer;
 use ocivol::demo::tarball::{Header, Tarball, gzip, zstd};
-use ocivol::oci::Digest;
+use ocivol::oci::digest::Digest;
 
 use crate::support::debian_registry::DebianRegistry;
 use crate::support::noise;

@@ -4,9 +4,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ocivol::oci::manifest::{self, Document, ENTRY_LIMIT};
-use ocivol::oci::{Platform, Reference};
-use ocivol::registry::challenge::{self, Challenge};
+use ocivol::oci::manifest;
+use ocivol::oci::manifest::{Document, ENTRY_LIMIT};
+use ocivol::oci::platform::Platform;
+use ocivol::oci::reference::Reference;
+use ocivol::registry::challenge;
+use ocivol::registry::challenge::Challenge;
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(document) = manifest::parse(bytes, None) {

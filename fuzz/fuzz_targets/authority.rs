@@ -3,7 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ocivol::csi::authority::{Error, Rewriter};
+use ocivol::csi::authority::field_block::Error;
+use ocivol::csi::authority::rewriter::Rewriter;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What one call may write: what waits, a block that has grown to its limit, and one field more.

@@ -2,7 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ocivol::layer::{Checksum, index};
+use ocivol::layer::checksum::Checksum;
+use ocivol::layer::index;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(entries) = index::read(bytes, Checksum::of(bytes)) else { return };

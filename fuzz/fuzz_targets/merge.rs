@@ -3,7 +3,11 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use ocivol::layer::{Checksum, Entry, Kind, Merge, Metadata, Name, Place, Profile, Rename, Visit};
+use ocivol::layer::checksum::Checksum;
+use ocivol::layer::format::Profile;
+use ocivol::layer::index::{Entry, Kind, Metadata, Place};
+use ocivol::layer::merge::{Merge, Rename, Visit};
+use ocivol::layer::name::Name;
 
 #[derive(Debug, Arbitrary)]
 struct Case {

@@ -9,8 +9,12 @@ use std::path::Path;
 use arbitrary::Arbitrary;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use ocivol::layer::{Kind, Merge, Place, Profile, Rename, index};
-use ocivol::unpack::{Limits, Unpack};
+use ocivol::layer::format::Profile;
+use ocivol::layer::index;
+use ocivol::layer::index::{Kind, Place};
+use ocivol::layer::merge::{Merge, Rename};
+use ocivol::unpack::extract::Limits;
+use ocivol::unpack::pipeline::Unpack;
 
 #[derive(Debug, Arbitrary)]
 struct Case {

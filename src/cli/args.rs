@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 
-use super::{internal, usage};
-use crate::config::{NodeConfig, NodeFlags, PullFlags};
-use crate::control::Failure;
-use crate::mount::Lock;
+use crate::failure::Failure;
+use crate::mount::locked::Lock;
+use crate::node::config::{NodeConfig, NodeFlags, PullFlags};
 use crate::telemetry::logs::Format;
 
 /// Mounts what an OCI registry holds (models, images, files) as read-only directories.
@@ -212,14 +211,14 @@ impl Common {
     /// When there is neither a flag nor a home directory, or the path is not absolute.
     pub fn root(&self) -> Result<PathBuf, Failure> {
         if let Some(root) = &self.root {
-            return std::path::absolute(root).map_err(|error| usage(&format!("--root: {error}")));
+            return std::path::absolute(root).map_err(|error| Failure::usage(&format!("--root: {error}")));
         }
-        if rustix::process::geteuid().is_root() && super::namespace::is_initial_user() {
+        if rustix::process::geteuid().is_root() && crate::cli::namespace::is_initial_user() {
             return Ok("/var/lib/ocivol".into());
         }
         std::env::home_dir()
             .map(|home| home.join(".local/share/ocivol"))
-            .ok_or_else(|| usage("--root is needed: there is no home directory"))
+            .ok_or_else(|| Failure::usage("--root is needed: there is no home directory"))
     }
 
     /// The flags about registries and pulls.
@@ -239,7 +238,7 @@ impl Common {
     pub fn docker_config(&self) -> Result<Option<String>, Failure> {
         if let Some(path) = &self.docker_config {
             let text = std::fs::read_to_string(path);
-            return text.map(Some).map_err(|error| usage(&format!("{}: {error}", path.display())));
+            return text.map(Some).map_err(|error| Failure::usage(&format!("{}: {error}", path.display())));
         }
         let directory = std::env::var_os("DOCKER_CONFIG")
             .map(PathBuf::from)
@@ -248,7 +247,7 @@ impl Common {
         match std::fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(internal(&format!("cannot read {}: {error}", path.display()))),
+            Err(error) => Err(Failure::internal(&format!("cannot read {}: {error}", path.display()))),
         }
     }
 }
@@ -275,7 +274,7 @@ impl NodeArgs {
             },
             pulls: common.pulls(),
         };
-        flags.check().map_err(|error| usage(&error.to_string()))
+        flags.check().map_err(|error| Failure::usage(&error.to_string()))
     }
 }
 

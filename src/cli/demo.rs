@@ -9,16 +9,19 @@ use bytes::Bytes;
 use indicatif::BinaryBytes;
 use tokio::sync::watch;
 
-use super::args::Common;
-use super::{internal, namespace, output, runtime};
-use crate::config::{NodeFlags, PullFlags};
-use crate::control::Failure;
+use crate::cli::args::Common;
+use crate::cli::context::runtime;
+use crate::cli::{namespace, output};
 use crate::demo::kubelet::{Kubelet, PodVolume};
 use crate::demo::push::{Layer, Pusher};
 use crate::demo::registry::Registry;
-use crate::demo::tarball::{self, Tarball};
-use crate::mount::{Lock, Table};
-use crate::oci::Digest;
+use crate::demo::tarball;
+use crate::demo::tarball::Tarball;
+use crate::failure::Failure;
+use crate::mount::locked::Lock;
+use crate::mount::mountinfo::Table;
+use crate::node::config::{NodeFlags, PullFlags};
+use crate::oci::digest::Digest;
 
 /// Bytes of the demo's weights.
 const WEIGHTS: usize = 64 * 1024 * 1024;
@@ -33,7 +36,7 @@ pub fn run(common: &Common) -> Result<ExitCode, Failure> {
     let directory = tempfile::Builder::new()
         .prefix("ocivol-demo-")
         .tempdir()
-        .map_err(|error| internal(&format!("cannot make a temporary directory: {error}")))?;
+        .map_err(|error| Failure::internal(&format!("cannot make a temporary directory: {error}")))?;
     let who = if is_root { "root" } else { "an ordinary user, in a user namespace" };
     output::line(&format!(
         "ocivol {} as {who}, in {}",
@@ -62,7 +65,7 @@ impl Steps {
 
 async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
     let mut steps = Steps { number: 0, began: Instant::now() };
-    let failed = |what: &str, why: &dyn std::fmt::Display| internal(&format!("{what}: {why}"));
+    let failed = |what: &str, why: &dyn std::fmt::Display| Failure::internal(&format!("{what}: {why}"));
 
     let registry = Registry::start(None).await.map_err(|error| failed("cannot start a registry", &error))?;
     let host = registry.host();
@@ -100,7 +103,7 @@ async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
     let config = flags.check().map_err(|error| failed("bad flags", &error))?;
     let registration = registry_dir.join("csi.ocivol.dev-reg.sock");
     let (stop, stopped) = watch::channel(false);
-    let plugin = tokio::spawn(super::node::run(config, stopped));
+    let plugin = tokio::spawn(crate::node::run::run(config, stopped));
     wait_until(|| registration.exists(), &plugin).await?;
     steps.done("the node plugin serves on its CSI socket and asks kubelet to register it");
 
@@ -132,7 +135,7 @@ async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
     }
     let left = Table::read().map_err(|error| failed("mountinfo", &error))?;
     if left.iter().any(|mount| mount.mount_point.starts_with(&kubelet_dir)) || volume.target.exists() {
-        return Err(internal("a mount was left behind"));
+        return Err(Failure::internal("a mount was left behind"));
     }
     steps.done("NodeUnpublishVolume for all: nothing is mounted any more");
 
@@ -142,7 +145,7 @@ async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
         Err(error) => return Err(failed("the plugin", &error)),
     }
     if registration.exists() {
-        return Err(internal("the registration socket was left behind"));
+        return Err(Failure::internal("the registration socket was left behind"));
     }
     steps.done("the plugin unregistered and ended");
     Ok(())
@@ -154,14 +157,15 @@ async fn publish(
     pod: &str,
     reference: &str,
 ) -> Result<PodVolume, Failure> {
-    let volume =
-        kubelet.prepare(pod, "model").map_err(|error| internal(&format!("cannot make {pod}: {error}")))?;
+    let volume = kubelet
+        .prepare(pod, "model")
+        .map_err(|error| Failure::internal(&format!("cannot make {pod}: {error}")))?;
     let request = kubelet.publish_request(&volume, &[("reference", reference)], &[]);
     kubelet
         .publish(request)
         .await
-        .map_err(|status| internal(&format!("NodePublishVolume for {pod}: {}", status.message())))?;
-    let table = Table::read().map_err(|error| internal(&error.to_string()))?;
+        .map_err(|status| Failure::internal(&format!("NodePublishVolume for {pod}: {}", status.message())))?;
+    let table = Table::read().map_err(|error| Failure::internal(&error.to_string()))?;
     let path = volume.target.canonicalize().unwrap_or_else(|_| volume.target.clone());
     let flags = table.at(&path).map_or("nothing", |mount| mount.options.as_str());
     steps.done(&format!("NodePublishVolume for {pod}: mounted {flags}"));
@@ -225,7 +229,7 @@ async fn wait_until(
     let began = Instant::now();
     while !condition() {
         if plugin.is_finished() || began.elapsed().as_secs() > 10 {
-            return Err(internal("the plugin did not start; run with -v to see why"));
+            return Err(Failure::internal("the plugin did not start; run with -v to see why"));
         }
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }

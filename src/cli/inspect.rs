@@ -6,17 +6,20 @@ use std::process::ExitCode;
 use indicatif::BinaryBytes;
 use serde::Serialize;
 
-use super::args::{Common, ContentArgs};
-use super::{internal, output, usage};
-use crate::control::Failure;
+use crate::cli::args::{Common, ContentArgs};
+use crate::cli::output;
+use crate::failure::Failure;
 use crate::failure::{Kind, chain};
-use crate::layout::{self, Artifact, Item, Plan};
-use crate::oci::manifest::{Document, parse};
-use crate::oci::{Digest, Manifest};
-use crate::pull::{self, choose::Documents};
-use crate::registry::transport::Source;
-use crate::registry::{self, Fetched, Keyring, Registry};
-use crate::volume::{self, Attributes};
+use crate::layout::artifact::Artifact;
+use crate::layout::plan::{Item, Plan};
+use crate::oci::digest::Digest;
+use crate::oci::manifest::{Document, Manifest, parse};
+use crate::pull::choose::Documents;
+use crate::registry::client::{Fetched, Registry};
+use crate::registry::credentials::Keyring;
+use crate::registry::source::Source;
+use crate::volume::attributes::Attributes;
+use crate::{layout, pull, registry, volume};
 
 #[derive(Serialize)]
 struct Inspected {
@@ -49,11 +52,13 @@ struct File {
 /// # Errors
 /// Whatever failed.
 pub async fn run(common: &Common, flags: &ContentArgs) -> Result<ExitCode, Failure> {
-    let attributes = Attributes::parse(&flags.attributes()).map_err(volume::Error::from)?;
-    let (settings, _) = common.pulls().check().map_err(|error| usage(&error.to_string()))?;
-    let registry = Registry::new(settings).map_err(|error| internal(&error.to_string()))?;
+    let attributes = Attributes::parse(&flags.attributes()).map_err(volume::error::Error::from)?;
+    let (settings, _) = common.pulls().check().map_err(|error| Failure::usage(&error.to_string()))?;
+    let registry = Registry::new(settings).map_err(|error| Failure::internal(&error.to_string()))?;
     let keyring = match common.docker_config()? {
-        Some(text) => Keyring::from_docker_config(&text, "the Docker config").map_err(volume::Error::from)?,
+        Some(text) => {
+            Keyring::from_docker_config(&text, "the Docker config").map_err(volume::error::Error::from)?
+        }
         None => Keyring::default(),
     };
     let inspected = inspect(&registry, &attributes, &keyring).await?;
@@ -86,7 +91,7 @@ async fn inspect(
     let helper = keyring.unused_helper(reference);
     Err(match first {
         Some(error) => failure(&error.with_unused_helper(helper)),
-        None => internal("there is no credential to try"),
+        None => Failure::internal("there is no credential to try"),
     })
 }
 
@@ -101,19 +106,19 @@ async fn look(
     let found = attributes.choice.follow(&attributes.reference, &digest, &mut documents).await?;
     let mut artifact =
         Artifact { manifest: &found.manifest, digest: &found.digest, size: found.size, config: None };
-    let mut planned = layout::plan(&artifact, &attributes.options);
+    let mut planned = layout::decide::plan(&artifact, &attributes.options);
     let config;
-    if matches!(planned, Err(layout::Error::NeedsConfig)) {
+    if matches!(planned, Err(layout::error::Error::NeedsConfig)) {
         let described = &found.manifest.config;
         config = match described.embedded() {
             Some(data) => data.clone(),
             None => {
-                let read = registry.small_blob(source, described, layout::CONFIG_LIMIT).await;
+                let read = registry.small_blob(source, described, layout::artifact::CONFIG_LIMIT).await;
                 read.map_err(|error| failure(&error))?
             }
         };
         artifact.config = Some(&config);
-        planned = layout::plan(&artifact, &attributes.options);
+        planned = layout::decide::plan(&artifact, &attributes.options);
     }
     if let Err(error) = &planned
         && error.kind() == Kind::InvalidArgument
@@ -151,8 +156,8 @@ impl Documents for AtRegistry<'_> {
     }
 }
 
-impl From<pull::Error> for Failure {
-    fn from(error: pull::Error) -> Self {
+impl From<pull::error::Error> for Failure {
+    fn from(error: pull::error::Error) -> Self {
         Self { kind: error.kind(), message: chain(&error) }
     }
 }
@@ -160,11 +165,11 @@ impl From<pull::Error> for Failure {
 fn describe(
     attributes: &Attributes,
     artifact: &Artifact<'_>,
-    planned: &Result<Plan, layout::Error>,
+    planned: &Result<Plan, layout::error::Error>,
     digest: &Digest,
 ) -> Inspected {
     let manifest: &Manifest = artifact.manifest;
-    let decided = layout::decide(manifest, &attributes.options.layout);
+    let decided = layout::decide::decide(manifest, &attributes.options.layout);
     let file = |path: String, size: u64, digest: &Digest| File { path, size, digest: digest.to_string() };
     let family = decided.as_ref().ok().map(|decision| decision.family.name);
     let (rule, files): (String, Vec<File>) = match (&decided, planned) {
@@ -225,6 +230,6 @@ fn text(found: &Inspected) -> String {
     safe.collect::<Vec<String>>().join("\n")
 }
 
-fn failure(error: &registry::Error) -> Failure {
+fn failure(error: &registry::error::Error) -> Failure {
     Failure { kind: error.kind(), message: chain(error) }
 }

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use indicatif::{BinaryBytes, HumanDuration};
 
-use super::args::Common;
-use super::output;
-use super::{internal, volumes};
-use crate::control::{Failure, Reply, Request, client};
-use crate::volume::Listed;
+use crate::cli::args::Common;
+use crate::cli::context::volumes;
+use crate::cli::output;
+use crate::control::client;
+use crate::control::request::{Reply, Request};
+use crate::failure::Failure;
+use crate::volume::list::Listed;
 
 /// Lists the store.
 ///
@@ -21,7 +23,7 @@ pub async fn run(common: &Common) -> Result<ExitCode, Failure> {
             output::result(common, &listed, || table(&listed));
             Ok(ExitCode::SUCCESS)
         }
-        other => Err(internal(&format!("unexpected answer: {other:?}"))),
+        other => Err(Failure::internal(&format!("unexpected answer: {other:?}"))),
     }
 }
 

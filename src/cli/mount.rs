@@ -4,13 +4,18 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::args::{Common, MountArgs, UmountArgs};
-use super::output::{self, Progress};
-use super::{internal, namespace, runtime, usage, volumes};
-use crate::control::{Content, Failure, Reply, Request, client};
-use crate::mount::{Lock, Mounter, Policy, Source};
-use crate::store;
-use crate::volume::{self, Attributes};
+use crate::cli::args::{Common, MountArgs, UmountArgs};
+use crate::cli::context::{runtime, volumes};
+use crate::cli::output::Progress;
+use crate::cli::{namespace, output};
+use crate::control::client;
+use crate::control::request::{Content, Reply, Request};
+use crate::failure::Failure;
+use crate::mount::attach::{Mounter, Source};
+use crate::mount::locked::Lock;
+use crate::mount::target::Policy;
+use crate::volume::attributes::Attributes;
+use crate::{store, volume};
 
 /// Mounts; with a command, in a namespace of its own, and becomes that command, with the caller's `umask`.
 ///
@@ -19,7 +24,7 @@ use crate::volume::{self, Attributes};
 pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
     let attributes = flags.attributes();
     // Checked before anything is pulled or any namespace is left.
-    let checked = Attributes::parse(&attributes).map_err(volume::Error::from)?;
+    let checked = Attributes::parse(&attributes).map_err(volume::error::Error::from)?;
     let target = absolute(&flags.directory)?;
     let content = Content { attributes, docker_config: common.docker_config()? };
     let Some((program, arguments)) = flags.command.split_first() else {
@@ -29,15 +34,15 @@ pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Res
     let root = common.root()?;
     let common = Common { root: Some(root.clone()), ..common.clone() };
     namespace::enter()?;
-    let pulled = runtime()?.block_on(super::pull::pull(&common, content))?;
-    let target = Policy::anywhere().check(&target).map_err(volume::Error::from)?;
+    let pulled = runtime()?.block_on(crate::cli::pull::pull(&common, content))?;
+    let target = Policy::anywhere().check(&target).map_err(volume::error::Error::from)?;
     let source =
         Source { tree: &pulled.tree, path: checked.path.as_ref(), exec: checked.exec, asked_read_only: true };
     let mounter = Mounter::new(&root, &store::empty_directory(&root), Lock::All);
-    mounter.attach(source, &target).map_err(volume::Error::from)?;
+    mounter.attach(source, &target).map_err(volume::error::Error::from)?;
     rustix::process::umask(umask);
     let error = std::process::Command::new(program).args(arguments).exec();
-    Err(usage(&format!("cannot run {}: {error}", program.display())))
+    Err(Failure::usage(&format!("cannot run {}: {error}", program.display())))
 }
 
 async fn mount_for_good(common: &Common, content: Content, target: String) -> Result<ExitCode, Failure> {
@@ -50,7 +55,7 @@ async fn mount_for_good(common: &Common, content: Content, target: String) -> Re
             output::result(common, &pulled, || format!("{}\nmounted on {target}, read-only", pulled.digest));
             Ok(ExitCode::SUCCESS)
         }
-        other => Err(internal(&format!("unexpected answer: {other:?}"))),
+        other => Err(Failure::internal(&format!("unexpected answer: {other:?}"))),
     }
 }
 
@@ -65,6 +70,9 @@ pub async fn umount(common: &Common, flags: &UmountArgs) -> Result<ExitCode, Fai
 }
 
 fn absolute(path: &Path) -> Result<String, Failure> {
-    let path = std::path::absolute(path).map_err(|error| usage(&format!("{}: {error}", path.display())))?;
-    path.into_os_string().into_string().map_err(|path| usage(&format!("{}: is not UTF-8", path.display())))
+    let path =
+        std::path::absolute(path).map_err(|error| Failure::usage(&format!("{}: {error}", path.display())))?;
+    path.into_os_string()
+        .into_string()
+        .map_err(|path| Failure::usage(&format!("{}: is not UTF-8", path.display())))
 }

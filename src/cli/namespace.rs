@@ -4,8 +4,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use rustix::process::{getegid, geteuid};
 
-use super::internal;
-use crate::control::Failure;
+use crate::failure::Failure;
 
 /// Whether this is the machine's own user namespace, where root is root.
 pub fn is_initial_user() -> bool {
@@ -28,7 +27,7 @@ pub fn enter() -> Result<(), Failure> {
         CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUSER
     };
     unshare(flags).map_err(|error| {
-        internal(&format!(
+        Failure::internal(&format!(
             "cannot make a namespace: {error}; run as root, or allow user namespaces \
              (sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
         ))
@@ -41,9 +40,9 @@ pub fn enter() -> Result<(), Failure> {
     let none: Option<&str> = None;
     // Slave: mounts of the machine still appear here, ours do not appear there.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
-        .map_err(|error| internal(&format!("cannot make mounts private: {error}")))
+        .map_err(|error| Failure::internal(&format!("cannot make mounts private: {error}")))
 }
 
 fn write(path: &str, text: &str) -> Result<(), Failure> {
-    std::fs::write(path, text).map_err(|error| internal(&format!("cannot write {path}: {error}")))
+    std::fs::write(path, text).map_err(|error| Failure::internal(&format!("cannot write {path}: {error}")))
 }

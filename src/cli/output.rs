@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::args::{Common, Output};
-use crate::pull::Snapshot;
+use crate::cli::args::{Common, Output};
+use crate::pull::progress::Snapshot;
 
 /// Prints a line of the result. A reader that went away is no error.
 pub fn line(text: &str) {

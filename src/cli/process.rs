@@ -4,8 +4,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
-use super::internal;
-use crate::control::Failure;
+use crate::failure::Failure;
 
 /// The capabilities the plugin works with, for `man 7 capabilities`. Whoever takes the process over has no other:
 /// it can load no module, trace no process, make no device, and change no network.
@@ -48,7 +47,7 @@ pub fn raise_open_files() {
 /// # Errors
 /// When the kernel refuses what it grants every process: to have less.
 pub fn give_up_privileges() -> Result<(), Failure> {
-    reduce().map_err(|error| internal(&format!("cannot give up capabilities: {error}")))
+    reduce().map_err(|error| Failure::internal(&format!("cannot give up capabilities: {error}")))
 }
 
 fn reduce() -> rustix::io::Result<()> {

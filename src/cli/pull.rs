@@ -4,10 +4,13 @@ use std::process::ExitCode;
 
 use indicatif::BinaryBytes;
 
-use super::args::{Common, ContentArgs};
-use super::output::{self, Progress};
-use super::{internal, volumes};
-use crate::control::{Content, Failure, Pulled, Reply, Request, client};
+use crate::cli::args::{Common, ContentArgs};
+use crate::cli::context::volumes;
+use crate::cli::output;
+use crate::cli::output::Progress;
+use crate::control::client;
+use crate::control::request::{Content, Pulled, Reply, Request};
+use crate::failure::Failure;
 
 /// Pulls and prints the digest.
 ///
@@ -41,6 +44,6 @@ pub(super) async fn pull(common: &Common, content: Content) -> Result<Pulled, Fa
     let reply = client::run(&volumes(common)?, Request::Pull(content), |now| progress.show(now)).await?;
     match reply {
         Reply::Pulled(pulled) => Ok(pulled),
-        other => Err(internal(&format!("unexpected answer: {other:?}"))),
+        other => Err(Failure::internal(&format!("unexpected answer: {other:?}"))),
     }
 }

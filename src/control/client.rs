@@ -6,10 +6,11 @@ use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 
-use super::{Failure, Reply, Request, SOCKET, execute};
+use crate::control::request::{Reply, Request, SOCKET, execute};
+use crate::failure::Failure;
 use crate::failure::Kind;
-use crate::pull::Snapshot;
-use crate::volume::Volumes;
+use crate::pull::progress::Snapshot;
+use crate::volume::volumes::Volumes;
 
 /// Runs `request`: by the plugin that holds the store of `volumes` if there is one, else here.
 ///
@@ -40,7 +41,7 @@ pub async fn run(
                 _ => return Ok(reply),
             };
             let store = Arc::clone(volumes.puller().await?.store());
-            if crate::pull::blocking(move || store.flush()).await {
+            if crate::host::blocking::run(move || store.flush()).await {
                 return Ok(reply);
             }
             Err(Failure { kind: Kind::Unavailable, message: lost.to_owned() })

@@ -8,10 +8,11 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use super::{Failure, Reply, Request, execute};
-use crate::csi::socket;
+use crate::control::request::{Reply, Request, execute};
+use crate::failure::Failure;
 use crate::failure::Kind;
-use crate::volume::Volumes;
+use crate::host::socket;
+use crate::volume::volumes::Volumes;
 
 /// Bytes of a request: a Docker config fits.
 const REQUEST_LIMIT: u64 = 2 * 1024 * 1024;

@@ -2,9 +2,9 @@
 
 use tonic::{Request, Response, Status, async_trait};
 
-use super::metrics::Metrics;
-use super::v1::identity_server::Identity;
-use super::v1::{
+use crate::csi::metrics::Metrics;
+use crate::csi::v1::identity_server::Identity;
+use crate::csi::v1::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
     ProbeRequest, ProbeResponse,
 };
@@ -45,7 +45,7 @@ impl Identity for IdentityService {
     /// a failing probe leads to, mends neither.
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
         let check = async {
-            let working = crate::volume::is_able_to_mount().await;
+            let working = crate::volume::volumes::is_able_to_mount().await;
             working.map_err(|error| Status::failed_precondition(error.to_string()))?;
             Ok(ProbeResponse { ready: Some(true) })
         };

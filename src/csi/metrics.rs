@@ -8,7 +8,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tonic::{Code, Response, Status};
 
-use super::status;
+use crate::csi::status;
 
 /// The histogram, and the driver name that labels it. Clones count together.
 #[derive(Debug, Clone)]

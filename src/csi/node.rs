@@ -7,20 +7,20 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::metrics::Metrics;
-use super::v1::node_server::Node;
-use super::v1::node_service_capability::{Rpc, Type, rpc};
-use super::v1::volume_usage::Unit;
-use super::v1::{
+use crate::csi::metrics::Metrics;
+use crate::csi::v1::node_server::Node;
+use crate::csi::v1::node_service_capability::{Rpc, Type, rpc};
+use crate::csi::v1::volume_usage::Unit;
+use crate::csi::v1::{
     NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
     NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse, NodeGetVolumeStatsRequest,
     NodeGetVolumeStatsResponse, NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability,
     NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse,
     NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, VolumeUsage,
 };
-use super::{request, status};
-use crate::volume::publish::{Published, hold_time};
-use crate::volume::{Publish, Volumes};
+use crate::csi::{request, status};
+use crate::volume::publish::{Publish, Published, hold_time};
+use crate::volume::volumes::Volumes;
 
 /// Publishes volumes on this node.
 #[derive(Clone)]

@@ -12,11 +12,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::pluginregistration::registration_client::RegistrationClient;
-use super::pluginregistration::registration_server::{Registration, RegistrationServer};
-use super::pluginregistration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
-use super::socket;
-use crate::accept;
+use crate::csi::pluginregistration::registration_client::RegistrationClient;
+use crate::csi::pluginregistration::registration_server::{Registration, RegistrationServer};
+use crate::csi::pluginregistration::{
+    InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
+};
+use crate::csi::transport;
+use crate::host::{accept, socket};
 
 /// How registration stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,7 +147,7 @@ impl Serving {
         let listener = socket::bind(path)?;
         let task = tokio::spawn(async move {
             let server = tonic::transport::Server::builder().add_service(RegistrationServer::new(service));
-            if let Err(error) = server.serve_with_incoming(socket::private_grpc(listener)).await {
+            if let Err(error) = server.serve_with_incoming(transport::private_grpc(listener)).await {
                 tracing::error!(%error, "the registration socket failed");
             }
         });
@@ -166,7 +168,7 @@ impl Drop for Serving {
 /// Asks the socket what kubelet will ask, and as kubelet does. Who has no descriptor to ask with knows nothing against it.
 async fn answers(path: &Path, driver_name: &str) -> bool {
     let ask = async {
-        let channel = match socket::connect_by_path(path).await {
+        let channel = match transport::connect_by_path(path).await {
             Ok(channel) => channel,
             Err(error) => return Some(accept::is_shortage(&error)),
         };

@@ -5,11 +5,12 @@ use std::fmt;
 
 use tonic::Status;
 
-use super::v1::volume_capability::access_mode::Mode;
-use super::v1::volume_capability::{AccessType, MountVolume};
-use super::v1::{NodePublishVolumeRequest, VolumeCapability};
-use crate::volume::{self, Attributes};
-use crate::volume::{Keyring, Secret};
+use crate::csi::v1::volume_capability::access_mode::Mode;
+use crate::csi::v1::volume_capability::{AccessType, MountVolume};
+use crate::csi::v1::{NodePublishVolumeRequest, VolumeCapability};
+use crate::registry::credentials::{Keyring, Secret};
+use crate::volume;
+use crate::volume::attributes::Attributes;
 
 /// Bytes of a volume ID. The interface says 128 for strings; PersistentVolumes are not held to it.
 const VOLUME_ID_LIMIT: usize = 1024;
@@ -84,8 +85,8 @@ pub fn missing(field: &str) -> Status {
     Status::invalid_argument(format!("{field} is missing in the request"))
 }
 
-fn status(error: &volume::Error) -> Status {
-    super::status::from_volume(error)
+fn status(error: &volume::error::Error) -> Status {
+    crate::csi::status::from_volume(error)
 }
 
 /// Checks how the volume is to be accessed; the text is part of what makes two requests the same.
@@ -159,8 +160,8 @@ impl fmt::Debug for NodePublishVolumeRequest {
 
 #[cfg(test)]
 mod tests {
-    use super::super::v1::volume_capability::{AccessMode, BlockVolume};
     use super::*;
+    use crate::csi::v1::volume_capability::{AccessMode, BlockVolume};
     use tonic::Code;
 
     fn request(access_type: Option<AccessType>, mode: Mode, readonly: bool) -> NodePublishVolumeRequest {

@@ -2,7 +2,8 @@
 
 use tonic::{Code, Status};
 
-use crate::failure::{self, Kind};
+use crate::failure;
+use crate::failure::Kind;
 
 /// The code for each kind, from the error scheme of CSI v1.12.0 and what kubelet makes of it: it retries
 /// `Canceled`, `DeadlineExceeded`, `Unavailable`, `ResourceExhausted` and `Aborted` as one uncertain volume, and
@@ -24,7 +25,7 @@ pub fn code(kind: Kind) -> Code {
 }
 
 /// The status for an error of the volume layer. Its text becomes an event of the pod.
-pub fn from_volume(error: &crate::volume::Error) -> Status {
+pub fn from_volume(error: &crate::volume::error::Error) -> Status {
     Status::new(code(error.kind()), failure::chain(error))
 }
 

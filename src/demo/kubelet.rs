@@ -8,7 +8,7 @@ use tonic::{Request, Status};
 
 use crate::csi::pluginregistration::registration_client::RegistrationClient;
 use crate::csi::pluginregistration::{InfoRequest, PluginInfo, RegistrationStatus};
-use crate::csi::socket;
+use crate::csi::transport;
 use crate::csi::v1::node_client::NodeClient;
 use crate::csi::v1::volume_capability::access_mode::Mode;
 use crate::csi::v1::volume_capability::{AccessMode, AccessType, MountVolume};
@@ -16,7 +16,7 @@ use crate::csi::v1::{
     NodeGetInfoRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest,
     VolumeCapability, VolumeUsage,
 };
-use crate::oci::Digest;
+use crate::oci::digest::Digest;
 
 /// A kubelet for one node: knows its directory, and dials a new connection for every call, as kubelet does.
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ impl Kubelet {
     /// # Errors
     /// When the plugin does not answer as it must.
     pub async fn register(&self, registration: &Path) -> Result<PluginInfo, Status> {
-        let channel = socket::connect_by_path(registration)
+        let channel = transport::connect_by_path(registration)
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?;
         let mut client = RegistrationClient::new(channel);
@@ -142,7 +142,7 @@ impl Kubelet {
     /// # Errors
     /// `UNAVAILABLE` when nobody listens.
     pub async fn node(&self) -> Result<NodeClient<tonic::transport::Channel>, Status> {
-        let channel = socket::connect(&self.socket).await;
+        let channel = transport::connect(&self.socket).await;
         channel.map(NodeClient::new).map_err(|error| Status::unavailable(error.to_string()))
     }
 

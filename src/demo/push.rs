@@ -4,7 +4,8 @@ use bytes::Bytes;
 use reqwest::{RequestBuilder, Url, header};
 use serde_json::{Value, json};
 
-use crate::oci::{Digest, media_type};
+use crate::oci::digest::Digest;
+use crate::oci::media_type;
 
 /// Where to push, and as whom. Plain HTTP only: it is for registries on loopback.
 #[derive(Debug, Clone)]

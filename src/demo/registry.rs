@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::oci::Digest;
+use crate::oci::digest::Digest;
 
 /// A registry that is being served, until dropped.
 pub struct Registry {

@@ -5,7 +5,9 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{ENTRY_LIMIT, Name};
+use crate::layer::checksum::Checksum;
+use crate::layer::format::ENTRY_LIMIT;
+use crate::layer::name::Name;
 
 /// One entry of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,22 +100,6 @@ impl Metadata {
     /// What a directory gets that no archive describes.
     pub fn implied() -> Self {
         Self { mode: 0o755, ..Self::default() }
-    }
-}
-
-/// XXH3-128: finds what a disk lost; it is no defence against an attacker who can write to the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Checksum(u128);
-
-impl Checksum {
-    /// Of `bytes`.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(xxhash_rust::xxh3::xxh3_128(bytes))
-    }
-
-    /// Of everything that `hasher` was given.
-    pub fn finish(hasher: &Xxh3) -> Self {
-        Self(hasher.digest128())
     }
 }
 

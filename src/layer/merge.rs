@@ -7,8 +7,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::name::{self, DEPTH_LIMIT};
-use super::{ENTRY_LIMIT, Entry, Kind, Metadata, Name, Profile};
+use crate::layer::format::{ENTRY_LIMIT, Profile};
+use crate::layer::index::{Entry, Kind, Metadata};
+use crate::layer::name;
+use crate::layer::name::{DEPTH_LIMIT, Name};
 
 /// A tree that layers are applied to, lowest first.
 #[derive(Debug)]

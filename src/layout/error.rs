@@ -1,6 +1,7 @@
 //! Why a manifest cannot be laid out.
 
-use crate::oci::Digest;
+use crate::oci::digest::Digest;
+use crate::oci::manifest::Manifest;
 
 /// The manifest cannot be laid out.
 #[derive(Debug, thiserror::Error)]
@@ -152,4 +153,27 @@ impl Error {
             | Self::Empty => Kind::FailedPrecondition,
         }
     }
+}
+
+/// The error that tells a reader of the artifact what it is made of.
+pub(in crate::layout) fn unsupported(manifest: &Manifest, what: &str) -> Error {
+    Error::Unsupported { what: what.to_owned(), media_types: media_types(manifest) }
+}
+
+/// The media types of a manifest, for people: the first few, not all of each.
+pub(in crate::layout) fn media_types(manifest: &Manifest) -> String {
+    let layers = manifest.layers.iter().map(|layer| layer.media_type.as_str());
+    let artifact = manifest.artifact_type.as_deref();
+    let mut seen: Vec<String> = Vec::new();
+    for name in artifact.into_iter().chain([manifest.config.media_type.as_str()]).chain(layers) {
+        let name: String = name.chars().take(80).collect();
+        if seen.len() == 8 {
+            seen.push("…".to_owned());
+            break;
+        }
+        if !name.is_empty() && !seen.contains(&name) {
+            seen.push(name);
+        }
+    }
+    seen.join(", ")
 }

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use super::{Error, Selection, TreePath};
+use crate::layer::format::Profile;
+use crate::layer::merge::Rename;
 use crate::layer::name::shown;
-use crate::layer::{Profile, Rename};
-use crate::oci::{Descriptor, Digest};
+use crate::layout::error::Error;
+use crate::layout::select::Selection;
+use crate::layout::tree_path::TreePath;
+use crate::oci::descriptor::Descriptor;
+use crate::oci::digest::Digest;
 
 /// What a volume will hold.
 ///
@@ -89,7 +93,7 @@ impl Plan {
         Ok(Self { items, profile: Profile::Archive, left_out: Vec::new(), file_list: None })
     }
 
-    /// The same, with archives that have to hold what this config [lists](super::cog::files). It is read when the tree is built:
+    /// The same, with archives that have to hold what this config [lists](crate::layout::families::cog::files). It is read when the tree is built:
     /// it may be large, and plans are many.
     pub fn with_file_list(self, config: Digest) -> Self {
         Self { file_list: Some(config), ..self }
@@ -231,9 +235,11 @@ fn check_paths(items: &[Item]) -> Result<(), Error> {
 pub(crate) mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::{Artifact, Options};
     use super::*;
-    use crate::oci::{Manifest, media_type};
+    use crate::layout::artifact::Artifact;
+    use crate::layout::options::Options;
+    use crate::oci::manifest::Manifest;
+    use crate::oci::media_type;
 
     /// A manifest of layers with these types and annotations.
     pub fn manifest(artifact_type: &str, config: &str, layers: &[(&str, &[(&str, &str)])]) -> Manifest {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use globset::{Candidate, Glob, GlobBuilder, GlobSet};
 
-use super::Error;
 use crate::layer::name::shown;
+use crate::layout::error::Error;
 
 /// Globs on paths. A file is kept when some `include` matches it (or there is none) and no `exclude` does.
 ///

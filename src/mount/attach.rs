@@ -9,13 +9,14 @@ use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MoveMountFlags;
 
-use super::locked::{Lock, LockedStore, identity};
-use super::{Error, Table, Target, inside, kernel, overlay};
-use crate::layout::TreePath;
-use crate::sys::{MountAttributes, mount_setattr};
-
-pub(super) const DIRECTORY: OFlags =
-    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+use crate::host::sys::{MountAttributes, mount_setattr};
+use crate::layout::tree_path::TreePath;
+use crate::mount::error::{Error, kernel};
+use crate::mount::inside::DIRECTORY;
+use crate::mount::locked::{Lock, LockedStore, identity};
+use crate::mount::mountinfo::Table;
+use crate::mount::target::Target;
+use crate::mount::{inside, overlay};
 
 /// Mounts trees of one store on targets.
 #[derive(Debug)]
@@ -72,7 +73,7 @@ impl Mounter {
     /// The target is made if it is not there. The mount gets its flags while it is attached nowhere (`man 2 open_tree`,
     /// `mount_setattr`, `fsmount`), then it is moved by descriptors: it is never writable, not for an instant. There is no
     /// other way for older kernels: a bind that is made read-only afterwards has by then spread, writable, to the host,
-    /// where pods get it from. What a container can do to its own mount of the target, see [`locked`](super::locked) and
+    /// where pods get it from. What a container can do to its own mount of the target, see [`locked`](crate::mount::locked) and
     /// `overlay`: never clear `ro`.
     ///
     /// *Caller:* holds the target's turn, and has seen in the mount table that nothing is mounted there.
@@ -90,7 +91,7 @@ impl Mounter {
             Err(Errno::EXIST) => false,
             Err(errno) => return Err(kernel("create", target.path())(errno)),
         };
-        crate::moment::reached("publish.target_made");
+        crate::host::failpoint::reached("publish.target_made");
         let result = open_target(&parent, target).and_then(|at| {
             let mount =
                 self.mount_of(source, &directory, &within).map_err(|source| match source.raw_os_error() {
@@ -107,7 +108,7 @@ impl Mounter {
             let _ = rustix::fs::unlinkat(&parent, target.name(), AtFlags::REMOVEDIR);
         }
         result?;
-        crate::moment::reached("publish.mounted");
+        crate::host::failpoint::reached("publish.mounted");
         Ok(Attached { made_target: made })
     }
 
@@ -209,8 +210,10 @@ fn open_target(parent: &OwnedFd, target: &Target) -> Result<OwnedFd, Error> {
 mod tests {
     use std::fs;
 
-    use super::super::{Mount, Policy, detach};
     use super::*;
+    use crate::mount::detach;
+    use crate::mount::mountinfo::Mount;
+    use crate::mount::target::Policy;
 
     /// Gives this thread a mount namespace of its own; what is mounted there ends with the thread.
     fn isolate() {
@@ -253,7 +256,7 @@ mod tests {
             let error = fs::write(path.join("sub/file"), "x").expect_err("read-only");
             assert_eq!(error.raw_os_error(), Some(libc::EROFS));
             assert_eq!(fs::read(path.join("sub/file")).expect("content"), b"content");
-            assert_eq!(detach(&target, |_| true, true).expect("unmounted"), 1);
+            assert_eq!(detach::detach(&target, |_| true, true).expect("unmounted"), 1);
             assert!(!path.exists());
         }
     }
@@ -294,7 +297,7 @@ mod tests {
         let path = TreePath::new("sub").expect("safe");
         attach(&base, Some(&path), &target, false).expect("mounted");
         assert!(base.join("t/file").exists());
-        detach(&target, |_| true, true).expect("unmounted");
+        detach::detach(&target, |_| true, true).expect("unmounted");
     }
 
     /// Clears all flags of a mount as runc 1.2 and later does for `rw`.
@@ -336,7 +339,7 @@ mod tests {
                 assert_eq!(error.raw_os_error(), Some(libc::EROFS));
             }
             nix::mount::umount(&bound).expect("unmounted");
-            detach(&target, |_| true, true).expect("unmounted");
+            detach::detach(&target, |_| true, true).expect("unmounted");
         }
     }
 
@@ -383,7 +386,7 @@ mod tests {
             assert_eq!(error.raw_os_error(), Some(libc::EROFS));
         }
         assert_eq!(fs::read(path.join("file")).expect("content"), b"content");
-        detach(&target, |mount| store.holds(mount), true).expect("unmounted");
+        detach::detach(&target, |mount| store.holds(mount), true).expect("unmounted");
     }
 
     #[test]
@@ -401,7 +404,7 @@ mod tests {
             let source = Source { tree: &root.join("tree"), path: None, exec: false, asked_read_only: true };
             mounter.attach(source, &target).expect("mounted");
             assert_eq!(fs::read_to_string(base.join("t/file")).expect("a file"), content);
-            detach(&target, |mount| !mount.is_overlay, true).expect("unmounted");
+            detach::detach(&target, |mount| !mount.is_overlay, true).expect("unmounted");
             fs::rename(&root, base.join(content)).expect("moved away");
         }
     }

@@ -7,7 +7,9 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use super::{Error, Mount, Table, Target, kernel};
+use crate::mount::error::{Error, kernel};
+use crate::mount::mountinfo::{Mount, Table};
+use crate::mount::target::Target;
 
 /// Mounts stacked on one target that are taken away in one call.
 const STACK_LIMIT: usize = 64;
@@ -35,7 +37,7 @@ pub fn detach(target: &Target, ours: impl Fn(&Mount) -> bool, and_directory: boo
             return Err(Error::NotOurs { path: path.to_owned(), what });
         }
         match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW) {
-            Ok(()) => crate::moment::reached("unpublish.unmounted"),
+            Ok(()) => crate::host::failpoint::reached("unpublish.unmounted"),
             // No longer a mount: somebody else was faster.
             Err(Errno::INVAL | Errno::NOENT) => {}
             Err(Errno::BUSY) => {

@@ -5,11 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::attach::DIRECTORY;
-use crate::layout::TreePath;
+use crate::layout::tree_path::TreePath;
+
+pub(super) const DIRECTORY: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 /// Symlinks on the way, as in the kernel: `man 7 path_resolution`.
 const SYMLINK_LIMIT: usize = 40;

@@ -24,7 +24,8 @@ use rustix::mount::{
     unmount,
 };
 
-use crate::sys::{self, MountAttributes};
+use crate::host::sys;
+use crate::host::sys::MountAttributes;
 
 /// Which flags of a volume's mount no container can clear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

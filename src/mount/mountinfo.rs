@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use super::{Error, overlay};
+use crate::mount::error::Error;
 
 /// One line of mountinfo. Source: `man 5 proc_pid_mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,9 @@ pub struct StoreLocation {
     pub(super) root: PathBuf,
 }
 
+/// What the mount table shows as such a mount's source, before the tree's device and directory: an overlay is a file system
+/// of its own, so these are not in its line as they are in that of a bind.
+pub(in crate::mount) const OVERLAY_SOURCE: &str = "ocivol:";
 /// Bytes of the table: a hundred thousand mounts.
 const LIMIT: u64 = 64 * 1024 * 1024;
 
@@ -139,10 +142,17 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let shared = optional.iter().any(|field| field.starts_with(b"shared:"));
     let fs_type = text(fields.next()?);
     let source = unescape(fields.next().unwrap_or_default());
-    let shown = (fs_type == "overlay").then(|| overlay::tree_of(&source)).flatten();
+    let shown = (fs_type == "overlay").then(|| tree_of(&source)).flatten();
     let is_overlay = shown.is_some();
     let (device, root) = shown.unwrap_or((device, root));
     Some(Mount { device, root, mount_point, options, shared, fs_type, is_overlay })
+}
+
+/// Device and directory of the tree that an overlay shows, from the source that the mount table has for it.
+fn tree_of(source: &Path) -> Option<(String, PathBuf)> {
+    let place = source.to_str()?.strip_prefix(OVERLAY_SOURCE)?;
+    let (device, root) = place.split_at_checked(place.find('/')?)?;
+    Some((device.to_owned(), PathBuf::from(root)))
 }
 
 /// Space, tab, newline and backslash appear as `\` and three octal digits.

@@ -1,13 +1,12 @@
 //! A volume whose file system cannot be written, whatever its mount's flags are.
 //!
 //! A claim that a pod uses without `readOnly` is bound into the container with `rw`: runc 1.2 and later then clears the
-//! flags of the mount, and where they are [locked](super::locked) the container does not start. Claims of other read-only
+//! flags of the mount, and where they are [locked](crate::mount::locked) the container does not start. Claims of other read-only
 //! drivers start. So such a volume is an overlay without an upper layer: its superblock is read-only, and stays so
 //! (`Documentation/filesystems/overlayfs.rst`, "Multiple lower layers"; `ovl_reconfigure` refuses `rw` without an upper
 //! layer). What it cannot do is be mapped to the users of a pod with `hostUsers: false`.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::mount::{
@@ -15,11 +14,8 @@ use rustix::mount::{
     fsmount, fsopen,
 };
 
-use super::StoreLocation;
+use crate::mount::mountinfo::{OVERLAY_SOURCE, StoreLocation};
 
-/// What the mount table shows as such a mount's source, before the tree's device and directory: an overlay is a file system
-/// of its own, so these are not in its line as they are in that of a bind.
-const SOURCE: &str = "ocivol:";
 /// Bytes that the kernel takes for the value of an option. `man 2 fsconfig`.
 const VALUE_LIMIT: usize = 255;
 
@@ -36,7 +32,7 @@ pub(super) fn mount_of(
 ) -> Result<OwnedFd, Errno> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_flag(&context, "ro")?;
-    let source = format!("{SOURCE}{}{}", place.device, place.root.display());
+    let source = format!("{OVERLAY_SOURCE}{}{}", place.device, place.root.display());
     if source.len() > VALUE_LIMIT {
         return Err(Errno::NAMETOOLONG);
     }
@@ -55,11 +51,4 @@ pub(super) fn mount_of(
         flags |= MountAttrFlags::MOUNT_ATTR_NOEXEC;
     }
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)
-}
-
-/// Device and directory of the tree that an overlay shows, from the source that the mount table has for it.
-pub(super) fn tree_of(source: &Path) -> Option<(String, PathBuf)> {
-    let place = source.to_str()?.strip_prefix(SOURCE)?;
-    let (device, root) = place.split_at_checked(place.find('/')?)?;
-    Some((device.to_owned(), PathBuf::from(root)))
 }

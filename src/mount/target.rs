@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{Error, kernel};
+use crate::mount::error::{Error, kernel};
 
 /// Which paths are targets.
 #[derive(Debug, Clone)]

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Platform};
+use crate::oci::digest::Digest;
+use crate::oci::platform::Platform;
 
 /// Type, digest and size of some content elsewhere. Source: image-spec v1.1 descriptor.md.
 ///
@@ -137,6 +138,28 @@ where
     D: serde::Deserializer<'de>,
 {
     Ok(Option::<BTreeMap<String, String>>::deserialize(input)?.unwrap_or_default())
+}
+
+/// The child of an index that runs best on `self`, by position.
+///
+/// Attestations are no candidates. Of equally good children the first wins.
+pub fn choose<'a>(platform: &Platform, children: impl IntoIterator<Item = &'a Descriptor>) -> Option<usize> {
+    let mut best: Option<(u32, usize)> = None;
+    for (position, child) in children.into_iter().enumerate() {
+        let Some(offered) = child.platform.as_ref().filter(|_| !is_attestation(child)) else { continue };
+        let Some(rank) = offered.rank_on(platform) else { continue };
+        if best.is_none_or(|(highest, _)| rank > highest) {
+            best = Some((rank, position));
+        }
+    }
+    best.map(|(_, position)| position)
+}
+
+/// Whether an index's child is no content but a statement about another child (BuildKit's provenance).
+pub fn is_attestation(child: &Descriptor) -> bool {
+    let is_unknown = child.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
+    child.annotation("vnd.docker.reference.type") == Some("attestation-manifest")
+        || (is_unknown && child.artifact_type.is_none())
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Descriptor, descriptor, media_type};
+use crate::oci::descriptor::Descriptor;
+use crate::oci::{descriptor, media_type};
 
 /// Bytes of a manifest or index: what registries accept at most, by distribution-spec v1.1.
 pub const SIZE_LIMIT: usize = 4 * 1024 * 1024;

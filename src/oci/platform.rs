@@ -5,8 +5,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Descriptor;
-
 /// Operating system, architecture and variant, in Go's words: `linux/arm/v7`.
 ///
 /// *Invariant:* what has several names has one here, by the rules of containerd's platforms package, so that what people
@@ -75,7 +73,7 @@ impl Platform {
     ///
     /// Variants `vN` are ordered: a machine runs its own and every lower one, and runs the highest of those
     /// best. No variant means the architecture's baseline.
-    fn rank_on(&self, wanted: &Self) -> Option<u32> {
+    pub(in crate::oci) fn rank_on(&self, wanted: &Self) -> Option<u32> {
         if self.os != wanted.os || self.architecture != wanted.architecture {
             return None;
         }
@@ -96,28 +94,6 @@ impl Platform {
         let (major, minor): (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
         major.checked_mul(100)?.checked_add(minor.min(99))
     }
-
-    /// The child of an index that runs best on `self`, by position.
-    ///
-    /// Attestations are no candidates. Of equally good children the first wins.
-    pub fn choose<'a>(&self, children: impl IntoIterator<Item = &'a Descriptor>) -> Option<usize> {
-        let mut best: Option<(u32, usize)> = None;
-        for (position, child) in children.into_iter().enumerate() {
-            let Some(platform) = child.platform.as_ref().filter(|_| !is_attestation(child)) else { continue };
-            let Some(rank) = platform.rank_on(self) else { continue };
-            if best.is_none_or(|(highest, _)| rank > highest) {
-                best = Some((rank, position));
-            }
-        }
-        best.map(|(_, position)| position)
-    }
-}
-
-/// Whether an index's child is no content but a statement about another child (BuildKit's provenance).
-pub fn is_attestation(child: &Descriptor) -> bool {
-    let is_unknown = child.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
-    child.annotation("vnd.docker.reference.type") == Some("attestation-manifest")
-        || (is_unknown && child.artifact_type.is_none())
 }
 
 /// The x86-64 microarchitecture level (System V psABI), as Go's `GOAMD64` names it.
@@ -178,11 +154,12 @@ impl fmt::Display for Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::Digest;
+    use crate::oci::descriptor::{Descriptor, choose};
+    use crate::oci::digest::Digest;
 
     fn children(platforms: &[&str]) -> Vec<Descriptor> {
         let child = |platform: &&str| Descriptor {
-            media_type: super::super::media_type::OCI_MANIFEST.to_owned(),
+            media_type: crate::oci::media_type::OCI_MANIFEST.to_owned(),
             digest: Digest::sha256(platform.as_bytes()),
             size: 1,
             artifact_type: None,
@@ -209,7 +186,7 @@ mod tests {
         ];
         for (wanted, offered, expected) in table {
             let wanted: Platform = wanted.parse().expect("a platform");
-            assert_eq!(wanted.choose(&children(offered)), expected, "{wanted} of {offered:?}");
+            assert_eq!(choose(&wanted, &children(offered)), expected, "{wanted} of {offered:?}");
         }
     }
 
@@ -246,14 +223,15 @@ mod tests {
             serde_json::from_str(r#"{"os":"linux","architecture":"amd64","variant":null}"#).expect("null");
         assert_eq!(read.to_string(), "linux/amd64");
         let wanted: Platform = "linux/arm64".parse().expect("a platform");
-        assert_eq!(wanted.choose(&children(&["linux/arm64/v9", "linux/aarch64/v8"])), Some(1));
+        assert_eq!(choose(&wanted, &children(&["linux/arm64/v9", "linux/aarch64/v8"])), Some(1));
     }
 
     #[test]
     fn attestations_are_no_candidates() {
         let mut offered = children(&["linux/amd64", "linux/amd64"]);
         offered[0].annotations.insert("vnd.docker.reference.type".into(), "attestation-manifest".into());
-        assert_eq!("linux/amd64".parse::<Platform>().expect("a platform").choose(&offered), Some(1));
+        let wanted = "linux/amd64".parse::<Platform>().expect("a platform");
+        assert_eq!(choose(&wanted, &offered), Some(1));
     }
 
     #[test]

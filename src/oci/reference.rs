@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Digest;
+use crate::oci::digest::Digest;
 
 /// Docker Hub's name in references. Its registry answers at another host, which `registry` knows.
 pub const DOCKER_HUB: &str = "docker.io";

@@ -5,10 +5,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::Error;
-use crate::oci::manifest::Document;
-use crate::oci::platform::is_attestation;
-use crate::oci::{Descriptor, Digest, Index, Manifest, Platform, Reference, media_type};
+use crate::oci::descriptor::{Descriptor, choose, is_attestation};
+use crate::oci::digest::Digest;
+use crate::oci::manifest::{Document, Index, Manifest};
+use crate::oci::media_type;
+use crate::oci::platform::Platform;
+use crate::oci::reference::Reference;
+use crate::pull::error::Error;
 
 /// What a volume says of the child it wants.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -141,7 +144,7 @@ impl Choice {
         }
         let mut seen = HashSet::new();
         fitting.retain(|child| seen.insert(&child.digest));
-        let best = self.platform.choose(fitting.iter().copied()).map(|best| fitting[best]);
+        let best = choose(&self.platform, fitting.iter().copied()).map(|best| fitting[best]);
         let candidate =
             |child: &Descriptor| Candidate { digest: child.digest.clone(), left: self.without(child) };
         if let (Some(best), false) = (best, open) {
@@ -310,7 +313,7 @@ fn list(content: &[&Descriptor]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::tests::manifest;
+    use crate::layout::plan::tests::manifest;
 
     fn child(
         name: &str,

@@ -4,6 +4,7 @@
 //! one thread, which hashes and writes. What has arrived is kept when a source is given up for one of the same repository, and
 //! when the process ends.
 
+use crate::host::blocking;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -11,16 +12,16 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::fetch::{End, Fetch, Piece};
-use super::offers::Offers;
-use super::progress::Counter;
-use super::turns::Permit;
-use super::unpacking::Sink;
-use super::wanted::{Form, Stored, Wanted};
-use super::{Error, Puller, blocking, origin};
-use crate::registry;
-use crate::registry::transport::Source;
-use crate::store;
+use crate::pull::error::Error;
+use crate::pull::fetch::{End, Fetch, Piece};
+use crate::pull::offers::Offers;
+use crate::pull::progress::Counter;
+use crate::pull::turns::Permit;
+use crate::pull::unpacking::Sink;
+use crate::pull::wanted::{Form, Stored, Wanted};
+use crate::pull::{Puller, origin};
+use crate::registry::source::Source;
+use crate::{registry, store};
 
 /// Parts that wait for the writer.
 const QUEUE: usize = 16;
@@ -93,13 +94,13 @@ impl Puller {
         whole: bool,
     ) -> Result<Stored, End> {
         let (store, from, opened) = (Arc::clone(&self.store), origin(source), wanted.clone());
-        let sink = blocking(move || Sink::open(&store, &opened, from)).await?;
+        let sink = blocking::run(move || Sink::open(&store, &opened, from)).await?;
         let counter = Arc::clone(&offers.counter);
         counter.here.store(sink.present(), Relaxed);
         let (writer, pieces) = mpsc::channel(QUEUE);
         let fetch = Fetch::new(self, wanted, source, offers, &sink, whole, writer);
         // It runs on a thread of its own, and ends when `fetch`, which has the sender, is dropped.
-        let writing = blocking(move || write(sink, pieces, &counter));
+        let writing = blocking::run(move || write(sink, pieces, &counter));
         tokio::pin!(writing);
         let fetched = tokio::select! {
             biased;
@@ -114,16 +115,16 @@ impl Puller {
         drop(fetch);
         let sink = writing.await?;
         if let Err(end) = fetched {
-            blocking(move || drop(sink)).await; // What was unpacked in vain is removed.
+            blocking::run(move || drop(sink)).await; // What was unpacked in vain is removed.
             return Err(end);
         }
         if sink.needs_large_window() {
             turn.take(); // All bytes are here; who waits for memory holds nothing that others need.
         }
         self.finish(sink, None).await.map_err(|error| match error {
-            Error::Store(store::Error::Mismatch { expected, got }) => {
+            Error::Store(store::error::Error::Mismatch { expected, got }) => {
                 let (host, got) = (source.host.clone(), oddity.unwrap_or_else(|| got.to_string()));
-                let error = registry::Error::WrongContent { host, wanted: expected, got };
+                let error = registry::error::Error::WrongContent { host, wanted: expected, got };
                 End::Failed { error: error.into(), in_parts }
             }
             error => error.into(),
@@ -139,7 +140,7 @@ impl Puller {
         let large = waiting.0.as_ref().is_some_and(Sink::needs_large_window);
         let memory = if large { Arc::clone(&self.large_windows).acquire_owned().await.ok() } else { None };
         let Some(sink) = waiting.0.take() else { return Err(Error::Stopped) };
-        blocking(move || {
+        blocking::run(move || {
             let finished = sink.finish();
             drop((memory, turn));
             finished
@@ -163,7 +164,7 @@ impl Puller {
         let opened = wanted.clone();
         let sink = self.with_store(move |store| Sink::from_file(store, &opened, file)).await?;
         match self.finish(sink, Some(turn)).await {
-            Err(Error::Store(store::Error::Mismatch { expected, got })) => {
+            Err(Error::Store(store::error::Error::Mismatch { expected, got })) => {
                 tracing::warn!(%expected, %got, "discarding a blob that did not keep");
                 self.with_store(move |store| store.discard_blob(&expected)).await?;
                 Ok(None)

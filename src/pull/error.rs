@@ -10,20 +10,20 @@ use crate::oci::manifest::InvalidManifest;
 pub enum Error {
     /// The registry did not deliver.
     #[error(transparent)]
-    Registry(#[from] crate::registry::Error),
+    Registry(#[from] crate::registry::error::Error),
     /// The store did not take it.
     #[error(transparent)]
-    Store(#[from] crate::store::Error),
+    Store(#[from] crate::store::error::Error),
     /// The manifest describes no volume.
     #[error(transparent)]
-    Layout(#[from] crate::layout::Error),
+    Layout(#[from] crate::layout::error::Error),
     /// A layer cannot be unpacked.
     #[error("layer {digest}: {source}")]
     Unpack {
         /// The layer.
-        digest: crate::oci::Digest,
+        digest: crate::oci::digest::Digest,
         /// Why.
-        source: crate::unpack::Error,
+        source: crate::unpack::error::Error,
     },
     /// A manifest in the store cannot be read.
     #[error("the manifest of {reference} cannot be used: {source}")]

@@ -16,17 +16,18 @@ use reqwest::{StatusCode, header};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::MissedTickBehavior;
 
-use super::offers::Offers;
-use super::segments::Segments;
-use super::unpacking::Sink;
-use super::wanted::{Form, Wanted};
-use super::watch::{Pace, Watch};
-use super::{BUFFERED_BYTES, Error, Puller};
-use crate::oci::Descriptor;
+use crate::oci::descriptor::Descriptor;
+use crate::pull::error::Error;
+use crate::pull::offers::Offers;
+use crate::pull::segments::Segments;
+use crate::pull::unpacking::Sink;
+use crate::pull::wanted::{Form, Wanted};
+use crate::pull::watch::{Pace, Watch};
+use crate::pull::{BUFFERED_BYTES, Puller};
 use crate::registry;
-use crate::registry::Body;
+use crate::registry::http::Body;
 use crate::registry::retry::Backoff;
-use crate::registry::transport::Source;
+use crate::registry::source::Source;
 
 /// Connections for one blob.
 const CONNECTIONS: usize = 6;
@@ -161,7 +162,7 @@ impl Fetch<'_> {
                     match watch.look(now.0, now.1) {
                         Pace::Dead => {
                             let host = self.source.host.clone();
-                            return Err(registry::Error::TooSlow { host, over: Watch::DEAD_AFTER }.into());
+                            return Err(registry::error::Error::TooSlow { host, over: Watch::DEAD_AFTER }.into());
                         }
                         Pace::Rate(rate)
                             if rate < REPLACE_BELOW
@@ -244,7 +245,8 @@ impl Fetch<'_> {
         let mut body = match self.puller.registry.blob(self.source, self.blob, wanted, backoff).await {
             // It has less than it said, or does not take ranges.
             Err(
-                registry::Error::Status { status: 416, .. } | registry::Error::Elsewhere { status: 416, .. },
+                registry::error::Error::Status { status: 416, .. }
+                | registry::error::Error::Elsewhere { status: 416, .. },
             ) if !whole => {
                 self.without_ranges.store(true, Relaxed);
                 return Ok(());
@@ -297,7 +299,7 @@ impl Fetch<'_> {
         if self.oddity().is_some() {
             return Err(self.wrong(reason));
         }
-        Err(registry::Error::Unreachable { host: self.source.host.clone(), reason }.into())
+        Err(registry::error::Error::Unreachable { host: self.source.host.clone(), reason }.into())
     }
 
     /// The offset of a body's first byte; `whole` when it was asked for without a range.
@@ -311,7 +313,7 @@ impl Fetch<'_> {
                     Err(self.wrong(format!("{total} bytes where the manifest says {}", self.blob.size)))
                 }
                 Some((start, _)) if start == asked => Ok(start),
-                _ => Err(registry::Error::Protocol {
+                _ => Err(registry::error::Error::Protocol {
                     host: self.source.host.clone(),
                     what: format!("answered a range with Content-Range {header:?}"),
                 }
@@ -342,7 +344,7 @@ impl Fetch<'_> {
     }
 
     fn wrong(&self, got: String) -> End {
-        registry::Error::WrongContent {
+        registry::error::Error::WrongContent {
             host: self.source.host.clone(),
             wanted: self.blob.digest.clone(),
             got: self.oddity().unwrap_or(got),

@@ -10,15 +10,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::offers::Offers;
-use super::progress::Counter;
-use super::wanted::{Form, Stored, Wanted};
-use super::watch::{Pace, Watch};
-use super::{Error, Progress, Puller, origin};
-use crate::oci::Descriptor;
+use crate::oci::descriptor::Descriptor;
+use crate::pull::error::Error;
+use crate::pull::offers::Offers;
+use crate::pull::progress::{Counter, Progress};
+use crate::pull::wanted::{Form, Stored, Wanted};
+use crate::pull::watch::{Pace, Watch};
+use crate::pull::{Puller, origin};
 use crate::registry;
 use crate::registry::retry::Backoff;
-use crate::registry::transport::Source;
+use crate::registry::source::Source;
 
 /// Downloads of one blob that one asker waits for: each but the last ended without its own source being tried.
 const ROUNDS: usize = 4;
@@ -90,7 +91,7 @@ impl Puller {
         self: &Arc<Self>,
         wanted: &Wanted,
         offers: Offers,
-    ) -> super::Waiter<Offers, super::Shared<super::Stored>> {
+    ) -> crate::pull::flight::Waiter<Offers, crate::pull::Shared<crate::pull::wanted::Stored>> {
         // A manifest that lies about the size must not spoil the download of one that does not.
         let key = (wanted.blob.digest.clone(), wanted.blob.size, wanted.form.clone());
         self.blobs.join(key, || {
@@ -158,13 +159,13 @@ impl Puller {
             let watch = watch.get_or_insert_with(|| Watch::new(Instant::now()));
             if watch.look(Instant::now(), received) == Pace::Dead {
                 let host = source.host.clone();
-                return Err(registry::Error::TooSlow { host, over: Watch::DEAD_AFTER }.into());
+                return Err(registry::error::Error::TooSlow { host, over: Watch::DEAD_AFTER }.into());
             }
             if received > blob.size {
                 return Err(wrong(format!("more than {} bytes", blob.size)).into());
             }
             counter.fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            hasher = super::blocking(move || {
+            hasher = crate::host::blocking::run(move || {
                 hasher.update(&chunk);
                 hasher
             })
@@ -175,8 +176,8 @@ impl Puller {
     }
 }
 
-fn wrong(blob: &Descriptor, source: &Source, got: String) -> registry::Error {
-    registry::Error::WrongContent { host: source.host.clone(), wanted: blob.digest.clone(), got }
+fn wrong(blob: &Descriptor, source: &Source, got: String) -> registry::error::Error {
+    registry::error::Error::WrongContent { host: source.host.clone(), wanted: blob.digest.clone(), got }
 }
 
 /// Whether `source` may read `blob` without asking anybody. Its right to the manifest in its own repository has

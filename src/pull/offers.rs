@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::Error;
-use super::progress::Counter;
-use crate::registry::transport::Source;
+use crate::pull::error::Error;
+use crate::pull::progress::Counter;
+use crate::registry::source::Source;
 
 /// The sources of one download, in the order they came, and how each fared.
 #[derive(Debug, Default)]

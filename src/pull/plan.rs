@@ -4,12 +4,20 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::resolve::Resolved;
-use super::wanted::Wanted;
-use super::{Error, Progress, Puller, Request};
-use crate::layout::{self, Artifact, Family, Plan};
-use crate::oci::{Descriptor, Digest, Manifest, Reference};
-use crate::store::{self, Store};
+use crate::layout::artifact::Artifact;
+use crate::layout::decide::Family;
+use crate::layout::plan::Plan;
+use crate::oci::descriptor::Descriptor;
+use crate::oci::digest::Digest;
+use crate::oci::manifest::Manifest;
+use crate::oci::reference::Reference;
+use crate::pull::error::Error;
+use crate::pull::progress::Progress;
+use crate::pull::resolve::Resolved;
+use crate::pull::wanted::Wanted;
+use crate::pull::{Puller, Request};
+use crate::store::Store;
+use crate::{layout, store};
 
 /// What a request's tree is made of.
 pub(super) struct Planned {
@@ -40,17 +48,17 @@ impl Puller {
         let manifest = Arc::new(manifest);
         let config = manifest.config.bare();
         let mut plan = match self.lay_out(resolved, &manifest, request, None).await {
-            Err(Error::Layout(layout::Error::NeedsConfig)) => {
+            Err(Error::Layout(layout::error::Error::NeedsConfig)) => {
                 self.obtain_config(resolved, &config, &request.reference, progress).await?;
                 self.lay_out(resolved, &manifest, request, Some(config.digest.clone())).await?
             }
             planned => planned?,
         };
-        if family.name == layout::image::NAME && self.settings.verify_diff_ids {
+        if family.name == layout::families::image::NAME && self.settings.verify_diff_ids {
             self.obtain_config(resolved, &config, &request.reference, progress).await?;
             let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
             let read = move |store: &Arc<Store>| {
-                Ok::<_, Error>(layout::image::diff_ids(&read_config(store, &config.digest)?)?)
+                Ok::<_, Error>(layout::families::image::diff_ids(&read_config(store, &config.digest)?)?)
             };
             plan.promise(self.with_store(read).await?)?;
         }
@@ -93,7 +101,7 @@ impl Puller {
             // Read only now: it may have megabytes, and those that wait for their turn are many.
             let config = config.map(|config| read_config(store, &config)).transpose()?;
             let artifact = Artifact { manifest: &manifest, digest: &digest, size, config: config.as_deref() };
-            Ok(layout::plan(&artifact, &options)?)
+            Ok(layout::decide::plan(&artifact, &options)?)
         };
         self.with_store(plan).await
     }
@@ -106,8 +114,12 @@ impl Puller {
         reference: &Reference,
         progress: &Progress,
     ) -> Result<(), Error> {
-        if config.size > layout::CONFIG_LIMIT as u64 {
-            return Err(layout::Error::LargeConfig { size: config.size, limit: layout::CONFIG_LIMIT }.into());
+        if config.size > layout::artifact::CONFIG_LIMIT as u64 {
+            return Err(layout::error::Error::LargeConfig {
+                size: config.size,
+                limit: layout::artifact::CONFIG_LIMIT,
+            }
+            .into());
         }
         let wanted = Wanted::file(config);
         if resolved.offline {
@@ -119,8 +131,8 @@ impl Puller {
 }
 
 /// A config that was obtained.
-fn read_config(store: &Store, digest: &Digest) -> Result<Vec<u8>, store::Error> {
+fn read_config(store: &Store, digest: &Digest) -> Result<Vec<u8>, store::error::Error> {
     // Gone since then: the disk failed meanwhile.
-    let gone = || store::Error::Damaged(format!("blob {digest} is gone"));
-    store.read_blob(digest, layout::CONFIG_LIMIT)?.ok_or_else(gone)
+    let gone = || store::error::Error::Damaged(format!("blob {digest} is gone"));
+    store.read_blob(digest, layout::artifact::CONFIG_LIMIT)?.ok_or_else(gone)
 }

@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::choose::Documents;
-use super::{Error, PullPolicy, Puller, Request, access_key, origin};
 use crate::failure::Kind;
-use crate::oci::manifest::{Document, SIZE_LIMIT, parse, parse_kept};
-use crate::oci::{Descriptor, Digest, Manifest, Reference};
+use crate::oci::descriptor::Descriptor;
+use crate::oci::digest::Digest;
+use crate::oci::manifest::{Document, Manifest, SIZE_LIMIT, parse, parse_kept};
+use crate::oci::reference::Reference;
+use crate::pull::choose::Documents;
+use crate::pull::error::Error;
+use crate::pull::{PullPolicy, Puller, Request, access_key, origin};
 use crate::registry;
-use crate::registry::transport::Source;
+use crate::registry::source::Source;
 use crate::store::Store;
 
 /// A reference that was resolved.
@@ -189,7 +192,7 @@ impl Puller {
             };
             let Some(digest) = known else { return Ok(None) };
             let proven = store.is_proven(asker.as_key(), &manifest_proof(&digest), ttl)?;
-            Ok::<_, crate::store::Error>(Some((digest, proven)))
+            Ok::<_, crate::store::error::Error>(Some((digest, proven)))
         });
         Ok(found.await?)
     }
@@ -209,7 +212,7 @@ impl Puller {
             Some(data) => store.add_blob(&carrying.digest, data, from).map(drop),
             None => Ok(()),
         };
-        Ok(self.with_store::<(), crate::store::Error>(keep).await?)
+        Ok(self.with_store::<(), crate::store::error::Error>(keep).await?)
     }
 
     /// Fetches the manifest at `target` into the store.
@@ -221,7 +224,7 @@ impl Puller {
         self.with_store(move |store| {
             // Parsed before it is stored: a manifest that cannot be used is not kept.
             parse(&fetched.bytes, fetched.content_type.as_deref())
-                .map_err(|source| registry::Error::Manifest { host, what, source })?;
+                .map_err(|source| registry::error::Error::Manifest { host, what, source })?;
             store.add_blob(&fetched.digest, &fetched.bytes, from)?;
             Ok::<_, Error>(())
         })

@@ -13,14 +13,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Error;
-use super::wanted::{Form, Stored, Wanted};
-use crate::layer::Profile;
-use crate::oci::digest::Hasher;
-use crate::oci::{Descriptor, Digest};
+use crate::layer::format::Profile;
+use crate::oci::descriptor::Descriptor;
+use crate::oci::digest::{Digest, Hasher};
+use crate::pull::error::Error;
+use crate::pull::wanted::{Form, Stored, Wanted};
+use crate::store::Store;
+use crate::store::blobs::{Blob, Origin};
+use crate::store::ingest::Ingest;
+use crate::store::layers::LayerIngest;
 use crate::store::ranges::Ranges;
-use crate::store::{self, Blob, Ingest, LayerIngest, Origin, Store};
-use crate::unpack::{self, Limits, Unpack};
+use crate::unpack::extract::Limits;
+use crate::unpack::pipeline::Unpack;
+use crate::{store, unpack};
 
 /// Where the bytes of a blob go.
 pub(super) enum Sink {
@@ -32,7 +37,7 @@ pub(super) enum Sink {
 pub(super) struct Unpacking {
     /// `None` when the content turned out to be bad: the rest is only hashed, to know whether it is the right one.
     unpack: Option<Unpack>,
-    refused: Option<unpack::Error>,
+    refused: Option<unpack::error::Error>,
     ingest: LayerIngest,
     blob: Descriptor,
     content: Option<Digest>,
@@ -84,7 +89,7 @@ impl Sink {
     pub fn from_file(store: &Arc<Store>, wanted: &Wanted, file: Blob) -> Result<Self, Error> {
         let mut sink = Self::open_layer(store, wanted, file.origins)?;
         let io = |source: std::io::Error| {
-            Error::Store(store::Error::Io { action: "read", path: file.path.clone(), source })
+            Error::Store(store::error::Error::Io { action: "read", path: file.path.clone(), source })
         };
         let mut source = File::open(&file.path).map_err(io)?;
         let mut offset = 0;
@@ -136,7 +141,7 @@ impl Sink {
     /// Checks the digest and publishes.
     ///
     /// # Errors
-    /// [`store::Error::Mismatch`] when the content is not what the digest names, [`Error::Unpack`] when it is and
+    /// [`store::error::Error::Mismatch`] when the content is not what the digest names, [`Error::Unpack`] when it is and
     /// cannot be unpacked, and those of the store.
     pub fn finish(self) -> Result<Stored, Error> {
         match self {
@@ -215,7 +220,7 @@ impl Unpacking {
         }
     }
 
-    fn error(&self, source: unpack::Error) -> Error {
+    fn error(&self, source: unpack::error::Error) -> Error {
         Error::Unpack { digest: self.blob.digest.clone(), source }
     }
 
@@ -256,16 +261,18 @@ impl Unpacking {
         }
     }
 
-    fn finish(mut self) -> Result<store::Layer, Error> {
+    fn finish(mut self) -> Result<store::layers::Layer, Error> {
         let digest = self.blob.digest.clone();
         if self.position != self.blob.size {
             let at = self.position;
-            return Err(store::Error::Damaged(format!("layer {digest} is incomplete at byte {at}")).into());
+            return Err(
+                store::error::Error::Damaged(format!("layer {digest} is incomplete at byte {at}")).into()
+            );
         }
         let hasher = std::mem::replace(&mut self.hasher, digest.algorithm().hasher());
         let got = hasher.finish();
         if got != digest {
-            return Err(store::Error::Mismatch { expected: digest, got }.into());
+            return Err(store::error::Error::Mismatch { expected: digest, got }.into());
         }
         if let (Some(mut at), Some(unpack)) = (self.stopped_at, &mut self.unpack) {
             unpack.allow_large_window();
@@ -284,7 +291,7 @@ impl Unpacking {
         if self.ahead.take().is_some() {
             let path = self.ingest.directory().join("ahead");
             std::fs::remove_file(&path)
-                .map_err(|source| Error::Store(store::Error::Io { action: "remove", path, source }))?;
+                .map_err(|source| Error::Store(store::error::Error::Io { action: "remove", path, source }))?;
         }
         Ok(self.ingest.publish(summary, self.content)?)
     }

@@ -1,11 +1,15 @@
 //! What a pull needs of a blob: the blob itself, or what it unpacks to.
 
-use crate::layer::Profile;
-use crate::layout::Plan;
-use crate::oci::{Descriptor, Digest};
-use crate::store::{self, Blob, Layer, LayerKey, Origin, Store};
+use crate::layer::format::Profile;
+use crate::layout::plan::Plan;
+use crate::oci::descriptor::Descriptor;
+use crate::oci::digest::Digest;
+use crate::store;
+use crate::store::Store;
+use crate::store::blobs::{Blob, Origin};
+use crate::store::layers::{Layer, LayerKey};
 
-use super::Error;
+use crate::pull::error::Error;
 
 /// A blob, and the form it is needed in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +68,7 @@ impl Wanted {
     ///
     /// # Errors
     /// Those of the store.
-    pub fn find(&self, store: &Store) -> Result<Option<Stored>, store::Error> {
+    pub fn find(&self, store: &Store) -> Result<Option<Stored>, store::error::Error> {
         match &self.form {
             Form::File => Ok(store.blob(&self.blob.digest)?.map(Stored::Blob)),
             Form::Layer { profile, .. } => {
@@ -87,7 +91,7 @@ impl Wanted {
         if got == expected {
             return Some(Ok(()));
         }
-        let source = crate::unpack::Error::Content { expected: expected.clone(), got: got.clone() };
+        let source = crate::unpack::error::Error::Content { expected: expected.clone(), got: got.clone() };
         Some(Err(Error::Unpack { digest: self.blob.digest.clone(), source }))
     }
 
@@ -95,7 +99,7 @@ impl Wanted {
     ///
     /// # Errors
     /// Those of the store.
-    pub fn add_origin(&self, store: &Store, origin: Origin) -> Result<(), store::Error> {
+    pub fn add_origin(&self, store: &Store, origin: Origin) -> Result<(), store::error::Error> {
         match &self.form {
             Form::File => store.add_origin(&self.blob.digest, origin),
             Form::Layer { profile, .. } => {

@@ -12,10 +12,12 @@ use bytes::Bytes;
 use reqwest::{Url, header};
 use serde::Deserialize;
 
-use super::answer::{self, Asked};
-use super::challenge::Challenge;
-use super::transport::Source;
-use super::{Credential, Error, Secret};
+use crate::registry::challenge::Challenge;
+use crate::registry::credentials::{Credential, Secret};
+use crate::registry::error::Error;
+use crate::registry::http;
+use crate::registry::http::Asked;
+use crate::registry::source::Source;
 
 /// `Authorization` values that worked, so that the next request needs no 401.
 #[derive(Default)]
@@ -147,7 +149,7 @@ async fn fetch(
         }
     };
     let request = request.header(header::ACCEPT_ENCODING, "identity");
-    let response = request.send().await.map_err(|error| answer::unreachable(&server, error))?;
+    let response = request.send().await.map_err(|error| http::unreachable(&server, error))?;
     if !response.status().is_success() {
         let asked = Asked { source, server: &server, what: "a token", shown: source.credential.is_some() };
         // A token has no name that somebody could have got wrong.
@@ -158,8 +160,8 @@ async fn fetch(
             refusal => refusal,
         });
     }
-    let oddity = answer::oddity(response.headers());
-    let body = answer::read_bounded(Bytes::new(), response, RESPONSE_LIMIT, &server).await?;
+    let oddity = http::oddity(response.headers());
+    let body = http::read_bounded(Bytes::new(), response, RESPONSE_LIMIT, &server).await?;
     let invalid = |what: String| Error::Protocol { host: server.clone(), what };
     // The parser's own text could quote the token.
     let found: TokenResponse = serde_json::from_slice(&body).map_err(|_| {

@@ -8,12 +8,16 @@ use bytes::Bytes;
 use reqwest::{Method, Response, header};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::Error;
-use super::answer::{self, Body};
-use super::retry::Backoff;
-use super::transport::{Request, Settings, Source, Transport};
 use crate::failure::Kind;
-use crate::oci::{Descriptor, Digest, manifest, media_type};
+use crate::oci::descriptor::Descriptor;
+use crate::oci::digest::Digest;
+use crate::oci::{manifest, media_type};
+use crate::registry::error::Error;
+use crate::registry::http;
+use crate::registry::http::Body;
+use crate::registry::retry::Backoff;
+use crate::registry::source::Source;
+use crate::registry::transport::{Request, Settings, Transport};
 
 /// A client for every registry. Cheap to clone; connections and tokens are shared.
 #[derive(Clone)]
@@ -70,7 +74,7 @@ impl Registry {
             async move {
                 let mut response = self.transport.send(source, &request).await?;
                 let content_type = header_text(&response, header::CONTENT_TYPE);
-                let oddity = answer::oddity(response.headers());
+                let oddity = http::oddity(response.headers());
                 // The first byte may take long, and holds nothing that others need.
                 let first = self.transport.first(source, &request, &mut response).await?;
                 // All at once and before more is read: readers never wait for each other half-way. The time it
@@ -125,7 +129,7 @@ impl Registry {
         let said = [length, digest];
         Ok(said.contains(&Some(true))
             && !said.contains(&Some(false))
-            && answer::oddity(response.headers()).is_none())
+            && http::oddity(response.headers()).is_none())
     }
 
     /// Starts to read `range` of a blob. The registry may ignore the range: look at the answer's status.
@@ -159,7 +163,7 @@ impl Registry {
                 let request = blob_request(Method::GET, blob, None, &what, patience);
                 async move {
                     let mut response = self.transport.send(source, &request).await?;
-                    let oddity = answer::oddity(response.headers());
+                    let oddity = http::oddity(response.headers());
                     let first = self.transport.first(source, &request, &mut response).await?;
                     Ok((self.transport.read(source, first, response, limit).await?, oddity))
                 }

@@ -6,7 +6,7 @@ use std::fmt;
 use base64::Engine as _;
 use serde::Deserialize;
 
-use crate::oci::{Reference, reference::DOCKER_HUB};
+use crate::oci::reference::{DOCKER_HUB, Reference};
 
 /// Text that is never printed: not by `Debug`, not by `Display`, not in an error.
 #[derive(Clone, PartialEq, Eq, Hash)]

@@ -181,7 +181,7 @@ pub enum Error {
         /// The registry.
         host: String,
         /// The digest asked for.
-        wanted: crate::oci::Digest,
+        wanted: crate::oci::digest::Digest,
         /// The digest of what came, or its size.
         got: String,
     },

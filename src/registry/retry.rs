@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Error;
+use crate::registry::error::Error;
 
 /// Waits between attempts: exponential, with jitter, bounded.
 #[derive(Debug, Clone, Copy)]

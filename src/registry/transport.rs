@@ -8,33 +8,13 @@ use bytes::Bytes;
 use reqwest::header::{self, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
 
-use super::answer::{self, Asked, Body};
-use super::auth::{self, Slot, Token, Tokens};
-use super::challenge::{self, Challenge};
-use super::{Credential, Error};
-use crate::oci::{Reference, reference::DOCKER_HUB};
-
-/// Where content is asked for, and as whom.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Source {
-    /// The registry's host, with port, as references name it.
-    pub host: String,
-    /// The repository.
-    pub repository: String,
-    /// Who asks; `None` is anonymous.
-    pub credential: Option<Arc<Credential>>,
-}
-
-impl Source {
-    /// The repository of `reference`, asked as `credential`.
-    pub fn new(reference: &Reference, credential: Option<Credential>) -> Self {
-        Self {
-            host: reference.host().to_owned(),
-            repository: reference.repository().to_owned(),
-            credential: credential.map(Arc::new),
-        }
-    }
-}
+use crate::oci::reference::DOCKER_HUB;
+use crate::registry::auth::{Slot, Token, Tokens};
+use crate::registry::challenge::Challenge;
+use crate::registry::error::Error;
+use crate::registry::http::{Asked, Body};
+use crate::registry::source::Source;
+use crate::registry::{auth, challenge, http};
 
 /// How registries are spoken to.
 #[derive(Debug, Clone)]
@@ -248,7 +228,7 @@ impl Transport {
             };
             let sent = async {
                 let outgoing = self.outgoing(request, &url, shown).map_err(protocol)?;
-                outgoing.send().await.map_err(|error| answer::unreachable(host_of(source, &url, own), error))
+                outgoing.send().await.map_err(|error| http::unreachable(host_of(source, &url, own), error))
             };
             let response = self.bounded(&source.host, request.patience, sent).await?;
             if response.status() == StatusCode::UNAUTHORIZED && !own && shown.is_none() {
@@ -362,7 +342,7 @@ impl Transport {
         response: &mut Response,
     ) -> Result<Bytes, Error> {
         let first = async {
-            let chunk = response.chunk().await.map_err(|error| answer::unreachable(&source.host, error))?;
+            let chunk = response.chunk().await.map_err(|error| http::unreachable(&source.host, error))?;
             Ok(chunk.unwrap_or_default())
         };
         self.bounded(&source.host, request.patience, first).await
@@ -376,7 +356,7 @@ impl Transport {
         response: Response,
         limit: usize,
     ) -> Result<Bytes, Error> {
-        let read = answer::read_bounded(first, response, limit, &source.host);
+        let read = http::read_bounded(first, response, limit, &source.host);
         self.bounded(&source.host, self.settings.stall_timeout, read).await
     }
 }

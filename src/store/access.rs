@@ -11,8 +11,9 @@ use std::time::Duration;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Store, error::io, now, record};
-use crate::oci::{Digest, digest::hex};
+use crate::oci::digest::{Digest, hex};
+use crate::store::error::{Error, io};
+use crate::store::{Store, now, record};
 
 /// Who asks for what, as far as the store needs to tell askers apart.
 #[derive(Debug, Clone, Copy)]

@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Entry, Error, Store, error::io, record, remove};
-use crate::oci::Digest;
+use crate::oci::digest::Digest;
+use crate::store::error::{Error, io};
+use crate::store::{Entry, Store, record, remove};
 
 /// A blob in the store.
 #[derive(Debug, Clone)]
@@ -169,7 +170,7 @@ impl Store {
         let (path, record_path) = self.blob_paths(digest);
         set_plain_metadata(from)?;
         fs::rename(from, &path).map_err(io("publish", &path))?;
-        crate::moment::reached("blob.named");
+        crate::host::failpoint::reached("blob.named");
         let entry = Entry::Blob(digest.clone());
         let origins = {
             let _guard = self.lock_records();
@@ -182,7 +183,7 @@ impl Store {
             let record =
                 BlobRecord { size, boot_id: self.boot_id.clone(), durable: false, origins: origins.clone() };
             self.write_record(&record_path, &record)?;
-            crate::moment::reached("blob.recorded");
+            crate::host::failpoint::reached("blob.recorded");
             origins
         };
         self.verified().insert(entry.clone());
@@ -211,7 +212,7 @@ impl Store {
     pub(super) fn discard_volatile_blobs(&self) -> Result<(), Error> {
         let mut result = Ok(());
         for algorithm in ["sha256", "sha512"] {
-            for path in super::children(&self.directory.join("blobs").join(algorithm))? {
+            for path in crate::store::children(&self.directory.join("blobs").join(algorithm))? {
                 let hex = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
                 let digest = hex.and_then(|hex| format!("{algorithm}:{hex}").parse().ok());
                 let known = record::read::<BlobRecord>(&path);

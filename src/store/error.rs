@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::failure::Kind;
-use crate::oci::Digest;
+use crate::oci::digest::Digest;
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -59,11 +59,11 @@ pub enum Error {
         /// The layer.
         digest: Digest,
         /// Why.
-        source: crate::layer::Refused,
+        source: crate::layer::merge::Refused,
     },
     /// Of what the layers hold nothing is wanted.
     #[error(transparent)]
-    Selection(#[from] crate::layout::Error),
+    Selection(#[from] crate::layout::error::Error),
     /// The kernel refused something in the store.
     #[error("cannot {action} {path}: {source}", path = path.display())]
     Io {

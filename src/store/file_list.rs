@@ -3,14 +3,19 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use super::layers::{Layer, read_with_holes};
-use super::link::Source;
-use super::trees::Build;
-use super::{Error, Store};
-use crate::layer::{Entry, Kind, Name, Refused};
-use crate::layout::cog::{self, Listed};
-use crate::layout::{CONFIG_LIMIT, Item};
-use crate::oci::Digest;
+use crate::layer::index::{Entry, Kind};
+use crate::layer::merge::Refused;
+use crate::layer::name::Name;
+use crate::layout::artifact::CONFIG_LIMIT;
+use crate::layout::families::cog;
+use crate::layout::families::cog::Listed;
+use crate::layout::plan::Item;
+use crate::oci::digest::Digest;
+use crate::store::Store;
+use crate::store::error::Error;
+use crate::store::layers::{Layer, read_with_holes};
+use crate::store::link::Source;
+use crate::store::trees::Build;
 
 /// Bytes that a list may have for each byte of the layers: what is made for use is compressed far less.
 const RATIO_LIMIT: u64 = 200;

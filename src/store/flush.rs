@@ -6,7 +6,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
-use super::{Entry, Error, Store, error::io};
+use crate::store::error::{Error, io};
+use crate::store::{Entry, Store};
 
 /// Hands entries to the thread that makes them durable.
 #[derive(Debug)]
@@ -89,8 +90,8 @@ impl Store {
         self.verified().clear();
         let mut result = self.discard_volatile_blobs();
         result = result.and(self.forget_volatile_layers()).and(self.forget_volatile_trees());
-        for directory in super::children(&self.directory.join("ingest"))? {
-            result = result.and(super::remove(&directory.join("ranges.json")));
+        for directory in crate::store::children(&self.directory.join("ingest"))? {
+            result = result.and(crate::store::remove(&directory.join("ranges.json")));
         }
         result
     }
@@ -123,7 +124,7 @@ fn make_durable(store: &Store, entries: &[Entry], directory: &File) -> bool {
         }
         return false;
     }
-    crate::moment::reached("flush.synced");
+    crate::host::failpoint::reached("flush.synced");
     for entry in entries {
         let result = match entry {
             Entry::Blob(digest) => store.mark_blob_durable(digest),
@@ -133,7 +134,7 @@ fn make_durable(store: &Store, entries: &[Entry], directory: &File) -> bool {
         if let Err(error) = result {
             tracing::warn!(%error, ?entry, "cannot record durability");
         }
-        crate::moment::reached("flush.recorded");
+        crate::host::failpoint::reached("flush.recorded");
     }
     true
 }

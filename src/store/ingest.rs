@@ -18,11 +18,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::blobs::{Blob, Origin};
-use super::ranges::Ranges;
-use super::{Error, Store, age, create_private, error::io, record, remove};
-use crate::oci::digest::Hasher;
-use crate::oci::{Descriptor, Digest};
+use crate::oci::descriptor::Descriptor;
+use crate::oci::digest::{Digest, Hasher};
+use crate::store::blobs::{Blob, Origin};
+use crate::store::error::{Error, io};
+use crate::store::ranges::Ranges;
+use crate::store::{Store, age, create_private, record, remove};
 
 /// A blob that is being written. Dropped unfinished, it can be resumed.
 #[derive(Debug)]
@@ -162,7 +163,7 @@ impl Store {
         };
         let is_open =
             |path: &Path| self.ingests.lock().unwrap_or_else(PoisonError::into_inner).contains(path);
-        let mut idle: Vec<_> = super::children(&self.directory.join("ingest"))?
+        let mut idle: Vec<_> = crate::store::children(&self.directory.join("ingest"))?
             .into_iter()
             .filter(|path| of_a_blob(path) && !kept.contains(path) && !is_open(path))
             .filter_map(|path| Some((age(&path.join("ranges.json"))?, path)))
@@ -250,7 +251,7 @@ impl Ingest {
         if self.hash.position >= self.written_back + WRITE_BACK_EVERY {
             // Only a hint: syncfs writes what this does not.
             if let Err(error) =
-                crate::sys::start_writeback(self.file.as_fd(), self.written_back..self.hash.position)
+                crate::host::sys::start_writeback(self.file.as_fd(), self.written_back..self.hash.position)
             {
                 tracing::debug!(%error, "cannot start writeback");
             }
@@ -259,10 +260,10 @@ impl Ingest {
             self.turn.store.check_space(1)?;
         }
         self.unrecorded += bytes.len() as u64;
-        crate::moment::reached("pull.received");
+        crate::host::failpoint::reached("pull.received");
         if self.unrecorded >= RECORD_EVERY {
             self.record()?;
-            crate::moment::reached("pull.recorded");
+            crate::host::failpoint::reached("pull.recorded");
         }
         Ok(())
     }
@@ -297,7 +298,7 @@ impl Ingest {
         }
         self.unrecorded = 0;
         remove(&self.directory.join("ranges.json"))?; // It says nothing once the data is moved.
-        crate::moment::reached("pull.verified");
+        crate::host::failpoint::reached("pull.verified");
         let blob = {
             let Turn { store, digest, .. } = &self.turn;
             store.publish_blob(

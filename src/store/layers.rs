@@ -18,10 +18,17 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::blobs::{Origin, note_origin};
-use super::{Entry, Error, Store, create_private, error::io, record, remove};
-use crate::layer::{self, Checksum, Kind, Metadata, Name, Place, Profile, Summary, index};
-use crate::oci::{Descriptor, Digest};
+use crate::layer;
+use crate::layer::checksum::Checksum;
+use crate::layer::format::{Profile, Summary};
+use crate::layer::index;
+use crate::layer::index::{Kind, Metadata, Place};
+use crate::layer::name::Name;
+use crate::oci::descriptor::Descriptor;
+use crate::oci::digest::Digest;
+use crate::store::blobs::{Origin, note_origin};
+use crate::store::error::{Error, io};
+use crate::store::{Entry, Store, create_private, record, remove};
 
 /// The name of a layer: a hash of everything that decides what it holds.
 ///
@@ -94,7 +101,7 @@ impl TryFrom<String> for LayerKey {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, &'static str> {
-        super::trees::is_key(&text).then_some(Self(text)).ok_or("not a layer key")
+        crate::store::trees::is_key(&text).then_some(Self(text)).ok_or("not a layer key")
     }
 }
 
@@ -103,7 +110,7 @@ impl Layer {
     ///
     /// # Errors
     /// [`Error::Damaged`] when the index is not what was written, [`Error::Io`].
-    pub fn entries(&self) -> Result<Vec<layer::Entry>, Error> {
+    pub fn entries(&self) -> Result<Vec<layer::index::Entry>, Error> {
         let path = self.directory.join("index");
         let bytes = fs::read(&path).map_err(io("read", &path))?;
         index::read(&bytes, self.summary.index)
@@ -130,7 +137,7 @@ impl LayerIngest {
     /// # Errors
     /// [`Error::Damaged`] when the disk failed meanwhile, [`Error::NoSpace`], [`Error::Io`].
     pub fn publish(self, summary: Summary, content: Option<Digest>) -> Result<Layer, Error> {
-        crate::moment::reached("unpack.finished");
+        crate::host::failpoint::reached("unpack.finished");
         let store = &self.store;
         let _one = store.publishing();
         if let Some(known) = store.layer(&self.key)? {
@@ -153,7 +160,7 @@ impl LayerIngest {
         store.retire_layer(&self.key)?;
         let directory = store.layer_directory(&self.key);
         fs::rename(&self.directory, &directory).map_err(io("publish", &directory))?;
-        crate::moment::reached("layer.named");
+        crate::host::failpoint::reached("layer.named");
         let record = LayerRecord {
             digest: self.blob.digest.clone(),
             size: self.blob.size,
@@ -169,7 +176,7 @@ impl LayerIngest {
             store.check_losses(self.losses, &format!("layer {}", self.blob.digest))?;
             store.write_record(&store.layer_record(&self.key), &record)?;
         }
-        crate::moment::reached("layer.recorded");
+        crate::host::failpoint::reached("layer.recorded");
         let entry = Entry::Layer(self.key.clone());
         store.verified().insert(entry.clone());
         store.flusher.add(entry);
@@ -277,7 +284,7 @@ impl Store {
     /// Forgets every layer that is not durable. Goes on after an error, and returns the first.
     pub(super) fn forget_volatile_layers(&self) -> Result<(), Error> {
         let mut result = Ok(());
-        for path in super::children(&self.directory.join("layers"))? {
+        for path in crate::store::children(&self.directory.join("layers"))? {
             let key = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
             let key = key.and_then(|key| LayerKey::try_from(key.to_owned()).ok());
             let known = key.as_ref().map(|_| record::read::<LayerRecord>(&path));
@@ -371,7 +378,7 @@ fn is_sound(layer: &Layer) -> Result<bool, Error> {
         }))
 }
 
-fn is_file(path: &Path, size: u64, checksum: Checksum, entry: &layer::Entry) -> Result<bool, Error> {
+fn is_file(path: &Path, size: u64, checksum: Checksum, entry: &layer::index::Entry) -> Result<bool, Error> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(false) };
     let mode = u32::from(entry.metadata.mode);
     if !found.is_file() || found.len() != size || found.mode() & mode != mode {

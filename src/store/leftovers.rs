@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::error::io;
-use super::{Error, age, children, create_private, ingest, record, remove};
+use crate::store::error::{Error, io};
+use crate::store::{age, children, create_private, ingest, record, remove};
 
 /// After this time an unfinished download is not resumed, and a tag or proof not believed.
 const AGE: Duration = Duration::from_secs(7 * 24 * 3600);

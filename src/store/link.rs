@@ -10,16 +10,21 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::layers::Layer;
-use super::{Blob, Error, create_private, error::io};
-use crate::inode;
-use crate::layer::{self, At, Kind, Merge, Metadata, Name, Place, Profile, Visit};
-use crate::layout;
+use crate::host::file_metadata;
+use crate::layer::format::Profile;
+use crate::layer::index::{Kind, Metadata, Place};
+use crate::layer::merge::{At, Merge, Visit};
+use crate::layer::name::Name;
+use crate::store::blobs::Blob;
+use crate::store::create_private;
+use crate::store::error::{Error, io};
+use crate::store::layers::Layer;
+use crate::{layer, layout};
 
 /// What the tree is made of, by the number of the layer in the merge.
 pub(super) enum Source {
     /// A blob that is one file.
-    Blob(Blob, layout::Metadata),
+    Blob(Blob, layout::plan::Metadata),
     /// A file that the layout writes.
     Text(Vec<u8>),
     /// An unpacked layer.
@@ -62,7 +67,7 @@ struct Linker<'a> {
     /// Where something was copied to: its other names are links to that.
     copies: HashMap<At, PathBuf>,
     /// The same of blobs, by what their file is.
-    blobs: HashMap<(PathBuf, layout::Metadata), PathBuf>,
+    blobs: HashMap<(PathBuf, layout::plan::Metadata), PathBuf>,
     made: Made,
     space: Space<'a>,
     /// Files and directories made, and bytes copied, since the free space was looked at.
@@ -127,13 +132,15 @@ impl Linker<'_> {
     /// Everything in it is made: it gets its metadata, times last.
     fn leave(&mut self) -> Result<(), Error> {
         let Some((directory, path, metadata)) = self.open.pop() else { return Ok(()) };
-        let mode = if self.how.readable { layer::readable(metadata.mode, true) } else { metadata.mode };
-        inode::set(directory.as_fd(), mode, &metadata).map_err(|error| io("change", &path)(error.into()))?;
+        let mode =
+            if self.how.readable { layer::format::readable(metadata.mode, true) } else { metadata.mode };
+        file_metadata::set(directory.as_fd(), mode, &metadata)
+            .map_err(|error| io("change", &path)(error.into()))?;
         Ok(())
     }
 
     fn leaf(&mut self, path: &Name, at: At) -> Result<(), Error> {
-        crate::moment::reached("merge.entry");
+        crate::host::failpoint::reached("merge.entry");
         let entry = self.merge.entry(at);
         self.made.files += 1;
         match (&self.sources[at.layer as usize], &entry.kind) {
@@ -153,7 +160,7 @@ impl Linker<'_> {
                 self.made.bytes += size;
                 let on_disk = self.how.profile.mode_on_disk(entry.metadata.mode);
                 let mode = if self.how.readable {
-                    layer::readable(entry.metadata.mode, false)
+                    layer::format::readable(entry.metadata.mode, false)
                 } else {
                     entry.metadata.mode
                 };
@@ -213,16 +220,23 @@ impl Linker<'_> {
             let at = at.map_err(|error| io("open", parent)(error.into()))?;
             let made = rustix::fs::symlinkat(target.as_slice(), &at, part);
             return made
-                .and_then(|()| inode::set_symlink(at.as_fd(), part.as_encoded_bytes(), metadata))
+                .and_then(|()| file_metadata::set_symlink(at.as_fd(), part.as_encoded_bytes(), metadata))
                 .map_err(|error| io("create", to)(error.into()));
         }
         let file = copy(from, to)?;
-        inode::set(file.as_fd(), mode, metadata).map(drop).map_err(|error| io("change", to)(error.into()))
+        file_metadata::set(file.as_fd(), mode, metadata)
+            .map(drop)
+            .map_err(|error| io("change", to)(error.into()))
     }
 
     /// Puts a blob's content at `path`: linked where its plain metadata will do, else copied, once for all names of the
     /// same metadata.
-    fn place_blob(&mut self, blob: &Blob, path: &Name, metadata: layout::Metadata) -> Result<(), Error> {
+    fn place_blob(
+        &mut self,
+        blob: &Blob,
+        path: &Name,
+        metadata: layout::plan::Metadata,
+    ) -> Result<(), Error> {
         let target = self.place(path);
         let own_metadata = has_own_metadata(blob, &metadata, self.how);
         let executable = is_executable(blob, &metadata);
@@ -240,7 +254,7 @@ impl Linker<'_> {
         let file = copy(&blob.path, &target)?;
         if own_metadata {
             let mode = metadata.mode.unwrap_or(0o444) & 0o777;
-            let mode = if self.how.readable { layer::readable(mode, false) } else { mode };
+            let mode = if self.how.readable { layer::format::readable(mode, false) } else { mode };
             let seconds = metadata.mtime.max(0);
             let exact = Metadata {
                 mode,
@@ -249,7 +263,8 @@ impl Linker<'_> {
                 mtime: seconds,
                 ..Metadata::default()
             };
-            inode::set(file.as_fd(), mode, &exact).map_err(|error| io("change", &target)(error.into()))?;
+            file_metadata::set(file.as_fd(), mode, &exact)
+                .map_err(|error| io("change", &target)(error.into()))?;
         } else {
             set_plain(&file, &target, 0o444 | if executable { 0o111 } else { 0 })?;
         }
@@ -273,11 +288,11 @@ fn cannot_link(error: Errno) -> bool {
 }
 
 /// Whether a blob's file gets the owner, mode and time that its artifact says.
-fn has_own_metadata(blob: &Blob, metadata: &layout::Metadata, how: How) -> bool {
-    *metadata != layout::Metadata::default() && (blob.size <= COPY_LIMIT || how.reflink)
+fn has_own_metadata(blob: &Blob, metadata: &layout::plan::Metadata, how: How) -> bool {
+    *metadata != layout::plan::Metadata::default() && (blob.size <= COPY_LIMIT || how.reflink)
 }
 
-fn is_executable(blob: &Blob, metadata: &layout::Metadata) -> bool {
+fn is_executable(blob: &Blob, metadata: &layout::plan::Metadata) -> bool {
     metadata.mode.is_some_and(|mode| mode & 0o111 != 0) && blob.size <= EXECUTABLE_LIMIT
 }
 

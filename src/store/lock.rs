@@ -7,8 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::Error;
-use super::error::io;
+use crate::store::error::{Error, io};
 
 /// The lock, held until dropped.
 #[derive(Debug)]

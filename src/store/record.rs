@@ -8,7 +8,8 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Error, Store, error::io};
+use crate::store::Store;
+use crate::store::error::{Error, io};
 
 /// Bytes of a record: a tree of 4,096 files with long names fits many times.
 const LIMIT: u64 = 64 * 1024 * 1024;
@@ -44,7 +45,7 @@ impl Store {
                 .map_err(io("create", &temporary))?;
             let bytes = serde_json::to_vec(record).map_err(|error| io("encode", path)(error.into()))?;
             file.write_all(&bytes).map_err(io("write", &temporary))?;
-            crate::moment::reached("record.written");
+            crate::host::failpoint::reached("record.written");
             fs::rename(&temporary, path).map_err(io("write", path))
         })();
         if result.is_err() {

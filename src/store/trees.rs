@@ -9,12 +9,19 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::layers::{Layer, LayerKey};
-use super::link::{self, How, Source};
-use super::{Entry, Error, Store, error::io, now, record, remove};
-use crate::layer::{self, Dropped, ENTRY_LIMIT, Kind, MEMORY_LIMIT, Merge, Name, Place, Profile, Rename};
-use crate::layout::{Item, LAYOUT_VERSION, Options, Plan};
-use crate::oci::Digest;
+use crate::layer;
+use crate::layer::format::{Dropped, ENTRY_LIMIT, MEMORY_LIMIT, Profile};
+use crate::layer::index::{Kind, Place};
+use crate::layer::merge::{Merge, Rename};
+use crate::layer::name::Name;
+use crate::layout::artifact::LAYOUT_VERSION;
+use crate::layout::options::Options;
+use crate::layout::plan::{Item, Plan};
+use crate::oci::digest::Digest;
+use crate::store::error::{Error, io};
+use crate::store::layers::{Layer, LayerKey};
+use crate::store::link::{How, Source};
+use crate::store::{Entry, Store, link, now, record, remove};
 
 /// The name of a tree: a hash of everything that decides what it holds.
 ///
@@ -144,7 +151,7 @@ impl Store {
     /// [`Error::Io`].
     pub fn trees(&self) -> Result<Vec<Tree>, Error> {
         let mut trees = Vec::new();
-        for path in super::children(&self.directory.join("images"))? {
+        for path in crate::store::children(&self.directory.join("images"))? {
             let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
             let Some(key) = name.and_then(|name| TreeKey::try_from(name.to_owned()).ok()) else { continue };
             let Some(image) = record::read::<Image>(&path)? else { continue };
@@ -169,14 +176,14 @@ impl Store {
             None => {
                 let staging = self.temporary();
                 let result = self.link_tree(&staging.join("fs"), build, &sources).and_then(|made| {
-                    crate::moment::reached("merge.finished");
+                    crate::host::failpoint::reached("merge.finished");
                     let _one = self.publishing();
                     // An old record must not vouch for what is not on the disk yet.
                     self.forget_tree(&build.key)?;
                     self.retire_tree(&build.key)?;
                     let directory = self.tree_directory(&build.key);
                     fs::rename(&staging, &directory).map_err(io("publish", &directory))?;
-                    crate::moment::reached("tree.named");
+                    crate::host::failpoint::reached("tree.named");
                     Ok(made)
                 });
                 if let Err(error) = &result {
@@ -215,7 +222,7 @@ impl Store {
             }
             self.write_record(&self.image_path(&build.key), &image)?;
         }
-        crate::moment::reached("tree.recorded");
+        crate::host::failpoint::reached("tree.recorded");
         let entry = Entry::Tree(build.key.clone());
         self.verified().insert(entry.clone());
         self.flusher.add(entry);
@@ -370,8 +377,11 @@ fn index_key<'a>(item: &'a Item, source: &'a Source) -> &'a str {
 }
 
 /// The entries of each item. A file is an archive of one entry.
-fn indexes<'a>(plan: &'a Plan, sources: &'a [Source]) -> Result<HashMap<&'a str, Vec<layer::Entry>>, Error> {
-    let mut all: HashMap<&str, Vec<layer::Entry>> = HashMap::new();
+fn indexes<'a>(
+    plan: &'a Plan,
+    sources: &'a [Source],
+) -> Result<HashMap<&'a str, Vec<layer::index::Entry>>, Error> {
+    let mut all: HashMap<&str, Vec<layer::index::Entry>> = HashMap::new();
     for (item, source) in plan.items().iter().zip(sources) {
         let key = index_key(item, source);
         match (item, source) {
@@ -383,10 +393,13 @@ fn indexes<'a>(plan: &'a Plan, sources: &'a [Source]) -> Result<HashMap<&'a str,
                     Source::Text(text) => text.len() as u64,
                     Source::Layer(layer) => layer.size,
                 };
-                let checksum = layer::Checksum::of(b""); // Blobs have digests instead.
+                let checksum = layer::checksum::Checksum::of(b""); // Blobs have digests instead.
                 let kind = Kind::File { size, checksum, place: Place::Named };
                 let name = Name::below(path.as_str().as_bytes(), b"");
-                all.insert(key, vec![layer::Entry { name, kind, metadata: layer::Metadata::default() }]);
+                all.insert(
+                    key,
+                    vec![layer::index::Entry { name, kind, metadata: layer::index::Metadata::default() }],
+                );
             }
             (Item::Archive(_), _) => {}
         }
@@ -406,7 +419,7 @@ fn check_bounds(plan: &Plan, sources: &[Source]) -> Result<(), Error> {
         }
         if applied > 2 * ENTRY_LIMIT || memory > MEMORY_LIMIT {
             let rule = "with the layers below it, it has more entries or names than one tree may have";
-            let source = layer::Refused { name: Name::default(), rule: rule.into() };
+            let source = layer::merge::Refused { name: Name::default(), rule: rule.into() };
             return Err(Error::Refused { digest: archive.blob.digest.clone(), source });
         }
     }

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Store, TreeKey, children, record, remove};
-use crate::oci::Digest;
+use crate::oci::digest::Digest;
+use crate::store::error::Error;
+use crate::store::trees::TreeKey;
+use crate::store::{Store, children, record, remove};
 
 /// One published target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

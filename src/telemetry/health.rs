@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
-use super::server;
+use crate::telemetry::server;
 
 /// The answer to a check: well, or why not.
 pub type Answer = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;

@@ -22,7 +22,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tower::ServiceExt as _;
 
-use crate::accept;
+use crate::host::accept;
 
 /// Connections that are open at the same time. The next one takes the place of the one that has been idle longest.
 const CONNECTIONS: usize = 32;

@@ -10,7 +10,7 @@ use bytes::{Buf as _, Bytes};
 use zlib_rs::{Inflate, InflateFlush, Status};
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
-use super::error::Error;
+use crate::unpack::error::Error;
 
 /// A decoder of one stream.
 pub struct Decoder {

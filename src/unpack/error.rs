@@ -40,9 +40,9 @@ pub enum Error {
     #[error("its uncompressed content has digest {got}, where {expected} is promised")]
     Content {
         /// The digest that config or annotation name.
-        expected: crate::oci::Digest,
+        expected: crate::oci::digest::Digest,
         /// The digest it has.
-        got: crate::oci::Digest,
+        got: crate::oci::digest::Digest,
     },
     /// The disk would become too full.
     #[error(

@@ -22,15 +22,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::error::{Error, io};
-use super::tar::{Archive, Header, Type};
-use crate::inode;
-use crate::layer::index::Writer;
-use crate::layer::name::{AUFS_LINKS, shown};
-use crate::layer::{
-    Checksum, Dropped, ENTRY_LIMIT, Entry, Kind, MEMORY_LIMIT, Metadata, Name, Place, Profile, Summary,
-};
-use files::{Directories, Parent};
+use crate::host::file_metadata;
+use crate::layer::checksum::Checksum;
+use crate::layer::format::{Dropped, ENTRY_LIMIT, MEMORY_LIMIT, Profile, Summary};
+use crate::layer::index::{Entry, Kind, Metadata, Place, Writer};
+use crate::layer::name::{AUFS_LINKS, Name, shown};
+use crate::unpack::error::{Error, io};
+use crate::unpack::extract::files::{Directories, Parent};
+use crate::unpack::tar::{Archive, Header, Type};
 
 /// An extraction.
 pub struct Extract {
@@ -129,7 +128,7 @@ impl Extract {
     /// When the archive breaks a rule or a limit, or the kernel refuses something. What was written then stays
     /// for the caller to remove.
     pub fn run(mut self, input: impl BufRead) -> Result<Summary, Error> {
-        self.umask = inode::clear_umask();
+        self.umask = file_metadata::clear_umask();
         self.look()?;
         let mut archive = Archive::new(input);
         let mut last = Vec::new();
@@ -143,7 +142,7 @@ impl Extract {
     }
 
     fn entry<R: BufRead>(&mut self, header: &Header, archive: &mut Archive<R>) -> Result<(), Error> {
-        crate::moment::reached("unpack.entry");
+        crate::host::failpoint::reached("unpack.entry");
         let refused = |rule: &'static str| Error::entry(&header.name, rule);
         let name = Name::parse(&header.name).map_err(refused)?;
         let (name, whiteout) = match self.profile {
@@ -226,17 +225,18 @@ impl Extract {
         let mode = self.profile.mode_on_disk(metadata.mode);
         let create = |at: BorrowedFd<'_>, part: &[u8]| {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            rustix::fs::openat(at, part, flags, inode::mode(mode))
+            rustix::fs::openat(at, part, flags, file_metadata::mode(mode))
         };
         let (file, place) = self.create(name, create)?;
         let checksum = self.write(&file, name, header, archive)?;
-        inode::set_owner(file.as_fd(), metadata).map_err(io("change owner of", name.as_bytes()))?;
+        file_metadata::set_owner(file.as_fd(), metadata).map_err(io("change owner of", name.as_bytes()))?;
         if mode & self.umask != 0 {
-            rustix::fs::fchmod(&file, inode::mode(mode)).map_err(io("change mode of", name.as_bytes()))?;
+            rustix::fs::fchmod(&file, file_metadata::mode(mode))
+                .map_err(io("change mode of", name.as_bytes()))?;
         }
-        self.summary.dropped.xattrs +=
-            inode::set_xattrs(file.as_fd(), metadata).map_err(io("set attributes of", name.as_bytes()))?;
-        inode::set_times(file.as_fd(), metadata).map_err(io("touch", name.as_bytes()))?;
+        self.summary.dropped.xattrs += file_metadata::set_xattrs(file.as_fd(), metadata)
+            .map_err(io("set attributes of", name.as_bytes()))?;
+        file_metadata::set_times(file.as_fd(), metadata).map_err(io("touch", name.as_bytes()))?;
         Ok(Kind::File { size: header.size, checksum, place })
     }
 
@@ -285,7 +285,7 @@ impl Extract {
             Place::Aside => (Parent::Here(self.aside.as_fd()), Some(number.as_bytes())),
         };
         if let (Parent::Here(at), Some(part)) = (at, part) {
-            inode::set_symlink(at, part, metadata).map_err(io("touch", name.as_bytes()))?;
+            file_metadata::set_symlink(at, part, metadata).map_err(io("touch", name.as_bytes()))?;
         }
         Ok(Kind::Symlink { target, place })
     }
@@ -367,7 +367,7 @@ impl Extract {
     }
 
     fn note_readable(&mut self, mode: u16, directory: bool) {
-        self.summary.readable &= crate::layer::readable(mode, directory) == mode;
+        self.summary.readable &= crate::layer::format::readable(mode, directory) == mode;
     }
 
     /// Gives directories their metadata, deepest first: creating something in them has changed their time.
@@ -385,11 +385,11 @@ impl Extract {
             };
             let mode = match self.profile {
                 Profile::Image => metadata.mode,
-                Profile::Archive => crate::layer::readable(metadata.mode, true),
+                Profile::Archive => crate::layer::format::readable(metadata.mode, true),
             };
             let directory = self.directories.open(name)?;
-            self.summary.dropped.xattrs +=
-                inode::set(directory.as_fd(), mode, metadata).map_err(io("change", name.as_bytes()))?;
+            self.summary.dropped.xattrs += file_metadata::set(directory.as_fd(), mode, metadata)
+                .map_err(io("change", name.as_bytes()))?;
         }
         self.summary.entries = self.index.entries();
         self.summary.memory = self.index.memory();

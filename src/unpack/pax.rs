@@ -1,6 +1,7 @@
 //! PAX extended headers: `length key=value\n`, as often as there are keys.
 
-use super::sparse;
+use crate::unpack::field::{decimal, name};
+use crate::unpack::sparse;
 
 /// What an extended header says of the entry after it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -103,23 +104,6 @@ fn record(bytes: &[u8]) -> Result<Split<'_>, &'static str> {
         return Err(BAD);
     }
     Ok(((key, value), &bytes[length..]))
-}
-
-pub(super) fn name(value: &[u8]) -> Result<Vec<u8>, &'static str> {
-    if value.contains(&0) { Err("a name with NUL in it") } else { Ok(value.to_vec()) }
-}
-
-pub(super) fn decimal(value: &[u8]) -> Result<u64, &'static str> {
-    const BAD: &str = "an extended header with a number that is none";
-    if value.is_empty() {
-        return Err(BAD);
-    }
-    let number = value.iter().try_fold(0_u64, |number, digit| match digit {
-        b'0'..=b'9' => number.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
-        _ => None,
-    });
-    // Sizes and offsets are signed everywhere else.
-    number.filter(|number| i64::try_from(*number).is_ok()).ok_or(BAD)
 }
 
 /// Some tools write 32 bits with a sign. But -1 tells chown(2) to leave the owner.

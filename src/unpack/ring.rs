@@ -5,8 +5,8 @@ use std::sync::mpsc::{Receiver as Channel, SyncSender, sync_channel};
 
 use bytes::Bytes;
 
-use super::decompress::{Buffer, Piece};
-use super::error::Error;
+use crate::unpack::decompress::{Buffer, Piece};
+use crate::unpack::error::Error;
 
 /// Bytes of a buffer: large enough that handing it over costs nothing, small enough for the cache.
 pub(super) const BUFFER: usize = 256 * 1024;

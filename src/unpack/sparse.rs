@@ -36,11 +36,11 @@ pub(super) struct Sparse {
 impl Stated {
     /// Takes one record in, whose key follows `GNU.sparse.`.
     pub fn record(&mut self, key: &[u8], value: &[u8]) -> Result<(), &'static str> {
-        let number = || super::pax::decimal(value);
+        let number = || crate::unpack::field::decimal(value);
         match key {
             b"major" => self.major = Some(number()?),
             b"minor" => self.minor = Some(number()?),
-            b"name" => self.name = Some(super::pax::name(value)?),
+            b"name" => self.name = Some(crate::unpack::field::name(value)?),
             b"size" | b"realsize" => {
                 let size = number()?;
                 if self.size.is_some_and(|known| known != size) {
@@ -54,7 +54,7 @@ impl Stated {
             b"map" if value.is_empty() => {}
             b"map" if self.numbers.is_empty() => {
                 for number in value.split(|byte| *byte == b',') {
-                    self.add(super::pax::decimal(number)?)?;
+                    self.add(crate::unpack::field::decimal(number)?)?;
                 }
             }
             _ => return Err("a sparse file whose map is not sound"),
@@ -138,7 +138,7 @@ impl Lines {
                 Ok(false)
             };
         }
-        let number = super::pax::decimal(&self.digits)?;
+        let number = crate::unpack::field::decimal(&self.digits)?;
         self.digits.clear();
         let pieces = match self.pieces {
             Some(pieces) => {

@@ -8,9 +8,10 @@
 
 use std::io::BufRead;
 
-use super::error::Error;
-use super::pax::{self, Extended};
-use super::sparse::{Lines, Map, Sparse};
+use crate::unpack::error::Error;
+use crate::unpack::pax;
+use crate::unpack::pax::Extended;
+use crate::unpack::sparse::{Lines, Map, Sparse};
 
 /// An archive that is being read.
 pub struct Archive<R> {

@@ -1,12 +1,15 @@
 //! The attributes of a volume: what users write under `volumeAttributes`.
 
+use crate::layout::decide::layout_named;
 use std::collections::BTreeMap;
 
-use crate::layout::{Layout, Options, Selection, TreePath, Unpack, select::InvalidPattern};
-use crate::oci::platform::InvalidPlatform;
-use crate::oci::reference::InvalidReference;
-use crate::oci::{Platform, Reference};
-use crate::pull::{Choice, PullPolicy};
+use crate::layout::options::{Layout, Options, Unpack};
+use crate::layout::select::{InvalidPattern, Selection};
+use crate::layout::tree_path::TreePath;
+use crate::oci::platform::{InvalidPlatform, Platform};
+use crate::oci::reference::{InvalidReference, Reference};
+use crate::pull::PullPolicy;
+use crate::pull::choose::Choice;
 
 /// What a volume shows, and how. Every attribute was checked.
 #[derive(Debug, Clone)]
@@ -180,7 +183,7 @@ fn variant(text: &str) -> Result<(String, String), Error> {
 /// The layout, and that nothing is asked of it that only archives have.
 fn layout<'a>(value: &impl Fn(&str) -> Option<&'a str>, reference: &Reference) -> Result<Layout, Error> {
     let name = value("layout").unwrap_or("auto");
-    let layout = Layout::new(name, reference).ok_or_else(|| word("layout", name, Layout::NAMES))?;
+    let layout = layout_named(name, reference).ok_or_else(|| word("layout", name, Layout::NAMES))?;
     if layout != Layout::Auto {
         for (key, without) in [("unpack", ["auto", "never"]), ("stripComponents", ["0", "0"])] {
             if let Some(value) = value(key).filter(|value| !without.contains(value)) {

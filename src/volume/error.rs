@@ -10,10 +10,10 @@ use crate::failure::Kind;
 pub enum Error {
     /// An attribute is unknown or has a bad value.
     #[error(transparent)]
-    Attributes(#[from] super::attributes::Error),
+    Attributes(#[from] crate::volume::attributes::Error),
     /// The volume's secret cannot be read.
     #[error(transparent)]
-    Credentials(#[from] crate::pull::InvalidCredentials),
+    Credentials(#[from] crate::registry::credentials::InvalidCredentials),
     /// Something else is at the target.
     #[error("{path} already has {there}; unpublish it first", path = path.display())]
     Occupied {
@@ -58,13 +58,13 @@ pub enum Error {
     Stopping,
     /// The content could not be brought here.
     #[error(transparent)]
-    Pull(Arc<crate::pull::Error>),
+    Pull(Arc<crate::pull::error::Error>),
     /// It could not be mounted or unmounted.
     #[error(transparent)]
-    Mount(#[from] crate::mount::Error),
+    Mount(#[from] crate::mount::error::Error),
     /// The store cannot be used.
     #[error(transparent)]
-    Store(#[from] crate::store::Error),
+    Store(#[from] crate::store::error::Error),
 }
 
 impl Error {
@@ -82,5 +82,11 @@ impl Error {
             Self::Mount(error) => error.kind(),
             Self::Store(error) => error.kind(),
         }
+    }
+}
+
+impl From<Error> for crate::failure::Failure {
+    fn from(error: Error) -> Self {
+        Self::new(error.kind(), &error)
     }
 }

@@ -1,13 +1,15 @@
 //! What the store holds, and where it is mounted.
 
+use crate::host::blocking;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Ours, Volumes};
-use crate::layer::Dropped;
-use crate::mount::Table;
-use crate::pull::blocking;
+use crate::layer::format::Dropped;
+use crate::mount::mountinfo::Table;
+use crate::volume::error::Error;
+use crate::volume::store_mounts::StoreMounts;
+use crate::volume::volumes::Volumes;
 
 /// One tree of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,9 +42,9 @@ impl Volumes {
     pub async fn list(&self) -> Result<Vec<Listed>, Error> {
         let puller = self.puller().await?;
         let root = self.store_root().to_owned();
-        blocking(move || {
+        blocking::run(move || {
             let table = Table::read()?;
-            let ours = Ours::locate(&table, &root);
+            let ours = StoreMounts::locate(&table, &root);
             let listed = puller.store().trees()?.into_iter().map(|tree| Listed {
                 mounted_at: table
                     .iter()

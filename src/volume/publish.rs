@@ -1,17 +1,27 @@
 //! Publish: the tree is pulled, then mounted, once.
 
+use crate::host::blocking;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::turn::{Place, Turn};
-use super::{Attributes, Error, Ours, PUBLISHES_LIMIT, Volumes, attributes};
-use crate::mount::{Mounter, Policy, Source, Table, Target};
-use crate::oci::Digest;
-use crate::pull::{self, Keyring, Pulled, blocking};
-use crate::store::{Store, VolumeRecord};
+use crate::mount::attach::{Mounter, Source};
+use crate::mount::mountinfo::Table;
+use crate::mount::target::{Policy, Target};
+use crate::oci::digest::Digest;
+use crate::pull;
+use crate::pull::Pulled;
+use crate::registry::credentials::Keyring;
+use crate::store::Store;
+use crate::store::volumes::VolumeRecord;
+use crate::volume::attributes;
+use crate::volume::attributes::Attributes;
+use crate::volume::error::Error;
+use crate::volume::store_mounts::StoreMounts;
+use crate::volume::turn::{Place, Turn};
+use crate::volume::volumes::{PUBLISHES_LIMIT, Volumes};
 
 /// One request to publish.
 pub struct Publish {
@@ -54,7 +64,7 @@ impl Volumes {
     /// Checks a target path that came with a request.
     ///
     /// # Errors
-    /// [`crate::mount::Error::BadTarget`].
+    /// [`crate::mount::error::Error::BadTarget`].
     pub fn check_target(&self, path: &str) -> Result<Target, Error> {
         Ok(self.policy.check(path)?)
     }
@@ -62,7 +72,7 @@ impl Volumes {
     /// Checks a target path that root gave on the command line: any will do.
     ///
     /// # Errors
-    /// [`crate::mount::Error::BadTarget`].
+    /// [`crate::mount::error::Error::BadTarget`].
     pub fn check_any_target(&self, path: &str) -> Result<Target, Error> {
         Ok(Policy::anywhere().check(path)?)
     }
@@ -97,7 +107,7 @@ impl Volumes {
             return Err(Error::Preempted);
         }
         let (mounted, mounter) = (Arc::clone(&pulled), Arc::clone(&self.mounter));
-        blocking(move || mount(&store, &mounter, &request, &mounted, turn)).await?;
+        blocking::run(move || mount(&store, &mounter, &request, &mounted, turn)).await?;
         Ok(Published::Mounted(pulled))
     }
 
@@ -106,9 +116,9 @@ impl Volumes {
         let path = request.target.path().to_owned();
         let root = self.store_root.clone();
         let looked_up = path.clone();
-        let found = blocking(move || {
+        let found = blocking::run(move || {
             let table = Table::read()?;
-            let ours = Ours::locate(&table, &root);
+            let ours = StoreMounts::locate(&table, &root);
             Ok::<_, Error>(table.at(&looked_up).map(|mount| (ours.may_unmount(mount), mount.clone())))
         })
         .await?;
@@ -121,7 +131,7 @@ impl Volumes {
             Some(store) => {
                 let path = path.clone();
                 // A record that cannot be read is as good as none.
-                blocking(move || store.volume(&path)).await.unwrap_or(None)
+                blocking::run(move || store.volume(&path)).await.unwrap_or(None)
             }
             None => None,
         };
@@ -143,7 +153,7 @@ impl Volumes {
             () = place.preempted() => Err(Error::Preempted),
             outcome = pull.wait() => match outcome {
                 Some(result) => result.map_err(Error::Pull),
-                None => Err(Error::Pull(Arc::new(pull::Error::Stopped))),
+                None => Err(Error::Pull(Arc::new(pull::error::Error::Stopped))),
             },
             () = tokio::time::sleep_until(request.deadline) => Err(Error::StillPulling {
                 reference: attributes.reference.to_string(),
@@ -204,7 +214,7 @@ fn mount(
     if let Err(error) = store.set_volume(&record) {
         tracing::warn!(%error, target = %record.target.display(), "cannot record a published volume");
     }
-    crate::moment::reached("publish.recorded");
+    crate::host::failpoint::reached("publish.recorded");
     drop(turn);
     Ok(())
 }

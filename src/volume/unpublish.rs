@@ -1,11 +1,15 @@
 //! Unpublish: from the mount table alone.
 
+use crate::host::blocking;
 use std::path::PathBuf;
 
-use super::turn::Turn;
-use super::{Error, Ours, Volumes};
-use crate::mount::{self, Table, Target};
-use crate::pull::blocking;
+use crate::mount;
+use crate::mount::mountinfo::Table;
+use crate::mount::target::Target;
+use crate::volume::error::Error;
+use crate::volume::store_mounts::StoreMounts;
+use crate::volume::turn::Turn;
+use crate::volume::volumes::Volumes;
 
 impl Volumes {
     /// Unmounts and removes `target`, and makes publishes that wait for it give up. Nothing there is success.
@@ -13,7 +17,7 @@ impl Volumes {
     /// Needs no network and no store: a store that cannot be used only keeps a record that the next start drops.
     ///
     /// # Errors
-    /// What [`mount::detach()`] fails with.
+    /// What [`mount::detach::detach()`] fails with.
     pub async fn unpublish(&self, target: Target) -> Result<(), Error> {
         let place = self.turns.unpublish(target.path());
         let turn = place.turn().await.map_err(|_| Error::Preempted)?;
@@ -34,7 +38,7 @@ impl Volumes {
         let record = match self.store_if_at_hand().await {
             Some(store) => {
                 let path = path.clone();
-                blocking(move || store.volume(&path)).await.unwrap_or(None)
+                blocking::run(move || store.volume(&path)).await.unwrap_or(None)
             }
             None => None,
         };
@@ -56,9 +60,9 @@ impl Volumes {
         turn: Turn,
     ) -> Result<(Turn, usize), Error> {
         let root = self.store_root.clone();
-        blocking(move || {
-            let ours = Ours::locate(&Table::read()?, &root);
-            let mounts = mount::detach(&target, |mount| ours.may_unmount(mount), and_directory)?;
+        blocking::run(move || {
+            let ours = StoreMounts::locate(&Table::read()?, &root);
+            let mounts = mount::detach::detach(&target, |mount| ours.may_unmount(mount), and_directory)?;
             Ok((turn, mounts))
         })
         .await
@@ -67,10 +71,10 @@ impl Volumes {
     /// Removes the record, before anybody else can publish at the target.
     async fn forget(&self, path: PathBuf, turn: Turn) {
         let Some(store) = self.store_if_at_hand().await else { return };
-        let removed = blocking(move || {
-            crate::moment::reached("unpublish.target_gone");
+        let removed = blocking::run(move || {
+            crate::host::failpoint::reached("unpublish.target_gone");
             let removed = store.remove_volume(&path);
-            crate::moment::reached("unpublish.forgotten");
+            crate::host::failpoint::reached("unpublish.forgotten");
             drop(turn);
             removed
         });

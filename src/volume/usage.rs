@@ -1,10 +1,12 @@
 //! How much a published volume holds.
 
+use crate::host::blocking;
 use std::path::Path;
 
-use super::{Error, Ours, Volumes};
-use crate::mount::Table;
-use crate::pull::blocking;
+use crate::mount::mountinfo::Table;
+use crate::volume::error::Error;
+use crate::volume::store_mounts::StoreMounts;
+use crate::volume::volumes::Volumes;
 
 /// Sizes of a volume. It is read-only: everything is used, nothing is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,9 +33,9 @@ impl Volumes {
         let target = self.policy.check(path).map_err(|_| not_published())?;
         let root = self.store_root.clone();
         let mounted = target.path().to_owned();
-        let is_ours = blocking(move || {
+        let is_ours = blocking::run(move || {
             let table = Table::read()?;
-            let ours = Ours::locate(&table, &root);
+            let ours = StoreMounts::locate(&table, &root);
             Ok::<_, Error>(table.at(&mounted).is_some_and(|mount| ours.may_unmount(mount)))
         });
         if !is_ours.await? {
@@ -42,13 +44,13 @@ impl Volumes {
         if let Some(store) = self.store_if_at_hand().await {
             let looked_up = target.path().to_owned();
             // A record that cannot be read is as good as none.
-            let record = blocking(move || store.volume(&looked_up)).await.unwrap_or(None);
+            let record = blocking::run(move || store.volume(&looked_up)).await.unwrap_or(None);
             if record.is_some_and(|record| record.volume_id != volume_id) {
                 return Err(not_published());
             }
         }
         let path = target.path().to_owned();
-        Ok(blocking(move || measure(&path)).await)
+        Ok(blocking::run(move || measure(&path)).await)
     }
 }
 

@@ -109,7 +109,7 @@ fn a_manifest_is_no_proof_of_its_blobs() {
             .model("v1", &[own, Layer::model_file("weight", "w", secret.clone())])
             .await
             .expect("pushed");
-        let stolen = ocivol::oci::Digest::sha256(&secret).to_string();
+        let stolen = ocivol::oci::digest::Digest::sha256(&secret).to_string();
         let lie = stolen.clone();
         attacker.script(move |seen| {
             // It cannot send the bytes; it says it has them.
@@ -158,7 +158,7 @@ fn another_repository_of_the_same_registry_proves_with_a_head() {
         node.publish_as(&node.volume("one"), &one, &[], ("a", "pw")).await.expect("published");
         registry.forget();
         node.publish_as(&node.volume("two"), &two, &[], ("a", "pw")).await.expect("published");
-        let digest = ocivol::oci::Digest::sha256(&weights).to_string();
+        let digest = ocivol::oci::digest::Digest::sha256(&weights).to_string();
         assert_eq!(registry.count(&Method::GET, &digest), 0, "not pulled again");
         // Asked twice: the first answer is a challenge.
         assert!((1..=2).contains(&registry.count(&Method::HEAD, &digest)));
@@ -298,7 +298,7 @@ fn regression_a_wrong_promise_does_not_tell_what_is_cached() {
         let registry = Scripted::start().await;
         let tar = Tarball::new().file("set/secret", &noise(5, 10_000)).finish();
         let content = gzip(&tar).expect("gzip");
-        let real = ocivol::oci::Digest::sha256(&tar).to_string();
+        let real = ocivol::oci::digest::Digest::sha256(&tar).to_string();
         let layer = |promise: &str| Layer {
             annotations: serde_json::json!({
                 "org.opencontainers.image.title": "set",
@@ -309,7 +309,7 @@ fn regression_a_wrong_promise_does_not_tell_what_is_cached() {
         };
         registry.pusher("private").files("v1", &[layer(&real)]).await.expect("pushed");
         // The manifest is public; its repository has the blob only until the attacker may not read it any more.
-        let wrong = ocivol::oci::Digest::sha256(b"wrong").to_string();
+        let wrong = ocivol::oci::digest::Digest::sha256(b"wrong").to_string();
         registry.pusher("open").files("v1", &[layer(&wrong)]).await.expect("pushed");
         let node = Node::start(&["--plain-http", &registry.host()]).await;
         use base64::Engine as _;

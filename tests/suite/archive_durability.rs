@@ -6,7 +6,7 @@ use std::path::Path;
 use axum::http::Method;
 use ocivol::demo::push::Layer;
 use ocivol::demo::tarball::{Tarball, gzip};
-use ocivol::oci::Digest;
+use ocivol::oci::digest::Digest;
 use tonic::Code;
 
 use crate::archives::image;

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use ocivol::demo::tarball::{DIRECTORY, FILE, Header, Tarball, gzip, zstd};
-use ocivol::oci::Digest;
+use ocivol::oci::digest::Digest;
 use serde_json::json;
 use tonic::Code;
 

@@ -9,7 +9,8 @@ use axum::response::IntoResponse as _;
 use bytes::Bytes;
 use ocivol::demo::push::{Layer, Pusher};
 use ocivol::demo::tarball::{DIRECTORY, FILE, Header, Tarball, gzip, zstd};
-use ocivol::oci::{Digest, media_type};
+use ocivol::oci::digest::Digest;
+use ocivol::oci::media_type;
 use serde_json::{Value, json};
 use tonic::Code;
 

@@ -5,10 +5,9 @@
 use std::path::Path;
 
 use ocivol::csi::pluginregistration::PluginInfo;
-use ocivol::csi::socket;
-use ocivol::csi::v1::GetPluginInfoResponse;
+use ocivol::csi::transport;
 use ocivol::csi::v1::identity_client::IdentityClient;
-use ocivol::csi::v1::{GetPluginInfoRequest, ProbeRequest};
+use ocivol::csi::v1::{GetPluginInfoRequest, GetPluginInfoResponse, ProbeRequest};
 use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -130,7 +129,7 @@ fn regression_both_sockets_answer_whatever_the_authority() {
 fn what_is_not_http_2_ends_its_own_connection_alone() {
     isolated(async {
         let node = Node::start(&[]).await;
-        let channel = socket::connect_by_path(&node.socket).await.expect("connected");
+        let channel = transport::connect_by_path(&node.socket).await.expect("connected");
         let mut other = IdentityClient::new(channel);
         other.probe(ProbeRequest {}).await.expect("an answer");
         let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();

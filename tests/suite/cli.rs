@@ -69,7 +69,7 @@ fn pull_mount_list_and_unmount_alone_and_beside_a_plugin() {
             }
             let pulled = stdout(&ocivol(&node, &registry, &["pull", &reference]).await);
             let digest = pulled.lines().next().expect("a digest").to_owned();
-            assert!(digest.parse::<ocivol::oci::Digest>().is_ok(), "{pulled}");
+            assert!(digest.parse::<ocivol::oci::digest::Digest>().is_ok(), "{pulled}");
             assert!(pulled.contains("2 files, 3.00 MiB"), "{pulled}");
 
             let json: Value = serde_json::from_str(&stdout(
@@ -228,10 +228,10 @@ fn inspect_names_the_family_its_rule_and_the_files() {
                 assert_eq!(found["files"][at]["path"], *path, "{found}");
                 assert!(found["files"][at]["size"].as_u64().is_some_and(|size| size > 0), "{found}");
                 let digest = found["files"][at]["digest"].as_str().expect("a digest");
-                assert!(digest.parse::<ocivol::oci::Digest>().is_ok(), "{digest}");
+                assert!(digest.parse::<ocivol::oci::digest::Digest>().is_ok(), "{digest}");
             }
             for layer in &layers {
-                let blob = ocivol::oci::Digest::sha256(&layer.content).to_string();
+                let blob = ocivol::oci::digest::Digest::sha256(&layer.content).to_string();
                 assert_eq!(registry.count(&axum::http::Method::GET, &blob), 0, "a layer was pulled");
             }
         }

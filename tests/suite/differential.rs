@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ocivol::demo::tarball::{Header, Tarball, with_checksum};
-use ocivol::layer::Profile;
+use ocivol::layer::format::Profile;
 use ocivol::unpack::tar::{Archive, Type};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -35,7 +35,7 @@ fn ours(bytes: &[u8]) -> Result<Vec<Value>, String> {
         entries.push(json!({
             "name": hex(&header.name[..end]), "kind": format!("{:?}", header.kind), "link": hex(link),
             "mode": header.mode, "uid": header.uid, "gid": header.gid, "mtime": header.mtime,
-            "content": ocivol::oci::Digest::sha256(&content).hex(),
+            "content": ocivol::oci::digest::Digest::sha256(&content).hex(),
         }));
     }
     Ok(entries)

@@ -94,7 +94,7 @@ async fn push_packed(registry: &DebianRegistry) {
         packed(&format!("{kit}.dataset.v1.tar"), Tarball::new().file("data/train.csv", b"")),
         packed(&format!("{kit}.docs.v1.tar"), Tarball::new().file("README.md", b"")),
     ];
-    let digest = |layer: &Layer| ocivol::oci::Digest::sha256(&layer.content).to_string();
+    let digest = |layer: &Layer| ocivol::oci::digest::Digest::sha256(&layer.content).to_string();
     let kitfile = json!({
         "model": {"path": "models/tiny.gguf", "digest": digest(&layers[0])},
         "code": [{"path": "src", "digest": digest(&layers[1])}],
@@ -123,14 +123,14 @@ async fn push_packed(registry: &DebianRegistry) {
 async fn push_cog(registry: &DebianRegistry, repository: &str, archive: Tarball) {
     let layer = Layer::archive(archive.finish());
     let listed = |path: &str, content: &str| {
-        let digest = ocivol::oci::Digest::sha256(content.as_bytes()).to_string();
+        let digest = ocivol::oci::digest::Digest::sha256(content.as_bytes()).to_string();
         json!({"path": path, "size": content.len(), "digest": digest})
     };
     let files = json!([listed("config.json", "{}"), listed("model.safetensors", "w")]);
     let pusher = registry.pusher(repository);
     let weights = weights(&pusher, "weights", &files, std::slice::from_ref(&layer)).await;
     let image = pusher.image("image", &[layer], &[]).await.expect("pushed");
-    let child = async |digest: &ocivol::oci::Digest, more: serde_json::Value| {
+    let child = async |digest: &ocivol::oci::digest::Digest, more: serde_json::Value| {
         let url = format!("http://{}/v2/{repository}/manifests/{digest}", registry.host());
         let request = reqwest::Client::new().get(url).header("accept", media_type::OCI_MANIFEST);
         let size = request.send().await.expect("got").bytes().await.expect("a body").len();

@@ -48,7 +48,7 @@ fn is_durable(path: &Path) -> bool {
 }
 
 fn blob_file(node: &Node, content: &[u8]) -> PathBuf {
-    node.root.join("v1/blobs/sha256").join(ocivol::oci::Digest::sha256(content).hex())
+    node.root.join("v1/blobs/sha256").join(ocivol::oci::digest::Digest::sha256(content).hex())
 }
 
 /// Publishes to another pod; returns how many blobs were fetched for it.

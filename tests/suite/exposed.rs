@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use ocivol::csi::socket;
+use ocivol::csi::transport;
 use ocivol::csi::v1::ProbeRequest;
 use ocivol::csi::v1::identity_client::IdentityClient;
+use ocivol::host::socket;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -52,7 +53,7 @@ async fn is_well() -> bool {
 /// The plugin answers on its CSI socket.
 async fn csi_answers(node: &Node) -> bool {
     let asked = async {
-        let channel = socket::connect(&node.socket).await.ok()?;
+        let channel = transport::connect(&node.socket).await.ok()?;
         IdentityClient::new(channel).probe(ProbeRequest {}).await.ok()
     };
     matches!(tokio::time::timeout(PROBE_TIME, asked).await, Ok(Some(_)))

@@ -3,7 +3,8 @@
 
 use ocivol::demo::push::{Layer, Pusher};
 use ocivol::demo::tarball::{Tarball, gzip, zstd};
-use ocivol::oci::{Digest, media_type};
+use ocivol::oci::digest::Digest;
+use ocivol::oci::media_type;
 use serde_json::{Value, json};
 use tonic::Code;
 

@@ -8,9 +8,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ocivol::demo::push::Layer;
-use ocivol::demo::tarball::{self, FILE, Header, Tarball, gzip, with_checksum};
-use ocivol::layer::{Profile, Rename};
-use ocivol::oci::Digest;
+use ocivol::demo::tarball;
+use ocivol::demo::tarball::{FILE, Header, Tarball, gzip, with_checksum};
+use ocivol::layer::format::Profile;
+use ocivol::layer::merge::Rename;
+use ocivol::oci::digest::Digest;
 use serde_json::json;
 use tonic::Code;
 
@@ -488,8 +490,11 @@ fn a_rename_applies_to_the_targets_of_hard_links() {
     let layers = Layers::new();
     let archive =
         Tarball::new().file("top/a", b"1").hard_link("top/b", "top/a").file("left-out", b"x").finish();
-    let rename =
-        Rename { strip: 1, prefix: ocivol::layer::Name::parse(b"p/q").expect("safe"), ..Rename::default() };
+    let rename = Rename {
+        strip: 1,
+        prefix: ocivol::layer::name::Name::parse(b"p/q").expect("safe"),
+        ..Rename::default()
+    };
     let tree = layers.archive(&archive, rename).expect("a tree");
     let inode = |name: &str| fs::metadata(tree.join("p/q").join(name)).expect(name).ino();
     assert_eq!(inode("a"), inode("b"));

@@ -5,10 +5,11 @@ use std::fs;
 
 use bytes::Bytes;
 use ocivol::demo::push::Layer;
-use ocivol::demo::tarball::{self, FILE, Header, Tarball, gzip, pax, zstd};
-use ocivol::layer::Profile;
-use ocivol::oci::Digest;
-use ocivol::unpack::Unpack;
+use ocivol::demo::tarball;
+use ocivol::demo::tarball::{FILE, Header, Tarball, gzip, pax, zstd};
+use ocivol::layer::format::Profile;
+use ocivol::oci::digest::Digest;
+use ocivol::unpack::pipeline::Unpack;
 use tonic::Code;
 
 use crate::support::attack::{Attack, attack, attack_with, one};

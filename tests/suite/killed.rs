@@ -140,7 +140,7 @@ fn downloads(world: &World) -> BTreeMap<String, Vec<Option<String>>> {
 /// The digest of the large model's weights.
 fn large_blob() -> &'static str {
     static DIGEST: LazyLock<String> =
-        LazyLock::new(|| ocivol::oci::Digest::sha256(&noise(7, LARGE_SIZE)).to_string());
+        LazyLock::new(|| ocivol::oci::digest::Digest::sha256(&noise(7, LARGE_SIZE)).to_string());
     &DIGEST
 }
 
@@ -155,7 +155,7 @@ fn moments() -> BTreeSet<String> {
             continue;
         }
         let text = std::fs::read_to_string(&path).expect("a source file");
-        for part in text.split("moment::reached(\"").skip(1) {
+        for part in text.split("failpoint::reached(\"").skip(1) {
             found.insert(part.split('"').next().expect("a name").to_owned());
         }
     }

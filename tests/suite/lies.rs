@@ -6,8 +6,8 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use ocivol::demo::push::Layer;
 use ocivol::demo::registry::Seen;
-use ocivol::oci::digest::Algorithm;
-use ocivol::oci::{Digest, media_type};
+use ocivol::oci::digest::{Algorithm, Digest};
+use ocivol::oci::media_type;
 use tonic::Code;
 
 use crate::support::answers::{broken, is_blob, is_manifest, setup};

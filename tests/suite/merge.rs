@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use ocivol::demo::tarball::{self, Tarball};
+use ocivol::demo::tarball;
+use ocivol::demo::tarball::Tarball;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -175,7 +176,7 @@ impl Model {
             let entry = match node {
                 ModelNode::Directory => ('d', String::new(), name.clone()),
                 ModelNode::File(id, content) => {
-                    ('f', ocivol::oci::Digest::sha256(content.as_bytes()).to_string(), group(id))
+                    ('f', ocivol::oci::digest::Digest::sha256(content.as_bytes()).to_string(), group(id))
                 }
                 ModelNode::Symlink(id, target) => ('l', target.clone(), group(id)),
             };

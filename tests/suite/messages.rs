@@ -32,7 +32,7 @@ fn the_readme_quotes_what_the_pods_event_shows() {
         registry.pusher("models/llama").model("v1", &layers).await.expect("pushed");
         let scripted = Scripted::start().await;
         let content = noise(2, 30 << 20);
-        let digest = ocivol::oci::Digest::sha256(&content).to_string();
+        let digest = ocivol::oci::digest::Digest::sha256(&content).to_string();
         let large = [Layer::model_file("weight", "model.gguf", content)];
         scripted.pusher("models/llama").model("v1", &large).await.expect("pushed");
         let (host, other) = (registry.host(), scripted.host());
@@ -80,7 +80,7 @@ fn the_readme_quotes_what_the_pods_event_shows() {
             .publish(&volume, &scripted.reference("models/llama:v1"), &[])
             .await
             .expect_err("wrong bytes");
-        let zeros = ocivol::oci::Digest::sha256(&vec![0_u8; 30 << 20]).to_string();
+        let zeros = ocivol::oci::digest::Digest::sha256(&vec![0_u8; 30 << 20]).to_string();
         let digests = [
             (other.as_str(), "registry.example.com"),
             (digest.as_str(), "sha256:<wanted>"),
@@ -96,7 +96,7 @@ fn the_readme_quotes_what_the_pods_event_shows() {
             .publish(&node.volume("image"), &scripted.reference("images/app:v1"), &[])
             .await
             .expect_err("a bad layer");
-        let layer = ocivol::oci::Digest::sha256(&bad.content).to_string();
+        let layer = ocivol::oci::digest::Digest::sha256(&bad.content).to_string();
         assert_quoted("bad layer", status.message(), &[(&layer, "sha256:<layer>")]);
 
         node.kill();

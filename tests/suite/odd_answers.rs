@@ -11,7 +11,8 @@ use axum::response::IntoResponse;
 use base64::Engine as _;
 use ocivol::demo::push::Layer;
 use ocivol::demo::registry::Seen;
-use ocivol::oci::{Digest, media_type};
+use ocivol::oci::digest::Digest;
+use ocivol::oci::media_type;
 use serde_json::json;
 use tonic::Code;
 

@@ -8,8 +8,8 @@ use ocivol::demo::push::Layer;
 use ocivol::demo::tarball::{
     DIRECTORY, FIFO, FILE, HARD_LINK, Header, SYMLINK, Tarball, gzip, with_checksum, zstd,
 };
-use ocivol::layer::Profile;
-use ocivol::oci::Digest;
+use ocivol::layer::format::Profile;
+use ocivol::oci::digest::Digest;
 use serde_json::json;
 
 use crate::support::layers::unpack;

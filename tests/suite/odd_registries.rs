@@ -8,7 +8,8 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ocivol::demo::push::Layer;
 use ocivol::demo::registry::{Seen, error};
-use ocivol::oci::{Digest, media_type};
+use ocivol::oci::digest::Digest;
+use ocivol::oci::media_type;
 use serde_json::json;
 use tonic::Code;
 

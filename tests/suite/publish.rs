@@ -278,7 +278,7 @@ fn a_pull_outlives_its_call_and_the_next_one_joins_it() {
         let (go, gate) = tokio::sync::watch::channel(false);
         let weights = noise(1, 3 << 20);
         registry.script(move |seen| {
-            let digest = ocivol::oci::Digest::sha256(&weights).to_string();
+            let digest = ocivol::oci::digest::Digest::sha256(&weights).to_string();
             if !seen.path.contains(&digest) {
                 return None;
             }
@@ -375,12 +375,12 @@ fn a_volume_can_be_idmapped_as_for_pods_with_their_own_users() {
         let flags =
             rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let clone = rustix::mount::open_tree(rustix::fs::CWD, &volume.target, flags).expect("cloned");
-        let attributes = ocivol::sys::MountAttributes {
+        let attributes = ocivol::host::sys::MountAttributes {
             set: libc::MOUNT_ATTR_IDMAP,
             user_namespace: Some(users.as_fd()),
             ..Default::default()
         };
-        ocivol::sys::mount_setattr(clone.as_fd(), &attributes).expect("the volume can be idmapped");
+        ocivol::host::sys::mount_setattr(clone.as_fd(), &attributes).expect("the volume can be idmapped");
         let place = node.directory.path().join("container");
         std::fs::create_dir(&place).expect("made");
         let moves = rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
@@ -416,5 +416,5 @@ fn kubelets_orphan_cleanup_finds_nothing_of_ours() {
 #[test]
 fn a_namespace_of_its_own_isolates_a_test() {
     separate_mounts();
-    assert!(!ocivol::mount::Table::read().expect("a table").iter().any(|mount| mount.shared));
+    assert!(!ocivol::mount::mountinfo::Table::read().expect("a table").iter().any(|mount| mount.shared));
 }

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use ocivol::demo::push::Layer;
-use ocivol::oci::{Digest, Platform, media_type};
+use ocivol::oci::digest::Digest;
+use ocivol::oci::media_type;
+use ocivol::oci::platform::Platform;
 use serde_json::json;
 use tonic::Code;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use ocivol::csi::pluginregistration::RegistrationStatus;
 use ocivol::csi::pluginregistration::registration_client::RegistrationClient;
-use ocivol::csi::socket;
+use ocivol::csi::transport;
 use ocivol::demo::push::Layer;
 
 use crate::support::node::{DRIVER, mount_at};
@@ -99,7 +99,7 @@ fn health_follows_registration_and_the_store() {
         node.register().await;
         assert_eq!(get("/readyz").await, (200, "ok\n".into()));
 
-        let channel = socket::connect(&node.registration()).await.expect("connected");
+        let channel = transport::connect(&node.registration()).await.expect("connected");
         let refusal = RegistrationStatus { plugin_registered: false, error: "name is taken".into() };
         RegistrationClient::new(channel).notify_registration_status(refusal).await.expect("told");
         let (status, text) = get("/readyz").await;

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use axum::response::IntoResponse;
-use ocivol::csi::socket;
+use ocivol::csi::transport;
 use ocivol::csi::v1::identity_client::IdentityClient;
 use ocivol::csi::v1::node_service_capability::{Type, rpc};
 use ocivol::csi::v1::volume_capability::access_mode::Mode;
@@ -15,7 +15,7 @@ use ocivol::csi::v1::{
 };
 use ocivol::demo::push::Layer;
 use ocivol::demo::registry::error;
-use ocivol::oci::Digest;
+use ocivol::oci::digest::Digest;
 use tonic::Code;
 
 use crate::support::node::DRIVER;
@@ -25,7 +25,7 @@ use crate::support::{Node, Scripted, isolated};
 fn identity_says_who_it_is() {
     isolated(async {
         let node = Node::start(&[]).await;
-        let channel = socket::connect(&node.socket).await.expect("connected");
+        let channel = transport::connect(&node.socket).await.expect("connected");
         let mut identity = IdentityClient::new(channel);
         let info = identity.get_plugin_info(GetPluginInfoRequest {}).await.expect("info").into_inner();
         assert_eq!((info.name.as_str(), info.vendor_version.as_str()), (DRIVER, env!("CARGO_PKG_VERSION")));

@@ -226,7 +226,7 @@ fn signatures_are_named_and_refused_and_their_blobs_can_be_had() {
                 let entry = entry.expect("an entry");
                 let digest = entry.file_name().to_string_lossy().replacen('-', ":", 1);
                 let content = std::fs::read(entry.path()).expect("content");
-                assert_eq!(ocivol::oci::Digest::sha256(&content).to_string(), digest);
+                assert_eq!(ocivol::oci::digest::Digest::sha256(&content).to_string(), digest);
             }
             node.kubelet.unpublish(&volume).await.expect("unpublished");
         }

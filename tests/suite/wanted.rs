@@ -5,7 +5,8 @@ use std::process::Command;
 use axum::http::Method;
 use ocivol::demo::push::{Layer, Pusher};
 use ocivol::demo::tarball::{Tarball, gzip};
-use ocivol::oci::{Digest, media_type};
+use ocivol::oci::digest::Digest;
+use ocivol::oci::media_type;
 use serde_json::{Value, json};
 use tonic::Code;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ocivol::demo::push::Layer;
 use ocivol::demo::tarball::Tarball;
-use ocivol::oci::Digest;
+use ocivol::oci::digest::Digest;
 use serde_json::json;
 use tonic::{Code, Status};
 

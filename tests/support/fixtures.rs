@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ocivol::demo::push::Pusher;
-use ocivol::oci::Digest;
+use ocivol::oci::digest::Digest;
 use serde_json::Value;
 
 /// The tag of a reference in a layout's index.

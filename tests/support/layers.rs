@@ -7,11 +7,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ocivol::failure::chain;
-use ocivol::layer::{Profile, Rename, Summary};
-use ocivol::layout::{Archive, Item, Options, Plan};
-use ocivol::oci::{Descriptor, Digest};
-use ocivol::store::{Build, LayerKey, Origin, Store, TreeKey};
-use ocivol::unpack::{Limits, Unpack};
+use ocivol::layer::format::{Profile, Summary};
+use ocivol::layer::merge::Rename;
+use ocivol::layout::options::Options;
+use ocivol::layout::plan::{Archive, Item, Plan};
+use ocivol::oci::descriptor::Descriptor;
+use ocivol::oci::digest::Digest;
+use ocivol::store::Store;
+use ocivol::store::blobs::Origin;
+use ocivol::store::layers::LayerKey;
+use ocivol::store::trees::{Build, TreeKey};
+use ocivol::unpack::extract::Limits;
+use ocivol::unpack::pipeline::Unpack;
 use serde_json::json;
 use tempfile::TempDir;
 

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ocivol::csi::pluginregistration::PluginInfo;
 use ocivol::demo::kubelet::{Kubelet, PodVolume};
-use ocivol::mount::{Mount, Table};
+use ocivol::mount::mountinfo::{Mount, Table};
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use tempfile::TempDir;
 use tonic::{Code, Status};

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-use ocivol::oci::Digest;
+use ocivol::oci::digest::Digest;
 
 /// One file, directory or symlink.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -123,7 +123,7 @@ pub fn assert_store_is_sound(root: &Path, when: &str) {
         let record = std::fs::read_to_string(path.with_extension("json")).unwrap_or_default();
         if record.contains("\"durable\":true") {
             let content = std::fs::read(path).expect("content");
-            assert_eq!(ocivol::oci::Digest::sha256(&content).hex(), blob, "{when}");
+            assert_eq!(ocivol::oci::digest::Digest::sha256(&content).hex(), blob, "{when}");
         }
     }
 }

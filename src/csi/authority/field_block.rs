@@ -10,7 +10,23 @@
 
 use std::collections::VecDeque;
 
-use super::{BLOCK_LIMIT, Error};
+/// Bytes of one field block as it comes. hyper refuses lists of fields that have more when they are decompressed.
+pub(in crate::csi::authority) const COMPRESSED_LIMIT: usize = 16 * 1024;
+/// Bytes of one field block as it goes on: references to the dynamic table become what they refer to.
+pub(in crate::csi::authority) const BLOCK_LIMIT: usize = 64 * 1024;
+/// Why a connection ends. No header is quoted: it can hold a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The frames are not as RFC 9113 has them.
+    #[error("not HTTP/2: {0}")]
+    Frame(&'static str),
+    /// The field blocks are not as RFC 7541 has them.
+    #[error("not HPACK: {0}")]
+    FieldBlock(&'static str),
+    /// A client sends kilobytes of headers.
+    #[error("the headers of a request exceed {COMPRESSED_LIMIT} bytes, or {BLOCK_LIMIT} uncompressed")]
+    TooLarge,
+}
 
 /// Bytes of the dynamic table while nobody announces SETTINGS_HEADER_TABLE_SIZE (RFC 9113, section 6.5.2), which
 /// tonic's servers do not.

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
-use super::Rewriter;
+use crate::csi::authority::rewriter::Rewriter;
 
 /// Bytes of one read.
 const READ_SIZE: usize = 8 * 1024;

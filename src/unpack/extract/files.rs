@@ -8,8 +8,10 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::super::error::{Error, io};
-use crate::layer::{Checksum, Name, Profile};
+use crate::layer::checksum::Checksum;
+use crate::layer::format::Profile;
+use crate::layer::name::Name;
+use crate::unpack::error::{Error, io};
 
 /// The directories that were made, and the few that are open.
 pub(super) struct Directories {
@@ -283,7 +285,7 @@ impl<'a> Content<'a> {
         }
         if self.position - self.written_back >= WRITE_BACK_EVERY {
             // Only advice; the data is no worse without it.
-            let _ = crate::sys::start_writeback(self.file, self.written_back..self.position);
+            let _ = crate::host::sys::start_writeback(self.file, self.written_back..self.position);
             self.written_back = self.position;
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use ocivol::demo::push::{Layer, Pusher};
-use ocivol::oci::Digest;
+use ocivol::oci::digest::Digest;
 use serde_json::json;
 
 use crate::machine::target;

@@ -35,7 +35,7 @@ pub async fn an_inline_model_and_an_image_are_mounted_read_only(node: Shared) {
     header.set_size(8);
     archive.append_data(&mut header, "app/run", &b"content\n"[..]).expect("an archive");
     let layer = Layer::archive(archive.into_inner().expect("an archive"));
-    let diff = ocivol::oci::Digest::sha256(&layer.content);
+    let diff = ocivol::oci::digest::Digest::sha256(&layer.content);
     Pusher::new(REGISTRY, "inline/image").image("v1", &[layer], &[diff]).await.expect("pushed");
     let image = format!("{REGISTRY}/inline/image:v1");
     let look = "cat /m/app/run; grep ' /m ' /proc/self/mountinfo; echo looked";

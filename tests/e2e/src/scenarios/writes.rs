@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use ocivol::demo::push::{Layer, Pusher};
-use ocivol::oci::Digest;
+use ocivol::oci::digest::Digest;
 use serde_json::{Value, json};
 
 use super::Shared;

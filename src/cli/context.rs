@@ -1,0 +1,27 @@
+//! What every command works with: a runtime, and the volumes of the store that its flags name.
+
+use std::sync::Arc;
+
+use crate::cli::args::Common;
+use crate::failure::Failure;
+use crate::mount::locked::Lock;
+use crate::mount::target::Policy;
+use crate::registry::client::Registry;
+use crate::volume::volumes::Volumes;
+
+/// The async runtime. Blocking work has threads of its own, and their number has a bound.
+pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4)))
+        .max_blocking_threads(128)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::internal(&format!("cannot start threads: {error}")))
+}
+
+/// What commands work on, made from the common flags.
+pub fn volumes(common: &Common) -> Result<Arc<Volumes>, Failure> {
+    let (registry, pulls) = common.pulls().check().map_err(|error| Failure::usage(&error.to_string()))?;
+    let registry = Registry::new(registry).map_err(|error| Failure::internal(&error.to_string()))?;
+    Ok(Volumes::new(common.root()?, registry, pulls, Default::default(), Policy::anywhere(), Lock::All))
+}

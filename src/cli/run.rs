@@ -1,0 +1,59 @@
+//! Runs a command.
+
+use crate::cli::context::runtime;
+use crate::cli::demo;
+use crate::cli::inspect;
+use crate::cli::list;
+use crate::cli::mount;
+use crate::cli::output;
+use crate::cli::process;
+use crate::cli::pull;
+use crate::node;
+use std::process::ExitCode;
+
+use tokio::sync::watch;
+
+use crate::cli::args::{Cli, Command};
+use crate::failure::Failure;
+use crate::failure::Kind;
+
+/// Runs the command. The calling process has one thread: some commands change its namespaces first.
+pub fn run(cli: Cli) -> ExitCode {
+    let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let is_node = matches!(cli.command, Command::Node(_));
+    crate::telemetry::logs::start(cli.common.log_format, cli.common.level(is_node));
+    let result = dispatch(cli, umask);
+    match result {
+        Ok(code) => code,
+        Err(failure) => {
+            output::fail(&failure.message);
+            if failure.kind == Kind::InvalidArgument { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
+    let common = cli.common;
+    match cli.command {
+        Command::Node(flags) => {
+            let config = flags.check(&common)?;
+            process::raise_open_files();
+            crate::host::limits::enforce(config.pulls.parallel_downloads).map_err(|error| {
+                Failure::internal(&format!("cannot bound this process's memory: {error}"))
+            })?;
+            process::give_up_privileges()?;
+            runtime()?.block_on(async {
+                let (stop, stopped) = watch::channel(false);
+                tokio::spawn(node::run::stop_on_signal(stop));
+                node::run::run(config, stopped).await
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Pull(flags) => runtime()?.block_on(pull::run(&common, &flags)),
+        Command::Mount(flags) => mount::mount(&common, &flags, umask),
+        Command::Umount(flags) => runtime()?.block_on(mount::umount(&common, &flags)),
+        Command::Inspect(flags) => runtime()?.block_on(inspect::run(&common, &flags)),
+        Command::Ls => runtime()?.block_on(list::run(&common)),
+        Command::Demo => demo::run(&common),
+    }
+}

@@ -1,0 +1,9 @@
+//! What the process and the kernel give: system calls, threads, sockets, metadata of files, limits.
+
+pub mod accept;
+pub mod blocking;
+pub mod failpoint;
+pub mod file_metadata;
+pub mod limits;
+pub mod socket;
+pub mod sys;

@@ -1,0 +1,345 @@
+//! All validation of flags and environment, before anything is opened or bound.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::csi::registration;
+use crate::mount::locked::Lock;
+use crate::mount::target::Policy;
+use crate::{pull, registry};
+
+/// Everything `ocivol node` needs to know.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// The store.
+    pub root: PathBuf,
+    /// The CSI socket.
+    pub socket: PathBuf,
+    /// The node's name.
+    pub node_id: String,
+    /// The driver's name.
+    pub driver_name: String,
+    /// Which paths are targets.
+    pub policy: Policy,
+    /// How to register; `None`: not at all.
+    pub registration: Option<registration::Settings>,
+    /// Where health and metrics are served; `None`: nowhere.
+    pub health: Option<SocketAddr>,
+    /// Accept access modes for writing, and mount read-only anyway.
+    pub allow_writers: bool,
+    /// Which flags of mounts are locked.
+    pub lock: Lock,
+    /// How registries are spoken to.
+    pub registry: registry::transport::Settings,
+    /// Bounds of pulls.
+    pub pulls: pull::Settings,
+}
+
+/// Flags of `ocivol node`, as they were given.
+#[derive(Debug, Clone)]
+pub struct NodeFlags {
+    /// `--root`
+    pub root: PathBuf,
+    /// `--endpoint`
+    pub endpoint: String,
+    /// `--node-id`
+    pub node_id: String,
+    /// `--driver-name`
+    pub driver_name: String,
+    /// `--kubelet-dir`
+    pub kubelet_dir: PathBuf,
+    /// `--registration-dir`; `None`: kubelet's.
+    pub registration_dir: Option<String>,
+    /// `--health-addr`
+    pub health_addr: String,
+    /// `--target-root`
+    pub target_roots: Vec<PathBuf>,
+    /// `--allow-writer-modes`
+    pub allow_writers: bool,
+    /// `--mount-lock`
+    pub lock: Lock,
+    /// Flags about registries and pulls.
+    pub pulls: PullFlags,
+}
+
+/// Flags about registries and pulls, as they were given.
+#[derive(Debug, Clone)]
+pub struct PullFlags {
+    /// `--plain-http`
+    pub plain_http: Vec<String>,
+    /// `--stall-timeout`, seconds.
+    pub stall_timeout: u64,
+    /// `--parallel-downloads`
+    pub parallel_downloads: usize,
+    /// Whether the uncompressed layers of images are checked.
+    pub verify_diff_ids: bool,
+}
+
+/// A flag has a value that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{flag} {value:?}: {reason}")]
+pub struct Error {
+    flag: &'static str,
+    value: String,
+    reason: String,
+}
+
+/// Bytes of a unix socket's path, without the final NUL: `man 7 unix`.
+const SOCKET_PATH_LIMIT: usize = 107;
+/// Bytes of a driver name: CSI v1.12.0, GetPluginInfo.
+const DRIVER_NAME_LIMIT: usize = 63;
+/// Bytes of a node ID that every cluster accepts.
+const NODE_ID_LIMIT: usize = 253;
+
+impl NodeFlags {
+    /// Checks every flag.
+    ///
+    /// # Errors
+    /// [`Error`] names the first flag that cannot be used, and says why.
+    pub fn check(self) -> Result<NodeConfig, Error> {
+        let socket = socket_path(&self.endpoint)?;
+        check_socket_length("--endpoint", &socket)?;
+        if self.node_id.is_empty() || self.node_id.len() > NODE_ID_LIMIT {
+            let reason = "it must be the node's name: set it, or KUBE_NODE_NAME (spec.nodeName)".to_owned();
+            return Err(Error { flag: "--node-id", value: self.node_id, reason });
+        }
+        check_driver_name(&self.driver_name)?;
+        check_absolute("--root", &self.root)?;
+        check_absolute("--kubelet-dir", &self.kubelet_dir)?;
+        for root in &self.target_roots {
+            check_absolute("--target-root", root)?;
+        }
+        let directory = match self.registration_dir.as_deref() {
+            Some("") => None,
+            Some(directory) => Some(PathBuf::from(directory)),
+            None => Some(self.kubelet_dir.join("plugins_registry")),
+        };
+        let registration = match directory {
+            Some(directory) => {
+                check_absolute("--registration-dir", &directory)?;
+                let endpoint = if socket.starts_with(&self.kubelet_dir) {
+                    &socket
+                } else {
+                    // In a container the socket's directory is kubelet's, under another name.
+                    &self
+                        .kubelet_dir
+                        .join("plugins")
+                        .join(&self.driver_name)
+                        .join(socket.file_name().unwrap_or_default())
+                };
+                check_socket_length("--kubelet-dir", endpoint)?;
+                let settings = registration::Settings {
+                    directory,
+                    driver_name: self.driver_name.clone(),
+                    endpoint: endpoint.to_string_lossy().into_owned(),
+                };
+                check_socket_length("--registration-dir", &settings.socket())?;
+                Some(settings)
+            }
+            None => None,
+        };
+        let (registry, pulls) = self.pulls.check()?;
+        Ok(NodeConfig {
+            root: self.root,
+            socket,
+            node_id: self.node_id,
+            driver_name: self.driver_name,
+            policy: Policy { pods: Some(self.kubelet_dir.join("pods")), roots: self.target_roots },
+            registration,
+            health: health_address(&self.health_addr)?,
+            allow_writers: self.allow_writers,
+            lock: self.lock,
+            registry,
+            pulls,
+        })
+    }
+}
+
+impl PullFlags {
+    /// Checks every flag.
+    ///
+    /// # Errors
+    /// [`Error`] names the first flag that cannot be used, and says why.
+    pub fn check(self) -> Result<(registry::transport::Settings, pull::Settings), Error> {
+        let mut plain_http = BTreeSet::new();
+        for host in self.plain_http {
+            // A reference is the grammar of hosts.
+            if format!("{host}/x")
+                .parse::<crate::oci::reference::Reference>()
+                .map_or(true, |it| it.host() != host)
+            {
+                let reason = "it is no host[:port]".to_owned();
+                return Err(Error { flag: "--plain-http", value: host, reason });
+            }
+            plain_http.insert(host);
+        }
+        if !(1..=600).contains(&self.stall_timeout) {
+            let reason = "it must be between 1 and 600 seconds".to_owned();
+            return Err(Error { flag: "--stall-timeout", value: self.stall_timeout.to_string(), reason });
+        }
+        if !(1..=64).contains(&self.parallel_downloads) {
+            let value = self.parallel_downloads.to_string();
+            let reason = "it must be between 1 and 64".to_owned();
+            return Err(Error { flag: "--parallel-downloads", value, reason });
+        }
+        let registry = registry::transport::Settings {
+            plain_http,
+            stall_timeout: Duration::from_secs(self.stall_timeout),
+            ..registry::transport::Settings::default()
+        };
+        let pulls = pull::Settings {
+            parallel_downloads: self.parallel_downloads,
+            verify_diff_ids: self.verify_diff_ids,
+            ..pull::Settings::default()
+        };
+        Ok((registry, pulls))
+    }
+}
+
+/// `unix:///csi/csi.sock` and `unix:/csi/csi.sock`; the interface wants the name to end in `.sock`.
+fn socket_path(endpoint: &str) -> Result<PathBuf, Error> {
+    let error =
+        |reason: &str| Error { flag: "--endpoint", value: endpoint.to_owned(), reason: reason.to_owned() };
+    let path = endpoint
+        .strip_prefix("unix://")
+        .or_else(|| endpoint.strip_prefix("unix:"))
+        .ok_or_else(|| error("only unix:///path/to/csi.sock is served"))?;
+    if !path.starts_with('/') {
+        return Err(error("the path must be absolute: unix:///path/to/csi.sock"));
+    }
+    if !path.ends_with(".sock") {
+        return Err(error("the path must end in .sock"));
+    }
+    Ok(PathBuf::from(path))
+}
+
+/// Lower-case letters, digits, `.`, `-`; a letter at both ends. Kubernetes wants a DNS name, csi-sanity the letters.
+fn check_driver_name(name: &str) -> Result<(), Error> {
+    let letter = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphabetic);
+    let bytes = name.as_bytes();
+    let fits = name.len() <= DRIVER_NAME_LIMIT
+        && letter(bytes.first())
+        && letter(bytes.last())
+        && bytes
+            .iter()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(byte));
+    if fits {
+        return Ok(());
+    }
+    let reason =
+        "it must be a DNS name of at most 63 characters that begins and ends with a lower-case letter"
+            .to_owned();
+    Err(Error { flag: "--driver-name", value: name.to_owned(), reason })
+}
+
+fn check_absolute(flag: &'static str, path: &Path) -> Result<(), Error> {
+    let plain = path.is_absolute()
+        && path
+            .components()
+            .all(|part| matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_)));
+    if plain {
+        return Ok(());
+    }
+    Err(Error {
+        flag,
+        value: path.display().to_string(),
+        reason: "it must be absolute, without '..'".to_owned(),
+    })
+}
+
+fn check_socket_length(flag: &'static str, path: &Path) -> Result<(), Error> {
+    if path.as_os_str().len() <= SOCKET_PATH_LIMIT {
+        return Ok(());
+    }
+    let reason = format!(
+        "its socket would be {} bytes long, {SOCKET_PATH_LIMIT} are possible; use a shorter directory or driver name",
+        path.as_os_str().len()
+    );
+    Err(Error { flag, value: path.display().to_string(), reason })
+}
+
+/// `:9808`, `127.0.0.1:9808`, or nothing.
+fn health_address(text: &str) -> Result<Option<SocketAddr>, Error> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    // All addresses of both families; the listener falls back where there is no IPv6.
+    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+    full.parse().map(Some).map_err(|_| Error {
+        flag: "--health-addr",
+        value: text.to_owned(),
+        reason: "it is no address:port".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags() -> NodeFlags {
+        NodeFlags {
+            root: "/var/lib/ocivol".into(),
+            endpoint: "unix:///csi/csi.sock".into(),
+            node_id: "node-1".into(),
+            driver_name: "csi.ocivol.dev".into(),
+            kubelet_dir: "/var/lib/kubelet".into(),
+            registration_dir: None,
+            health_addr: ":9808".into(),
+            target_roots: Vec::new(),
+            allow_writers: false,
+            lock: Lock::All,
+            pulls: PullFlags {
+                plain_http: Vec::new(),
+                stall_timeout: 30,
+                parallel_downloads: 4,
+                verify_diff_ids: false,
+            },
+        }
+    }
+
+    #[test]
+    fn defaults_are_kubelets_paths() {
+        let config = flags().check().expect("valid");
+        let registration = config.registration.expect("registers");
+        assert_eq!(registration.endpoint, "/var/lib/kubelet/plugins/csi.ocivol.dev/csi.sock");
+        let socket = "/var/lib/kubelet/plugins_registry/csi.ocivol.dev-reg.sock";
+        assert_eq!(registration.socket(), Path::new(socket));
+        assert_eq!(config.health, Some((std::net::Ipv6Addr::UNSPECIFIED, 9808).into()));
+    }
+
+    #[test]
+    fn a_socket_below_kubelets_directory_is_registered_as_it_is() {
+        let endpoint = "unix:/var/lib/kubelet/plugins/x/csi.sock".to_owned();
+        let config = NodeFlags { endpoint, ..flags() }.check().expect("valid");
+        let registered = config.registration.expect("registers").endpoint;
+        assert_eq!(registered, "/var/lib/kubelet/plugins/x/csi.sock");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_the_flags_name() {
+        let table: [(&str, NodeFlags); 12] = [
+            ("--endpoint", NodeFlags { endpoint: "tcp://0.0.0.0:1".into(), ..flags() }),
+            ("--endpoint", NodeFlags { endpoint: "unix://csi.sock".into(), ..flags() }),
+            ("--endpoint", NodeFlags { endpoint: "unix:///csi/socket".into(), ..flags() }),
+            ("--endpoint", NodeFlags { endpoint: format!("unix:///{}.sock", "x".repeat(110)), ..flags() }),
+            ("--node-id", NodeFlags { node_id: String::new(), ..flags() }),
+            ("--driver-name", NodeFlags { driver_name: "9.example".into(), ..flags() }),
+            ("--driver-name", NodeFlags { driver_name: "a".repeat(64), ..flags() }),
+            ("--driver-name", NodeFlags { driver_name: "a/../b".into(), ..flags() }),
+            ("--registration-dir", NodeFlags { registration_dir: Some("relative".into()), ..flags() }),
+            ("--kubelet-dir", NodeFlags { kubelet_dir: format!("/{}", "k".repeat(90)).into(), ..flags() }),
+            ("--health-addr", NodeFlags { health_addr: "localhost".into(), ..flags() }),
+            ("--root", NodeFlags { root: "/var/../etc".into(), ..flags() }),
+        ];
+        for (flag, flags) in table {
+            let error = flags.check().expect_err(flag);
+            assert_eq!(error.flag, flag, "{error}");
+        }
+        let bad_host = PullFlags { plain_http: vec!["http://r:5000".into()], ..flags().pulls };
+        assert!(bad_host.check().is_err());
+        let unregistered = NodeFlags { registration_dir: Some(String::new()), ..flags() };
+        assert!(unregistered.check().expect("valid").registration.is_none());
+    }
+}

@@ -1,0 +1,25 @@
+//! Which mounts of the mount table are of this store.
+
+use std::path::Path;
+
+use crate::mount::mountinfo::{Mount, StoreLocation, Table};
+
+/// Which mounts are this store's, as far as the mount table tells.
+pub(in crate::volume) struct StoreMounts(Option<StoreLocation>);
+
+impl StoreMounts {
+    pub(in crate::volume) fn locate(table: &Table, store_root: &Path) -> Self {
+        let root = store_root.canonicalize().unwrap_or_else(|_| store_root.to_owned());
+        Self(table.locate_store(&root))
+    }
+
+    /// A tree of this store.
+    pub(in crate::volume) fn holds(&self, mount: &Mount) -> bool {
+        self.0.as_ref().is_some_and(|location| location.holds(mount))
+    }
+
+    /// A tree of this store, or of one that was here before: enough to unmount it.
+    pub(in crate::volume) fn may_unmount(&self, mount: &Mount) -> bool {
+        self.holds(mount) || mount.looks_like_a_tree()
+    }
+}
