@@ -2,8 +2,9 @@
 //!
 //! One process writes to a store. When that is a node plugin, the command line asks it over
 //! `<root>/control.sock`, which is root's alone: one JSON object per line, a request and then replies. The same
-//! [`execute`](request::execute) runs on both sides.
+//! [`execute`](execute::execute) runs on both sides.
 
 pub mod client;
+pub mod execute;
 pub mod request;
 pub mod server;

@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod blocking;
 pub mod failpoint;
+pub mod fair_queue;
 pub mod file_metadata;
 pub mod limits;
 pub mod socket;

@@ -6,6 +6,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`failure`] | the vocabulary that the errors of all rooms share |
+//! | [`tenant`] | on whose behalf work is done |
 //! | [`oci`] | references, digests, manifests, platforms: pure data |
 //! | [`layer`] | what tar layers hold, and what several hold together: indexes and their merge: pure data |
 //! | [`layout`] | from a manifest to a plan of files, one file for each artifact family: pure functions |
@@ -14,6 +15,7 @@
 //! | [`store`] | verified blobs, layers and trees on disk, durable in the background (sync) |
 //! | [`unpack`] | bytes of a layer become files and an index, in one pass (sync) |
 //! | [`mount`] | the mount table, checked targets, attach and detach (sync) |
+//! | [`transfer`] | one blob from any of its sources into the store |
 //! | [`pull`] | from a reference to a complete tree, once for all who ask |
 //! | [`volume`] | publish, unpublish, usage: joins pulls and mounts, orders them for each target |
 //! | [`csi`] | the CSI services and registration with kubelet |
@@ -40,5 +42,7 @@ pub mod pull;
 pub mod registry;
 pub mod store;
 pub mod telemetry;
+pub mod tenant;
+pub mod transfer;
 pub mod unpack;
 pub mod volume;

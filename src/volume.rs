@@ -6,9 +6,11 @@
 pub mod attributes;
 pub mod error;
 pub mod list;
+pub mod order;
 pub mod publish;
+pub mod slots;
+pub mod stats;
 pub mod store_mounts;
-pub mod turn;
 pub mod unpublish;
-pub mod usage;
+
 pub mod volumes;

@@ -8,28 +8,35 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms that all others may use.
-const EVERYBODYS: [&str; 2] = ["failure", "host::failpoint"];
+const EVERYBODYS: [&str; 3] = ["failure", "tenant", "host::failpoint"];
 
 /// A room, and the rooms that it may use beside those. A room inside another has a line of its own.
 #[rustfmt::skip]
-const ROOMS: [(&str, &[&str]); 17] = [
-    ("failure",   &[]),
-    ("host",      &["layer", "layout", "pull", "registry", "store", "unpack", "volume"]),
-    ("oci",       &[]),
-    ("layer",     &["oci"]),
-    ("layout",    &["oci", "layer"]),
-    ("registry",  &["oci"]),
-    ("store",     &["host", "oci", "layer", "layout"]),
-    ("unpack",    &["host", "oci", "layer"]),
-    ("mount",     &["host", "oci", "layout"]),
-    ("pull",      &["host", "oci", "layer", "layout", "registry", "store", "unpack"]),
-    ("volume",    &["host", "oci", "layer", "layout", "registry", "store", "mount", "pull"]),
-    ("csi",       &["host", "registry", "volume"]),
-    ("control",   &["host", "layer", "pull", "registry", "volume"]),
-    ("telemetry", &["host"]),
-    ("demo",      &["host", "oci", "csi"]),
-    ("node",      &["host", "oci", "mount", "pull", "registry", "volume", "csi", "control", "telemetry"]),
-    ("cli",       &["host", "oci", "layout", "mount", "pull", "registry", "store", "volume", "control", "csi", "demo", "node", "telemetry"]),
+const ROOMS: [(&str, &[&str]); 24] = [
+    ("failure",        &[]),
+    ("tenant",         &[]),
+    ("oci",            &[]),
+    ("layer",          &["oci"]),
+    ("layout",         &["oci", "layer"]),
+    ("host",           &["layer"]),
+    ("registry",       &["host", "oci"]),
+    ("store::disk",    &["store::error"]),
+    ("store::durable", &["oci", "store::disk", "store::error", "store::key", "store::content::ingest"]),
+    ("store::access",  &["oci", "store::disk", "store::error", "store::durable"]),
+    ("store::content", &["host", "oci", "layer", "layout", "store::access::origin", "store::disk", "store::durable", "store::error", "store::key"]),
+    ("store::usage",   &["oci", "store::disk", "store::durable", "store::error", "store::key"]),
+    ("store",          &["host", "oci", "layer", "layout", "store"]),
+    ("unpack",         &["host", "oci", "layer"]),
+    ("mount",          &["host", "oci", "layer", "layout"]),
+    ("transfer",       &["host", "oci", "layer", "layout", "registry", "store", "unpack"]),
+    ("pull",           &["host", "oci", "layout", "registry", "store", "transfer"]),
+    ("volume",         &["host", "oci", "layer", "layout", "registry", "store", "transfer::error", "mount", "pull"]),
+    ("csi",            &["host", "registry", "volume"]),
+    ("control",        &["host", "layer", "pull", "registry", "transfer::error", "volume"]),
+    ("telemetry",      &["host"]),
+    ("demo",           &["host", "oci", "csi"]),
+    ("node",           &["host", "oci", "mount", "pull", "registry", "volume", "csi", "control", "telemetry"]),
+    ("cli",            &["host", "oci", "layout", "mount", "pull", "registry", "store::disk", "volume", "control", "csi", "demo", "node", "telemetry"]),
 ];
 
 /// Words that the code of a room does not contain.
@@ -90,7 +97,8 @@ fn sources() -> Vec<Source> {
 /// Every path from `crate` in `code`, with groups in braces written out.
 fn paths(code: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for (at, _) in code.match_indices("crate::") {
+    // What may see an item is not what it uses.
+    for (at, _) in code.match_indices("crate::").filter(|(at, _)| !code[..*at].ends_with("pub(in ")) {
         let rest = &code[at + "crate::".len()..];
         write_out(String::new(), rest, &mut found);
     }
@@ -196,8 +204,7 @@ fn paths_say_what_they_use() {
 #[test]
 fn no_file_needs_one_that_needs_it() {
     let sources = sources();
-    let mut uses = uses(&sources);
-    uses.retain(|file, _| !file.starts_with("store")); // Being rebuilt.
+    let uses = uses(&sources);
     /// Files that are done, and those on the way.
     fn visit<'a>(
         at: &'a str,

@@ -40,7 +40,7 @@ fn entry(raw: &Raw) -> Option<Entry> {
     let kind = match raw.kind % 8 {
         0 | 1 => Kind::Directory,
         2 => Kind::File { size: 1, checksum: Checksum::of(b"x"), place: Place::Named },
-        3 => Kind::Symlink { target: small(&raw.link), place: Place::Aside },
+        3 => Kind::Symlink { target: small(&raw.link), place: Place::Shadowed },
         4 => Kind::HardLink { target: Name::parse(&small(&raw.link)).ok()? },
         5 => Kind::Whiteout,
         6 => Kind::Opaque,

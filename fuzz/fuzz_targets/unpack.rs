@@ -168,7 +168,7 @@ fuzz_target!(|case: Case| {
             use std::os::unix::ffi::OsStrExt as _;
             let path = match place {
                 Place::Named => layer.join("fs").join(std::ffi::OsStr::from_bytes(entry.name.as_bytes())),
-                Place::Aside => layer.join("aside").join(number.to_string()),
+                Place::Shadowed => layer.join("aside").join(number.to_string()),
             };
             let found = fs::symlink_metadata(path).expect("it is where the index says");
             assert!(found.is_file() && found.len() == *size && found.mode() & 0o7000 == 0);

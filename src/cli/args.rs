@@ -41,6 +41,12 @@ pub struct Common {
     /// Check that the uncompressed layers of images are what their configs promise
     #[arg(long, global = true, env = "OCIVOL_VERIFY_DIFF_IDS")]
     pub verify_diff_ids: bool,
+    /// Seconds after which a right to private content has to be shown to its registry again [default: never]
+    #[arg(long, global = true, env = "OCIVOL_GRANT_TTL", value_name = "SECONDS")]
+    pub grant_ttl: Option<u64>,
+    /// Ask the registry for each volume with private content whether it may be read
+    #[arg(long, global = true, env = "OCIVOL_ALWAYS_VERIFY")]
+    pub always_verify: bool,
     /// Docker config with credentials, for pull, mount and inspect [default: ~/.docker/config.json]
     #[arg(long, global = true, env = "OCIVOL_DOCKER_CONFIG", value_name = "FILE")]
     pub docker_config: Option<PathBuf>,
@@ -228,6 +234,8 @@ impl Common {
             stall_timeout: self.stall_timeout,
             parallel_downloads: self.parallel_downloads,
             verify_diff_ids: self.verify_diff_ids,
+            grant_ttl: self.grant_ttl,
+            always_verify: self.always_verify,
         }
     }
 

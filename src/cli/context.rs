@@ -1,19 +1,35 @@
 //! What every command works with: a runtime, and the volumes of the store that its flags name.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cli::args::Common;
 use crate::failure::Failure;
+use crate::host::blocking;
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
 use crate::registry::client::Registry;
 use crate::volume::volumes::Volumes;
 
+/// Runs `work`, and ends with it: what blocks meanwhile has `grace` to end, and is then left behind.
+///
+/// # Errors
+/// Those of `work`; when there are no threads.
+pub fn run<T>(grace: Duration, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(grace);
+    result
+}
+
+/// What a command waits for what it has begun, to clear it away.
+pub const GRACE: Duration = Duration::from_secs(10);
+
 /// The async runtime. Blocking work has threads of its own, and their number has a bound.
-pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4)))
-        .max_blocking_threads(128)
+        .max_blocking_threads(blocking::THREADS)
         .enable_all()
         .build()
         .map_err(|error| Failure::internal(&format!("cannot start threads: {error}")))

@@ -17,7 +17,8 @@ use crate::oci::manifest::{Document, Manifest, parse};
 use crate::pull::choose::Documents;
 use crate::registry::client::{Fetched, Registry};
 use crate::registry::credentials::Keyring;
-use crate::registry::source::Source;
+use crate::registry::source::{Asker, Source};
+use crate::tenant::Tenant;
 use crate::volume::attributes::Attributes;
 use crate::{layout, pull, registry, volume};
 
@@ -80,8 +81,9 @@ async fn inspect(
     let mut first = None;
     for credential in credentials {
         let source = Source::new(reference, credential);
-        match registry.manifest(&source, &reference.target()).await {
-            Ok(fetched) => return look(registry, attributes, &source, fetched).await,
+        let asker = Asker { source, tenant: Tenant::CommandLine };
+        match registry.manifest(&asker, &reference.target()).await {
+            Ok(fetched) => return look(registry, attributes, &asker, fetched).await,
             Err(error) if error.is_about_access() => {
                 first.get_or_insert(error);
             }
@@ -98,11 +100,11 @@ async fn inspect(
 async fn look(
     registry: &Registry,
     attributes: &Attributes,
-    source: &Source,
+    asker: &Asker,
     fetched: Fetched,
 ) -> Result<Inspected, Failure> {
     let digest = fetched.digest.clone();
-    let mut documents = AtRegistry { registry, source, first: Some(fetched) };
+    let mut documents = AtRegistry { registry, asker, first: Some(fetched) };
     let found = attributes.choice.follow(&attributes.reference, &digest, &mut documents).await?;
     let mut artifact =
         Artifact { manifest: &found.manifest, digest: &found.digest, size: found.size, config: None };
@@ -113,7 +115,8 @@ async fn look(
         config = match described.embedded() {
             Some(data) => data.clone(),
             None => {
-                let read = registry.small_blob(source, described, layout::artifact::CONFIG_LIMIT).await;
+                let read =
+                    registry.small_blob(&asker.source, described, layout::artifact::CONFIG_LIMIT).await;
                 read.map_err(|error| failure(&error))?
             }
         };
@@ -131,7 +134,7 @@ async fn look(
 /// The manifests of a registry, of which the first was read already.
 struct AtRegistry<'a> {
     registry: &'a Registry,
-    source: &'a Source,
+    asker: &'a Asker,
     first: Option<Fetched>,
 }
 
@@ -142,7 +145,7 @@ impl Documents for AtRegistry<'_> {
         let fetched = match self.first.take() {
             Some(first) => first,
             None => {
-                let read = self.registry.manifest(self.source, &digest.to_string()).await;
+                let read = self.registry.manifest(self.asker, &digest.to_string()).await;
                 read.map_err(|error| failure(&error))?
             }
         };

@@ -42,7 +42,7 @@ fn table(listed: &[Listed]) -> String {
 
 fn row(tree: &Listed) -> [String; 6] {
     let digest: String = tree.digest.chars().take("sha256:".len() + 12).collect();
-    let unused = crate::store::now().saturating_sub(tree.last_use);
+    let unused = crate::store::disk::now().saturating_sub(tree.last_use);
     let mounted = match tree.mounted_at.as_slice() {
         [] => "-".to_owned(),
         [only] => pod(only).unwrap_or_else(|| only.display().to_string()),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::cli::args::{Common, MountArgs, UmountArgs};
-use crate::cli::context::{runtime, volumes};
+use crate::cli::context::{self, GRACE, volumes};
 use crate::cli::output::Progress;
 use crate::cli::{namespace, output};
 use crate::control::client;
@@ -14,8 +14,9 @@ use crate::failure::Failure;
 use crate::mount::attach::{Mounter, Source};
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
+use crate::store::disk::empty_directory;
+use crate::volume;
 use crate::volume::attributes::Attributes;
-use crate::{store, volume};
 
 /// Mounts; with a command, in a namespace of its own, and becomes that command, with the caller's `umask`.
 ///
@@ -28,17 +29,17 @@ pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Res
     let target = absolute(&flags.directory)?;
     let content = Content { attributes, docker_config: common.docker_config()? };
     let Some((program, arguments)) = flags.command.split_first() else {
-        return runtime()?.block_on(mount_for_good(common, content, target));
+        return context::run(GRACE, mount_for_good(common, content, target));
     };
     // The store's place is that of the user who asks, not of the root of the new namespace.
     let root = common.root()?;
     let common = Common { root: Some(root.clone()), ..common.clone() };
     namespace::enter()?;
-    let pulled = runtime()?.block_on(crate::cli::pull::pull(&common, content))?;
+    let pulled = context::run(GRACE, crate::cli::pull::pull(&common, content, true))?;
     let target = Policy::anywhere().check(&target).map_err(volume::error::Error::from)?;
     let source =
         Source { tree: &pulled.tree, path: checked.path.as_ref(), exec: checked.exec, asked_read_only: true };
-    let mounter = Mounter::new(&root, &store::empty_directory(&root), Lock::All);
+    let mounter = Mounter::new(&root, &empty_directory(&root), Lock::All);
     mounter.attach(source, &target).map_err(volume::error::Error::from)?;
     rustix::process::umask(umask);
     let error = std::process::Command::new(program).args(arguments).exec();

@@ -18,7 +18,7 @@ use crate::failure::Failure;
 /// Whatever failed.
 pub async fn run(common: &Common, flags: &ContentArgs) -> Result<ExitCode, Failure> {
     let content = Content { attributes: flags.attributes(), docker_config: common.docker_config()? };
-    let pulled = pull(common, content).await?;
+    let pulled = pull(common, content, false).await?;
     output::result(common, &pulled, || {
         let dropped = pulled.dropped.in_words().map(|words| format!("\nleft out by rule: {words}"));
         format!(
@@ -35,13 +35,14 @@ pub async fn run(common: &Common, flags: &ContentArgs) -> Result<ExitCode, Failu
     Ok(ExitCode::SUCCESS)
 }
 
-/// Pulls and shows progress.
+/// Pulls and shows progress. With a `lease` what was pulled is kept as long as this process lives.
 ///
 /// # Errors
 /// Whatever failed.
-pub(super) async fn pull(common: &Common, content: Content) -> Result<Pulled, Failure> {
+pub(super) async fn pull(common: &Common, content: Content, lease: bool) -> Result<Pulled, Failure> {
     let mut progress = Progress::new(common);
-    let reply = client::run(&volumes(common)?, Request::Pull(content), |now| progress.show(now)).await?;
+    let reply =
+        client::run(&volumes(common)?, Request::Pull { content, lease }, |now| progress.show(now)).await?;
     match reply {
         Reply::Pulled(pulled) => Ok(pulled),
         other => Err(Failure::internal(&format!("unexpected answer: {other:?}"))),

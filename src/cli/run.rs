@@ -1,6 +1,6 @@
 //! Runs a command.
 
-use crate::cli::context::runtime;
+use crate::cli::context::{self, GRACE};
 use crate::cli::demo;
 use crate::cli::inspect;
 use crate::cli::list;
@@ -38,22 +38,22 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
         Command::Node(flags) => {
             let config = flags.check(&common)?;
             process::raise_open_files();
-            crate::host::limits::enforce(config.pulls.parallel_downloads).map_err(|error| {
+            crate::host::limits::enforce().map_err(|error| {
                 Failure::internal(&format!("cannot bound this process's memory: {error}"))
             })?;
             process::give_up_privileges()?;
-            runtime()?.block_on(async {
+            context::run(node::run::GRACE, async {
                 let (stop, stopped) = watch::channel(false);
                 tokio::spawn(node::run::stop_on_signal(stop));
                 node::run::run(config, stopped).await
             })?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Pull(flags) => runtime()?.block_on(pull::run(&common, &flags)),
+        Command::Pull(flags) => context::run(GRACE, pull::run(&common, &flags)),
         Command::Mount(flags) => mount::mount(&common, &flags, umask),
-        Command::Umount(flags) => runtime()?.block_on(mount::umount(&common, &flags)),
-        Command::Inspect(flags) => runtime()?.block_on(inspect::run(&common, &flags)),
-        Command::Ls => runtime()?.block_on(list::run(&common)),
+        Command::Umount(flags) => context::run(GRACE, mount::umount(&common, &flags)),
+        Command::Inspect(flags) => context::run(GRACE, inspect::run(&common, &flags)),
+        Command::Ls => context::run(GRACE, list::run(&common)),
         Command::Demo => demo::run(&common),
     }
 }

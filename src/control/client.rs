@@ -6,9 +6,11 @@ use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 
-use crate::control::request::{Reply, Request, SOCKET, execute};
+use crate::control::execute::execute;
+use crate::control::request::{Reply, Request, SOCKET};
 use crate::failure::Failure;
 use crate::failure::Kind;
+use crate::host::blocking::{self, Lane};
 use crate::pull::progress::Snapshot;
 use crate::volume::volumes::Volumes;
 
@@ -21,7 +23,7 @@ use crate::volume::volumes::Volumes;
 pub async fn run(
     volumes: &Arc<Volumes>,
     request: Request,
-    progress: impl FnMut(Snapshot),
+    progress: impl FnMut(Snapshot) + Send,
 ) -> Result<Reply, Failure> {
     match UnixStream::connect(volumes.store_root().join(SOCKET)).await {
         Ok(stream) => ask(stream, &request, progress, volumes.store_root()).await,
@@ -32,7 +34,7 @@ pub async fn run(
                 std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
             ) =>
         {
-            let reply = execute(volumes, request, progress).await?;
+            let reply = execute(volumes, request, Some(std::process::id()), progress).await?;
             let lost = match &reply {
                 Reply::Pulled(_) => "the disk failed to take what was pulled; see its log, and pull again",
                 Reply::Mounted(_) => {
@@ -41,7 +43,7 @@ pub async fn run(
                 _ => return Ok(reply),
             };
             let store = Arc::clone(volumes.puller().await?.store());
-            if crate::host::blocking::run(move || store.flush()).await {
+            if blocking::run(Lane::Work, move || store.flush()).await {
                 return Ok(reply);
             }
             Err(Failure { kind: Kind::Unavailable, message: lost.to_owned() })
@@ -53,7 +55,7 @@ pub async fn run(
 async fn ask(
     stream: UnixStream,
     request: &Request,
-    mut progress: impl FnMut(Snapshot),
+    mut progress: impl FnMut(Snapshot) + Send,
     root: &Path,
 ) -> Result<Reply, Failure> {
     let (reader, mut writer) = stream.into_split();

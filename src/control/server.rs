@@ -8,7 +8,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::control::request::{Reply, Request, execute};
+use crate::control::execute::execute;
+use crate::control::request::{Reply, Request};
 use crate::failure::Failure;
 use crate::failure::Kind;
 use crate::host::socket;
@@ -57,13 +58,14 @@ pub async fn serve(
 }
 
 async fn converse(stream: UnixStream, volumes: &Volumes) -> std::io::Result<()> {
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok());
     let (reader, mut writer) = stream.into_split();
     let mut line = Vec::new();
     BufReader::new(reader.take(REQUEST_LIMIT)).read_until(b'\n', &mut line).await?;
     let reply = match serde_json::from_slice::<Request>(&line) {
         Ok(request) => {
             let (sender, mut snapshots) = mpsc::channel(PROGRESS_QUEUE);
-            let work = execute(volumes, request, move |snapshot| {
+            let work = execute(volumes, request, pid, move |snapshot| {
                 let _ = sender.try_send(snapshot);
             });
             tokio::pin!(work);

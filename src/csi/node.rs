@@ -19,6 +19,7 @@ use crate::csi::v1::{
     NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, VolumeUsage,
 };
 use crate::csi::{request, status};
+use crate::host::blocking::{self, Lane};
 use crate::volume::publish::{Publish, Published, hold_time};
 use crate::volume::volumes::Volumes;
 
@@ -46,11 +47,16 @@ impl Node for NodeService {
             let message = request.into_inner();
             tracing::debug!(request = ?message, "publish");
             let target_path = message.target_path.clone();
-            let checked = request::publish(message, self.allow_writers)?;
+            // Secrets of a megabyte, and many patterns, are work.
+            let allow_writers = self.allow_writers;
+            let check = move || request::publish(message, allow_writers);
+            let checked = blocking::run(Lane::Mounts, check).await?;
             let target =
-                self.volumes.check_target(&target_path).map_err(|error| status::from_volume(&error))?;
+                self.volumes.check_target(&target_path).await.map_err(|error| status::from_volume(&error))?;
             let (reference, volume_id) = (checked.attributes.reference.clone(), checked.volume_id.clone());
             let publish = Publish {
+                tenant: checked.tenant,
+                pod: checked.pod,
                 volume_id: checked.volume_id,
                 target,
                 attributes: checked.attributes,
@@ -59,7 +65,7 @@ impl Node for NodeService {
                 keyring: checked.keyring,
                 deadline,
             };
-            let published = self.volumes.publish(publish).await;
+            let published = self.volumes.publish(publish, &mut |_| {}).await;
             match published.map_err(|error| status::from_volume(&error))? {
                 Published::AlreadyThere => tracing::info!(volume_id, target_path, "already published"),
                 Published::Mounted(pulled) => tracing::info!(
@@ -88,7 +94,7 @@ impl Node for NodeService {
                 return Err(request::missing("target_path"));
             }
             let target =
-                self.volumes.check_target(&target_path).map_err(|error| status::from_volume(&error))?;
+                self.volumes.check_target(&target_path).await.map_err(|error| status::from_volume(&error))?;
             self.volumes.unpublish(target).await.map_err(|error| status::from_volume(&error))?;
             tracing::info!(volume_id, target_path, "unpublished");
             Ok(NodeUnpublishVolumeResponse {})

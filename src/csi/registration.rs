@@ -44,8 +44,10 @@ pub struct Settings {
 
 /// How often the socket is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Times in a row that our own socket may not answer before it is made again.
-const SILENCES: u32 = 5;
+/// Times in a row that our own socket may answer wrongly, or not at all, before it is made again.
+const WRONG_ANSWERS: u32 = 5;
+/// Times in a row that it may take too long: on a node that is busy that is no sign of anything.
+const SLOW_ANSWERS: u32 = 60;
 /// kubelet waits as long for the answer.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
 
@@ -84,7 +86,7 @@ pub async fn run(
     let path = settings.socket();
     let service = Service { settings: Arc::new(settings), state };
     let mut serving: Option<Serving> = None;
-    let mut silences = 0;
+    let (mut wrong, mut slow) = (0, 0);
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -94,16 +96,18 @@ pub async fn run(
             _ = looks.tick() => {}
         }
         let ours = serving.as_ref().is_some_and(|serving| serving.is_ours(&path));
-        if ours && answers(&path, &service.settings.driver_name).await {
-            silences = 0;
-            continue;
+        if ours {
+            // Taking the socket away unregisters the driver: a busy moment is no reason.
+            match ask(&path, &service.settings.driver_name).await {
+                Answer::Right => (wrong, slow) = (0, 0),
+                Answer::Wrong => wrong += 1,
+                Answer::Late => slow += 1,
+            }
+            if wrong < WRONG_ANSWERS && slow < SLOW_ANSWERS {
+                continue;
+            }
         }
-        // Taking the socket away unregisters the driver: a busy moment is no reason.
-        silences += 1;
-        if ours && silences < SILENCES {
-            continue;
-        }
-        silences = 0;
+        (wrong, slow) = (0, 0);
         drop(serving.take());
         service.state.send_if_modified(|state| {
             let changed = *state == State::Registered;
@@ -165,17 +169,29 @@ impl Drop for Serving {
     }
 }
 
+/// What our own socket says.
+enum Answer {
+    Right,
+    Wrong,
+    /// Nothing in the time that kubelet waits.
+    Late,
+}
+
 /// Asks the socket what kubelet will ask, and as kubelet does. Who has no descriptor to ask with knows nothing against it.
-async fn answers(path: &Path, driver_name: &str) -> bool {
+async fn ask(path: &Path, driver_name: &str) -> Answer {
     let ask = async {
         let channel = match transport::connect_by_path(path).await {
             Ok(channel) => channel,
-            Err(error) => return Some(accept::is_shortage(&error)),
+            Err(error) => return accept::is_shortage(&error),
         };
-        let info = RegistrationClient::new(channel).get_info(InfoRequest {}).await.ok()?;
-        Some(info.into_inner().name == driver_name)
+        let info = RegistrationClient::new(channel).get_info(InfoRequest {}).await;
+        info.is_ok_and(|info| info.into_inner().name == driver_name)
     };
-    matches!(tokio::time::timeout(ANSWER_TIME, ask).await, Ok(Some(true)))
+    match tokio::time::timeout(ANSWER_TIME, ask).await {
+        Ok(true) => Answer::Right,
+        Ok(false) => Answer::Wrong,
+        Err(_) => Answer::Late,
+    }
 }
 
 #[async_trait]

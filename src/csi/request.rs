@@ -9,6 +9,7 @@ use crate::csi::v1::volume_capability::access_mode::Mode;
 use crate::csi::v1::volume_capability::{AccessType, MountVolume};
 use crate::csi::v1::{NodePublishVolumeRequest, VolumeCapability};
 use crate::registry::credentials::{Keyring, Secret};
+use crate::tenant::Tenant;
 use crate::volume;
 use crate::volume::attributes::Attributes;
 
@@ -26,8 +27,18 @@ const SECRETS_LIMIT: usize = 1024 * 1024;
 const MOUNT_FLAGS: [&str; 9] =
     ["ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime", "norelatime", "noiversion"];
 
+/// What kubelet says of the pod, with `podInfoOnMount`. It overwrites what a pod's author writes under these keys.
+const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
+const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
+/// Bytes of a UID that are looked at; Kubernetes' have 36.
+const UID_LIMIT: usize = 64;
+
 /// A publish request that was checked, up to its target.
 pub struct Checked {
+    /// On whose behalf.
+    pub tenant: Tenant,
+    /// The pod's UID, if it is told.
+    pub pod: Option<String>,
     /// The volume's ID.
     pub volume_id: String,
     /// What to show, and how.
@@ -65,7 +76,9 @@ pub fn publish(request: NodePublishVolumeRequest, allow_writers: bool) -> Result
     let keyring = Keyring::from_secrets(&secrets).map_err(|error| status(&error.into()))?;
     let arguments = volume::publish::arguments(&request.volume_id, &context, &access);
     let read_only = request.readonly;
-    Ok(Checked { volume_id: request.volume_id, attributes, arguments, read_only, keyring })
+    let tenant = Tenant::of_namespace(context.get(POD_NAMESPACE).map(String::as_str));
+    let pod = context.get(POD_UID).filter(|uid| (1..=UID_LIMIT).contains(&uid.len())).cloned();
+    Ok(Checked { tenant, pod, volume_id: request.volume_id, attributes, arguments, read_only, keyring })
 }
 
 /// Checks that a volume ID is there. Otherwise it is opaque text.

@@ -1,11 +1,72 @@
 //! Work that blocks, away from the threads of async code.
+//!
+//! There are lanes, so that long work never keeps short work from a thread: each has threads of its own, and the runtime has
+//! as many as all lanes together. What runs as long as a network takes ([`on_own_thread`]) is in none of them.
 
-/// Runs `work`, which may block, where it blocks no async thread.
-pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+use std::panic::AssertUnwindSafe;
+use std::sync::LazyLock;
+
+use tokio::sync::{Semaphore, oneshot};
+
+/// What work waits with for a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Mounts, unmounts, the mount table, answers to kubelet: milliseconds, and nothing may hold them up.
+    Mounts,
+    /// Looks into the store, and small writes: mostly milliseconds, and as slow as the disk.
+    Store,
+    /// What takes seconds: merges, first looks at what is not known to be sound, parsing of large manifests.
+    Work,
+}
+
+/// Threads of each lane.
+const MOUNTS: usize = 32;
+const STORE: usize = 48;
+const WORK: usize = 16;
+/// Threads of all lanes.
+pub const THREADS: usize = MOUNTS + STORE + WORK;
+
+static LANES: LazyLock<[Semaphore; 3]> = LazyLock::new(|| [MOUNTS, STORE, WORK].map(Semaphore::new));
+
+/// Runs `work`, which may block, on a thread of `lane`. It is finished although nobody may wait for it any more.
+pub async fn run<T: Send + 'static>(lane: Lane, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let [mounts, store, long] = &*LANES;
+    let lane = match lane {
+        Lane::Mounts => mounts,
+        Lane::Store => store,
+        Lane::Work => long,
+    };
+    // Nobody closes them; without a permit the work waits for the runtime's own bound.
+    let turn = lane.acquire().await.ok();
+    let work = move || {
+        let _turn = turn;
+        work()
+    };
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         // The runtime is going down, and this future with it.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Runs `work` on a thread that is made for it, which takes some tens of microseconds. *Caller:* bounds how many there are.
+///
+/// # Errors
+/// The kernel's, when it gives no thread.
+pub async fn on_own_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<T> {
+    let (sender, receiver) = oneshot::channel();
+    let work = AssertUnwindSafe(work);
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // Who no longer waits does not need it.
+        let _ = sender.send(std::panic::catch_unwind(work));
+    })?;
+    match receiver.await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(panic)) => std::panic::resume_unwind(panic),
         Err(_) => std::future::pending().await,
     }
 }

@@ -1,97 +1,130 @@
-//! How much memory the plugin can be made to take: every bound, in one table.
+//! How much the plugin can be made to hold: the bound of every queue that is shared, and the memory of all of them together.
 //!
 //! The container has no memory limit: the page cache of what is pulled is charged to the container's cgroup, and a limit
-//! would drop a model from memory before its pod has read it. So the bounds are the process's own. Each is a constant where
-//! it is kept; here they are added up, so that a new one cannot be forgotten in the documented sum.
+//! would drop a model from memory before its pod has read it. So the bounds are the process's own, and this is the one place
+//! where they are set. What is shared is divided between tenants ([`fair_queue`](crate::host::fair_queue)).
 
-use crate::layer::format::MEMORY_LIMIT;
-use crate::layout::artifact::CONFIG_LIMIT;
-use crate::pull::plan::{LARGE_MANIFEST, LARGE_MANIFESTS_KIB, PLAN_FACTOR};
-use crate::pull::turns::HOSTS;
-use crate::pull::{BUFFERED_BYTES, FILE_LISTS_AT_A_TIME, MERGES_AT_A_TIME, PLANS_AT_A_TIME};
-use crate::registry::auth::{TOKEN_LIMIT, TOKENS_LIMIT};
-use crate::registry::client::MANIFEST_BYTES;
-use crate::store::{CHECKS_AT_A_TIME, file_list};
-use crate::unpack::decompress::{COMMON_WINDOW, LARGEST_WINDOW};
-use crate::unpack::extract::DIRECTORY_XATTRS_LIMIT;
-use crate::unpack::extract::files::{OWN_MEMORY, SHARED_MEMORY};
-use crate::unpack::{ring, sparse, tar};
-use crate::volume::volumes::PUBLISHES_LIMIT;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What the program is, idle, and what small things take that are bounded in number: tasks, connections, stacks.
-const BASE: u64 = 64 << 20;
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
 
-/// Every bound of memory, in bytes, with `parallel_downloads` blobs at a time from one registry. The first column says what
-/// it is for.
-pub fn table(parallel_downloads: usize) -> Vec<(&'static str, u64)> {
-    let layers = (parallel_downloads * HOSTS) as u64;
-    let each = |bytes: u64| layers * bytes;
-    vec![
+/// Blobs of at most this many bytes are small: they have a lane of their own, and never wait behind large ones.
+pub const SMALL_BLOB: u64 = 4 * MIB;
+/// Large blobs that are fetched at a time. One tenant has at most half of what is free, and so for all bounds here.
+pub const LARGE_TRANSFERS: u64 = 32;
+/// Small blobs that are fetched at a time.
+pub const SMALL_TRANSFERS: u64 = 24;
+/// Small blobs that a tenant fetches at a time from one registry.
+pub const SMALL_PER_REGISTRY: u64 = 8;
+/// Layers that are unpacked at a time, of large blobs.
+pub const LARGE_UNPACKS: u64 = 8;
+/// The same of small ones.
+pub const SMALL_UNPACKS: u64 = 4;
+/// Connections for one blob.
+pub const CONNECTIONS: usize = 6;
+/// Connections beside the first of each transfer.
+pub const HELPERS: u64 = 40;
+/// Bytes of a piece on its way from a connection to the writer.
+pub const PIECE: usize = 64 * 1024;
+/// Bytes of all pieces of one transfer on that way.
+pub const QUEUE_BYTES: usize = 512 * 1024;
+/// Bytes that an HTTP connection holds while they come: hyper's largest buffer.
+const CONNECTION_BYTES: u64 = 408 * KIB;
+/// Bytes of manifests on their way.
+pub const MANIFEST_BYTES: u64 = 16 * MIB;
+/// Requests for manifests and other small answers at a time.
+pub const SMALL_REQUESTS: u64 = 32;
+/// Bytes of memory for plans, which pulls have as long as they last.
+pub const PLAN_BYTES: u64 = 48 * MIB;
+/// Bytes of memory for what takes much of it and does not take long: merges, plans that are made, configs that are read, one
+/// large window for decompression. The largest of them fit: [`MERGE_BYTES`], [`LARGE_WINDOW`].
+pub const WORK_BYTES: u64 = 144 * MIB;
+/// Bytes of memory that the indexes of one tree may take in a merge. Names and attributes of the largest images take two
+/// thirds of it.
+pub const MERGE_BYTES: u64 = 128 * MIB;
+/// Bytes of memory for directories of layers that are unpacked, beyond what each layer has. A layer that finds none left is
+/// unpacked again later.
+pub const DIRECTORY_BYTES: u64 = 24 * MIB;
+/// Bytes of memory that decompressing takes with the largest window: it is taken from [`WORK_BYTES`].
+pub const LARGE_WINDOW: u64 = 128 * MIB;
+/// Bytes of memory that the window of a decompressor takes, without asking.
+pub const COMMON_WINDOW: u64 = 8 * MIB;
+/// Bytes of memory for directories that each layer has.
+pub const OWN_DIRECTORY_BYTES: u64 = 512 * KIB;
+/// Bytes of buffers between the threads that decompress and extract.
+pub const RING_BYTES: u64 = MIB;
+/// Bytes of the extended headers of an entry of an archive, and of the attributes of its directories.
+pub const HEADER_BYTES: u64 = MIB;
+/// Bytes of memory that one layer takes that is unpacked.
+const UNPACK_BYTES: u64 = COMMON_WINDOW + RING_BYTES + OWN_DIRECTORY_BYTES + 2 * HEADER_BYTES + MIB / 2;
+/// First looks at layers at a time, after a crash.
+pub const FIRST_LOOKS: usize = 2;
+/// Bytes of memory of a first look.
+pub const FIRST_LOOK_BYTES: u64 = 5 * MIB;
+/// Publishes that are worked on or wait.
+pub const PUBLISHES: u64 = 1024;
+/// The same of one pod: kubelet asks for a pod's volumes one after the other, or all again after a restart.
+pub const PUBLISHES_OF_A_POD: u64 = 64;
+
+/// What the program is, idle, and what small things take that are bounded in number: tasks, stacks, tokens.
+const BASE: u64 = 44 * MIB;
+
+/// Every bound of memory, in bytes. The first column says what it is for.
+pub fn table() -> [(&'static str, u64); 9] {
+    let transfers = LARGE_TRANSFERS + SMALL_TRANSFERS;
+    [
         ("the program", BASE),
-        ("received and not yet written", BUFFERED_BYTES as u64),
-        ("layers: buffers between threads", each(ring::MEMORY as u64)),
-        ("layers: windows of decompressors", each(COMMON_WINDOW)),
-        ("layers: one large window", LARGEST_WINDOW),
-        ("layers: directories, of each", each(OWN_MEMORY)),
-        ("layers: directories, of all", SHARED_MEMORY),
-        ("layers: maps of sparse files", each(sparse::MEMORY as u64)),
-        ("layers: extended headers, attributes", each(tar::EXTENDED_LIMIT + DIRECTORY_XATTRS_LIMIT as u64)),
-        ("names in merges", MERGES_AT_A_TIME as u64 * MEMORY_LIMIT),
-        ("names in first looks after a crash", CHECKS_AT_A_TIME as u64 * MEMORY_LIMIT),
-        ("lists of files that are compared", FILE_LISTS_AT_A_TIME as u64 * file_list::MEMORY),
-        // Read, and taken apart.
-        ("configs that names depend on", PLANS_AT_A_TIME as u64 * 4 * CONFIG_LIMIT as u64),
-        ("manifests on their way", MANIFEST_BYTES as u64),
-        ("plans of large manifests", LARGE_MANIFESTS_KIB as u64 * 1024 * PLAN_FACTOR),
-        ("plans of other manifests", PUBLISHES_LIMIT as u64 * LARGE_MANIFEST * PLAN_FACTOR),
-        ("tokens of registries", (TOKENS_LIMIT * TOKEN_LIMIT) as u64),
+        ("received and not yet written", transfers * QUEUE_BYTES as u64),
+        ("connections", (transfers + HELPERS + SMALL_REQUESTS) * CONNECTION_BYTES),
+        ("layers that are unpacked", (LARGE_UNPACKS + SMALL_UNPACKS) * UNPACK_BYTES),
+        ("their directories, beyond what each has", DIRECTORY_BYTES),
+        ("manifests on their way", MANIFEST_BYTES),
+        ("plans", PLAN_BYTES),
+        ("merges, configs, one large window", WORK_BYTES),
+        ("first looks after a crash", FIRST_LOOKS as u64 * FIRST_LOOK_BYTES),
     ]
+}
+
+/// The sum.
+pub fn heap() -> u64 {
+    table().iter().map(|(_, bytes)| bytes).sum()
 }
 
 /// What the allocator reserves beyond what is used, in steps, and the stacks of threads: address space, not memory.
 const RESERVED: u64 = (1 << 30) + 512 * (2 << 20);
+
+/// What [`enforce`] sets, in bytes, unless less is set already.
+pub fn data_limit() -> u64 {
+    heap() + RESERVED
+}
 
 /// Makes the kernel refuse what exceeds the sum and what is only reserved: an error in this table ends the process, which is
 /// started again, and not the node. See `man 2 getrlimit`, RLIMIT_DATA.
 ///
 /// # Errors
 /// The kernel's.
-pub fn enforce(parallel_downloads: usize) -> rustix::io::Result<()> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let bound = data_limit(parallel_downloads);
+pub fn enforce() -> rustix::io::Result<()> {
     let Rlimit { current, maximum } = getrlimit(Resource::Data);
-    let lowest = [Some(bound), current, maximum].into_iter().flatten().min();
+    let lowest = [Some(data_limit()), current, maximum].into_iter().flatten().min();
     setrlimit(Resource::Data, Rlimit { current: lowest, maximum })
-}
-
-/// What [`enforce`] sets, in bytes, unless less is set already.
-pub fn data_limit(parallel_downloads: usize) -> u64 {
-    heap(parallel_downloads) + RESERVED
-}
-
-/// The sum.
-pub fn heap(parallel_downloads: usize) -> u64 {
-    table(parallel_downloads).iter().map(|(_, bytes)| bytes).sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What docs/operations.md says, for the default of four.
-    const DOCUMENTED: &str = "4.8 GiB";
-
     #[test]
     fn the_documented_sum_is_the_sum_of_all_bounds() {
-        for (what, bytes) in table(4) {
-            println!("{:>7.1} MiB  {what}", bytes as f64 / (1 << 20) as f64);
+        for (what, bytes) in table() {
+            println!("{:>7.1} MiB  {what}", bytes as f64 / MIB as f64);
         }
-        let sum = format!("{:.1} GiB", heap(4) as f64 / (1 << 30) as f64);
-        assert_eq!(sum, DOCUMENTED);
+        let sum = heap() / MIB;
+        assert!(sum <= 512, "{sum} MiB");
         let documents = include_str!("../../docs/operations.md");
         assert!(
-            documents.contains(&format!("at most {sum} of memory")),
-            "docs/operations.md does not say {sum}"
+            documents.contains(&format!("at most {sum} MiB of memory")),
+            "docs/operations.md does not say {sum} MiB"
         );
     }
 }

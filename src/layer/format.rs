@@ -1,7 +1,32 @@
 //! What an unpacked layer has on disk, and what is known of it.
 
-use crate::layer::checksum::Checksum;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
+
+use crate::layer::checksum::Checksum;
+use crate::layer::index::Place;
+use crate::layer::name::Name;
+
+/// The directory with the files of a layer at their names.
+pub const FILES: &str = "fs";
+/// The directory with content that is shadowed: its name was taken, so it is under the number of its entry. Stores have it
+/// under this name since the first version.
+pub const SHADOWED: &str = "aside";
+/// The file with every entry, in the order of the archive.
+pub const INDEX: &str = "index";
+/// The file, of a layer that is being unpacked, with bytes of the archive that came before their turn.
+pub const EARLY: &str = "early";
+
+/// Where the content of the entry `number` is, relative to the layer's directory.
+pub fn place_of(name: &Name, place: Place, number: u32) -> PathBuf {
+    match place {
+        Place::Named => Path::new(FILES).join(OsStr::from_bytes(name.as_bytes())),
+        Place::Shadowed => Path::new(SHADOWED).join(number.to_string()),
+    }
+}
 
 /// How the entries of an archive are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -30,14 +55,6 @@ impl Profile {
 pub fn readable(mode: u16, directory: bool) -> u16 {
     mode | 0o444 | if directory || mode & 0o111 != 0 { 0o111 } else { 0 }
 }
-
-/// Entries of one layer, and files and directories of one tree: what a node's memory and inodes bear. The largest
-/// images have about half as many.
-pub const ENTRY_LIMIT: usize = 1_000_000;
-
-/// Bytes of memory that the indexes of one tree may take in a merge. Names and attributes of the largest images take
-/// a third of it.
-pub const MEMORY_LIMIT: u64 = 256 * 1024 * 1024;
 
 /// What was unpacked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

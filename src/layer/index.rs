@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::layer::checksum::Checksum;
-use crate::layer::format::ENTRY_LIMIT;
 use crate::layer::name::Name;
 
 /// One entry of an archive.
@@ -59,8 +58,8 @@ pub enum Kind {
 pub enum Place {
     /// At `fs/<name>`.
     Named,
-    /// At `aside/<number of the entry>`: the name was taken, or its parent is no directory of this layer.
-    Aside,
+    /// Apart, under the number of the entry: the name was taken, or its parent is no directory of this layer.
+    Shadowed,
 }
 
 /// Owner, permissions and times.
@@ -163,26 +162,103 @@ impl<W: io::Write> Writer<W> {
     }
 }
 
-/// Reads an index whose checksum is known.
+/// Reads an index whose checksum is known, entry by entry, in memory that has a fixed bound.
 ///
-/// # Errors
-/// [`Damaged`] when it is not what was written.
-pub fn read(mut bytes: &[u8], checksum: Checksum) -> Result<Vec<Entry>, Damaged> {
-    if Checksum::of(bytes) != checksum {
-        return Err(Damaged("its checksum is wrong"));
+/// The last item is an error when the whole is not what was written.
+pub struct Reader<R> {
+    input: R,
+    expected: Checksum,
+    hasher: Xxh3,
+    buffer: Vec<u8>,
+    /// What of the buffer was decoded.
+    decoded: usize,
+    entries: usize,
+    ended: bool,
+}
+
+/// Bytes that are read at a time.
+const READ: usize = 64 * 1024;
+/// Bytes of an entry: names, a target and extended attributes are bounded far below it.
+const ENTRY_BYTES_LIMIT: usize = 4 * 1024 * 1024;
+
+impl<R: io::Read> Reader<R> {
+    /// Reads from `input`.
+    pub fn new(input: R, expected: Checksum) -> Self {
+        let buffer = Vec::with_capacity(READ);
+        Self { input, expected, hasher: Xxh3::new(), buffer, decoded: 0, entries: 0, ended: false }
     }
-    let mut entries = Vec::new();
-    while !bytes.is_empty() {
-        let (entry, rest) = postcard::take_from_bytes(bytes).map_err(|_| Damaged("it cannot be decoded"))?;
-        entries.push(entry);
-        bytes = rest;
-        if entries.len() > ENTRY_LIMIT {
-            return Err(Damaged("it is too long"));
+
+    /// Reads more; false at the end.
+    fn fill(&mut self) -> Result<bool, ReadError> {
+        self.buffer.drain(..self.decoded);
+        self.decoded = 0;
+        let before = self.buffer.len();
+        if before > ENTRY_BYTES_LIMIT {
+            return Err(Damaged("an entry is too long").into());
+        }
+        self.buffer.resize(before + READ, 0);
+        let read = self.input.read(&mut self.buffer[before..])?;
+        self.buffer.truncate(before + read);
+        self.hasher.update(&self.buffer[before..]);
+        Ok(read > 0)
+    }
+
+    fn read(&mut self) -> Result<Option<Entry>, ReadError> {
+        loop {
+            match postcard::take_from_bytes::<Entry>(&self.buffer[self.decoded..]) {
+                Ok((entry, rest)) => {
+                    self.decoded = self.buffer.len() - rest.len();
+                    self.entries += 1;
+                    if self.entries > ENTRY_LIMIT {
+                        return Err(Damaged("it is too long").into());
+                    }
+                    return Ok(Some(entry));
+                }
+                Err(postcard::Error::DeserializeUnexpectedEnd) => {
+                    if self.fill()? {
+                        continue;
+                    }
+                    if self.decoded < self.buffer.len() {
+                        return Err(Damaged("it is cut off").into());
+                    }
+                    if Checksum::finish(&self.hasher) != self.expected {
+                        return Err(Damaged("its checksum is wrong").into());
+                    }
+                    return Ok(None);
+                }
+                Err(_) => return Err(Damaged("it cannot be decoded").into()),
+            }
         }
     }
-    entries.shrink_to_fit();
-    Ok(entries)
 }
+
+impl<R: io::Read> Iterator for Reader<R> {
+    type Item = Result<Entry, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let read = self.read();
+        self.ended = !matches!(read, Ok(Some(_)));
+        read.transpose()
+    }
+}
+
+/// Why the next entry cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It is not what was written.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+    /// The kernel's.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Entries of one layer, and files and directories of one tree: what a node's memory and inodes bear. The largest
+/// images have about half as many.
+pub const ENTRY_LIMIT: usize = 1_000_000;
 
 #[cfg(test)]
 mod tests {
@@ -197,7 +273,7 @@ mod tests {
         let kinds = [
             Kind::Directory,
             Kind::File { size: 1 << 40, checksum, place: Place::Named },
-            Kind::Symlink { target: b"\xff/..".to_vec(), place: Place::Aside },
+            Kind::Symlink { target: b"\xff/..".to_vec(), place: Place::Shadowed },
             Kind::HardLink { target: name("a/b") },
             Kind::Whiteout,
             Kind::Opaque,
@@ -214,12 +290,13 @@ mod tests {
         }
         assert_eq!(writer.entries(), entries.len());
         let checksum = writer.finish().expect("memory");
-        assert_eq!(read(&bytes, checksum).expect("sound"), entries);
+        let read = |bytes: &[u8]| Reader::new(bytes, checksum).collect::<Result<Vec<_>, _>>();
+        assert_eq!(read(&bytes).expect("sound"), entries);
         for position in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[position] ^= 1;
-            assert!(read(&bad, checksum).is_err(), "byte {position}");
+            assert!(read(&bad).is_err(), "byte {position}");
         }
-        assert!(read(&bytes[..bytes.len() - 1], checksum).is_err());
+        assert!(read(&bytes[..bytes.len() - 1]).is_err());
     }
 }

@@ -7,7 +7,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::layer::format::{ENTRY_LIMIT, Profile};
+use crate::layer::format::Profile;
+use crate::layer::index::ENTRY_LIMIT;
 use crate::layer::index::{Entry, Kind, Metadata};
 use crate::layer::name;
 use crate::layer::name::{DEPTH_LIMIT, Name};

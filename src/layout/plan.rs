@@ -167,8 +167,9 @@ impl Plan {
             walk.finish()?;
         }
         let left_out = &mut self.left_out;
+        let mut walk = selection.walk();
         self.items.retain(|item| match item.path() {
-            Some(path) if !selection.wants(path.as_str().as_bytes()) => {
+            Some(path) if !walk.look_at(path.as_str().as_bytes()).is_wanted() => {
                 left_out.push(path.clone());
                 false
             }

@@ -18,11 +18,10 @@ pub struct Selection {
     exclude: Patterns,
 }
 
-/// A list of globs, matched together.
+/// A list of globs, as text: compiled they take a hundred times as much memory, and are only needed in a walk.
 #[derive(Debug, Clone, Default)]
 struct Patterns {
     texts: Vec<String>,
-    globs: GlobSet,
 }
 
 /// A pattern cannot be read.
@@ -35,6 +34,8 @@ pub struct InvalidPattern {
 
 /// Patterns in one list.
 const PATTERN_LIMIT: usize = 128;
+/// Bytes of one list.
+const LIST_LIMIT: usize = 8 * 1024;
 /// Paths quoted in an error.
 const QUOTED_PATHS: usize = 12;
 
@@ -57,15 +58,12 @@ impl Selection {
         self.include.texts.is_empty() && self.exclude.texts.is_empty()
     }
 
-    /// Whether `path` is wanted: a path without a leading slash.
-    pub fn wants(&self, path: &[u8]) -> bool {
-        self.walk().look_at(path).is_wanted()
-    }
-
     /// Begins to look at paths.
     pub fn walk(&self) -> Walk<'_> {
         Walk {
             selection: self,
+            include: self.include.compile(),
+            exclude: self.exclude.compile(),
             included: vec![false; self.include.texts.len()],
             excluded: vec![false; self.exclude.texts.len()],
             quoted: Vec::new(),
@@ -78,6 +76,8 @@ impl Selection {
 #[derive(Debug)]
 pub struct Walk<'a> {
     selection: &'a Selection,
+    include: GlobSet,
+    exclude: GlobSet,
     /// Whether it matched something, by number of the pattern.
     included: Vec<bool>,
     excluded: Vec<bool>,
@@ -110,19 +110,18 @@ impl Walk<'_> {
         let mut verdict = above;
         let candidate = Candidate::from_bytes(path);
         if !self.selection.include.texts.is_empty() {
-            for number in self.selection.include.globs.matches_candidate(&candidate) {
+            for number in self.include.matches_candidate(&candidate) {
                 self.included[number] = true;
                 verdict.included = true;
             }
         }
-        let exclude = &self.selection.exclude.globs;
         if self.excluded.contains(&false) {
-            for number in exclude.matches_candidate(&candidate) {
+            for number in self.exclude.matches_candidate(&candidate) {
                 self.excluded[number] = true;
                 verdict.excluded = true;
             }
-        } else if !verdict.excluded && !exclude.is_empty() {
-            verdict.excluded = exclude.is_match_candidate(&candidate);
+        } else if !verdict.excluded && !self.exclude.is_empty() {
+            verdict.excluded = self.exclude.is_match_candidate(&candidate);
         }
         if leaf {
             match self.quoted.len() {
@@ -176,12 +175,26 @@ impl Patterns {
         if texts.len() > PATTERN_LIMIT {
             return Err(invalid(&texts[0], format!("the list holds more than {PATTERN_LIMIT} patterns")));
         }
+        if list.len() > LIST_LIMIT {
+            return Err(invalid(&texts[0], format!("the list has more than {LIST_LIMIT} bytes")));
+        }
         let mut globs = GlobSet::builder();
         for text in &texts {
             globs.add(glob(text).map_err(|reason| invalid(text, reason))?);
         }
-        let globs = globs.build().map_err(|error| invalid(list, error.to_string()))?;
-        Ok(Self { texts, globs })
+        globs.build().map_err(|error| invalid(list, error.to_string()))?;
+        Ok(Self { texts })
+    }
+
+    /// The globs, which were compiled before once.
+    fn compile(&self) -> GlobSet {
+        let mut globs = GlobSet::builder();
+        for text in &self.texts {
+            if let Ok(glob) = glob(text) {
+                globs.add(glob);
+            }
+        }
+        globs.build().unwrap_or_default()
     }
 }
 
@@ -238,7 +251,8 @@ mod tests {
         }
         walk.finish()?;
         let mut kept: Vec<String> = PATHS.map(str::to_owned).into();
-        kept.retain(|path| selection.wants(path.as_bytes()));
+        let mut again = selection.walk();
+        kept.retain(|path| again.look_at(path.as_bytes()).is_wanted());
         kept.sort();
         Ok(kept)
     }
@@ -278,7 +292,7 @@ mod tests {
         for pattern in ["[", "a{b", "/", "./", "!*.json"] {
             assert!(Selection::new(pattern, "").is_err(), "{pattern:?} was accepted");
         }
-        assert!(Selection::new("\\!x", "").expect("escaped").wants(b"!x"));
+        assert!(Selection::new("\\!x", "").expect("escaped").walk().look_at(b"!x").is_wanted());
         assert!(Selection::new(&"a,".repeat(PATTERN_LIMIT + 1), "").is_err());
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::csi::registration;
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
+use crate::oci::repository::host_identity;
 use crate::{pull, registry};
 
 /// Everything `ocivol node` needs to know.
@@ -34,7 +35,7 @@ pub struct NodeConfig {
     /// How registries are spoken to.
     pub registry: registry::transport::Settings,
     /// Bounds of pulls.
-    pub pulls: pull::Settings,
+    pub pulls: pull::request::Settings,
 }
 
 /// Flags of `ocivol node`, as they were given.
@@ -75,6 +76,10 @@ pub struct PullFlags {
     pub parallel_downloads: usize,
     /// Whether the uncompressed layers of images are checked.
     pub verify_diff_ids: bool,
+    /// `--grant-ttl`, seconds.
+    pub grant_ttl: Option<u64>,
+    /// `--always-verify`
+    pub always_verify: bool,
 }
 
 /// A flag has a value that cannot be used.
@@ -162,7 +167,7 @@ impl PullFlags {
     ///
     /// # Errors
     /// [`Error`] names the first flag that cannot be used, and says why.
-    pub fn check(self) -> Result<(registry::transport::Settings, pull::Settings), Error> {
+    pub fn check(self) -> Result<(registry::transport::Settings, pull::request::Settings), Error> {
         let mut plain_http = BTreeSet::new();
         for host in self.plain_http {
             // A reference is the grammar of hosts.
@@ -173,7 +178,11 @@ impl PullFlags {
                 let reason = "it is no host[:port]".to_owned();
                 return Err(Error { flag: "--plain-http", value: host, reason });
             }
-            plain_http.insert(host);
+            if host.ends_with(":443") {
+                let reason = "443 is the port of TLS; a registry without TLS has another".to_owned();
+                return Err(Error { flag: "--plain-http", value: host, reason });
+            }
+            plain_http.insert(host_identity(&host));
         }
         if !(1..=600).contains(&self.stall_timeout) {
             let reason = "it must be between 1 and 600 seconds".to_owned();
@@ -189,10 +198,12 @@ impl PullFlags {
             stall_timeout: Duration::from_secs(self.stall_timeout),
             ..registry::transport::Settings::default()
         };
-        let pulls = pull::Settings {
+        let pulls = pull::request::Settings {
             parallel_downloads: self.parallel_downloads,
             verify_diff_ids: self.verify_diff_ids,
-            ..pull::Settings::default()
+            grant_ttl: self.grant_ttl.map(Duration::from_secs),
+            always_verify: self.always_verify,
+            ..pull::request::Settings::default()
         };
         Ok((registry, pulls))
     }
@@ -295,6 +306,8 @@ mod tests {
                 stall_timeout: 30,
                 parallel_downloads: 4,
                 verify_diff_ids: false,
+                grant_ttl: None,
+                always_verify: false,
             },
         }
     }

@@ -28,10 +28,14 @@ use crate::telemetry::health::Checks;
 use crate::volume::volumes::Volumes;
 use crate::{control, pull};
 
-/// Time for calls to end after SIGTERM. Kubernetes kills after 30 s.
-const DRAIN: Duration = Duration::from_secs(20);
-/// And how long the disk may then take for what is not durable yet. Both are within a pod's 30 seconds.
+/// Time for calls to end after SIGTERM. Kubernetes kills after 30 s, and all these times together are less.
+const DRAIN: Duration = Duration::from_secs(15);
+/// How long the command line's operations may then take.
+const CONTROL: Duration = Duration::from_secs(2);
+/// How long the disk may take for what is not durable yet.
 const FLUSH: Duration = Duration::from_secs(5);
+/// How long what blocks may take: what is left behind then is cleared at the next start.
+pub const GRACE: Duration = Duration::from_secs(3);
 /// How often a store that cannot be used is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(5);
 /// Calls of one connection at a time. kubelet dials a new one for every call.
@@ -122,10 +126,11 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     if tokio::time::timeout(DRAIN, serving).await.is_err() {
         tracing::warn!("calls did not end in time");
     }
-    if lost.is_some() {
-        control.abort(); // Nobody told it to end.
+    // Where registration was lost nobody has told it to end; and it may be opening the store.
+    let ending = control.abort_handle();
+    if lost.is_some() || tokio::time::timeout(CONTROL, control).await.is_err() {
+        ending.abort();
     }
-    let _ = control.await;
     if tokio::time::timeout(FLUSH, volumes.flush()).await.is_err() {
         tracing::warn!("the disk is slow; what is not durable is checked at the next start");
     }

@@ -1,7 +1,5 @@
 //! Why a pull failed.
 
-use std::sync::Arc;
-
 use crate::failure::Kind;
 use crate::oci::manifest::InvalidManifest;
 
@@ -11,20 +9,15 @@ pub enum Error {
     /// The registry did not deliver.
     #[error(transparent)]
     Registry(#[from] crate::registry::error::Error),
+    /// A blob did not come.
+    #[error(transparent)]
+    Transfer(#[from] crate::transfer::error::Error),
     /// The store did not take it.
     #[error(transparent)]
     Store(#[from] crate::store::error::Error),
     /// The manifest describes no volume.
     #[error(transparent)]
     Layout(#[from] crate::layout::error::Error),
-    /// A layer cannot be unpacked.
-    #[error("layer {digest}: {source}")]
-    Unpack {
-        /// The layer.
-        digest: crate::oci::digest::Digest,
-        /// Why.
-        source: crate::unpack::error::Error,
-    },
     /// A manifest in the store cannot be read.
     #[error("the manifest of {reference} cannot be used: {source}")]
     Manifest {
@@ -61,32 +54,19 @@ pub enum Error {
         /// What was asked for.
         reference: String,
     },
-    /// The pull was given up because nobody waited for it, or because the program ends.
-    #[error("the pull was stopped; it continues where it was when it is asked for again")]
-    Stopped,
-    /// Somebody else's flight failed, on which this one depended.
-    #[error(transparent)]
-    Shared(Arc<Error>),
 }
 
 impl Error {
-    /// Whether it is the same for everybody who needs the content, whoever sends it: the disk failed, or the content is
-    /// the right one and no good.
-    pub(super) fn is_everybodys(&self) -> bool {
-        match self {
-            Self::Store(_) => true,
-            Self::Unpack { source, .. } => source.is_about_content(),
-            Self::Shared(error) => error.is_everybodys(),
-            _ => false,
-        }
+    /// Whether other credentials may help.
+    pub fn is_about_access(&self) -> bool {
+        matches!(self, Self::Registry(cause) if cause.is_about_access())
     }
 
-    /// Whether it says what is in a blob.
-    pub(super) fn tells_content(&self) -> bool {
+    /// Names the credential helper that would have credentials, and is not used.
+    pub fn with_unused_helper(self, helper: Option<&str>) -> Self {
         match self {
-            Self::Unpack { .. } => true,
-            Self::Shared(error) => error.tells_content(),
-            _ => false,
+            Self::Registry(error) => Self::Registry(error.with_unused_helper(helper)),
+            error => error,
         }
     }
 
@@ -94,13 +74,11 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Registry(error) => error.kind(),
+            Self::Transfer(error) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Layout(error) => error.kind(),
-            Self::Unpack { source, .. } => source.kind(),
             Self::Manifest { .. } | Self::NoChild { .. } | Self::TooDeep { .. } => Kind::FailedPrecondition,
             Self::NotPresent { .. } => Kind::NotFound,
-            Self::Stopped => Kind::Aborted,
-            Self::Shared(error) => error.kind(),
         }
     }
 }

@@ -7,23 +7,26 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::pull::progress::Snapshot;
+use crate::transfer::counter::Fetched;
+
 /// Counters of all pulls of this process. Clones count together.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    pub(super) pulls: Family<Outcome, Counter>,
-    pub(super) seconds: Histogram,
-    pub(super) fetched: Counter,
+    pub(in crate::pull) pulls: Family<Outcome, Counter>,
+    pub(in crate::pull) seconds: Histogram,
+    pub(in crate::pull) fetched: Fetched,
     running: Gauge,
 }
 
 /// How a pull ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct Outcome {
+pub(in crate::pull) struct Outcome {
     pub result: Ending,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Ending {
+pub(in crate::pull) enum Ending {
     Ok,
     Error,
 }
@@ -36,14 +39,14 @@ impl Default for Metrics {
         Self {
             pulls: Family::default(),
             seconds: Histogram::new(BUCKETS),
-            fetched: Counter::default(),
+            fetched: Fetched::default(),
             running: Gauge::default(),
         }
     }
 }
 
 /// Counts as running until dropped, also when its pull is abandoned.
-pub(super) struct InFlight(Gauge);
+pub(in crate::pull) struct InFlight(Gauge);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
@@ -52,9 +55,16 @@ impl Drop for InFlight {
 }
 
 impl Metrics {
-    pub(super) fn in_flight(&self) -> InFlight {
+    pub(in crate::pull) fn in_flight(&self) -> InFlight {
         self.running.inc();
         InFlight(self.running.clone())
+    }
+
+    /// A pull has ended, with these counters.
+    pub(in crate::pull) fn ended(&self, end: &Snapshot, succeeded: bool) {
+        let result = if succeeded { Ending::Ok } else { Ending::Error };
+        self.pulls.get_or_create(&Outcome { result }).inc();
+        self.seconds.observe(end.elapsed_ms as f64 / 1000.0);
     }
 
     /// Makes them part of what is served.

@@ -2,42 +2,73 @@
 
 use std::sync::Arc;
 
-use tokio::sync::OwnedSemaphorePermit;
-
-use crate::layout::artifact::Artifact;
+use crate::host::blocking::{self, Lane};
+use crate::host::fair_queue::{FairQueue, Permit};
+use crate::layout;
+use crate::layout::artifact::{Artifact, CONFIG_LIMIT};
 use crate::layout::decide::Family;
 use crate::layout::plan::Plan;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::oci::manifest::Manifest;
 use crate::oci::reference::Reference;
+use crate::pull::content::Contents;
 use crate::pull::error::Error;
 use crate::pull::progress::Progress;
-use crate::pull::resolve::Resolved;
-use crate::pull::wanted::Wanted;
-use crate::pull::{Puller, Request};
-use crate::store::Store;
-use crate::{layout, store};
+use crate::pull::request::Request;
+use crate::pull::resolve::{Resolved, Resolver};
+use crate::store::error::Error as StoreError;
+use crate::store::open::Store;
+use crate::transfer::needed::Needed;
 
-/// What a request's tree is made of.
-pub(super) struct Planned {
-    pub plan: Plan,
-    /// Held as long as the plan is.
-    pub room: Option<OwnedSemaphorePermit>,
+/// Lays manifests out.
+#[derive(Clone)]
+pub struct Planner {
+    store: Arc<Store>,
+    resolver: Resolver,
+    contents: Contents,
+    verify_diff_ids: bool,
+    /// Bytes of memory for plans, as long as their pulls last.
+    plans: FairQueue,
+    /// Bytes of memory for what takes much of it and does not take long.
+    memory: FairQueue,
 }
 
-/// A manifest above this size is large: one of 300 layers, each with ModelPack's annotations, is not.
-pub const LARGE_MANIFEST: u64 = 256 * 1024;
+/// What a request's tree is made of.
+pub struct Planned {
+    /// Which files it has.
+    pub plan: Plan,
+    /// Memory, held as long as the plan is.
+    pub room: Permit,
+}
+
 /// What is made of a manifest takes so many times its size: names, a plan, and a tree's record. From the peak of
 /// `regression_manifests_of_long_names`: 153 MiB above idle, with 16 MiB of manifests of the longest names.
-pub const PLAN_FACTOR: u64 = 10;
-/// Bytes, in KiB, of all large manifests whose pulls run; what is made of one takes several times its size.
-pub const LARGE_MANIFESTS_KIB: usize = 16 * 1024;
+const PLAN_FACTOR: u64 = 10;
+/// Bytes of memory that a plan takes at least.
+const SMALLEST_PLAN: u64 = 16 * 1024;
+/// What is made of a config takes so many times its size.
+const CONFIG_FACTOR: u64 = 4;
 
-impl Puller {
+impl Planner {
+    /// Plans take memory from `plans`, and making one from `memory`.
+    pub fn new(
+        store: Arc<Store>,
+        resolver: Resolver,
+        contents: Contents,
+        verify_diff_ids: bool,
+        plans: FairQueue,
+        memory: FairQueue,
+    ) -> Self {
+        Self { store, resolver, contents, verify_diff_ids, plans, memory }
+    }
+
     /// Lays `manifest` out, with its config where names depend on that.
-    pub(super) async fn plan(
-        self: &Arc<Self>,
+    ///
+    /// # Errors
+    /// Those of layouts, and of fetching a config.
+    pub async fn plan(
+        &self,
         resolved: &Resolved,
         manifest: Manifest,
         family: &Family,
@@ -49,41 +80,40 @@ impl Puller {
         let config = manifest.config.bare();
         let mut plan = match self.lay_out(resolved, &manifest, request, None).await {
             Err(Error::Layout(layout::error::Error::NeedsConfig)) => {
-                self.obtain_config(resolved, &config, &request.reference, progress).await?;
-                self.lay_out(resolved, &manifest, request, Some(config.digest.clone())).await?
+                self.ensure_config(resolved, &config, &request.reference, progress).await?;
+                self.lay_out(resolved, &manifest, request, Some(&config)).await?
             }
             planned => planned?,
         };
-        if family.name == layout::families::image::NAME && self.settings.verify_diff_ids {
-            self.obtain_config(resolved, &config, &request.reference, progress).await?;
-            let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
-            let read = move |store: &Arc<Store>| {
-                Ok::<_, Error>(layout::families::image::diff_ids(&read_config(store, &config.digest)?)?)
+        if family.name == layout::families::image::NAME && self.verify_diff_ids {
+            self.ensure_config(resolved, &config, &request.reference, progress).await?;
+            let memory = self.memory.acquire(&resolved.asker.tenant, "", CONFIG_FACTOR * config.size).await;
+            let store = Arc::clone(&self.store);
+            let read = move || {
+                let _memory = memory;
+                Ok::<_, Error>(layout::families::image::diff_ids(&read_config(&store, &config.digest)?)?)
             };
-            plan.promise(self.with_store(read).await?)?;
+            plan.promise(blocking::run(Lane::Work, read).await?)?;
         }
         Ok(Planned { plan, room })
     }
 
-    /// Large manifests share a bound. One that has to wait is let go, and read again.
+    /// Plans share a bound. A manifest that has to wait is let go, and read again.
     async fn make_room(
         &self,
         resolved: &Resolved,
         manifest: Manifest,
         reference: &Reference,
-    ) -> Result<(Manifest, Option<OwnedSemaphorePermit>), Error> {
-        if resolved.manifest_size <= LARGE_MANIFEST {
-            return Ok((manifest, None));
-        }
-        let kib = u32::try_from(resolved.manifest_size / 1024).unwrap_or(u32::MAX);
-        let all = Arc::clone(&self.large_manifests);
-        if let Ok(room) = Arc::clone(&all).try_acquire_many_owned(kib) {
-            return Ok((manifest, Some(room)));
+    ) -> Result<(Manifest, Permit), Error> {
+        let tenant = &resolved.asker.tenant;
+        let bytes = (PLAN_FACTOR * resolved.manifest_size).max(SMALLEST_PLAN);
+        if let Some(room) = self.plans.try_acquire(tenant, "", bytes) {
+            return Ok((manifest, room));
         }
         drop(manifest);
-        let room = all.acquire_many_owned(kib).await.map_err(|_| Error::Stopped)?;
-        let manifest = self.read_again(resolved, reference).await?;
-        Ok((manifest, Some(room)))
+        let room = self.plans.acquire(tenant, "", bytes).await;
+        let manifest = self.resolver.read_again(resolved, reference).await?;
+        Ok((manifest, room))
     }
 
     /// Thousands of names and patterns are work for a thread that may take its time, and memory for a few at a time.
@@ -92,47 +122,50 @@ impl Puller {
         resolved: &Resolved,
         manifest: &Arc<Manifest>,
         request: &Request,
-        config: Option<Digest>,
+        config: Option<&Descriptor>,
     ) -> Result<Plan, Error> {
-        let _turn = self.plans.acquire().await.map_err(|_| Error::Stopped)?;
-        let (manifest, digest) = (Arc::clone(manifest), resolved.manifest_digest.clone());
+        let bytes =
+            PLAN_FACTOR * resolved.manifest_size + CONFIG_FACTOR * config.map_or(0, |config| config.size);
+        let memory = self.memory.acquire(&resolved.asker.tenant, "", bytes).await;
+        let (store, manifest) = (Arc::clone(&self.store), Arc::clone(manifest));
+        let (digest, config) = (resolved.manifest_digest.clone(), config.map(|config| config.digest.clone()));
         let (options, size) = (request.options.clone(), resolved.manifest_size);
-        let plan = move |store: &Arc<Store>| {
+        blocking::run(Lane::Work, move || {
+            let _memory = memory;
             // Read only now: it may have megabytes, and those that wait for their turn are many.
-            let config = config.map(|config| read_config(store, &config)).transpose()?;
+            let config = config.map(|config| read_config(&store, &config)).transpose()?;
             let artifact = Artifact { manifest: &manifest, digest: &digest, size, config: config.as_deref() };
             Ok(layout::decide::plan(&artifact, &options)?)
-        };
-        self.with_store(plan).await
+        })
+        .await
     }
 
     /// Brings the artifact's config into the store.
-    async fn obtain_config(
-        self: &Arc<Self>,
+    async fn ensure_config(
+        &self,
         resolved: &Resolved,
         config: &Descriptor,
         reference: &Reference,
         progress: &Progress,
     ) -> Result<(), Error> {
-        if config.size > layout::artifact::CONFIG_LIMIT as u64 {
-            return Err(layout::error::Error::LargeConfig {
-                size: config.size,
-                limit: layout::artifact::CONFIG_LIMIT,
-            }
-            .into());
+        if config.size > CONFIG_LIMIT as u64 {
+            let (size, limit) = (config.size, CONFIG_LIMIT);
+            return Err(layout::error::Error::LargeConfig { size, limit }.into());
         }
-        let wanted = Wanted::file(config);
-        if resolved.offline {
-            self.all_here(vec![wanted], &resolved.source, reference).await
-        } else {
-            self.obtain(&wanted, &resolved.source, progress).await
+        let needed = Needed::file(config);
+        if !resolved.offline {
+            return self.contents.ensure(&needed, &resolved.asker, progress).await;
         }
+        if self.contents.are_here(&[needed], &resolved.asker).await? {
+            return Ok(());
+        }
+        Err(Error::NotPresent { reference: reference.to_string() })
     }
 }
 
-/// A config that was obtained.
-fn read_config(store: &Store, digest: &Digest) -> Result<Vec<u8>, store::error::Error> {
+/// A config that is here.
+fn read_config(store: &Store, digest: &Digest) -> Result<Vec<u8>, StoreError> {
     // Gone since then: the disk failed meanwhile.
-    let gone = || store::error::Error::Damaged(format!("blob {digest} is gone"));
-    store.read_blob(digest, layout::artifact::CONFIG_LIMIT)?.ok_or_else(gone)
+    let gone = || StoreError::Damaged(format!("blob {digest} is gone"));
+    store.blobs.read(digest, CONFIG_LIMIT)?.ok_or_else(gone)
 }

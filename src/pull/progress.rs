@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use indicatif::{BinaryBytes, HumanDuration};
 use serde::{Deserialize, Serialize};
 
+use crate::transfer::counter::Counter;
+
 /// Counters of one pull; the blobs' own counters are shared with other pulls of the same blobs.
 #[derive(Debug)]
 pub struct Progress {
@@ -17,17 +19,8 @@ pub struct Progress {
     blobs_done: AtomicUsize,
     /// Bytes that were here already.
     reused: AtomicU64,
-    /// The downloads of its blobs.
+    /// The transfers of its blobs.
     downloads: Mutex<Vec<Arc<Counter>>>,
-}
-
-/// How far one download is.
-#[derive(Debug, Default)]
-pub(super) struct Counter {
-    /// Bytes of the blob that are here, also from an earlier attempt.
-    pub here: AtomicU64,
-    /// Bytes that came over the network.
-    pub fetched: AtomicU64,
 }
 
 /// The counters at one moment.
@@ -61,13 +54,13 @@ impl Default for Progress {
 }
 
 impl Progress {
-    pub(super) fn expect(&self, blobs: usize, bytes: u64) {
+    pub(in crate::pull) fn expect(&self, blobs: usize, bytes: u64) {
         self.blobs.store(blobs, Relaxed);
         self.total.store(bytes, Relaxed);
     }
 
     /// A blob is coming; `counter` counts its bytes.
-    pub(super) fn follow(&self, counter: &Arc<Counter>) {
+    pub(in crate::pull) fn follow(&self, counter: &Arc<Counter>) {
         let mut downloads = self.downloads.lock().unwrap_or_else(PoisonError::into_inner);
         if !downloads.iter().any(|known| Arc::ptr_eq(known, counter)) {
             downloads.push(Arc::clone(counter));
@@ -75,7 +68,7 @@ impl Progress {
     }
 
     /// A blob is complete; `reused` of its bytes did not come over the network for this pull.
-    pub(super) fn blob_done(&self, reused: u64) {
+    pub(in crate::pull) fn blob_done(&self, reused: u64) {
         self.blobs_done.fetch_add(1, Relaxed);
         self.reused.fetch_add(reused, Relaxed);
     }

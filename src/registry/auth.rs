@@ -98,7 +98,7 @@ pub async fn respond(
         Challenge::Basic => Ok(source.credential.as_deref().map(Token::basic)),
         Challenge::Bearer { realm, service, .. } => {
             let realm = check_realm(realm, plain_http)
-                .map_err(|what| Error::Protocol { host: source.host.clone(), what })?;
+                .map_err(|what| Error::Protocol { host: source.repository.host.clone(), what })?;
             fetch(http, realm, service.as_deref(), source, scope).await.map(Some)
         }
     }

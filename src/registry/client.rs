@@ -1,14 +1,14 @@
 //! Manifests and blobs by name.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::{Method, Response, header};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::failure::Kind;
+use crate::host::fair_queue::{FairQueue, Permit};
+use crate::host::limits;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::oci::{manifest, media_type};
@@ -16,19 +16,18 @@ use crate::registry::error::Error;
 use crate::registry::http;
 use crate::registry::http::Body;
 use crate::registry::retry::Backoff;
-use crate::registry::source::Source;
+use crate::registry::source::{Asker, Source};
 use crate::registry::transport::{Request, Settings, Transport};
 
 /// A client for every registry. Cheap to clone; connections and tokens are shared.
 #[derive(Clone)]
 pub struct Registry {
     transport: Transport,
-    /// Permits are bytes: of manifests that came and are not dealt with yet.
-    manifests: Arc<Semaphore>,
+    /// Requests for what is small.
+    requests: FairQueue,
+    /// Bytes of manifests that came and are not dealt with yet.
+    manifests: FairQueue,
 }
-
-/// Bytes of manifests in memory, of all requests together.
-pub const MANIFEST_BYTES: usize = 16 * manifest::SIZE_LIMIT;
 
 /// A manifest as a registry sent it.
 #[derive(Debug)]
@@ -39,7 +38,7 @@ pub struct Fetched {
     pub digest: Digest,
     /// What the registry says it is.
     pub content_type: Option<String>,
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: Permit,
 }
 
 impl Registry {
@@ -48,8 +47,9 @@ impl Registry {
     pub fn new(settings: Settings) -> Result<Self, Error> {
         let transport = Transport::new(settings);
         let no_roots = |error: reqwest::Error| Error::Tls { reason: crate::failure::chain(&error) };
-        let manifests = Arc::new(Semaphore::new(MANIFEST_BYTES));
-        Ok(Self { transport: transport.map_err(no_roots)?, manifests })
+        let (requests, manifests) =
+            (FairQueue::new(limits::SMALL_REQUESTS), FairQueue::new(limits::MANIFEST_BYTES));
+        Ok(Self { transport: transport.map_err(no_roots)?, requests, manifests })
     }
 
     /// Failures in a row after which a caller should give a source up.
@@ -63,11 +63,19 @@ impl Registry {
         settings.stall_timeout.saturating_mul(1 << settings.attempts.min(8))
     }
 
+    /// Whether `host` is spoken to without TLS.
+    pub fn is_plain_http(&self, host: &str) -> bool {
+        self.transport.settings().plain_http.contains(host)
+    }
+
     /// The manifest or index at `target`, a tag or digest.
     ///
     /// # Errors
     /// When the registry refuses, cannot be reached, or sends bytes that are not those of a digest in `target`.
-    pub async fn manifest(&self, source: &Source, target: &str) -> Result<Fetched, Error> {
+    pub async fn manifest(&self, asker: &Asker, target: &str) -> Result<Fetched, Error> {
+        let Asker { source, tenant } = asker;
+        let host = &source.repository.host;
+        let _turn = self.requests.acquire(tenant, host, 1).await;
         let what = name(source, target);
         self.retried(|patience| {
             let request = manifest_request(Method::GET, target, &what, patience);
@@ -77,18 +85,17 @@ impl Registry {
                 let oddity = http::oddity(response.headers());
                 // The first byte may take long, and holds nothing that others need.
                 let first = self.transport.first(source, &request, &mut response).await?;
-                // All at once and before more is read: readers never wait for each other half-way. The time it
-                // takes to read is bounded, so is the time that others wait.
-                let length = response.content_length().and_then(|length| usize::try_from(length).ok());
-                let length = length.unwrap_or(manifest::SIZE_LIMIT).min(manifest::SIZE_LIMIT);
-                let permits = u32::try_from(length).unwrap_or(u32::MAX);
-                let permit = Arc::clone(&self.manifests).acquire_many_owned(permits).await.ok();
+                // All at once and before more is read: readers never wait for each other half-way. The time it takes to
+                // read is bounded, so is the time that others of this tenant wait.
+                let length = response.content_length().unwrap_or(manifest::SIZE_LIMIT as u64);
+                let permit =
+                    self.manifests.acquire(tenant, host, length.min(manifest::SIZE_LIMIT as u64)).await;
                 let bytes = self.transport.read(source, first, response, manifest::SIZE_LIMIT).await?;
                 if !bytes.trim_ascii_start().starts_with(b"{") {
                     let kind = oddity.or_else(|| content_type.as_deref().map(crate::failure::one_line));
                     let kind = kind.unwrap_or_else(|| "something else".to_owned());
                     return Err(Error::Protocol {
-                        host: source.host.clone(),
+                        host: source.repository.host.clone(),
                         what: format!("sent no manifest for {}, but {kind}", request.what),
                     });
                 }
@@ -106,7 +113,9 @@ impl Registry {
     ///
     /// # Errors
     /// When the registry wants other credentials, or to be left alone for some time.
-    pub async fn confirms(&self, source: &Source, target: &str, digest: &Digest) -> Result<bool, Error> {
+    pub async fn confirms(&self, asker: &Asker, target: &str, digest: &Digest) -> Result<bool, Error> {
+        let source = &asker.source;
+        let _turn = self.requests.acquire(&asker.tenant, &source.repository.host, 1).await;
         let what = name(source, target);
         let answered = self.head(source, |patience| manifest_request(Method::HEAD, target, &what, patience));
         let Some(response) = answered.await? else { return Ok(false) };
@@ -118,7 +127,9 @@ impl Registry {
     ///
     /// # Errors
     /// As [`Registry::confirms`].
-    pub async fn confirms_blob(&self, source: &Source, blob: &Descriptor) -> Result<bool, Error> {
+    pub async fn confirms_blob(&self, asker: &Asker, blob: &Descriptor) -> Result<bool, Error> {
+        let source = &asker.source;
+        let _turn = self.requests.acquire(&asker.tenant, &source.repository.host, 1).await;
         let what = name(source, &blob.digest.to_string());
         let answered = self.head(source, |patience| blob_request(Method::HEAD, blob, None, &what, patience));
         let Some(response) = answered.await? else { return Ok(false) };
@@ -173,7 +184,7 @@ impl Registry {
         if bytes.len() as u64 != blob.size {
             let (wanted, got) =
                 (blob.digest.clone(), format!("{} bytes instead of {}", bytes.len(), blob.size));
-            return Err(Error::WrongContent { host: source.host.clone(), wanted, got });
+            return Err(Error::WrongContent { host: source.repository.host.clone(), wanted, got });
         }
         Ok(bytes)
     }
@@ -242,7 +253,7 @@ fn blob_request<'a>(
 /// `repository:tag` or `repository@digest`.
 fn name(source: &Source, target: &str) -> String {
     let separator = if target.contains(':') { '@' } else { ':' };
-    format!("{}{separator}{target}", source.repository)
+    format!("{}{separator}{target}", source.repository.name)
 }
 
 /// The digest of `bytes`. One in `target` must match; what the registry's headers claim is not looked at.
@@ -253,7 +264,7 @@ fn check(source: &Source, target: &str, bytes: &[u8], oddity: Option<String>) ->
         return Ok(wanted);
     }
     let got = oddity.unwrap_or_else(|| got.to_string());
-    Err(Error::WrongContent { host: source.host.clone(), wanted, got })
+    Err(Error::WrongContent { host: source.repository.host.clone(), wanted, got })
 }
 
 fn header_text(response: &Response, name: impl header::AsHeaderName) -> Option<String> {

@@ -94,16 +94,14 @@ pub enum Error {
         detail: String,
     },
     /// No success at a host that the registry redirected to: a signature that is over, for example.
-    #[error("{host} redirects to {server}, which answered with status {status}{detail}")]
+    #[error("{host} redirects to {server}, which answered with status {status}")]
     Elsewhere {
         /// The registry.
         host: String,
         /// The other host.
         server: String,
-        /// The HTTP status.
+        /// The HTTP status. What the host said is for the log: it may be one that only the node reaches.
         status: u16,
-        /// What the host said, in brackets.
-        detail: String,
     },
     /// No connection, or it broke.
     #[error(

@@ -20,6 +20,8 @@ const DETAIL_LIMIT: usize = 160;
 pub struct Body {
     pub(super) response: Response,
     pub(super) host: String,
+    /// Whether another host sends it than the registry.
+    pub(super) elsewhere: bool,
     /// Wait for the first byte, then for each after it.
     pub(super) first_timeout: Option<Duration>,
     pub(super) stall_timeout: Duration,
@@ -29,6 +31,11 @@ impl Body {
     /// Status, and headers, of the answer.
     pub fn response(&self) -> &Response {
         &self.response
+    }
+
+    /// Whether another host sends it than the registry itself: one that it redirects to.
+    pub fn is_from_elsewhere(&self) -> bool {
+        self.elsewhere
     }
 
     /// What is odd about the answer, if it is not what was asked for.
@@ -110,8 +117,8 @@ impl Asked<'_> {
         let detail = detail(response, self.server).await;
         // A token server refuses in the name of the registry whose secret was shown.
         let access = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-        let host = if access { self.source.host.clone() } else { self.server.to_owned() };
-        let repository = self.source.repository.clone();
+        let host = if access { self.source.repository.host.clone() } else { self.server.to_owned() };
+        let repository = self.source.repository.name.clone();
         let credential = self.source.credential.as_deref();
         match (status, credential) {
             (StatusCode::NOT_FOUND, _) => Error::NotFound { host, what: self.what.to_owned(), detail },
@@ -135,14 +142,15 @@ impl Asked<'_> {
     pub async fn refusal_elsewhere(&self, response: Response) -> Error {
         let status = response.status();
         let retry_after = retry_after(response.headers());
-        let detail = detail(response, self.server).await;
-        let host = self.source.host.clone();
+        let host = self.source.repository.host.clone();
+        // Its own words are not told: it may be a host that only the node reaches.
+        let said = detail(response, self.server).await;
+        tracing::info!(host, server = self.server, %status, said, "a host that the registry redirects to refuses");
+        let detail = String::new();
         match status {
             StatusCode::NOT_FOUND => Error::NotFound { host, what: self.what.to_owned(), detail },
             StatusCode::TOO_MANY_REQUESTS => Error::RateLimited { host, retry_after, detail },
-            status => {
-                Error::Elsewhere { host, server: self.server.to_owned(), status: status.as_u16(), detail }
-            }
+            status => Error::Elsewhere { host, server: self.server.to_owned(), status: status.as_u16() },
         }
     }
 }

@@ -1,28 +1,33 @@
-//! Where content is asked for, and as whom.
+//! Where content is asked for, and on whose behalf.
 
 use std::sync::Arc;
 
 use crate::oci::reference::Reference;
+use crate::oci::repository::Repository;
 use crate::registry::credentials::Credential;
+use crate::tenant::Tenant;
 
-/// Where content is asked for, and as whom.
+/// A repository, asked with a credential.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Source {
-    /// The registry's host, with port, as references name it.
-    pub host: String,
-    /// The repository.
-    pub repository: String,
+    /// Where.
+    pub repository: Repository,
     /// Who asks; `None` is anonymous.
     pub credential: Option<Arc<Credential>>,
+}
+
+/// A source, and the tenant whose work it is to ask there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Asker {
+    /// Where, and with which credential.
+    pub source: Source,
+    /// On whose behalf.
+    pub tenant: Tenant,
 }
 
 impl Source {
     /// The repository of `reference`, asked as `credential`.
     pub fn new(reference: &Reference, credential: Option<Credential>) -> Self {
-        Self {
-            host: reference.host().to_owned(),
-            repository: reference.repository().to_owned(),
-            credential: credential.map(Arc::new),
-        }
+        Self { repository: Repository::of(reference), credential: credential.map(Arc::new) }
     }
 }

@@ -9,6 +9,7 @@ use reqwest::header::{self, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
 
 use crate::oci::reference::DOCKER_HUB;
+use crate::oci::repository::Repository;
 use crate::registry::auth::{Slot, Token, Tokens};
 use crate::registry::challenge::Challenge;
 use crate::registry::error::Error;
@@ -94,7 +95,7 @@ impl Transport {
 
     /// Asks `source` with what is known of it, and once more with what the registry then asks for.
     pub async fn send(&self, source: &Source, request: &Request<'_>) -> Result<Response, Error> {
-        let url = self.url(source, &format!("{}/{}", source.repository, request.path))?;
+        let url = self.url(source, &format!("{}/{}", source.repository.name, request.path))?;
         let slot = self.tokens.slot(source).await;
         let cached = slot.lock().await.clone().filter(Token::is_fresh);
         let mut response = self.follow(source, request, &url, cached.as_ref()).await?;
@@ -129,7 +130,7 @@ impl Transport {
             return Ok(response);
         }
         let own = is_from(&url, &response);
-        let server = if own { source.host.clone() } else { response.url().authority().to_owned() };
+        let server = if own { source.repository.host.clone() } else { response.url().authority().to_owned() };
         let asked = Asked {
             source,
             server: &server,
@@ -139,7 +140,7 @@ impl Transport {
         let refusal = async {
             Err(if own { asked.refusal(response).await } else { asked.refusal_elsewhere(response).await })
         };
-        self.bounded(&source.host, self.settings.stall_timeout, refusal).await
+        self.bounded(&source.repository.host, self.settings.stall_timeout, refusal).await
     }
 
     /// What answers the challenge in `response`, or the one that the registry has when it is asked for it: some hide what the
@@ -162,7 +163,7 @@ impl Transport {
         match self.token(source, slot, &challenge, refused).await {
             // Nobody asked for it, and GET has the last word.
             Err(error) if request.method == Method::HEAD => {
-                tracing::debug!(host = source.host, %error, "no token for what may be hidden");
+                tracing::debug!(host = source.repository.host, %error, "no token for what may be hidden");
                 Ok(None)
             }
             token => token,
@@ -178,7 +179,7 @@ impl Transport {
             Ok(response) if is_from(&url, &response) => challenge_of(&response),
             Ok(_) => None,
             Err(error) => {
-                tracing::debug!(host = source.host, %error, "cannot ask how to log in");
+                tracing::debug!(host = source.repository.host, %error, "cannot ask how to log in");
                 None
             }
         }
@@ -200,10 +201,10 @@ impl Transport {
         if let Some(token) = newer {
             return Ok(Some(token.clone()));
         }
-        let plain_http = self.settings.plain_http.contains(&source.host);
-        let scope = format!("repository:{}:pull", source.repository);
+        let plain_http = self.settings.plain_http.contains(&source.repository.host);
+        let scope = format!("repository:{}:pull", source.repository.name);
         let fetched = auth::respond(&self.http, challenge, source, plain_http, &scope);
-        *slot = self.bounded(&source.host, self.settings.stall_timeout, fetched).await?;
+        *slot = self.bounded(&source.repository.host, self.settings.stall_timeout, fetched).await?;
         Ok(slot.clone())
     }
 
@@ -215,7 +216,7 @@ impl Transport {
         origin: &Url,
         token: Option<&Token>,
     ) -> Result<Response, Error> {
-        let protocol = |what: String| Error::Protocol { host: source.host.clone(), what };
+        let protocol = |what: String| Error::Protocol { host: source.repository.host.clone(), what };
         let mut url = origin.clone();
         // A host that was redirected to may want a token of its own, which anybody gets.
         let mut guest: Option<(Url, Token)> = None;
@@ -230,7 +231,7 @@ impl Transport {
                 let outgoing = self.outgoing(request, &url, shown).map_err(protocol)?;
                 outgoing.send().await.map_err(|error| http::unreachable(host_of(source, &url, own), error))
             };
-            let response = self.bounded(&source.host, request.patience, sent).await?;
+            let response = self.bounded(&source.repository.host, request.patience, sent).await?;
             if response.status() == StatusCode::UNAUTHORIZED && !own && shown.is_none() {
                 let Some(token) = self.guest_token(source, &url, &response).await else {
                     return Ok(response);
@@ -285,18 +286,16 @@ impl Transport {
     async fn guest_token(&self, source: &Source, url: &Url, response: &Response) -> Option<Token> {
         let challenge = challenge_of(response)?;
         let Challenge::Bearer { scope, .. } = &challenge else { return None };
-        let own_scope = || format!("repository:{}:pull", source.repository);
+        let own_scope = || format!("repository:{}:pull", source.repository.name);
         let scope = scope.clone().unwrap_or_else(own_scope);
-        let guest = Source {
-            host: url.authority().to_owned(),
-            repository: source.repository.clone(),
-            credential: None,
-        };
+        let repository =
+            Repository { host: url.authority().to_owned(), name: source.repository.name.clone() };
+        let guest = Source { repository, credential: None };
         let fetched = auth::respond(&self.http, &challenge, &guest, url.scheme() == "http", &scope);
-        match self.bounded(&guest.host, self.settings.stall_timeout, fetched).await {
+        match self.bounded(&guest.repository.host, self.settings.stall_timeout, fetched).await {
             Ok(token) => token,
             Err(error) => {
-                tracing::debug!(host = guest.host, %error, "no token for the host that was redirected to");
+                tracing::debug!(host = guest.repository.host, %error, "no token for the host that was redirected to");
                 None
             }
         }
@@ -304,10 +303,15 @@ impl Transport {
 
     /// The URL of `path` in the registry of `source`.
     fn url(&self, source: &Source, path: &str) -> Result<Url, Error> {
-        let scheme = if self.settings.plain_http.contains(&source.host) { "http" } else { "https" };
-        let host = if source.host == DOCKER_HUB { "registry-1.docker.io" } else { &source.host };
+        let scheme =
+            if self.settings.plain_http.contains(&source.repository.host) { "http" } else { "https" };
+        let host = if source.repository.host == DOCKER_HUB {
+            "registry-1.docker.io"
+        } else {
+            &source.repository.host
+        };
         Url::parse(&format!("{scheme}://{host}/v2/{path}")).map_err(|error| Error::Protocol {
-            host: source.host.clone(),
+            host: source.repository.host.clone(),
             what: format!("is no host for a URL: {error}"),
         })
     }
@@ -326,9 +330,11 @@ impl Transport {
 
     /// The body of `response`, to be read as it comes; its first byte may take as long as the answer might have.
     pub fn body(&self, source: &Source, request: &Request<'_>, response: Response) -> Body {
+        let own = self.url(source, "").is_ok_and(|url| is_from(&url, &response));
         Body {
+            elsewhere: !own,
             response,
-            host: source.host.clone(),
+            host: source.repository.host.clone(),
             first_timeout: Some(request.patience),
             stall_timeout: self.settings.stall_timeout,
         }
@@ -342,10 +348,11 @@ impl Transport {
         response: &mut Response,
     ) -> Result<Bytes, Error> {
         let first = async {
-            let chunk = response.chunk().await.map_err(|error| http::unreachable(&source.host, error))?;
+            let chunk =
+                response.chunk().await.map_err(|error| http::unreachable(&source.repository.host, error))?;
             Ok(chunk.unwrap_or_default())
         };
-        self.bounded(&source.host, request.patience, first).await
+        self.bounded(&source.repository.host, request.patience, first).await
     }
 
     /// The body of `response`, whole, which begins with `first`.
@@ -356,8 +363,8 @@ impl Transport {
         response: Response,
         limit: usize,
     ) -> Result<Bytes, Error> {
-        let read = http::read_bounded(first, response, limit, &source.host);
-        self.bounded(&source.host, self.settings.stall_timeout, read).await
+        let read = http::read_bounded(first, response, limit, &source.repository.host);
+        self.bounded(&source.repository.host, self.settings.stall_timeout, read).await
     }
 }
 
@@ -377,5 +384,5 @@ fn challenge_of(response: &Response) -> Option<Challenge> {
 
 /// Whom an error is about.
 fn host_of<'a>(source: &'a Source, url: &'a Url, own: bool) -> &'a str {
-    if own { &source.host } else { url.authority() }
+    if own { &source.repository.host } else { url.authority() }
 }

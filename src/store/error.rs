@@ -32,11 +32,8 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// The disk, or a quota, is full.
-    #[error(
-        "no space left in the store {store}: {need}{available} bytes are free; free some, or give ocivol a larger disk",
-        store = store.display(), need = needed.map_or(String::new(), |needed| format!("{needed} bytes are needed, "))
-    )]
+    /// The disk, or a quota, is full. How much is missing, and where, is for the log: it would tell a pod what others have here.
+    #[error("no space left on the node for this content; free some, or give ocivol a larger disk")]
     NoSpace {
         /// Where.
         store: PathBuf,
@@ -74,6 +71,9 @@ pub enum Error {
         /// The kernel's answer.
         source: std::io::Error,
     },
+    /// Who reads what is being written has ended; its own error says why.
+    #[error("what is written is not wanted any more")]
+    Abandoned,
     /// Something the store should hold is not there: it was damaged while in use.
     #[error("the store is damaged: {0}; it is pulled again")]
     Damaged(String),
@@ -81,7 +81,7 @@ pub enum Error {
 
 impl Error {
     /// Whether the disk has lost what it was asked for: `EIO`, and what file systems say of themselves.
-    pub(super) fn is_loss(&self) -> bool {
+    pub(in crate::store) fn is_loss(&self) -> bool {
         match self {
             Self::Damaged(_) => true,
             Self::Io { source, .. } => {
@@ -100,6 +100,7 @@ impl Error {
             | Self::Unusable { .. }
             | Self::Io { .. }
             | Self::Damaged(_) => Kind::Unavailable,
+            Self::Abandoned => Kind::Aborted,
             Self::NoSpace { .. } => Kind::ResourceExhausted,
             Self::Mismatch { .. } | Self::Refused { .. } => Kind::FailedPrecondition,
             Self::Selection(error) => error.kind(),
@@ -108,13 +109,14 @@ impl Error {
 }
 
 /// Turns a kernel error into [`Error`]: `map_err(io("write", path))`.
-pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+pub(in crate::store) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
     move |source| match source.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => {
             let directory = path.parent().unwrap_or(&path);
             let available = rustix::fs::statvfs(directory)
                 .map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize));
+            tracing::warn!(path = %path.display(), available, "no space left");
             Error::NoSpace { store: path, needed: None, available }
         }
         _ => Error::Io { action, path, source },

@@ -17,7 +17,7 @@ pub struct Lock {
 
 impl Lock {
     /// Takes the lock of the store at `root`, or says who has it.
-    pub(super) fn take(root: &Path) -> Result<Self, Error> {
+    pub(in crate::store) fn take(root: &Path) -> Result<Self, Error> {
         let path = root.join("lock");
         let mut file = OpenOptions::new()
             .create(true)

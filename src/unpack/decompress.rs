@@ -10,6 +10,7 @@ use bytes::{Buf as _, Bytes};
 use zlib_rs::{Inflate, InflateFlush, Status};
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
+use crate::host::limits;
 use crate::unpack::error::Error;
 
 /// A decoder of one stream.
@@ -62,9 +63,9 @@ type Emit<'a> = &'a mut dyn FnMut(Piece<'_>) -> Result<(), Error>;
 /// The longest magic number that is looked at.
 const MAGIC: usize = 6;
 /// Windows up to this size (2^23 is 8 MiB, what `zstd -19` needs) are had by every stream at once.
-pub const COMMON_WINDOW: u64 = 1 << 23;
+const COMMON_WINDOW: u64 = limits::COMMON_WINDOW;
 /// The largest window (`zstd --ultra -22`), for who is allowed to have it.
-pub const LARGEST_WINDOW: u64 = 1 << 27;
+const LARGEST_WINDOW: u64 = limits::LARGE_WINDOW;
 /// Bytes of a zstd frame header with everything in it (RFC 8878, 3.1.1.1).
 const FRAME_HEADER: usize = 18;
 /// How often larger what is no zeros may be: deflate ends at 1,032, and what is made for use is far below 100.

@@ -1,13 +1,13 @@
 //! Entries of an archive become files below a directory, and an index.
 //!
 //! On disk nothing is ever followed, replaced or removed. A file is created at its own name below directories that
-//! were created here; a name that is taken, or whose parent is no such directory, goes `aside`, and the index says
+//! were created here; a name that is taken, or whose parent is no such directory, goes `shadowed`, and the index says
 //! so. What such entries mean (a parent that is a symlink, a file that becomes a directory) is for the merge, in
 //! memory. So nothing outside the directory can be reached, whatever the names and links say.
 //!
 //! ```text
 //! <directory>/fs/<name>       what the layer holds, at its names
-//! <directory>/aside/<number>  content whose name was taken, by the number of its entry
+//! <directory>/shadowed/<number>  content whose name was taken, by the number of its entry
 //! <directory>/index           every entry, in the order of the archive
 //! ```
 
@@ -23,8 +23,10 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::host::file_metadata;
+use crate::host::limits::MERGE_BYTES;
 use crate::layer::checksum::Checksum;
-use crate::layer::format::{Dropped, ENTRY_LIMIT, MEMORY_LIMIT, Profile, Summary};
+use crate::layer::format::{Dropped, FILES, INDEX, Profile, SHADOWED, Summary};
+use crate::layer::index::ENTRY_LIMIT;
 use crate::layer::index::{Entry, Kind, Metadata, Place, Writer};
 use crate::layer::name::{AUFS_LINKS, Name, shown};
 use crate::unpack::error::{Error, io};
@@ -35,7 +37,7 @@ use crate::unpack::tar::{Archive, Header, Type};
 pub struct Extract {
     directory: PathBuf,
     fs: OwnedFd,
-    aside: OwnedFd,
+    shadowed: OwnedFd,
     index: Writer<File>,
     profile: Profile,
     limits: Limits,
@@ -94,13 +96,13 @@ impl Extract {
             let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             rustix::fs::openat(CWD, &path, flags, Mode::empty()).map_err(io("open", name.as_bytes()))
         };
-        let (fs, aside) = (make("fs")?, make("aside")?);
-        let index = File::create_new(directory.join("index")).map_err(io("create", b"index"))?;
+        let (fs, shadowed) = (make(FILES)?, make(SHADOWED)?);
+        let index = File::create_new(directory.join(INDEX)).map_err(io("create", INDEX.as_bytes()))?;
         Ok(Self {
             directory: directory.to_owned(),
-            directories: Directories::new(fs.try_clone().map_err(io("open", b"fs"))?),
+            directories: Directories::new(fs.try_clone().map_err(io("open", FILES.as_bytes()))?),
             fs,
-            aside,
+            shadowed,
             index: Writer::new(index),
             profile,
             limits,
@@ -181,7 +183,7 @@ impl Extract {
             let rule = format!("{ENTRY_LIMIT} files and directories");
             return Err(Error::TooMuch(rule.into()));
         }
-        if self.index.memory() > MEMORY_LIMIT || self.directories.memory() > DIRECTORIES_LIMIT {
+        if self.index.memory() > MERGE_BYTES || self.directories.memory() > DIRECTORIES_LIMIT {
             return Err(Error::TooMuch("can be kept in memory of names and attributes".into()));
         }
         if used >= self.looked.1 + LOOK_ENTRIES {
@@ -282,7 +284,7 @@ impl Extract {
         let number = self.index.entries().to_string();
         let (at, part) = match place {
             Place::Named => (self.directories.parent(name, self.profile)?, name.split().map(|split| split.1)),
-            Place::Aside => (Parent::Here(self.aside.as_fd()), Some(number.as_bytes())),
+            Place::Shadowed => (Parent::Here(self.shadowed.as_fd()), Some(number.as_bytes())),
         };
         if let (Parent::Here(at), Some(part)) = (at, part) {
             file_metadata::set_symlink(at, part, metadata).map_err(io("touch", name.as_bytes()))?;
@@ -314,7 +316,7 @@ impl Extract {
         Ok(Kind::HardLink { target })
     }
 
-    /// Creates something at `name`, or aside.
+    /// Creates something at `name`, or shadowed.
     fn create<T>(
         &mut self,
         name: &Name,
@@ -331,8 +333,8 @@ impl Extract {
         }
         self.summary.regular = false;
         let number = self.index.entries().to_string();
-        match create(self.aside.as_fd(), number.as_bytes()) {
-            Ok(made) => Ok((made, Place::Aside)),
+        match create(self.shadowed.as_fd(), number.as_bytes()) {
+            Ok(made) => Ok((made, Place::Shadowed)),
             Err(error) => Err(io("create", name.as_bytes())(error)),
         }
     }

@@ -8,8 +8,8 @@ use crate::layout::select::{InvalidPattern, Selection};
 use crate::layout::tree_path::TreePath;
 use crate::oci::platform::{InvalidPlatform, Platform};
 use crate::oci::reference::{InvalidReference, Reference};
-use crate::pull::PullPolicy;
 use crate::pull::choose::Choice;
+use crate::pull::request::PullPolicy;
 
 /// What a volume shows, and how. Every attribute was checked.
 #[derive(Debug, Clone)]

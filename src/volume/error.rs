@@ -47,11 +47,22 @@ pub enum Error {
     /// An unpublish of the same target came.
     #[error("the volume was unpublished while it was being published")]
     Preempted,
-    /// Too much at once.
-    #[error("{limit} volumes are being published at once, which is the limit; it is tried again")]
+    /// The namespace has too much at once.
+    #[error(
+        "namespace {tenant} has as many volumes being published at once as there is room for, of {limit} on the node; it is \
+         tried again"
+    )]
     TooMany {
+        /// Whose.
+        tenant: String,
+        /// The bound for all.
+        limit: u64,
+    },
+    /// The pod has too much at once.
+    #[error("{limit} volumes of this pod are being published at once, which is the limit; it is tried again")]
+    TooManyOfPod {
         /// The bound.
-        limit: usize,
+        limit: u64,
     },
     /// The program is ending.
     #[error("ocivol is restarting; the pull continues afterwards")]
@@ -76,7 +87,7 @@ impl Error {
             Self::NotPublished { .. } | Self::NotMounted { .. } => Kind::NotFound,
             Self::StillPulling { .. } => Kind::DeadlineExceeded,
             Self::Preempted => Kind::Aborted,
-            Self::TooMany { .. } => Kind::ResourceExhausted,
+            Self::TooMany { .. } | Self::TooManyOfPod { .. } => Kind::ResourceExhausted,
             Self::Stopping => Kind::Unavailable,
             Self::Pull(error) => error.kind(),
             Self::Mount(error) => error.kind(),

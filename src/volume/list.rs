@@ -1,6 +1,6 @@
 //! What the store holds, and where it is mounted.
 
-use crate::host::blocking;
+use crate::host::blocking::{self, Lane};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -42,22 +42,22 @@ impl Volumes {
     pub async fn list(&self) -> Result<Vec<Listed>, Error> {
         let puller = self.puller().await?;
         let root = self.store_root().to_owned();
-        blocking::run(move || {
+        blocking::run(Lane::Store, move || {
             let table = Table::read()?;
             let ours = StoreMounts::locate(&table, &root);
-            let listed = puller.store().trees()?.into_iter().map(|tree| Listed {
+            let listed = puller.store().trees.all()?.into_iter().map(|tree| Listed {
                 mounted_at: table
                     .iter()
                     .filter(|mount| ours.holds(mount) && mount.store_key() == Some(tree.mounted_key()))
                     .map(|mount| mount.mount_point.clone())
                     .collect(),
-                references: tree.image.references.into_iter().collect(),
+                references: tree.usage.references.into_iter().collect(),
                 digest: tree.image.manifest.to_string(),
                 family: tree.image.family,
                 size: tree.image.size,
                 files: tree.image.files,
                 dropped: tree.image.dropped,
-                last_use: tree.image.last_use,
+                last_use: tree.usage.last_use,
                 tree: tree.key.to_string(),
             });
             Ok(listed.collect())

@@ -1,30 +1,37 @@
 //! Publish: the tree is pulled, then mounted, once.
 
-use crate::host::blocking;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::host::blocking::{self, Lane};
+use crate::host::failpoint;
 use crate::mount::attach::{Mounter, Source};
 use crate::mount::mountinfo::Table;
 use crate::mount::target::{Policy, Target};
 use crate::oci::digest::Digest;
-use crate::pull;
-use crate::pull::Pulled;
+use crate::pull::progress::Snapshot;
+use crate::pull::request::{Pulled, Request};
 use crate::registry::credentials::Keyring;
-use crate::store::Store;
-use crate::store::volumes::VolumeRecord;
+use crate::store::open::Store;
+use crate::store::usage::volumes::{Measured, VolumeRecord};
+use crate::tenant::Tenant;
+use crate::transfer::error::Error as TransferError;
 use crate::volume::attributes;
 use crate::volume::attributes::Attributes;
 use crate::volume::error::Error;
+use crate::volume::order::{Operation, TargetGuard};
 use crate::volume::store_mounts::StoreMounts;
-use crate::volume::turn::{Place, Turn};
-use crate::volume::volumes::{PUBLISHES_LIMIT, Volumes};
+use crate::volume::volumes::Volumes;
 
 /// One request to publish.
 pub struct Publish {
+    /// On whose behalf.
+    pub tenant: Tenant,
+    /// The pod's UID, if it is told.
+    pub pod: Option<String>,
     /// Opaque.
     pub volume_id: String,
     /// Where to.
@@ -40,6 +47,9 @@ pub struct Publish {
     /// When the caller must have an answer.
     pub deadline: Instant,
 }
+
+/// How often progress is told to who wants to hear it.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// What a publish did.
 #[derive(Debug)]
@@ -65,49 +75,63 @@ impl Volumes {
     ///
     /// # Errors
     /// [`crate::mount::error::Error::BadTarget`].
-    pub fn check_target(&self, path: &str) -> Result<Target, Error> {
-        Ok(self.policy.check(path)?)
+    pub async fn check_target(&self, path: &str) -> Result<Target, Error> {
+        let (policy, path) = (self.policy.clone(), path.to_owned());
+        Ok(blocking::run(Lane::Mounts, move || policy.check(&path)).await?)
     }
 
     /// Checks a target path that root gave on the command line: any will do.
     ///
     /// # Errors
     /// [`crate::mount::error::Error::BadTarget`].
-    pub fn check_any_target(&self, path: &str) -> Result<Target, Error> {
-        Ok(Policy::anywhere().check(path)?)
+    pub async fn check_any_target(&self, path: &str) -> Result<Target, Error> {
+        let path = path.to_owned();
+        Ok(blocking::run(Lane::Mounts, move || Policy::anywhere().check(&path)).await?)
     }
 
-    /// Publishes a volume. Waits for its pull until the deadline; the pull goes on without the caller.
+    /// Publishes a volume. Waits for its pull until the deadline, and tells `progress` of it meanwhile; the pull goes on without
+    /// the caller.
     ///
     /// The mount is made only while the caller waits. What is mounted is never undone by a failing repetition.
     ///
     /// # Errors
     /// [`Error::Occupied`] when something else is mounted there, [`Error::StillPulling`] at the deadline,
     /// [`Error::Preempted`] when an unpublish came, and what pulling and mounting can fail with.
-    pub async fn publish(&self, request: Publish) -> Result<Published, Error> {
-        let _slot = self.publishes.try_acquire().map_err(|_| Error::TooMany { limit: PUBLISHES_LIMIT })?;
-        let place = self.turns.publish(request.target.path());
+    pub async fn publish(
+        &self,
+        request: Publish,
+        progress: &mut (dyn FnMut(Snapshot) + Send),
+    ) -> Result<Published, Error> {
+        let operation = self.order.publish(request.target.path());
+        let slot = self.slots.take(&request.tenant, request.pod.as_deref());
         let waiting = async {
-            let turn = place.turn().await.map_err(|_| Error::Preempted)?;
-            let here = self.what_is_there(&request).await?;
-            Ok::<_, Error>((turn, here))
+            let guard = match &slot {
+                Ok(_) => operation.guard().await.map_err(|_| Error::Preempted)?,
+                // What is mounted already needs no slot: kubelet asks again after each of its restarts.
+                Err(_) => match operation.try_guard() {
+                    Some(guard) => guard,
+                    None => return slot.map(|_| None),
+                },
+            };
+            if self.what_is_there(&request).await? {
+                return Ok(None);
+            }
+            Ok(Some((guard, slot?)))
         };
         let busy = || Error::StillPulling {
             reference: request.attributes.reference.to_string(),
             progress: "an earlier request for the same target is not finished".into(),
         };
-        let (turn, there) =
+        let begun =
             tokio::time::timeout_at(request.deadline, waiting).await.unwrap_or_else(|_| Err(busy()))?;
-        if there {
-            return Ok(Published::AlreadyThere);
-        }
-        let pulled = self.wait_for_pull(&request, &place).await?;
-        let store = Arc::clone(self.puller().await?.store());
-        if place.is_preempted() {
+        let Some((guard, _slot)) = begun else { return Ok(Published::AlreadyThere) };
+        let (pulled, store) = self.wait_for_pull(&request, &operation, progress).await?;
+        if operation.is_preempted() {
             return Err(Error::Preempted);
         }
         let (mounted, mounter) = (Arc::clone(&pulled), Arc::clone(&self.mounter));
-        blocking::run(move || mount(&store, &mounter, &request, &mounted, turn)).await?;
+        let mount = move || mount(&store, &mounter, &request, &mounted, guard);
+        blocking::run(Lane::Mounts, mount).await?;
         Ok(Published::Mounted(pulled))
     }
 
@@ -116,7 +140,7 @@ impl Volumes {
         let path = request.target.path().to_owned();
         let root = self.store_root.clone();
         let looked_up = path.clone();
-        let found = blocking::run(move || {
+        let found = blocking::run(Lane::Mounts, move || {
             let table = Table::read()?;
             let ours = StoreMounts::locate(&table, &root);
             Ok::<_, Error>(table.at(&looked_up).map(|mount| (ours.may_unmount(mount), mount.clone())))
@@ -131,7 +155,7 @@ impl Volumes {
             Some(store) => {
                 let path = path.clone();
                 // A record that cannot be read is as good as none.
-                blocking::run(move || store.volume(&path)).await.unwrap_or(None)
+                blocking::run(Lane::Store, move || store.volumes.get(&path)).await.unwrap_or(None)
             }
             None => None,
         };
@@ -144,36 +168,62 @@ impl Volumes {
         }
     }
 
-    async fn wait_for_pull(&self, request: &Publish, place: &Arc<Place>) -> Result<Arc<Pulled>, Error> {
-        let puller = self.puller().await?;
+    /// Waits for the store, and for the pull; each until the deadline, an unpublish, or the end of the process.
+    async fn wait_for_pull(
+        &self,
+        request: &Publish,
+        operation: &Operation,
+        progress: &mut (dyn FnMut(Snapshot) + Send),
+    ) -> Result<(Arc<Pulled>, Arc<Store>), Error> {
         let attributes = &request.attributes;
-        let mut pull = puller.pull(pull_request(attributes, &request.keyring));
+        let mut far = "the store is being opened".to_owned();
+        let pulling = async {
+            let puller = self.puller().await?;
+            let mut pull = puller.pull(pull_request(attributes, &request.keyring, &request.tenant).await);
+            let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+            let outcome = loop {
+                tokio::select! {
+                    biased;
+                    outcome = pull.wait() => break outcome,
+                    _ = ticks.tick() => {
+                        let snapshot = pull.state().snapshot();
+                        far = snapshot.to_string();
+                        progress(snapshot);
+                    }
+                }
+            };
+            let pulled = outcome.unwrap_or_else(|| Err(Arc::new(TransferError::Fault.into())));
+            Ok((pulled.map_err(Error::Pull)?, Arc::clone(puller.store())))
+        };
         tokio::select! {
             biased;
-            () = place.preempted() => Err(Error::Preempted),
-            outcome = pull.wait() => match outcome {
-                Some(result) => result.map_err(Error::Pull),
-                None => Err(Error::Pull(Arc::new(pull::error::Error::Stopped))),
-            },
-            () = tokio::time::sleep_until(request.deadline) => Err(Error::StillPulling {
-                reference: attributes.reference.to_string(),
-                progress: pull.state().snapshot().to_string(),
-            }),
-            () = self.stopping() => Err(Error::Stopping),
+            () = operation.preempted() => return Err(Error::Preempted),
+            pulled = pulling => return pulled,
+            () = tokio::time::sleep_until(request.deadline) => {}
+            () = self.stopping() => return Err(Error::Stopping),
         }
+        Err(Error::StillPulling { reference: attributes.reference.to_string(), progress: far })
     }
 }
 
-/// The pull that `attributes` ask for.
-pub fn pull_request(attributes: &Attributes, keyring: &Keyring) -> pull::Request {
-    pull::Request {
+/// The pull that `attributes` ask for, on behalf of `tenant`.
+pub async fn pull_request(attributes: &Attributes, keyring: &Keyring, tenant: &Tenant) -> Request {
+    let (reference, keyring) = (attributes.reference.clone(), keyring.clone());
+    // Ten thousand entries, each a pattern, are work.
+    let matching = move || {
+        let unused_helper = keyring.unused_helper(&reference).map(str::to_owned);
+        (keyring.matching(&reference), unused_helper)
+    };
+    let (credentials, unused_helper) = blocking::run(Lane::Store, matching).await;
+    Request {
+        tenant: tenant.clone(),
         reference: attributes.reference.clone(),
         policy: attributes.pull_policy,
         choice: attributes.choice.clone(),
         options: attributes.options.clone(),
         readable: attributes.readable,
-        credentials: keyring.matching(&attributes.reference),
-        unused_helper: keyring.unused_helper(&attributes.reference).map(str::to_owned),
+        credentials,
+        unused_helper,
     }
 }
 
@@ -191,7 +241,7 @@ fn mount(
     mounter: &Mounter,
     request: &Publish,
     pulled: &Pulled,
-    turn: Turn,
+    guard: TargetGuard,
 ) -> Result<(), Error> {
     let attributes = &request.attributes;
     let source = Source {
@@ -201,6 +251,8 @@ fn mount(
         asked_read_only: request.read_only,
     };
     let attached = mounter.attach(source, &request.target)?;
+    let image = &pulled.tree.image;
+    let measured = image.inodes.map(|inodes| Measured { bytes: image.size, inodes });
     let record = VolumeRecord {
         target: request.target.path().to_owned(),
         volume_id: request.volume_id.clone(),
@@ -209,13 +261,14 @@ fn mount(
         manifest: pulled.digest.clone(),
         tree: pulled.tree.key.clone(),
         made_target: attached.made_target,
+        measured: measured.filter(|_| attributes.path.is_none()),
     };
     // The mount stands without it: it then counts as this volume, whatever is asked for.
-    if let Err(error) = store.set_volume(&record) {
+    if let Err(error) = store.volumes.set(&record) {
         tracing::warn!(%error, target = %record.target.display(), "cannot record a published volume");
     }
-    crate::host::failpoint::reached("publish.recorded");
-    drop(turn);
+    failpoint::reached("publish.recorded");
+    drop(guard);
     Ok(())
 }
 

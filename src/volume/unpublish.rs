@@ -1,14 +1,14 @@
 //! Unpublish: from the mount table alone.
 
-use crate::host::blocking;
+use crate::host::blocking::{self, Lane};
 use std::path::PathBuf;
 
 use crate::mount;
 use crate::mount::mountinfo::Table;
 use crate::mount::target::Target;
 use crate::volume::error::Error;
+use crate::volume::order::TargetGuard;
 use crate::volume::store_mounts::StoreMounts;
-use crate::volume::turn::Turn;
 use crate::volume::volumes::Volumes;
 
 impl Volumes {
@@ -19,11 +19,11 @@ impl Volumes {
     /// # Errors
     /// What [`mount::detach::detach()`] fails with.
     pub async fn unpublish(&self, target: Target) -> Result<(), Error> {
-        let place = self.turns.unpublish(target.path());
-        let turn = place.turn().await.map_err(|_| Error::Preempted)?;
+        let operation = self.order.unpublish(target.path());
+        let guard = operation.guard().await.map_err(|_| Error::Preempted)?;
         let path = target.path().to_owned();
-        let (turn, _) = self.take_away(target, true, turn).await?;
-        self.forget(path, turn).await;
+        let (guard, _) = self.take_away(target, true, guard).await?;
+        self.forget(path, guard).await;
         Ok(())
     }
 
@@ -32,50 +32,50 @@ impl Volumes {
     /// # Errors
     /// [`Error::NotMounted`] when nothing is, and as [`Volumes::unpublish`].
     pub async fn unmount(&self, target: Target) -> Result<(), Error> {
-        let place = self.turns.unpublish(target.path());
-        let turn = place.turn().await.map_err(|_| Error::Preempted)?;
+        let operation = self.order.unpublish(target.path());
+        let guard = operation.guard().await.map_err(|_| Error::Preempted)?;
         let path = target.path().to_owned();
         let record = match self.store_if_at_hand().await {
             Some(store) => {
                 let path = path.clone();
-                blocking::run(move || store.volume(&path)).await.unwrap_or(None)
+                blocking::run(Lane::Store, move || store.volumes.get(&path)).await.unwrap_or(None)
             }
             None => None,
         };
         let made_for_it = record.is_some_and(|record| record.made_target);
-        let (turn, mounts) = self.take_away(target, made_for_it, turn).await?;
+        let (guard, mounts) = self.take_away(target, made_for_it, guard).await?;
         if mounts == 0 {
             return Err(Error::NotMounted { path });
         }
-        self.forget(path, turn).await;
+        self.forget(path, guard).await;
         Ok(())
     }
 
-    /// Unmounts, and removes the directory if `and_directory`. Returns how many mounts there were. The turn goes
+    /// Unmounts, and removes the directory if `and_directory`. Returns how many mounts there were. The guard goes
     /// with the work, which ends although the caller goes away.
     async fn take_away(
         &self,
         target: Target,
         and_directory: bool,
-        turn: Turn,
-    ) -> Result<(Turn, usize), Error> {
+        guard: TargetGuard,
+    ) -> Result<(TargetGuard, usize), Error> {
         let root = self.store_root.clone();
-        blocking::run(move || {
+        blocking::run(Lane::Mounts, move || {
             let ours = StoreMounts::locate(&Table::read()?, &root);
             let mounts = mount::detach::detach(&target, |mount| ours.may_unmount(mount), and_directory)?;
-            Ok((turn, mounts))
+            Ok((guard, mounts))
         })
         .await
     }
 
     /// Removes the record, before anybody else can publish at the target.
-    async fn forget(&self, path: PathBuf, turn: Turn) {
+    async fn forget(&self, path: PathBuf, guard: TargetGuard) {
         let Some(store) = self.store_if_at_hand().await else { return };
-        let removed = blocking::run(move || {
+        let removed = blocking::run(Lane::Mounts, move || {
             crate::host::failpoint::reached("unpublish.target_gone");
-            let removed = store.remove_volume(&path);
+            let removed = store.volumes.remove(&path);
             crate::host::failpoint::reached("unpublish.forgotten");
-            drop(turn);
+            drop(guard);
             removed
         });
         if let Err(error) = removed.await {

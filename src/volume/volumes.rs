@@ -1,26 +1,29 @@
-//! The volumes of this node.
+//! The volumes of this node, and the store and the pulls that they come from.
 
-use crate::host::blocking;
-use crate::volume::error::Error;
-use crate::volume::store_mounts::StoreMounts;
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard, Semaphore, watch};
+use tokio::sync::{Mutex, MutexGuard, watch};
 
+use crate::host::blocking::{self, Lane};
 use crate::mount::attach::Mounter;
 use crate::mount::locked::Lock;
 use crate::mount::mountinfo::Table;
 use crate::mount::target::Policy;
-use crate::pull::Puller;
+use crate::pull::metrics::Metrics;
+use crate::pull::puller::Puller;
+use crate::pull::request::Settings;
 use crate::registry::client::Registry;
-use crate::store::Store;
-use crate::volume::turn::Turns;
-use crate::{pull, store};
+use crate::store::disk::empty_directory;
+use crate::store::open::Store;
+use crate::store::usage::volumes::Measured;
+use crate::volume::error::Error;
+use crate::volume::order::Order;
+use crate::volume::slots::Slots;
+use crate::volume::store_mounts::StoreMounts;
 
-/// Publishes that are worked on or wait; more are refused.
-pub const PUBLISHES_LIMIT: usize = 1024;
 /// How long what needs no store waits for one that is being opened.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -28,14 +31,16 @@ const STORE_PATIENCE: Duration = Duration::from_secs(2);
 pub struct Volumes {
     pub(in crate::volume) store_root: PathBuf,
     pub(in crate::volume) registry: Registry,
-    pub(in crate::volume) pulls: pull::Settings,
-    pub(in crate::volume) metrics: pull::metrics::Metrics,
+    pub(in crate::volume) pulls: Settings,
+    pub(in crate::volume) metrics: Metrics,
     pub(in crate::volume) policy: Policy,
     pub(in crate::volume) mounter: Arc<Mounter>,
     /// Opened when first needed, and again after it could not be.
     pub(in crate::volume) puller: Mutex<Option<Arc<Puller>>>,
-    pub(in crate::volume) turns: Turns,
-    pub(in crate::volume) publishes: Arc<Semaphore>,
+    pub(in crate::volume) order: Order,
+    pub(in crate::volume) slots: Slots,
+    /// What was measured, by what is mounted: trees never change.
+    pub(in crate::volume) measured: std::sync::Mutex<HashMap<PathBuf, Measured>>,
     pub(in crate::volume) stopping: watch::Sender<bool>,
 }
 
@@ -44,12 +49,12 @@ impl Volumes {
     pub fn new(
         store_root: PathBuf,
         registry: Registry,
-        pulls: pull::Settings,
-        metrics: pull::metrics::Metrics,
+        pulls: Settings,
+        metrics: Metrics,
         policy: Policy,
         lock: Lock,
     ) -> Arc<Self> {
-        let mounter = Mounter::new(&store_root, &store::empty_directory(&store_root), lock);
+        let mounter = Mounter::new(&store_root, &empty_directory(&store_root), lock);
         Arc::new(Self {
             store_root,
             registry,
@@ -58,8 +63,9 @@ impl Volumes {
             policy,
             mounter: Arc::new(mounter),
             puller: Mutex::default(),
-            turns: Turns::default(),
-            publishes: Arc::new(Semaphore::new(PUBLISHES_LIMIT)),
+            order: Order::default(),
+            slots: Slots::new(),
+            measured: std::sync::Mutex::default(),
             stopping: watch::Sender::new(false),
         })
     }
@@ -78,8 +84,8 @@ impl Volumes {
             return Ok(Arc::clone(puller));
         }
         let root = self.store_root.clone();
-        let store = blocking::run(move || Store::open(&root)).await?;
-        let puller = Puller::new(store, self.registry.clone(), self.pulls.clone(), self.metrics.clone());
+        let store = blocking::run(Lane::Work, move || Store::open(&root)).await?;
+        let puller = Puller::new(store, self.registry.clone(), &self.pulls, self.metrics.clone());
         *slot = Some(Arc::clone(&puller));
         Ok(puller)
     }
@@ -104,7 +110,7 @@ impl Volumes {
     }
 
     /// Where the store is.
-    pub fn store_root(&self) -> &std::path::Path {
+    pub fn store_root(&self) -> &Path {
         &self.store_root
     }
 
@@ -117,7 +123,7 @@ impl Volumes {
     /// The kernel's.
     pub async fn check_locks(&self) -> std::io::Result<()> {
         let mounter = Arc::clone(&self.mounter);
-        blocking::run(move || mounter.check()).await
+        blocking::run(Lane::Mounts, move || mounter.check()).await
     }
 
     /// Makes waiting publishes answer at once, and refuses new ones. Mounts stay.
@@ -130,7 +136,7 @@ impl Volumes {
         let puller = self.puller.lock().await.clone();
         if let Some(puller) = puller {
             let store = Arc::clone(puller.store());
-            blocking::run(move || store.flush()).await;
+            blocking::run(Lane::Work, move || store.flush()).await;
         }
     }
 
@@ -147,21 +153,29 @@ impl Volumes {
     pub async fn recover(&self) -> Result<usize, Error> {
         let root = self.store_root.clone();
         let store = self.store_if_usable().await;
-        blocking::run(move || {
-            // Records first: a volume that is published meanwhile is then in the table, too.
-            let records = store.as_ref().map_or(Ok(Vec::new()), |store| store.volumes())?;
-            let table = Table::read()?;
-            if let Some(store) = store {
-                for record in records {
-                    if table.at(&record.target).is_none() {
-                        store.remove_volume(&record.target)?;
-                    }
+        let recorded = {
+            let store = store.clone();
+            let read = move || store.map_or(Ok(Vec::new()), |store| store.volumes.all());
+            blocking::run(Lane::Store, read).await?
+        };
+        let table = blocking::run(Lane::Mounts, Table::read).await?;
+        for record in recorded {
+            let (Some(store), None) = (&store, table.at(&record.target)) else { continue };
+            // A publish may have come meanwhile: nobody else changes the target while it is looked at again.
+            let operation = self.order.publish(&record.target);
+            let Ok(guard) = operation.guard().await else { continue };
+            let store = Arc::clone(store);
+            let forget = move || {
+                let _guard = guard;
+                if Table::read()?.at(&record.target).is_none() {
+                    store.volumes.remove(&record.target)?;
                 }
-            }
-            let ours = StoreMounts::locate(&table, &root);
-            Ok(table.iter().filter(|mount| ours.holds(mount)).count())
-        })
-        .await
+                Ok::<_, Error>(())
+            };
+            blocking::run(Lane::Mounts, forget).await?;
+        }
+        let ours = StoreMounts::locate(&table, &root);
+        Ok(table.iter().filter(|mount| ours.holds(mount)).count())
     }
 }
 
@@ -170,7 +184,7 @@ impl Volumes {
 /// # Errors
 /// [`Error::Mount`] with the kernel's reason.
 pub async fn is_able_to_mount() -> Result<(), Error> {
-    blocking::run(|| Table::read().map(drop)).await.map_err(Error::from)
+    blocking::run(Lane::Mounts, || Table::read().map(drop)).await.map_err(Error::from)
 }
 
 fn usable(puller: Result<Arc<Puller>, Error>) -> Option<Arc<Store>> {

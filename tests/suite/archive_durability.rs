@@ -80,11 +80,7 @@ fn layers_and_trees_survive_a_kill_and_damage_is_found() {
         }
         // Another boot: nobody knows what reached the disk.
         node.kill();
-        forget_durability(&node.root);
-        rewrite_records(&node.root, |text| {
-            let start = text.find("\"boot_id\":\"").expect("a boot") + 11;
-            text.replacen(&text[start..start + 8], "00000000", 1)
-        });
+        crate::support::records::make_volatile(&node.root, true);
         registry.forget();
         node.run().await;
         publish(&node, "boot").await;
@@ -142,7 +138,7 @@ fn regression_what_a_power_cut_cost_is_freed() {
         for turn in 0..3 {
             // Nothing had reached the disk; a layer was just named; a tree had to be retired before.
             node.kill();
-            crate::support::world::make_volatile(&node.root, true);
+            crate::support::records::make_volatile(&node.root, true);
             fs::write(store.join("boot"), "00000000-0000-0000-0000-000000000000").expect("another boot");
             fs::create_dir_all(store.join("layers").join("a".repeat(64)).join("fs")).expect("made");
             fs::create_dir_all(store.join("trees/retired-x-1/fs")).expect("made");
@@ -180,19 +176,7 @@ fn layer_with(root: &Path, name: &str) -> std::path::PathBuf {
 }
 
 fn forget_durability(root: &Path) {
-    rewrite_records(root, |text| text.replace("\"durable\":true", "\"durable\":false"));
-}
-
-fn rewrite_records(root: &Path, change: impl Fn(&str) -> String) {
-    for name in ["layers", "images"] {
-        for entry in fs::read_dir(root.join("v1").join(name)).expect("records") {
-            let path = entry.expect("an entry").path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                let text = fs::read_to_string(&path).expect("a record");
-                fs::write(&path, change(&text)).expect("written");
-            }
-        }
-    }
+    crate::support::records::make_volatile(root, false);
 }
 
 #[test]

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use axum::http::Method;
 use ocivol::demo::push::Layer;
-use serde_json::Value;
 use tonic::Code;
 
+use crate::support::records::{change, is_durable, make_volatile, records};
 use crate::support::{Node, Scripted, eventually, isolated, noise};
 
 async fn published(content: &[u8]) -> (Scripted, Node, String) {
@@ -23,28 +23,6 @@ async fn published(content: &[u8]) -> (Scripted, Node, String) {
     let volume = node.volume("first");
     node.publish(&volume, &reference, &[]).await.expect("published");
     (registry, node, reference)
-}
-
-fn records(node: &Node) -> Vec<PathBuf> {
-    let list = |directory: &str| -> Vec<PathBuf> {
-        fs::read_dir(node.root.join("v1").join(directory))
-            .expect("listed")
-            .map(|entry| entry.expect("an entry").path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
-            .collect()
-    };
-    [list("blobs/sha256"), list("images")].concat()
-}
-
-fn change(path: &Path, key: &str, value: Value) {
-    let mut record: Value = serde_json::from_slice(&fs::read(path).expect("read")).expect("JSON");
-    record[key] = value;
-    fs::write(path, record.to_string()).expect("written");
-}
-
-fn is_durable(path: &Path) -> bool {
-    let record: Result<Value, _> = serde_json::from_slice(&fs::read(path).unwrap_or_default());
-    record.is_ok_and(|record| record["durable"] == true)
 }
 
 fn blob_file(node: &Node, content: &[u8]) -> PathBuf {
@@ -67,12 +45,12 @@ fn everything_becomes_durable_in_the_background_and_is_then_trusted() {
         let content = noise(1, 2 << 20);
         let (registry, mut node, reference) = published(&content).await;
         eventually("every record is durable", || {
-            let records = records(&node);
+            let records = records(&node.root);
             records.len() == 3 && records.iter().all(|path| is_durable(path))
         })
         .await;
         node.kill();
-        for path in records(&node) {
+        for path in records(&node.root) {
             change(&path, "boot_id", "another boot".into());
         }
         node.run().await;
@@ -86,12 +64,10 @@ fn what_was_not_durable_is_discarded_after_a_reboot() {
     isolated(async {
         let content = noise(2, 2 << 20);
         let (registry, mut node, reference) = published(&content).await;
-        eventually("every record is durable", || records(&node).iter().all(|path| is_durable(path))).await;
+        eventually("every record is durable", || records(&node.root).iter().all(|path| is_durable(path)))
+            .await;
         node.kill();
-        for path in records(&node) {
-            change(&path, "durable", false.into());
-            change(&path, "boot_id", "another boot".into());
-        }
+        make_volatile(&node.root, true);
         // What a power cut leaves: the name, and nothing in it.
         let blob = blob_file(&node, &content);
         fs::remove_file(&blob).expect("removed");
@@ -107,12 +83,11 @@ fn what_was_not_durable_is_checked_in_the_same_boot() {
     isolated(async {
         let content = noise(3, 2 << 20);
         let (registry, mut node, reference) = published(&content).await;
-        eventually("every record is durable", || records(&node).iter().all(|path| is_durable(path))).await;
+        eventually("every record is durable", || records(&node.root).iter().all(|path| is_durable(path)))
+            .await;
         node.kill();
         let undo = |node: &Node| {
-            for path in records(node) {
-                change(&path, "durable", false.into());
-            }
+            make_volatile(&node.root, false);
         };
         undo(&node);
         node.run().await;
@@ -138,11 +113,10 @@ fn a_damaged_tree_is_made_again_and_a_mounted_one_keeps_its_files() {
     isolated(async {
         let content = noise(4, 1000); // Small: copied into the tree, not linked.
         let (registry, mut node, reference) = published(&content).await;
-        eventually("every record is durable", || records(&node).iter().all(|path| is_durable(path))).await;
+        eventually("every record is durable", || records(&node.root).iter().all(|path| is_durable(path)))
+            .await;
         node.kill();
-        for path in records(&node) {
-            change(&path, "durable", false.into());
-        }
+        make_volatile(&node.root, false);
         let tree = fs::read_dir(node.root.join("v1/trees"))
             .expect("listed")
             .next()
@@ -171,7 +145,7 @@ fn no_record_no_entry() {
         let (registry, mut node, reference) = published(&content).await;
         for damage in ["", "{", "[]"] {
             node.kill();
-            for path in records(&node) {
+            for path in records(&node.root) {
                 fs::write(&path, damage).expect("written");
             }
             node.run().await;
@@ -408,7 +382,7 @@ fn a_file_system_that_shuts_down_under_the_store_costs_a_pull_and_never_a_wrong_
         let references: Vec<_> = (0..3).map(|number| registry.reference(&format!("m{number}:v1"))).collect();
         node.publish(&volumes[0], &references[0], &[]).await.expect("published");
         eventually("every record is durable", || {
-            let records = records(&node);
+            let records = records(&node.root);
             records.len() == 3 && records.iter().all(|path| is_durable(path))
         })
         .await;

@@ -13,7 +13,8 @@ use ocivol::demo::push::Layer;
 use ocivol::demo::registry::parse_range;
 
 use crate::support::node::{mount_at, mounts_below};
-use crate::support::world::{World, assert_published, assert_store_is_sound, make_volatile};
+use crate::support::records::make_volatile;
+use crate::support::world::{World, assert_published, assert_store_is_sound};
 use crate::support::{Node, eventually, isolated, noise};
 
 const SMALL: &[&str] = &["model:v1", "image:one", "image:three"];

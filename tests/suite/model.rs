@@ -14,7 +14,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use tonic::Code;
 
 use crate::support::node::{BINARY, mount_at};
-use crate::support::world::{Files, World, assert_published, assert_store_is_sound, make_volatile};
+use crate::support::records::make_volatile;
+use crate::support::world::{Files, World, assert_published, assert_store_is_sound};
 use crate::support::{Node, isolated};
 
 const PODS: u32 = 10;

@@ -13,10 +13,11 @@ use ocivol::layout::options::Options;
 use ocivol::layout::plan::{Archive, Item, Plan};
 use ocivol::oci::descriptor::Descriptor;
 use ocivol::oci::digest::Digest;
-use ocivol::store::Store;
-use ocivol::store::blobs::Origin;
-use ocivol::store::layers::LayerKey;
-use ocivol::store::trees::{Build, TreeKey};
+use ocivol::oci::repository::Repository;
+use ocivol::store::access::origin::Origin;
+use ocivol::store::content::build::Build;
+use ocivol::store::key::{LayerKey, TreeKey};
+use ocivol::store::open::Store;
 use ocivol::unpack::extract::Limits;
 use ocivol::unpack::pipeline::Unpack;
 use serde_json::json;
@@ -71,11 +72,12 @@ impl Layers {
     pub fn add(&self, blob: &[u8], profile: Profile) -> Result<(), String> {
         let descriptor = descriptor(blob);
         let key = LayerKey::new(&descriptor.digest, profile);
-        if self.store.layer(&key).expect("a store").is_some() {
+        if self.store.layers.get(&key).expect("a store").is_some() {
             return Ok(());
         }
-        let origin = Origin { host: "test".into(), repository: "test".into(), anonymous: true };
-        let ingest = self.store.ingest_layer(&descriptor, profile, vec![origin]).expect("space");
+        let repository = Repository { host: "test".into(), name: "test".into() };
+        let origin = Origin { repository, anonymous: true };
+        let ingest = self.store.layers.ingest(&descriptor, profile, vec![origin]).expect("space");
         let summary = unpack(ingest.directory(), blob, profile, 64 * 1024)?;
         ingest.publish(summary, None).map_err(|error| chain(&error)).map(drop)
     }
@@ -121,7 +123,7 @@ impl Layers {
             manifest,
             family: "test".into(),
         };
-        self.store.build_tree(&build).map(|tree| tree.root).map_err(|error| chain(&error))
+        self.store.trees.build(&build).map(|tree| tree.root).map_err(|error| chain(&error))
     }
 
     /// Adds the layers of an image, and makes its tree.

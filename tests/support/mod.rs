@@ -10,6 +10,7 @@ pub mod layers;
 pub mod listing;
 pub mod namespace;
 pub mod node;
+pub mod records;
 pub mod scripted;
 pub mod snapshot;
 pub mod world;

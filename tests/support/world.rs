@@ -8,6 +8,7 @@ use ocivol::demo::push::Layer;
 use ocivol::demo::tarball::{Tarball, gzip, zstd};
 
 use super::node::mount_at;
+use super::records::{is_durable, records};
 use super::{Scripted, noise};
 
 /// Files of a volume by path.
@@ -118,30 +119,12 @@ pub fn assert_store_is_sound(root: &Path, when: &str) {
         }
     }
     // What is not durable is looked at before it is used, and not before.
-    for blob in names("blobs/sha256").iter().filter(|name| !name.ends_with(".json")) {
-        let path = root.join("v1/blobs/sha256").join(blob);
-        let record = std::fs::read_to_string(path.with_extension("json")).unwrap_or_default();
-        if record.contains("\"durable\":true") {
-            let content = std::fs::read(path).expect("content");
-            assert_eq!(ocivol::oci::digest::Digest::sha256(&content).hex(), blob, "{when}");
-        }
-    }
-}
-
-/// Marks everything in the store as not yet on disk; with `reboot`, as written before a reboot.
-pub fn make_volatile(root: &Path, reboot: bool) {
-    for name in ["layers", "images", "blobs/sha256"] {
-        for entry in std::fs::read_dir(root.join("v1").join(name)).into_iter().flatten() {
-            let path = entry.expect("an entry").path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            let mut text = std::fs::read_to_string(&path).expect("a record");
-            text = text.replace("\"durable\":true", "\"durable\":false");
-            if reboot && let Some(at) = text.find("\"boot_id\":\"") {
-                text.replace_range(at + 11..at + 19, "00000000");
-            }
-            std::fs::write(&path, text).expect("written");
+    for record in records(root).iter().filter(|record| is_durable(record)) {
+        let blob = record.with_extension("");
+        if blob.is_file() {
+            let name = blob.file_name().expect("a name").to_string_lossy().into_owned();
+            let content = std::fs::read(&blob).expect("content");
+            assert_eq!(ocivol::oci::digest::Digest::sha256(&content).hex(), name, "{when}");
         }
     }
 }

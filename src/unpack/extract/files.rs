@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::host::limits;
 use crate::layer::checksum::Checksum;
 use crate::layer::format::Profile;
 use crate::layer::name::Name;
@@ -39,10 +40,7 @@ pub(super) enum Parent<'a> {
     Blocked,
 }
 
-/// Bytes of memory for directories, of one layer and, beyond what each has, of all layers of this process together.
-pub const OWN_MEMORY: u64 = 2 * 1024 * 1024;
-/// See [`OWN_MEMORY`].
-pub const SHARED_MEMORY: u64 = 128 * 1024 * 1024;
+/// Bytes that layers have taken beyond what each has: see [`limits::DIRECTORY_BYTES`].
 static SHARED: AtomicU64 = AtomicU64::new(0);
 
 /// Directories that are open at a time: archives go through a tree depth first.
@@ -140,10 +138,10 @@ impl Directories {
 
     fn take_memory(&mut self, bytes: u64) -> Result<(), Error> {
         self.memory += bytes;
-        if self.memory - self.shared > OWN_MEMORY {
-            let before = SHARED.fetch_add(OWN_MEMORY, Ordering::Relaxed);
-            self.shared += OWN_MEMORY;
-            if before > SHARED_MEMORY {
+        if self.memory - self.shared > limits::OWN_DIRECTORY_BYTES {
+            let before = SHARED.fetch_add(limits::OWN_DIRECTORY_BYTES, Ordering::Relaxed);
+            self.shared += limits::OWN_DIRECTORY_BYTES;
+            if before > limits::DIRECTORY_BYTES {
                 return Err(Error::Busy("directories"));
             }
         }

@@ -1,0 +1,282 @@
+//! A bound that is shared fairly: between tenants first, and between the registries of each tenant then.
+//!
+//! Two rules keep a tenant from holding a bound against others, however long what it holds takes.
+//! - *A tenant may hold at most as much as is free.* Alone, it gets half of the bound; the next one still finds half of the
+//!   rest, and so on (dynamic thresholds, Choudhury and Hahne, 1998). A tenant that holds nothing gets whatever fits.
+//! - *Who holds least goes first.* Among the tenants that wait it is the one that holds least, then of its registries the one
+//!   that holds least, and then who came first.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::tenant::Tenant;
+
+/// A number of units, of which each permit holds some. Clones share them.
+#[derive(Debug, Clone)]
+pub struct FairQueue {
+    shared: Arc<Shared>,
+}
+
+/// Some units of a [`FairQueue`], until dropped.
+#[derive(Debug)]
+pub struct Permit {
+    shared: Arc<Shared>,
+    tenant: Tenant,
+    registry: Arc<str>,
+    units: u64,
+}
+
+#[derive(Debug)]
+struct Shared {
+    capacity: u64,
+    per_registry: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    free: u64,
+    tenants: HashMap<Tenant, Holding>,
+    /// How many have come.
+    arrivals: u64,
+}
+
+/// What a tenant holds and waits for.
+#[derive(Debug, Default)]
+struct Holding {
+    units: u64,
+    registries: HashMap<Arc<str>, Line>,
+}
+
+/// What a tenant holds for one registry, and who waits for more.
+#[derive(Debug, Default)]
+struct Line {
+    units: u64,
+    waiting: VecDeque<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    units: u64,
+    arrival: u64,
+    permit: oneshot::Sender<Permit>,
+}
+
+impl FairQueue {
+    /// A bound of `capacity` units.
+    pub fn new(capacity: u64) -> Self {
+        Self::with_registries(capacity, u64::MAX)
+    }
+
+    /// A bound of `capacity` units, of which a tenant holds at most `per_registry` for one registry.
+    pub fn with_registries(capacity: u64, per_registry: u64) -> Self {
+        let state = Mutex::new(State { free: capacity, tenants: HashMap::new(), arrivals: 0 });
+        Self { shared: Arc::new(Shared { capacity, per_registry: per_registry.max(1), state }) }
+    }
+
+    /// Waits for `units`, or for all there are if that is less.
+    pub async fn acquire(&self, tenant: &Tenant, registry: &str, units: u64) -> Permit {
+        let units = units.min(self.shared.capacity);
+        let permit = {
+            let mut state = self.shared.lock();
+            let (permit, receiver) = oneshot::channel();
+            state.arrivals += 1;
+            let arrival = state.arrivals;
+            state.line(tenant, registry).waiting.push_back(Waiting { units, arrival, permit });
+            self.shared.dispatch(&mut state);
+            receiver
+        };
+        match permit.await {
+            Ok(permit) => permit,
+            // The sender is dropped by nobody but the queue, which `self` keeps.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Takes `units` if they can be had at once.
+    pub fn try_acquire(&self, tenant: &Tenant, registry: &str, units: u64) -> Option<Permit> {
+        let mut state = self.shared.lock();
+        let registry: Arc<str> = registry.into();
+        if !self.shared.may_take(&state, tenant, &registry, units) {
+            return None;
+        }
+        Some(self.shared.grant(&mut state, tenant.clone(), registry, units))
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether `tenant` may have `units` now.
+    fn may_take(&self, state: &State, tenant: &Tenant, registry: &Arc<str>, units: u64) -> bool {
+        let holding = state.tenants.get(tenant);
+        let (held, at_registry) = holding.map_or((0, 0), |holding| {
+            (holding.units, holding.registries.get(registry).map_or(0, |line| line.units))
+        });
+        let fits = units <= state.free;
+        let is_fair = held == 0 || held.saturating_add(units) <= state.free;
+        let is_polite = at_registry == 0 || at_registry.saturating_add(units) <= self.per_registry;
+        fits && is_fair && is_polite
+    }
+
+    fn grant(self: &Arc<Self>, state: &mut State, tenant: Tenant, registry: Arc<str>, units: u64) -> Permit {
+        state.free -= units;
+        let holding = state.tenants.entry(tenant.clone()).or_default();
+        holding.units += units;
+        holding.registries.entry(Arc::clone(&registry)).or_default().units += units;
+        Permit { shared: Arc::clone(self), tenant, registry, units }
+    }
+
+    /// Gives permits to those who wait, as long as somebody may have one.
+    fn dispatch(self: &Arc<Self>, state: &mut State) {
+        while let Some((tenant, registry)) = self.next(state) {
+            let Some(waiting) = state.line(&tenant, &registry).waiting.pop_front() else { return };
+            let permit = self.grant(state, tenant, registry, waiting.units);
+            if let Err(mut unwanted) = waiting.permit.send(permit) {
+                // Who waited has gone. A permit of nothing does not take the lock, which is held here.
+                state.take_back(&unwanted.tenant, &unwanted.registry, unwanted.units);
+                unwanted.units = 0;
+            }
+        }
+    }
+
+    /// Whose turn it is.
+    fn next(&self, state: &mut State) -> Option<(Tenant, Arc<str>)> {
+        for holding in state.tenants.values_mut() {
+            for line in holding.registries.values_mut() {
+                while line.waiting.front().is_some_and(|first| first.permit.is_closed()) {
+                    line.waiting.pop_front();
+                }
+            }
+            holding.registries.retain(|_, line| line.units > 0 || !line.waiting.is_empty());
+        }
+        state.tenants.retain(|_, holding| !holding.registries.is_empty());
+        let mut best: Option<((u64, u64, u64), &Tenant, &Arc<str>)> = None;
+        for (tenant, holding) in &state.tenants {
+            for (registry, line) in &holding.registries {
+                let Some(first) = line.waiting.front() else { continue };
+                let rank = (holding.units, line.units, first.arrival);
+                if best.is_none_or(|(best, ..)| rank < best)
+                    && self.may_take(state, tenant, registry, first.units)
+                {
+                    best = Some((rank, tenant, registry));
+                }
+            }
+        }
+        best.map(|(_, tenant, registry)| (tenant.clone(), Arc::clone(registry)))
+    }
+}
+
+impl State {
+    fn line(&mut self, tenant: &Tenant, registry: &str) -> &mut Line {
+        let holding = self.tenants.entry(tenant.clone()).or_default();
+        holding.registries.entry(registry.into()).or_default()
+    }
+
+    fn take_back(&mut self, tenant: &Tenant, registry: &str, units: u64) {
+        self.free += units;
+        if let Some(holding) = self.tenants.get_mut(tenant) {
+            holding.units -= units;
+            if let Some(line) = holding.registries.get_mut(registry) {
+                line.units -= units;
+            }
+        }
+    }
+}
+
+impl Permit {
+    /// Gives back all but `units`.
+    pub fn shrink(&mut self, units: u64) {
+        let returned = self.units.saturating_sub(units);
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        state.take_back(&self.tenant, &self.registry, returned);
+        self.units -= returned;
+        shared.dispatch(&mut state);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.units == 0 {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        state.take_back(&self.tenant, &self.registry, self.units);
+        shared.dispatch(&mut state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    fn tenant(name: &str) -> Tenant {
+        Tenant::of_namespace(Some(name))
+    }
+
+    fn take(queue: &FairQueue, who: &str, registry: &str) -> Option<Permit> {
+        queue.try_acquire(&tenant(who), registry, 1)
+    }
+
+    #[test]
+    fn a_tenant_leaves_half_of_what_there_is() {
+        let queue = FairQueue::new(32);
+        let fill = |who: &str| std::iter::from_fn(|| take(&queue, who, "r")).collect::<Vec<_>>();
+        let first = fill("a");
+        let second = fill("b");
+        let third = fill("c");
+        assert_eq!([first.len(), second.len(), third.len()], [16, 8, 4]);
+        drop(second);
+        let again = fill("d");
+        assert!(again.len() >= 6, "{}", again.len());
+    }
+
+    #[test]
+    fn a_large_request_of_who_holds_nothing_is_not_refused() {
+        let queue = FairQueue::new(100);
+        let held = queue.try_acquire(&tenant("a"), "", 90).expect("alone");
+        assert!(queue.try_acquire(&tenant("a"), "", 1).is_none(), "it has more than is free");
+        assert!(queue.try_acquire(&tenant("b"), "", 10).is_some());
+        drop(held);
+    }
+
+    #[test]
+    fn a_registry_has_a_bound_of_its_own_for_each_tenant() {
+        let queue = FairQueue::with_registries(32, 2);
+        let held = [take(&queue, "a", "slow"), take(&queue, "a", "slow")];
+        assert!(held.iter().all(Option::is_some));
+        assert!(take(&queue, "a", "slow").is_none());
+        assert!(take(&queue, "a", "fast").is_some() && take(&queue, "b", "slow").is_some());
+    }
+
+    #[tokio::test]
+    async fn who_holds_least_goes_first_and_who_left_takes_nothing() {
+        let queue = FairQueue::new(3);
+        let (a, b) = (tenant("a"), tenant("b"));
+        let held = [queue.acquire(&a, "r", 1).await, queue.acquire(&b, "r", 2).await];
+        let mut gone = Box::pin(queue.acquire(&a, "r", 1));
+        assert!(gone.as_mut().now_or_never().is_none());
+        let mut waits = Box::pin(queue.acquire(&a, "s", 1));
+        let c = tenant("c");
+        let mut other = Box::pin(queue.acquire(&c, "r", 1));
+        assert!(waits.as_mut().now_or_never().is_none() && other.as_mut().now_or_never().is_none());
+        drop(gone);
+        let [one, _two] = held;
+        drop(one);
+        // Both hold nothing now; the one of `a` came first, and the one that left takes nothing.
+        let first = waits.await;
+        assert!(other.as_mut().now_or_never().is_none());
+        drop(first);
+        let mut last = other.await;
+        last.shrink(0);
+        assert!(queue.try_acquire(&a, "r", 1).is_some());
+    }
+}

@@ -1,0 +1,18 @@
+//! A look at what is mounted that keeps nobody from unmounting it.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::mount::error::{Error, kernel};
+use crate::mount::target::Target;
+
+/// A mount of our own of what is mounted at `target`, attached nowhere. It ends when it is closed.
+///
+/// # Errors
+/// [`Error::Kernel`].
+pub fn private(target: &Target) -> Result<OwnedFd, Error> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, target.path(), flags).map_err(kernel("look at", target.path()))
+}

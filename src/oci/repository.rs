@@ -1,0 +1,54 @@
+//! Which repository of which registry: an identity, however it is reached.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::oci::reference::Reference;
+
+/// A repository of a registry.
+///
+/// *Invariant:* the host is in lower case and without the port that is https' own, so that a registry has one name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Repository {
+    /// The registry's host, with its port if that is not 443.
+    pub host: String,
+    /// The name in the registry.
+    #[serde(rename = "repository")]
+    pub name: String,
+}
+
+impl Repository {
+    /// The repository that `reference` names.
+    pub fn of(reference: &Reference) -> Self {
+        Self { host: host_identity(reference.host()), name: reference.repository().to_owned() }
+    }
+}
+
+/// The one name of a registry's host: DNS knows no case (RFC 4343), and 443 is what https means.
+pub fn host_identity(host: &str) -> String {
+    let host = host.to_ascii_lowercase();
+    host.strip_suffix(":443").map(str::to_owned).unwrap_or(host)
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}/{}", self.host, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_has_one_name() {
+        let of = |text: &str| Repository::of(&text.parse().expect("a reference"));
+        assert_eq!(
+            of("R.example:443/a/b:v1"),
+            of("r.example/a/b@sha256:0000000000000000000000000000000000000000000000000000000000000000")
+        );
+        assert_ne!(of("r.example:5000/a"), of("r.example/a"));
+        assert_eq!(of("localhost:4430/a").host, "localhost:4430");
+    }
+}

@@ -1,0 +1,164 @@
+//! Who may read what is here: a manifest is no proof of its blobs, because anybody can write down a digest.
+//!
+//! What is here serves
+//! - everybody, when it was once fetched without credentials;
+//! - an asker that has shown its right to the repository it came from;
+//! - an asker to which the registry it came from says, by HEAD, that it is in the asker's repository as well;
+//! - else an asker whose own repository sends the same bytes again.
+//!
+//! What was shown is kept as a grant, for the same credential.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::host::blocking::{self, Lane};
+use crate::oci::digest::Digest;
+use crate::oci::reference::Reference;
+use crate::pull::request::Settings;
+use crate::registry::client::Registry;
+use crate::registry::source::{Asker, Source};
+use crate::store::access::keyed::AccessKey;
+use crate::store::error::Error as StoreError;
+use crate::store::key::TreeKey;
+use crate::store::open::Store;
+
+/// What askers have shown.
+#[derive(Clone)]
+pub struct Rights {
+    store: Arc<Store>,
+    registry: Registry,
+    /// How old a grant may be.
+    ttl: Option<Duration>,
+}
+
+/// What an asker knows of a reference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// What it is, or was when it was last resolved.
+    pub digest: Digest,
+    /// Whether the asker may read that without asking.
+    pub granted: bool,
+}
+
+/// The name of the grant for the manifest at `digest`.
+fn of_manifest(digest: &Digest) -> String {
+    format!("manifest {digest}")
+}
+
+/// The name of the grant for all blobs of a tree.
+fn of_tree(key: &TreeKey) -> String {
+    format!("tree {key}")
+}
+
+impl Rights {
+    /// Grants are kept in `store`.
+    pub fn new(store: Arc<Store>, registry: Registry, settings: &Settings) -> Self {
+        let ttl = if settings.always_verify { Some(Duration::ZERO) } else { settings.grant_ttl };
+        Self { store, registry, ttl }
+    }
+
+    /// What `asker` knows of `reference`. `offline`: it has to be enough, however old it is.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn known(
+        &self,
+        asker: &Asker,
+        reference: &Reference,
+        offline: bool,
+    ) -> Result<Option<Known>, StoreError> {
+        let (reference, limit) = (reference.clone(), self.limit(offline));
+        self.with(asker, move |store, asker, who| {
+            let known = match reference.digest() {
+                Some(digest) => Some(digest.clone()),
+                None => store.tags.get(&asker.tenant, who, &reference.target())?,
+            };
+            let Some(digest) = known else { return Ok(None) };
+            // What everybody may read needs no grant.
+            let public =
+                limit != Some(Duration::ZERO) && store.blobs.get(&digest)?.is_some_and(|blob| blob.public);
+            let granted = public || store.grants.holds(&asker.tenant, who, &of_manifest(&digest), limit)?;
+            Ok(Some(Known { digest, granted }))
+        })
+        .await
+    }
+
+    /// Whether `asker` has shown a right to all blobs of the tree.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn holds_tree(&self, asker: &Asker, key: &TreeKey, offline: bool) -> Result<bool, StoreError> {
+        let (key, limit) = (key.clone(), self.limit(offline));
+        let holds = move |store: &Store, asker: &Asker, who: AccessKey<'_>| {
+            store.grants.holds(&asker.tenant, who, &of_tree(&key), limit)
+        };
+        self.with(asker, holds).await
+    }
+
+    /// Notes what the registry has shown: that `asker` may read the manifest at `digest`, and that this is what `reference` is.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn grant_manifest(
+        &self,
+        asker: &Asker,
+        reference: &Reference,
+        digest: &Digest,
+    ) -> Result<(), StoreError> {
+        let (reference, digest) = (reference.clone(), digest.clone());
+        self.with(asker, move |store, asker, who| {
+            store.grants.give(&asker.tenant, who, &of_manifest(&digest))?;
+            if reference.digest().is_none() {
+                store.tags.set(&asker.tenant, who, &reference.target(), &digest)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Notes that `asker` has shown a right to all blobs of the tree. It counts beside the right to its manifest.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn grant_tree(&self, asker: &Asker, key: &TreeKey) -> Result<(), StoreError> {
+        let key = key.clone();
+        let give = move |store: &Store, asker: &Asker, who: AccessKey<'_>| {
+            store.grants.give(&asker.tenant, who, &of_tree(&key))
+        };
+        self.with(asker, give).await
+    }
+
+    /// Whether the registry's own word, without the content, shows something. Over TLS nobody else can give it; without, anybody
+    /// on the network between can, but for what does not leave this machine.
+    pub fn believes_word_of(&self, source: &Source) -> bool {
+        let host = &source.repository.host;
+        if !self.registry.is_plain_http(host) {
+            return true;
+        }
+        let name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);
+        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        name == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    }
+
+    fn limit(&self, offline: bool) -> Option<Duration> {
+        if offline { None } else { self.ttl }
+    }
+
+    async fn with<T: Send + 'static>(
+        &self,
+        asker: &Asker,
+        work: impl FnOnce(&Store, &Asker, AccessKey<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (store, asker) = (Arc::clone(&self.store), asker.clone());
+        blocking::run(Lane::Store, move || {
+            let credential = asker.source.credential.as_deref().map_or_else(Vec::new, |known| {
+                let token = known.identity_token.as_ref().map_or("", |token| token.reveal());
+                vec![known.user.as_str(), known.password.reveal(), token]
+            });
+            let who = AccessKey { repository: &asker.source.repository, credential: &credential };
+            work(&store, &asker, who)
+        })
+        .await
+    }
+}

@@ -1,0 +1,173 @@
+//! A directory of small files that many tenants fill, each up to a bound of its own.
+//!
+//! Every tenant writes into a directory of its own; when that is full, its oldest files go. What one tenant wrote is found by
+//! all: names are made with a key, so that only who asks for the same with the same credential has the same name.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::oci::digest::Digest;
+use crate::store::disk::{Disk, children, create_private, remove};
+use crate::store::durable::record;
+use crate::store::error::{Error, io};
+use crate::tenant::Tenant;
+
+/// The owner of such a directory.
+#[derive(Debug)]
+pub(in crate::store) struct Shelf {
+    disk: Arc<Disk>,
+    /// `tags` or `proofs`.
+    name: &'static str,
+    /// Tenants that have written, by their directory, and how many files each has.
+    tenants: Mutex<BTreeMap<String, usize>>,
+}
+
+/// Files of one tenant.
+pub const FILES_LIMIT: usize = 4096;
+/// Tenants with files; the directory of the one that has written nothing for longest goes.
+pub const TENANTS_LIMIT: usize = 1024;
+
+impl Shelf {
+    pub(in crate::store) fn open(disk: Arc<Disk>, name: &'static str) -> Result<Self, Error> {
+        let mut tenants = BTreeMap::new();
+        for path in children(&disk.directory().join(name))? {
+            if path.is_dir() {
+                let count = children(&path)?.len();
+                tenants.insert(path.file_name().unwrap_or_default().to_string_lossy().into_owned(), count);
+            }
+        }
+        Ok(Self { disk, name, tenants: Mutex::new(tenants) })
+    }
+
+    /// What somebody wrote under `name`; what `tenant` wrote itself is looked at first.
+    pub(in crate::store) fn read<T: DeserializeOwned>(
+        &self,
+        tenant: &Tenant,
+        name: &str,
+    ) -> Result<Option<T>, Error> {
+        let directory = self.directory();
+        let own = directory_of(tenant);
+        let others: Vec<String> = self.lock().keys().filter(|other| **other != own).cloned().collect();
+        // Files of ocivol 0.1 are in no tenant's directory.
+        let places = std::iter::once(directory.join(&own))
+            .chain(std::iter::once(directory.clone()))
+            .chain(others.iter().map(|other| directory.join(other)));
+        for place in places {
+            if let Some(found) = record::read(&place.join(name))? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes `value` under `name` for `tenant`.
+    pub(in crate::store) fn write<T: Serialize>(
+        &self,
+        tenant: &Tenant,
+        name: &str,
+        value: &T,
+    ) -> Result<(), Error> {
+        let own = directory_of(tenant);
+        let directory = self.directory().join(&own);
+        let mut tenants = self.lock();
+        if !tenants.contains_key(&own) {
+            if tenants.len() >= TENANTS_LIMIT {
+                self.forget_oldest_tenant(&mut tenants)?;
+            }
+            create_private(&directory).map_err(io("create", &directory))?;
+            tenants.insert(own.clone(), 0);
+        }
+        let path = directory.join(name);
+        let is_new = !path.exists();
+        record::write(&self.disk, &path, value)?;
+        if let Some(count) = tenants.get_mut(&own).filter(|_| is_new) {
+            *count += 1;
+            if *count > FILES_LIMIT {
+                *count = forget_oldest(children(&directory)?, FILES_LIMIT - FILES_LIMIT / 8)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_oldest_tenant(&self, tenants: &mut BTreeMap<String, usize>) -> Result<(), Error> {
+        let directory = self.directory();
+        let oldest = tenants.keys().min_by_key(|name| modified(&directory.join(name))).cloned();
+        if let Some(oldest) = oldest {
+            tenants.remove(&oldest);
+            self.disk.discard(&directory.join(&oldest))?;
+        }
+        Ok(())
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.disk.directory().join(self.name)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Removes the oldest files until `left` are left; returns how many there are then.
+fn forget_oldest(files: Vec<PathBuf>, left: usize) -> Result<usize, Error> {
+    let mut files: Vec<(SystemTime, PathBuf)> =
+        files.into_iter().map(|path| (modified(&path), path)).collect();
+    files.sort_unstable();
+    let gone = files.len().saturating_sub(left);
+    for (_, path) in &files[..gone] {
+        remove(path)?;
+    }
+    Ok(files.len() - gone)
+}
+
+fn modified(path: &std::path::Path) -> SystemTime {
+    fs::symlink_metadata(path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// A tenant's name can be any text: only a hash of it becomes a name.
+fn directory_of(tenant: &Tenant) -> String {
+    let text = match tenant {
+        Tenant::Namespace(name) => format!("namespace {name}"),
+        Tenant::CommandLine => "command line".to_owned(),
+        Tenant::Unnamed => "unnamed".to_owned(),
+    };
+    Digest::sha256(text.as_bytes()).short().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_fills_only_its_own_directory_and_is_read_by_all() {
+        let root = tempfile::tempdir().expect("a directory");
+        let directory = root.path().join("v1");
+        create_private(&directory.join("ingest/trash")).expect("made");
+        create_private(&directory.join("tags")).expect("made");
+        let open = || {
+            let disk = Arc::new(Disk::new(directory.clone()).expect("a disk"));
+            Shelf::open(disk, "tags").expect("a shelf")
+        };
+        let shelf = open();
+        let (loud, quiet) = (Tenant::of_namespace(Some("loud")), Tenant::of_namespace(Some("quiet")));
+        shelf.write(&quiet, "kept", &7).expect("written");
+        for number in 0..FILES_LIMIT + 10 {
+            shelf.write(&loud, &format!("{number}"), &number).expect("written");
+        }
+        for shelf in [shelf, open()] {
+            assert_eq!(shelf.read::<i32>(&loud, "kept").expect("readable"), Some(7));
+            let last = format!("{}", FILES_LIMIT + 9);
+            assert_eq!(shelf.read::<usize>(&quiet, &last).expect("readable"), Some(FILES_LIMIT + 9));
+            let count = shelf.lock().get(&directory_of(&loud)).copied().unwrap_or_default();
+            assert!(count <= FILES_LIMIT && count > FILES_LIMIT / 2, "{count}");
+        }
+        fs::write(directory.join("tags/old"), "3").expect("written");
+        assert_eq!(open().read::<i32>(&quiet, "old").expect("readable"), Some(3));
+    }
+}

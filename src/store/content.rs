@@ -1,0 +1,13 @@
+//! What the store holds: each kind of entry, and the struct that owns its directory.
+
+pub mod blobs;
+pub mod build;
+pub mod file_list;
+pub mod ingest;
+pub mod layer;
+pub mod layers;
+pub mod link;
+pub mod partial;
+pub mod ranges;
+pub mod soundness;
+pub mod trees;

@@ -1,0 +1,188 @@
+//! How a tree is made: the layers of a plan are merged, what is wanted is chosen, and the result is linked.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use crate::host::limits::MERGE_BYTES;
+use crate::layer::checksum::Checksum;
+use crate::layer::format::Profile;
+use crate::layer::index::{ENTRY_LIMIT, Entry, Kind, Metadata, Place};
+use crate::layer::merge::{Merge, Refused, Rename};
+use crate::layer::name::Name;
+use crate::layout::options::Options;
+use crate::layout::plan::{Item, Plan};
+use crate::oci::digest::Digest;
+use crate::store::content::blobs::Blobs;
+use crate::store::content::layer::Layer;
+use crate::store::content::layers::Layers;
+use crate::store::content::link::{self, How, Source};
+use crate::store::disk::Disk;
+use crate::store::error::Error;
+use crate::store::key::{LayerKey, TreeKey};
+
+/// What a tree is built from.
+#[derive(Debug, Clone)]
+pub struct Build {
+    /// Its name.
+    pub key: TreeKey,
+    /// What it holds.
+    pub plan: Plan,
+    /// What of it is wanted.
+    pub options: Options,
+    /// Whether everybody may read it.
+    pub readable: bool,
+    /// The manifest it shows.
+    pub manifest: Digest,
+    /// The artifact family.
+    pub family: String,
+}
+
+/// What `plan` needs, in its order.
+pub(in crate::store) fn sources(blobs: &Blobs, layers: &Layers, plan: &Plan) -> Result<Vec<Source>, Error> {
+    let gone = |digest: &Digest| Error::Damaged(format!("blob {digest} is gone"));
+    let source = |item: &Item| match item {
+        Item::File(_, file) => {
+            let digest = &file.blob.digest;
+            let blob = blobs.get(digest)?.ok_or_else(|| gone(digest))?;
+            Ok(Source::Blob(blob, file.metadata))
+        }
+        Item::Text(_, text) => Ok(Source::Text(text.clone())),
+        Item::Archive(archive) => {
+            let digest = &archive.blob.digest;
+            let layer = layers.get(&LayerKey::new(digest, plan.profile()))?.ok_or_else(|| gone(digest))?;
+            Ok(Source::Layer(layer))
+        }
+    };
+    plan.items().iter().map(source).collect()
+}
+
+/// Merges, selects, and links the result at `root`.
+pub(in crate::store) fn link_tree(
+    disk: &Disk,
+    root: &Path,
+    build: &Build,
+    sources: &[Source],
+) -> Result<link::Made, Error> {
+    let profile = build.plan.profile();
+    check_bounds(&build.plan, sources)?;
+    let indexes = indexes(&build.plan, sources)?;
+    let mut merge = Merge::new(profile);
+    for (item, source) in build.plan.items().iter().zip(sources) {
+        let entries = indexes.get(&index_key(item, source)).map_or(&[][..], Vec::as_slice);
+        let applied = match item {
+            Item::File(..) | Item::Text(..) => merge.add_file(entries),
+            Item::Archive(archive) => merge.apply(entries, &archive.rename),
+        };
+        applied.map_err(|source| Error::Refused { digest: item.digest(), source })?;
+    }
+    let selection = &build.options.selection;
+    if !selection.is_all() {
+        let mut walk = selection.walk();
+        for path in build.plan.left_out() {
+            walk.look_at(path.as_str().as_bytes());
+        }
+        merge.retain(walk.start(), &mut |path, above, leaf| {
+            let verdict = walk.look(path.as_bytes(), above, leaf);
+            (verdict, verdict.is_wanted())
+        });
+        walk.finish()?;
+    }
+    let how = How { profile, readable: build.readable, reflink: disk.reflink };
+    link::make(root, &merge, sources, how, &|needed| disk.check_space(needed))
+}
+
+/// The layer that can be mounted as it is.
+pub(in crate::store) fn only_layer(build: &Build, sources: &[Source]) -> Option<Layer> {
+    let ([Item::Archive(archive)], [Source::Layer(layer)]) = (build.plan.items(), sources) else {
+        return None;
+    };
+    let as_it_is = archive.rename == Rename::default()
+        && build.options.selection.is_all()
+        && build.plan.file_list().is_none();
+    let summary = &layer.summary;
+    let readable = summary.readable || build.readable == (build.plan.profile() == Profile::Archive);
+    (as_it_is && readable && summary.regular).then(|| layer.clone())
+}
+
+/// An index is read once, however often a manifest names its layer.
+fn index_key<'a>(item: &'a Item, source: &'a Source) -> &'a str {
+    match (item, source) {
+        (_, Source::Layer(layer)) => layer.key.as_str(),
+        (Item::File(path, _) | Item::Text(path, _), _) => path.as_str(),
+        (Item::Archive(_), _) => "",
+    }
+}
+
+/// The entries of each item. A file is an archive of one entry.
+fn indexes<'a>(plan: &'a Plan, sources: &'a [Source]) -> Result<HashMap<&'a str, Vec<Entry>>, Error> {
+    let mut all: HashMap<&str, Vec<Entry>> = HashMap::new();
+    for (item, source) in plan.items().iter().zip(sources) {
+        let key = index_key(item, source);
+        match (item, source) {
+            (_, Source::Layer(_)) if all.contains_key(key) => {}
+            (_, Source::Layer(layer)) => drop(all.insert(key, layer.entries()?)),
+            (Item::File(path, _) | Item::Text(path, _), source) => {
+                let size = match source {
+                    Source::Blob(blob, _) => blob.size,
+                    Source::Text(text) => text.len() as u64,
+                    Source::Layer(layer) => layer.size,
+                };
+                let checksum = Checksum::of(b""); // Blobs have digests instead.
+                let kind = Kind::File { size, checksum, place: Place::Named };
+                let name = Name::below(path.as_str().as_bytes(), b"");
+                all.insert(key, vec![Entry { name, kind, metadata: Metadata::default() }]);
+            }
+            (Item::Archive(_), _) => {}
+        }
+    }
+    Ok(all)
+}
+
+/// Bounds time and memory of a merge, before any index is read.
+fn check_bounds(plan: &Plan, sources: &[Source]) -> Result<(), Error> {
+    let mut seen = HashSet::new();
+    let (mut applied, mut memory) = (0_usize, 0_u64);
+    for (item, source) in plan.items().iter().zip(sources) {
+        let (Item::Archive(archive), Source::Layer(layer)) = (item, source) else { continue };
+        applied += layer.summary.entries;
+        if seen.insert(&layer.key) {
+            memory += layer.summary.memory;
+        }
+        if applied > 2 * ENTRY_LIMIT || memory > MERGE_BYTES {
+            let rule = "with the layers below it, it has more entries or names than one tree may have";
+            let source = Refused { name: Name::default(), rule: rule.into() };
+            return Err(Error::Refused { digest: archive.blob.digest.clone(), source });
+        }
+    }
+    Ok(())
+}
+
+/// Files and directories of a layer that is a tree by itself, with its root.
+pub(in crate::store) fn inodes(layer: &Layer) -> Result<u64, Error> {
+    let mut directories = HashSet::new();
+    let mut files = 0;
+    for entry in layer.read_entries()? {
+        let entry = entry.map_err(|error| Error::Damaged(format!("layer {}: {error}", layer.key)))?;
+        let mut above = match entry.kind {
+            Kind::Directory => Some(entry.name.as_bytes()),
+            Kind::File { .. } | Kind::Symlink { .. } | Kind::HardLink { .. } => {
+                files += 1;
+                parent(entry.name.as_bytes())
+            }
+            Kind::Whiteout | Kind::Opaque | Kind::Dropped => None,
+        };
+        // A directory that is known has parents that are known.
+        while let Some(name) = above.filter(|name| directories.insert(xxhash_rust::xxh3::xxh3_64(name))) {
+            above = parent(name);
+        }
+    }
+    directories.insert(xxhash_rust::xxh3::xxh3_64(b""));
+    Ok(files + directories.len() as u64)
+}
+
+fn parent(name: &[u8]) -> Option<&[u8]> {
+    if name.is_empty() {
+        return None;
+    }
+    Some(name.iter().rposition(|byte| *byte == b'/').map_or(&b""[..], |slash| &name[..slash]))
+}

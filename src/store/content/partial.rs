@@ -1,0 +1,397 @@
+//! Bytes of a blob on their way in: written in any order by one thread, followed in order by another.
+//!
+//! The writer drains the network and never does more with a piece than to put it where it belongs. The *follower*, which hashes
+//! or unpacks, takes the bytes one after the other: from memory what has just come, from the file what came before its turn.
+//! So a blob that comes in order is written once and read by nobody, and nothing that the follower does, however much it has to
+//! catch up with, keeps the writer from the network.
+//!
+//! A partial is *spooled* when all of it goes into its file (blobs that are files), or *streamed* when only what comes before
+//! its turn does (layers); then the writer waits when the follower is slower than the network.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::ops::Range;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use bytes::Bytes;
+
+use crate::host::sys;
+use crate::store::content::ranges::Ranges;
+use crate::store::error::{Error, io};
+
+/// A blob of which parts are there.
+#[derive(Debug)]
+pub struct Partial {
+    size: u64,
+    path: PathBuf,
+    /// Made when it is needed first.
+    file: OnceLock<File>,
+    state: Mutex<State>,
+    /// Something came, was taken, or ended.
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    /// What has come.
+    there: Ranges,
+    /// What of it is in the file.
+    in_file: Ranges,
+    /// Pieces that have just come, for the follower. What is between two of them is in the file.
+    recent: VecDeque<(u64, Bytes)>,
+    recent_bytes: usize,
+    /// How far the follower is.
+    followed: u64,
+    /// All goes into the file from here on.
+    spooled: bool,
+    /// No more will come.
+    closed: bool,
+    /// Nobody wants it any more.
+    abandoned: bool,
+}
+
+/// Bytes that wait in memory for the follower.
+pub const RECENT_BYTES: usize = 1024 * 1024;
+/// Bytes read back at a time.
+const READ_BACK: usize = 256 * 1024;
+
+impl Partial {
+    /// A blob of `size` bytes that goes into the file at `path`, which has `there` of it.
+    pub fn spooled(path: PathBuf, size: u64, there: Ranges) -> Self {
+        Self::new(path, size, there, true)
+    }
+
+    /// A blob of `size` bytes of which only what comes before its turn goes into a file, at `path`.
+    pub fn streamed(path: PathBuf, size: u64) -> Self {
+        Self::new(path, size, Ranges::default(), false)
+    }
+
+    fn new(path: PathBuf, size: u64, there: Ranges, spooled: bool) -> Self {
+        let state = State {
+            in_file: there.clone(),
+            there,
+            recent: VecDeque::new(),
+            recent_bytes: 0,
+            followed: 0,
+            spooled,
+            closed: false,
+            abandoned: false,
+        };
+        Self { size, path, file: OnceLock::new(), state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// Bytes of the whole blob.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes that are there.
+    pub fn present(&self) -> u64 {
+        self.lock().there.total()
+    }
+
+    /// What has to be fetched.
+    pub fn missing(&self) -> Vec<Range<u64>> {
+        self.lock().there.missing(self.size)
+    }
+
+    /// What is there.
+    pub fn ranges(&self) -> Ranges {
+        self.lock().there.clone()
+    }
+
+    /// How far the follower is.
+    pub fn followed(&self) -> u64 {
+        self.lock().followed
+    }
+
+    /// Whether all is there.
+    pub fn is_complete(&self) -> bool {
+        self.present() == self.size
+    }
+
+    /// Takes bytes in. *Caller:* one thread. Of a streamed partial it waits until the follower has room for them.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`]; [`Error::Abandoned`] when the follower has ended.
+    pub fn write(&self, offset: u64, bytes: Bytes) -> Result<(), Error> {
+        let range = offset..offset + bytes.len() as u64;
+        let (spooled, is_next) = {
+            let state = self.lock();
+            (state.spooled, state.there.contiguous_from(0) == offset)
+        };
+        let mut in_file = spooled || !is_next;
+        let mut state = loop {
+            if in_file {
+                self.file()?.write_all_at(&bytes, offset).map_err(io("write", &self.path))?;
+            }
+            let mut state = self.lock();
+            while !in_file && state.recent_bytes >= RECENT_BYTES && !state.abandoned && !state.spooled {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if state.abandoned {
+                return Err(Error::Abandoned);
+            }
+            if in_file || !state.spooled {
+                break state;
+            }
+            in_file = true; // The follower has said so meanwhile.
+        };
+        state.there.insert(range.clone());
+        if in_file {
+            state.in_file.insert(range);
+        }
+        let follows = match state.recent.back() {
+            Some((last, piece)) => last + piece.len() as u64 == offset,
+            None => is_next,
+        };
+        // What finds no room is read back from the file.
+        if !in_file || (follows && state.recent_bytes < RECENT_BYTES) {
+            state.recent_bytes += bytes.len();
+            state.recent.push_back((offset, bytes));
+        }
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// The bytes from where the follower is, and moves it there. Waits for them; `None` when they will not come.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when what is in the file cannot be read.
+    pub fn follow(&self) -> Result<Option<Bytes>, Error> {
+        self.next(true)
+    }
+
+    /// The same without waiting.
+    ///
+    /// # Errors
+    /// As [`Self::follow`].
+    pub fn follow_what_is_there(&self) -> Result<Option<Bytes>, Error> {
+        self.next(false)
+    }
+
+    fn next(&self, wait: bool) -> Result<Option<Bytes>, Error> {
+        let mut state = self.lock();
+        let from_file = loop {
+            if state.abandoned || state.followed >= self.size {
+                return Ok(None);
+            }
+            let position = state.followed;
+            while state.recent.front().is_some_and(|(offset, _)| *offset < position) {
+                state.forget_first();
+            }
+            if state.recent.front().is_some_and(|(offset, _)| *offset == position) {
+                let Some(bytes) = state.forget_first() else { return Ok(None) };
+                state.followed += bytes.len() as u64;
+                drop(state);
+                self.changed.notify_all();
+                return Ok(Some(bytes));
+            }
+            let end = state.in_file.contiguous_from(position);
+            if end > position {
+                let length = usize::try_from(end - position).unwrap_or(READ_BACK).min(READ_BACK);
+                state.followed += length as u64;
+                break position..position + length as u64;
+            }
+            if state.closed || !wait {
+                return Ok(None);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        };
+        drop(state);
+        self.read_at(from_file).map(Some)
+    }
+
+    /// Bytes that are in the file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn read_at(&self, range: Range<u64>) -> Result<Bytes, Error> {
+        let mut buffer = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
+        self.file()?.read_exact_at(&mut buffer, range.start).map_err(io("read", &self.path))?;
+        Ok(buffer.into())
+    }
+
+    /// Waits until `range` is there; false when it will not come.
+    pub fn wait(&self, range: &Range<u64>) -> bool {
+        let mut state = self.lock();
+        loop {
+            if state.there.contiguous_from(range.start) >= range.end {
+                return true;
+            }
+            if state.closed || state.abandoned {
+                return false;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// From now on all goes into the file, beginning with `bytes`, which the follower was given before and is at the end of.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn spool(&self, bytes: &Bytes) -> Result<(), Error> {
+        let recent: Vec<(u64, Bytes)> = {
+            let mut state = self.lock();
+            state.spooled = true;
+            self.changed.notify_all();
+            let end = state.followed;
+            std::iter::once((end - bytes.len() as u64, bytes.clone()))
+                .chain(state.recent.iter().cloned())
+                .collect()
+        };
+        for (offset, bytes) in recent {
+            self.file()?.write_all_at(&bytes, offset).map_err(io("write", &self.path))?;
+            self.lock().in_file.insert(offset..offset + bytes.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// No more will come: the follower ends when it has what is there.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Nobody wants it any more: writer and follower end at once.
+    pub fn abandon(&self) {
+        self.lock().abandoned = true;
+        self.changed.notify_all();
+    }
+
+    /// Starts to write back what is in `range` of the file, so that the disk works while the network does. Only a hint.
+    pub(in crate::store) fn write_back(&self, range: Range<u64>) {
+        let Some(file) = self.file.get() else { return };
+        if let Err(error) = sys::start_writeback(file.as_fd(), range) {
+            tracing::debug!(%error, "cannot start writeback");
+        }
+    }
+
+    /// Opens the file, and makes it where it is not there.
+    pub(in crate::store) fn file(&self) -> Result<&File, Error> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(&self.path).map_err(io("create", &self.path))?;
+        // Writer and follower may both have opened it; either is the same file.
+        Ok(self.file.get_or_init(|| file))
+    }
+
+    /// Where the file is.
+    pub(in crate::store) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn forget_first(&mut self) -> Option<Bytes> {
+        let (_, bytes) = self.recent.pop_front()?;
+        self.recent_bytes -= bytes.len();
+        Some(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// Writes `content` in pieces, in the order that `order` says, while a follower reads; returns what it read.
+    fn passed(partial: Partial, content: &[u8], pieces: &[Range<usize>]) -> Vec<u8> {
+        let partial = Arc::new(partial);
+        let follower = {
+            let partial = Arc::clone(&partial);
+            std::thread::spawn(move || {
+                let mut read = Vec::new();
+                while let Some(bytes) = partial.follow().expect("readable") {
+                    read.extend_from_slice(&bytes);
+                }
+                read
+            })
+        };
+        for piece in pieces {
+            let bytes = Bytes::copy_from_slice(&content[piece.clone()]);
+            partial.write(piece.start as u64, bytes).expect("written");
+        }
+        partial.close();
+        follower.join().expect("no panic")
+    }
+
+    #[test]
+    fn the_follower_gets_every_byte_once_and_in_order() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let content: Vec<u8> = (0..5_000_000_u32).map(|number| (number % 251) as u8).collect();
+        let size = content.len();
+        let pieces: Vec<Range<usize>> =
+            (0..size).step_by(70_000).map(|start| start..(start + 70_000).min(size)).collect();
+        let in_order = pieces.clone();
+        let mut backwards = pieces.clone();
+        backwards.reverse();
+        let (first, second) = pieces.split_at(pieces.len() / 2);
+        let interleaved: Vec<_> =
+            first.iter().zip(second).flat_map(|(one, two)| [one.clone(), two.clone()]).collect();
+        let left = pieces.iter().filter(|piece| !interleaved.contains(piece)).cloned();
+        let interleaved: Vec<_> = interleaved.iter().cloned().chain(left).collect();
+        for (number, order) in [in_order, backwards, interleaved].iter().enumerate() {
+            for spooled in [true, false] {
+                let path = directory.path().join(format!("{number}-{spooled}"));
+                let partial = if spooled {
+                    Partial::spooled(path, size as u64, Ranges::default())
+                } else {
+                    Partial::streamed(path, size as u64)
+                };
+                assert!(passed(partial, &content, order) == content, "order {number}, spooled {spooled}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_missing_ends_the_follower_and_nobody_waits_for_ever() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let content = vec![7; 300_000];
+        let partial = Partial::spooled(directory.path().join("a"), 400_000, Ranges::default());
+        assert_eq!(passed(partial, &content, &[0..100_000, 200_000..300_000]).len(), 100_000);
+        let partial = Arc::new(Partial::streamed(directory.path().join("b"), 10_000_000));
+        let writer = {
+            let partial = Arc::clone(&partial);
+            std::thread::spawn(move || {
+                let pieces = (0..100).map(|number| (number * 65_536, Bytes::from(vec![0; 65_536])));
+                pieces.map(|(offset, bytes)| partial.write(offset, bytes)).find(Result::is_err)
+            })
+        };
+        assert!(partial.wait(&(0..65_536)));
+        partial.abandon();
+        assert!(matches!(writer.join().expect("no panic"), Some(Err(Error::Abandoned))));
+        assert!(!partial.wait(&(9_000_000..9_000_001)));
+    }
+
+    #[test]
+    fn a_streamed_partial_can_be_spooled_from_the_middle_on() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let partial = Partial::streamed(directory.path().join("a"), 300);
+        partial.write(0, Bytes::from(vec![1; 100])).expect("written");
+        partial.write(100, Bytes::from(vec![2; 100])).expect("written");
+        let first = partial.follow().expect("readable").expect("bytes");
+        partial.spool(&first.slice(40..)).expect("spooled");
+        partial.write(200, Bytes::from(vec![3; 100])).expect("written");
+        let expected: Vec<u8> = [vec![1; 60], vec![2; 100], vec![3; 100]].concat();
+        assert_eq!(partial.read_at(40..300).expect("in the file"), expected);
+        partial.close();
+        let mut rest = 0;
+        while let Some(bytes) = partial.follow().expect("readable") {
+            rest += bytes.len();
+        }
+        assert_eq!(rest, 200);
+    }
+}

@@ -1,0 +1,302 @@
+//! Trees: directories of hard links into layers and blobs, which pods see.
+//!
+//! An image of one layer needs none: what is mounted is the layer itself.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::failpoint;
+use crate::layer::format::{Dropped, FILES};
+use crate::oci::digest::Digest;
+use crate::store::content::blobs::Blobs;
+use crate::store::content::build::{self, Build};
+use crate::store::content::file_list;
+use crate::store::content::layers::Layers;
+use crate::store::content::link::{Made, Source};
+use crate::store::disk::{Disk, children, now, remove};
+use crate::store::durable::facts::Facts;
+use crate::store::durable::ledger::Ledger;
+use crate::store::durable::record::{self, Stamp};
+use crate::store::error::{Error, io};
+use crate::store::key::{Entry, LayerKey, TreeKey};
+
+/// The owner of `trees/` and `images/`.
+#[derive(Debug)]
+pub struct Trees {
+    disk: Arc<Disk>,
+    ledger: Arc<Ledger>,
+    facts: Arc<Facts>,
+    blobs: Arc<Blobs>,
+    layers: Arc<Layers>,
+    /// Held while a tree takes its name.
+    naming: Mutex<()>,
+}
+
+/// A tree in the store.
+#[derive(Debug, Clone)]
+pub struct Tree {
+    /// Its name.
+    pub key: TreeKey,
+    /// The directory that is mounted.
+    pub root: PathBuf,
+    /// What it was made of.
+    pub image: Image,
+    /// How it was used.
+    pub usage: TreeFacts,
+}
+
+/// The record of a tree: what it was made of.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Image {
+    /// Digest of the manifest it shows.
+    pub manifest: Digest,
+    /// The artifact family.
+    pub family: String,
+    /// Bytes of all files.
+    pub size: u64,
+    /// How many files and symlinks.
+    pub files: usize,
+    /// Files and directories; not in records of ocivol 0.1.
+    #[serde(default)]
+    pub inodes: Option<u64>,
+    /// What of its layers was left out by rule.
+    pub dropped: Dropped,
+    /// The blobs whose files it shows; not in records of ocivol 0.1.
+    #[serde(default)]
+    pub blobs: Option<Vec<Digest>>,
+    /// The layers it is made of.
+    pub layers: Vec<LayerKey>,
+    /// The layer that is the tree, where there is no other.
+    pub only_layer: Option<LayerKey>,
+    /// The references that records of ocivol 0.1 have.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    references: BTreeSet<String>,
+    /// The last use that records of ocivol 0.1 have, or when it was made.
+    last_use: u64,
+    #[serde(flatten)]
+    stamp: Stamp,
+}
+
+/// How a tree was used, as far as that is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeFacts {
+    /// References it was pulled as.
+    #[serde(default)]
+    pub references: BTreeSet<String>,
+    /// Seconds since the epoch of the last publish.
+    #[serde(default)]
+    pub last_use: u64,
+}
+
+/// References remembered of a tree.
+const REFERENCES_LIMIT: usize = 32;
+
+impl Tree {
+    /// The name in the store of what is mounted: the tree's, or its only layer's.
+    pub fn mounted_key(&self) -> &str {
+        self.image.only_layer.as_ref().map_or(self.key.as_str(), LayerKey::as_str)
+    }
+}
+
+impl Trees {
+    pub(in crate::store) fn new(
+        disk: Arc<Disk>,
+        ledger: Arc<Ledger>,
+        facts: Arc<Facts>,
+        blobs: Arc<Blobs>,
+        layers: Arc<Layers>,
+    ) -> Self {
+        Self { disk, ledger, facts, blobs, layers, naming: Mutex::default() }
+    }
+
+    /// The tree with `key`, if it is here and sound.
+    ///
+    /// A tree that is neither durable nor of this process counts as absent: linking it again costs less than to look
+    /// at every file, and its layers and blobs are looked at then.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn get(&self, key: &TreeKey) -> Result<Option<Tree>, Error> {
+        let Some(image) = record::read::<Image>(&self.record_path(key))? else { return Ok(None) };
+        let trusted = self.ledger.is_trusted(&Entry::Tree(key.clone()), &image.stamp);
+        let here = match &image.only_layer {
+            Some(layer) => self.layers.get(layer)?.is_some(),
+            None => self.directory(key).join(FILES).is_dir(),
+        };
+        if trusted && here { self.as_tree(key, image).map(Some) } else { Ok(None) }
+    }
+
+    /// All trees with a readable record.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn all(&self) -> Result<Vec<Tree>, Error> {
+        let mut trees = Vec::new();
+        for path in children(&self.disk.directory().join("images"))? {
+            let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
+            let Some(key) = name.and_then(TreeKey::parse) else { continue };
+            let Some(image) = record::read::<Image>(&path)? else { continue };
+            trees.push(self.as_tree(&key, image)?);
+        }
+        trees.sort_by(|one, two| one.usage.references.cmp(&two.usage.references));
+        Ok(trees)
+    }
+
+    /// Builds a tree whose blobs and layers are all here. Its name appears when it is complete.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the layers cannot be applied, [`Error::Selection`] when nothing of them is wanted,
+    /// [`Error::Damaged`] when one is missing, [`Error::NoSpace`], [`Error::Io`].
+    pub fn build(&self, build: &Build) -> Result<Tree, Error> {
+        let losses = self.ledger.losses();
+        let sources = build::sources(&self.blobs, &self.layers, &build.plan)?;
+        let only_layer = build::only_layer(build, &sources);
+        let made = match &only_layer {
+            Some(layer) => {
+                Made { files: layer.summary.files, inodes: build::inodes(layer)?, bytes: layer.summary.bytes }
+            }
+            None => self.link(build, &sources)?,
+        };
+        let layers = || {
+            sources.iter().filter_map(|source| match source {
+                Source::Layer(layer) => Some(layer),
+                Source::Blob(..) | Source::Text(_) => None,
+            })
+        };
+        let blobs = build.plan.files().map(|(_, file)| file.blob.digest.clone());
+        let stamp = Stamp::now(&self.disk);
+        let image = Image {
+            manifest: build.manifest.clone(),
+            family: build.family.clone(),
+            size: made.bytes,
+            files: made.files,
+            inodes: Some(made.inodes),
+            dropped: layers().fold(Dropped::default(), |sum, layer| sum.plus(layer.summary.dropped)),
+            blobs: Some(blobs.collect()),
+            layers: layers().map(|layer| layer.key.clone()).collect(),
+            only_layer: only_layer.map(|layer| layer.key),
+            references: BTreeSet::new(),
+            last_use: now(),
+            stamp: stamp.clone(),
+        };
+        {
+            let _guard = self.ledger.publishing();
+            self.ledger.check_losses(losses, &format!("tree {}", build.key))?;
+            record::write(&self.disk, &self.record_path(&build.key), &image)?;
+        }
+        failpoint::reached("tree.recorded");
+        self.ledger.trust(Entry::Tree(build.key.clone()), &stamp);
+        self.as_tree(&build.key, image)
+    }
+
+    /// Links a tree and gives it its name.
+    fn link(&self, build: &Build, sources: &[Source]) -> Result<Made, Error> {
+        let staging = self.disk.temporary();
+        let linked = build::link_tree(&self.disk, &staging.join(FILES), build, sources).and_then(|made| {
+            failpoint::reached("merge.finished");
+            let _one = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+            // An old record must not vouch for what is not on the disk yet.
+            self.forget(&build.key)?;
+            // The files of the one before stay: a pod may have it mounted.
+            let directory = self.directory(&build.key);
+            self.disk.retire(&directory)?;
+            fs::rename(&staging, &directory).map_err(io("publish", &directory))?;
+            failpoint::reached("tree.named");
+            Ok(made)
+        });
+        if let Err(error) = &linked {
+            remove(&staging)?;
+            if error.is_loss() {
+                for source in sources {
+                    if let Source::Layer(layer) = source {
+                        self.layers.give_up_if_lost(layer)?;
+                    }
+                }
+            }
+        }
+        linked
+    }
+
+    /// Bytes of memory that [`Self::build`] takes, about.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn merge_memory(&self, build: &Build) -> Result<u64, Error> {
+        let sources = build::sources(&self.blobs, &self.layers, &build.plan)?;
+        if build::only_layer(build, &sources).is_some() {
+            return Ok(0);
+        }
+        let memory = sources.iter().map(|source| match source {
+            Source::Layer(layer) => layer.summary.memory,
+            Source::Blob(..) | Source::Text(_) => 0,
+        });
+        Ok(memory.sum())
+    }
+
+    /// Checks that the layers of a plan hold the files that its config lists, and no others. Without a list there is nothing
+    /// to check.
+    ///
+    /// This reads each file once more, which may take minutes. *Caller:* bounds how many do.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for the first file that is not as the list says, [`Error::Damaged`], [`Error::Io`].
+    pub fn check_file_list(&self, build: &Build) -> Result<(), Error> {
+        let sources = build::sources(&self.blobs, &self.layers, &build.plan)?;
+        file_list::check(&self.blobs, &sources, build)
+    }
+
+    /// Notes that the tree was used now, as `reference`.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`].
+    pub fn touch(&self, key: &TreeKey, reference: &str) -> Result<(), Error> {
+        self.facts.update(&Entry::Tree(key.clone()), |known: &mut TreeFacts| {
+            known.last_use = now();
+            if known.references.len() < REFERENCES_LIMIT {
+                known.references.insert(reference.to_owned());
+            }
+            true
+        })
+    }
+
+    /// Makes a tree invisible to new publishes; pods that have it mounted keep it. How it was used stays known.
+    fn forget(&self, key: &TreeKey) -> Result<(), Error> {
+        let _guard = self.ledger.publishing();
+        self.ledger.forget(&Entry::Tree(key.clone()));
+        remove(&self.record_path(key))
+    }
+
+    /// Forgets every tree that is not durable. Goes on after an error, and returns the first.
+    pub(in crate::store) fn forget_volatile(&self) -> Result<(), Error> {
+        let mut result = Ok(());
+        for tree in self.all()? {
+            if !self.ledger.is_durable(&Entry::Tree(tree.key.clone()), &tree.image.stamp) {
+                result = result.and(self.forget(&tree.key));
+            }
+        }
+        result
+    }
+
+    fn as_tree(&self, key: &TreeKey, image: Image) -> Result<Tree, Error> {
+        let directory = match &image.only_layer {
+            Some(layer) => self.layers.directory(layer),
+            None => self.directory(key),
+        };
+        let mut usage: TreeFacts = self.facts.of(&Entry::Tree(key.clone()))?;
+        usage.references.extend(image.references.iter().cloned());
+        usage.last_use = usage.last_use.max(image.last_use);
+        Ok(Tree { key: key.clone(), root: directory.join(FILES), image, usage })
+    }
+
+    fn directory(&self, key: &TreeKey) -> PathBuf {
+        self.disk.directory().join("trees").join(key.as_str())
+    }
+
+    fn record_path(&self, key: &TreeKey) -> PathBuf {
+        self.disk.directory().join("images").join(format!("{key}.json"))
+    }
+}

@@ -1,0 +1,158 @@
+//! The directory of the store, and the space it may take.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use crate::store::error::{Error, io};
+
+/// The directory of the format this code writes.
+pub(in crate::store) const FORMAT: &str = "v1";
+/// Bytes that pulls leave free, at most.
+const RESERVE_LIMIT: u64 = 1 << 30;
+
+/// `<root>/v1`, in which this process alone writes.
+#[derive(Debug)]
+pub struct Disk {
+    directory: PathBuf,
+    /// The kernel's boot ID.
+    pub(in crate::store) boot_id: String,
+    /// Whether files can share their content.
+    pub(in crate::store) reflink: bool,
+    temporaries: AtomicU64,
+}
+
+impl Disk {
+    /// The directory, which is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the boot ID cannot be read.
+    pub(in crate::store) fn new(directory: PathBuf) -> Result<Self, Error> {
+        let reflink = probe_reflink(&directory).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot find out whether files can be cloned");
+            false
+        });
+        Ok(Self { directory, boot_id: boot_id()?, reflink, temporaries: AtomicU64::new(0) })
+    }
+
+    /// `<root>/v1`.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Bytes that pulls leave free: a twentieth of the file system, and at most 1 GiB. Other programs need some, and
+    /// so does kubelet.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn reserve(&self) -> Result<u64, Error> {
+        let found = self.measure()?;
+        Ok((found.f_blocks.saturating_mul(found.f_frsize) / 20).min(RESERVE_LIMIT))
+    }
+
+    /// Checks that `needed` more bytes fit, beside the [reserve](Self::reserve).
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] when they do not.
+    pub fn check_space(&self, needed: u64) -> Result<(), Error> {
+        if needed == 0 {
+            return Ok(());
+        }
+        let found = self.measure()?;
+        let available = found.f_bavail.saturating_mul(found.f_frsize).saturating_sub(self.reserve()?);
+        if needed > available {
+            tracing::warn!(store = %self.directory.display(), needed, available, "no space left in the store");
+            return Err(Error::NoSpace { store: self.directory.clone(), needed: Some(needed), available });
+        }
+        Ok(())
+    }
+
+    fn measure(&self) -> Result<rustix::fs::StatVfs, Error> {
+        rustix::fs::statvfs(&self.directory).map_err(|error| io("measure", &self.directory)(error.into()))
+    }
+
+    /// A name in `ingest/` that nobody else uses.
+    pub(in crate::store) fn temporary(&self) -> PathBuf {
+        let number = self.temporaries.fetch_add(1, Ordering::Relaxed);
+        self.directory.join(format!("ingest/tmp-{}-{number}", std::process::id()))
+    }
+
+    /// Takes `path` out of sight by one rename, then deletes it.
+    pub(in crate::store) fn discard(&self, path: &Path) -> Result<(), Error> {
+        let number = self.temporaries.fetch_add(1, Ordering::Relaxed);
+        let trash = self.directory.join(format!("ingest/trash/{}-{number}", std::process::id()));
+        match fs::rename(path, &trash) {
+            Ok(()) => remove(&trash),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io("discard", path)(error)),
+        }
+    }
+
+    /// Moves a directory that may be mounted out of the way, and leaves it as it is.
+    pub(in crate::store) fn retire(&self, directory: &Path) -> Result<(), Error> {
+        let name = directory.file_name().unwrap_or_default().to_string_lossy();
+        let retired = directory.with_file_name(format!("retired-{name}-{:016x}", rand::random::<u64>()));
+        match fs::rename(directory, &retired) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("move", directory)(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A directory of the store at `root` that stays empty; it is there once the store was opened.
+pub fn empty_directory(root: &Path) -> PathBuf {
+    root.join(FORMAT).join("empty")
+}
+
+/// Seconds since the epoch.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+pub(in crate::store) fn create_private(path: &Path) -> std::io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+pub(in crate::store) fn children(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(io("list", directory))?,
+    };
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(io("list", directory))).collect()
+}
+
+/// Deletes a file or a directory of our own; what is not there is fine.
+pub(in crate::store) fn remove(path: &Path) -> Result<(), Error> {
+    let result = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+pub(in crate::store) fn age(path: &Path) -> Option<Duration> {
+    fs::symlink_metadata(path).ok()?.modified().ok()?.elapsed().ok()
+}
+
+/// The kernel's boot ID: another one means that the machine was started again.
+pub(in crate::store) fn boot_id() -> Result<String, Error> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    fs::read_to_string(path).map(|text| text.trim().to_owned()).map_err(io("read", path))
+}
+
+fn probe_reflink(directory: &Path) -> Result<bool, Error> {
+    let (from, to) = (directory.join("ingest/probe-from"), directory.join("ingest/probe-to"));
+    fs::write(&from, [0_u8; 4096]).map_err(io("write", &from))?;
+    let source = fs::File::open(&from).map_err(io("open", &from))?;
+    let target = fs::File::create(&to).map_err(io("create", &to))?;
+    let shared = rustix::fs::ioctl_ficlone(&target, &source).is_ok();
+    remove(&from)?;
+    remove(&to)?;
+    Ok(shared)
+}

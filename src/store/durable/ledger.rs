@@ -1,0 +1,146 @@
+//! Which entries can be trusted: those that this process wrote or checked, and those that are on the disk.
+//!
+//! That an entry is durable is an empty file in `durable/`, named after the entry and the generation of its record. It is made
+//! after a `syncfs` that covers the entry, so it is never there too early; it may be lost, and then the entry is checked again.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::store::disk::Disk;
+use crate::store::durable::record::Stamp;
+use crate::store::error::{Error, io};
+use crate::store::key::Entry;
+
+/// What is known of entries, for the whole store.
+#[derive(Debug)]
+pub struct Ledger {
+    disk: Arc<Disk>,
+    /// Entries that this process wrote or checked, or knows to be durable, with their generation.
+    trusted: Mutex<HashMap<Entry, u64>>,
+    /// How often what was not durable had to be given up.
+    losses: AtomicU64,
+    /// Held while an entry comes into being or is given up.
+    publishing: Mutex<()>,
+    /// To the thread that makes entries durable; `None` when the store is closed.
+    queue: Mutex<Option<SyncSender<Message>>>,
+}
+
+/// What the thread that makes entries durable is told.
+#[derive(Debug)]
+pub(in crate::store) enum Message {
+    /// An entry came into being, with this generation.
+    Entry(Entry, u64),
+    /// Answered when everything before it is durable, or lost.
+    Wait(SyncSender<bool>),
+}
+
+/// Entries that may wait to become durable. Beyond it an entry is left as it is: checked by the next process.
+const QUEUE: usize = 16 * 1024;
+
+impl Ledger {
+    pub(in crate::store) fn new(disk: Arc<Disk>) -> (Self, Receiver<Message>) {
+        let (sender, receiver) = sync_channel(QUEUE);
+        let ledger = Self {
+            disk,
+            trusted: Mutex::default(),
+            losses: AtomicU64::new(0),
+            publishing: Mutex::default(),
+            queue: Mutex::new(Some(sender)),
+        };
+        (ledger, receiver)
+    }
+
+    /// Whether the entry with this stamp can be used without being looked at.
+    pub(in crate::store) fn is_trusted(&self, entry: &Entry, stamp: &Stamp) -> bool {
+        if lock(&self.trusted).get(entry) == Some(&stamp.generation) {
+            return true;
+        }
+        let durable = stamp.durable || self.marker(entry, stamp.generation).exists();
+        if durable {
+            lock(&self.trusted).insert(entry.clone(), stamp.generation);
+        }
+        durable
+    }
+
+    /// Whether the entry with this stamp is on the disk.
+    pub(in crate::store) fn is_durable(&self, entry: &Entry, stamp: &Stamp) -> bool {
+        stamp.durable || self.marker(entry, stamp.generation).exists()
+    }
+
+    /// The entry was written or checked by this process, and is to become durable.
+    pub(in crate::store) fn trust(&self, entry: Entry, stamp: &Stamp) {
+        lock(&self.trusted).insert(entry.clone(), stamp.generation);
+        if let Some(queue) = lock(&self.queue).as_ref() {
+            // A full queue only means that this entry is checked by the next process.
+            let _ = queue.try_send(Message::Entry(entry, stamp.generation));
+        }
+    }
+
+    /// The entry is no more.
+    pub(in crate::store) fn forget(&self, entry: &Entry) {
+        lock(&self.trusted).remove(entry);
+    }
+
+    /// Notes that the entry of this generation is on the disk, after a `syncfs` that covered it.
+    pub(in crate::store) fn mark_durable(&self, entry: &Entry, generation: u64) -> Result<(), Error> {
+        let path = self.marker(entry, generation);
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        options.open(&path).map(drop).map_err(io("create", &path))
+    }
+
+    /// Held while an entry comes into being or is given up: each is seen by who gives up, or sees that somebody did.
+    pub(in crate::store) fn publishing(&self) -> MutexGuard<'_, ()> {
+        lock(&self.publishing)
+    }
+
+    /// How often what was not durable had to be given up. Who began before must not publish after.
+    pub(in crate::store) fn losses(&self) -> u64 {
+        self.losses.load(Ordering::SeqCst)
+    }
+
+    /// Fails when something was given up since `losses` were counted.
+    pub(in crate::store) fn check_losses(&self, losses: u64, what: &str) -> Result<(), Error> {
+        if self.losses() == losses {
+            return Ok(());
+        }
+        Err(Error::Damaged(format!("the disk failed while {what} was written")))
+    }
+
+    /// Nothing that is not durable is trusted any more.
+    pub(in crate::store) fn lose(&self) {
+        let _one = self.publishing();
+        self.losses.fetch_add(1, Ordering::SeqCst);
+        lock(&self.trusted).clear();
+    }
+
+    /// Waits until everything published so far is durable. False when this process ever lost something.
+    pub(in crate::store) fn flush(&self) -> bool {
+        let (done, wait) = sync_channel(1);
+        let queue = lock(&self.queue).clone();
+        queue.is_some_and(|queue| queue.send(Message::Wait(done)).is_ok()) && wait.recv().unwrap_or(false)
+    }
+
+    /// Ends the thread that makes entries durable, after the batch it works on.
+    pub(in crate::store) fn close(&self) {
+        lock(&self.queue).take();
+    }
+
+    fn marker(&self, entry: &Entry, generation: u64) -> PathBuf {
+        self.disk.directory().join("durable").join(marker_name(entry, generation))
+    }
+}
+
+/// The name in `durable/` of the file that says that an entry of this generation is on the disk.
+pub(in crate::store) fn marker_name(entry: &Entry, generation: u64) -> String {
+    format!("{}-{generation:016x}", entry.file_name())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

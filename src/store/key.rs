@@ -1,0 +1,115 @@
+//! The names of entries: hashes of everything that decides what an entry holds.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::layer::format::Profile;
+use crate::layout::artifact::LAYOUT_VERSION;
+use crate::layout::options::Options;
+use crate::oci::digest::Digest;
+
+/// Changes whenever the same archive would be unpacked differently than before.
+const UNPACK_VERSION: u32 = 2;
+
+/// The name of a layer or tree.
+///
+/// *Invariant:* 64 lower-case hex digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Key(String);
+
+/// The name of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LayerKey(Key);
+
+/// The name of a tree.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TreeKey(Key);
+
+/// Something that has a record.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Entry {
+    /// A blob as a file.
+    Blob(Digest),
+    /// An unpacked archive.
+    Layer(LayerKey),
+    /// A tree.
+    Tree(TreeKey),
+}
+
+impl Key {
+    fn of(text: &str) -> Self {
+        Self(Digest::sha256(text.as_bytes()).hex().to_owned())
+    }
+}
+
+impl TryFrom<String> for Key {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if text.len() == 64 && text.bytes().all(hex) { Ok(Self(text)) } else { Err("not a key of the store") }
+    }
+}
+
+impl LayerKey {
+    /// The key of the blob `digest`, unpacked in this way.
+    pub fn new(digest: &Digest, profile: Profile) -> Self {
+        Self(Key::of(&format!("{digest} {profile:?} {UNPACK_VERSION}")))
+    }
+
+    /// The key whose text is `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        Key::try_from(text.to_owned()).ok().map(Self)
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0.0
+    }
+}
+
+impl TreeKey {
+    /// The key of what `manifest` shows when laid out with these attributes, and with checked diff IDs or not. A tree whose
+    /// diff IDs were not checked has a key of its own.
+    pub fn new(manifest: &Digest, options: &Options, readable: bool, checked: bool) -> Self {
+        let checked = if checked { " diff-ids" } else { "" };
+        Self(Key::of(&format!("{manifest} {LAYOUT_VERSION} {readable} {}{checked}", options.normal_form())))
+    }
+
+    /// The key whose text is `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        Key::try_from(text.to_owned()).ok().map(Self)
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0.0
+    }
+}
+
+impl fmt::Display for TreeKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for LayerKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.as_str())
+    }
+}
+
+impl Entry {
+    /// A name for files about the entry that are not beside it.
+    pub(in crate::store) fn file_name(&self) -> String {
+        match self {
+            Self::Blob(digest) => format!("blob-{}-{}", digest.algorithm().as_str(), digest.hex()),
+            Self::Layer(key) => format!("layer-{key}"),
+            Self::Tree(key) => format!("tree-{key}"),
+        }
+    }
+}

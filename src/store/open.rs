@@ -1,0 +1,154 @@
+//! Opens the store: takes its lock, clears what earlier processes left, and puts its parts together.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::store::access::grants::Grants;
+use crate::store::access::keyed::NodeKey;
+use crate::store::access::tags::Tags;
+use crate::store::content::blobs::Blobs;
+use crate::store::content::ingest::Ingests;
+use crate::store::content::layers::Layers;
+use crate::store::content::trees::Trees;
+use crate::store::disk::{Disk, FORMAT, boot_id, create_private};
+use crate::store::durable::facts::Facts;
+use crate::store::durable::ledger::Ledger;
+use crate::store::durable::{flush, recovery};
+use crate::store::error::{Error, io};
+use crate::store::lock::Lock;
+use crate::store::usage::leases::Leases;
+use crate::store::usage::pins::Pins;
+use crate::store::usage::volumes::VolumeRecords;
+
+/// Directories of the format.
+const DIRECTORIES: [&str; 14] = [
+    "ingest",
+    "ingest/trash",
+    "blobs/sha256",
+    "blobs/sha512",
+    "layers",
+    "trees",
+    "images",
+    "durable",
+    "facts",
+    "volumes",
+    "leases",
+    "tags",
+    "proofs",
+    "empty",
+];
+
+/// The store, open for writing by this process alone.
+#[derive(Debug)]
+pub struct Store {
+    /// The directory, and its space.
+    pub disk: Arc<Disk>,
+    /// Verified blobs as files.
+    pub blobs: Arc<Blobs>,
+    /// Unpacked archives.
+    pub layers: Arc<Layers>,
+    /// What pods see.
+    pub trees: Trees,
+    /// Downloads that can be resumed.
+    pub ingests: Arc<Ingests>,
+    /// Who has shown a right to what.
+    pub grants: Grants,
+    /// What tags were.
+    pub tags: Tags,
+    /// Published targets.
+    pub volumes: VolumeRecords,
+    /// Trees that this process needs.
+    pub pins: Pins,
+    /// Trees that commands need.
+    pub leases: Leases,
+    ledger: Arc<Ledger>,
+    _lock: Lock,
+}
+
+impl Store {
+    /// Opens the store at `root`, and creates it where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] while another process has it, [`Error::Newer`] when a later version wrote it,
+    /// [`Error::Unusable`] when the directory cannot be created, belongs to another user, or cannot be written.
+    pub fn open(root: &Path) -> Result<Arc<Self>, Error> {
+        let unusable = |reason: String| Error::Unusable { root: root.to_owned(), reason };
+        create_private(root).map_err(|error| unusable(error.to_string()))?;
+        let metadata = fs::metadata(root).map_err(|error| unusable(error.to_string()))?;
+        if metadata.uid() != rustix::process::geteuid().as_raw() {
+            return Err(unusable(format!("it belongs to user {}", metadata.uid())));
+        }
+        let lock = Lock::take(root)?;
+        for entry in fs::read_dir(root).map_err(io("list", root))? {
+            let name = entry.map_err(io("list", root))?.file_name();
+            let version = name.to_str().and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok());
+            if version.is_some_and(|version| version > 1) {
+                return Err(Error::Newer { root: root.to_owned(), format: name.to_string_lossy().into() });
+            }
+        }
+        let directory = root.join(FORMAT);
+        for name in DIRECTORIES {
+            create_private(&directory.join(name)).map_err(|error| unusable(error.to_string()))?;
+        }
+        // First: on a full disk it is what makes the rest possible.
+        recovery::clear(&directory, &boot_id()?)?;
+        let disk = Arc::new(Disk::new(directory)?);
+        let (ledger, entries) = Ledger::new(Arc::clone(&disk));
+        let ledger = Arc::new(ledger);
+        let parts = || (Arc::clone(&disk), Arc::clone(&ledger));
+        let facts = Arc::new(Facts::new(Arc::clone(&disk)));
+        let with_facts = || (Arc::clone(&disk), Arc::clone(&ledger), Arc::clone(&facts));
+        let (one, two, three) = with_facts();
+        let blobs = Arc::new(Blobs::new(one, two, three));
+        let (one, two, three) = with_facts();
+        let layers = Arc::new(Layers::new(one, two, three));
+        let (one, two) = parts();
+        let ingests = Arc::new(Ingests::new(one, two, Arc::clone(&blobs)));
+        let trees = || {
+            let (one, two, three) = with_facts();
+            Trees::new(one, two, three, Arc::clone(&blobs), Arc::clone(&layers))
+        };
+        let give_up = {
+            let (ledger, blobs, layers, trees, ingests) =
+                (Arc::clone(&ledger), Arc::clone(&blobs), Arc::clone(&layers), trees(), Arc::clone(&ingests));
+            move || {
+                ledger.lose();
+                let given_up = blobs.discard_volatile();
+                let given_up = given_up.and(layers.forget_volatile()).and(trees.forget_volatile());
+                given_up.and(ingests.discard_volatile())
+            }
+        };
+        flush::start(entries, &disk, Arc::clone(&ledger), give_up)?;
+        let key = NodeKey::of(disk.directory())?;
+        let store = Arc::new(Self {
+            trees: trees(),
+            blobs,
+            layers,
+            ingests,
+            grants: Grants::open(Arc::clone(&disk), key.clone())?,
+            tags: Tags::open(Arc::clone(&disk), key)?,
+            volumes: VolumeRecords::new(Arc::clone(&disk)),
+            pins: Pins::default(),
+            leases: Leases::new(Arc::clone(&disk)),
+            ledger,
+            disk,
+            _lock: lock,
+        });
+        tracing::info!(root = %root.display(), reflink = store.disk.reflink, "store opened");
+        Ok(store)
+    }
+
+    /// Waits until everything published so far is durable. False when this process ever lost something.
+    pub fn flush(&self) -> bool {
+        self.ledger.flush()
+    }
+}
+
+impl Drop for Store {
+    /// The thread that makes entries durable ends after the batch it works on; what it still notes does no harm.
+    fn drop(&mut self) {
+        self.ledger.close();
+    }
+}

@@ -1,0 +1,483 @@
+//! The connections to one source of a blob: which part each fetches, how fast they are, and what to make of odd answers.
+//!
+//! A connection that is slow for this network gets help: the rest of its part is split and fetched by another. What has arrived
+//! is kept when a connection breaks. Bytes go to the writer through a channel of the transfer's own, so that a writer that is
+//! slow holds up nobody else.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use reqwest::{StatusCode, header};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+use crate::host::fair_queue::Permit;
+use crate::host::limits::{CONNECTIONS, PIECE};
+use crate::oci::descriptor::Descriptor;
+use crate::registry;
+use crate::registry::client::Registry;
+use crate::registry::http::Body;
+use crate::registry::retry::Backoff;
+use crate::registry::source::Asker;
+use crate::transfer::counter::{Counter, Fetched};
+use crate::transfer::error::Error;
+use crate::transfer::parts::Parts;
+use crate::transfer::queue::Queue;
+use crate::transfer::rate::{Judgement, Rate};
+
+/// A connection below this rate (bytes per second) is helped by another, and a source below it is compared with others. Object
+/// stores give 50 to 90 MB/s to a connection, a local registry ten times as much.
+pub const HELP_BELOW: f64 = 100e6;
+/// How often rates are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// A piece of the blob on its way to the writer, of at most [`PIECE`] bytes.
+pub struct Piece {
+    /// Where it belongs.
+    pub offset: u64,
+    /// Its bytes.
+    pub bytes: Bytes,
+}
+
+/// What is shared by all transfers.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    /// Asks.
+    pub registry: &'a Registry,
+    /// Gives more connections.
+    pub queue: &'a Queue,
+    /// Counts.
+    pub fetched: &'a Fetched,
+}
+
+/// What is wanted of a source.
+pub struct Wanted<'a> {
+    /// The blob.
+    pub blob: &'a Descriptor,
+    /// What of it.
+    pub missing: Vec<Range<u64>>,
+    /// Bytes were there before, of which one cannot be sure that they belong to the same content.
+    pub resumed: bool,
+    /// The source is asked for the whole blob, not for ranges.
+    pub whole: bool,
+    /// Pieces may come in any order.
+    pub in_parts: bool,
+}
+
+/// One fetch from one source.
+pub struct Fetch<'a> {
+    means: Means<'a>,
+    blob: &'a Descriptor,
+    asker: &'a Asker,
+    parts: Mutex<Parts>,
+    may_split: bool,
+    /// The source is asked for the whole blob: it does not answer a range with that range.
+    without_ranges: AtomicBool,
+    /// Some of the bytes were not the next ones of one answer.
+    in_parts: AtomicBool,
+    /// The bytes come from another host than the registry.
+    elsewhere: AtomicBool,
+    /// What the source says its answer is, when that is not what was asked for.
+    oddity: Mutex<Option<String>>,
+    /// Connections that wait for the first byte of an answer, or until they may ask again.
+    waiting: AtomicUsize,
+    speed: &'a Speed,
+    counter: &'a Counter,
+    writer: mpsc::Sender<Piece>,
+}
+
+/// How fast a fetch is, for those who compare it with another.
+#[derive(Debug, Default)]
+pub struct Speed {
+    /// Bytes that came, also those that are not needed.
+    received: AtomicU64,
+    /// Bytes per second, once that is known.
+    rate: Mutex<Option<f64>>,
+    given_up: tokio::sync::Notify,
+}
+
+/// Why a source did not deliver the blob. `in_parts` when a wrong digest may be the fault of bytes that were there before, or of
+/// ranges that are not what they were said to be.
+pub struct Failed {
+    /// Why.
+    pub error: Error,
+    /// Whether to ask once more, for the whole blob.
+    pub in_parts: bool,
+}
+
+impl<E: Into<Error>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), in_parts: false }
+    }
+}
+
+impl Speed {
+    /// Bytes per second over the last second; `None` while that is not known, and while the disk is what is slow.
+    pub fn rate(&self) -> Option<f64> {
+        *self.rate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes that came.
+    pub fn received(&self) -> u64 {
+        self.received.load(Relaxed)
+    }
+
+    /// Ends the fetch: another one is faster.
+    pub fn give_up(&self) {
+        self.given_up.notify_one();
+    }
+
+    /// Ends when the fetch is given up.
+    pub async fn given_up(&self) {
+        self.given_up.notified().await;
+    }
+
+    fn set(&self, rate: Option<f64>) {
+        *self.rate.lock().unwrap_or_else(PoisonError::into_inner) = rate;
+    }
+}
+
+impl<'a> Fetch<'a> {
+    /// A fetch of what is `wanted` from the source of `asker`, whose pieces go to `writer`.
+    pub fn new(
+        means: Means<'a>,
+        asker: &'a Asker,
+        wanted: Wanted<'a>,
+        speed: &'a Speed,
+        counter: &'a Counter,
+        writer: mpsc::Sender<Piece>,
+    ) -> Self {
+        Self {
+            means,
+            blob: wanted.blob,
+            asker,
+            parts: Mutex::new(Parts::new(wanted.missing)),
+            may_split: wanted.in_parts,
+            without_ranges: AtomicBool::new(wanted.whole),
+            in_parts: AtomicBool::new(wanted.resumed),
+            elsewhere: AtomicBool::new(false),
+            oddity: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            speed,
+            counter,
+            writer,
+        }
+    }
+}
+
+impl Fetch<'_> {
+    /// Fetches everything that is missing.
+    ///
+    /// # Errors
+    /// [`Failed`], when the source cannot deliver.
+    pub async fn run(&self) -> Result<(), Failed> {
+        let mut connections = FuturesUnordered::new();
+        connections.push(self.connection(None));
+        let mut looks = tokio::time::interval_at((Instant::now() + LOOK_EVERY).into(), LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rate = Rate::new(Instant::now());
+        let (mut is_helped, mut is_refused_help) = (false, false);
+        let mut silence = self.means.registry.longest_silence();
+        loop {
+            tokio::select! {
+                ended = connections.next() => match ended {
+                    Some(Ok(())) if connections.is_empty() && self.parts().has_waiting() => {
+                        connections.push(self.connection(None));
+                    }
+                    Some(Ok(())) => {}
+                    // Some registries allow a client few connections. What this one did not get waits for the others.
+                    Some(Err(Failed { error: Error::Registry(error), .. }))
+                        if !connections.is_empty() || (is_helped && !is_refused_help) =>
+                    {
+                        tracing::debug!(digest = %self.blob.digest, %error, "going on with fewer connections");
+                        is_refused_help = true;
+                        if connections.is_empty() {
+                            connections.push(self.connection(None)); // The others were done with their parts.
+                        }
+                    }
+                    Some(Err(failed)) => return Err(failed),
+                    None => return Ok(()),
+                },
+                _ = looks.tick() => {
+                    let (now, received) = (Instant::now(), self.speed.received());
+                    // How long an answer may take to begin is not a matter of rates; for one that begins again and again
+                    // there is an end to that.
+                    let is_silent = self.waiting.load(Relaxed) >= connections.len() && !silence.is_zero();
+                    if is_silent {
+                        silence = silence.saturating_sub(LOOK_EVERY);
+                        rate.excuse(now, received);
+                        self.speed.set(Some(0.0));
+                        continue;
+                    }
+                    // A full queue says that the disk is what is slow.
+                    if self.writer.capacity() == 0 {
+                        rate.excuse(now, received);
+                        self.speed.set(None);
+                        continue;
+                    }
+                    match rate.judge(now, received) {
+                        Judgement::Dead => {
+                            let host = self.host();
+                            return Err(registry::error::Error::TooSlow { host, over: Rate::DEAD_AFTER }.into());
+                        }
+                        Judgement::BytesPerSecond(rate) => {
+                            self.speed.set(Some(rate));
+                            if !is_refused_help && let Some(helper) = self.help(rate) {
+                                is_helped = true;
+                                connections.push(self.connection(Some(helper)));
+                            }
+                        }
+                        Judgement::Unknown => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the bytes come from another host than the registry, which is then nobody's to be told of.
+    pub fn came_from_elsewhere(&self) -> bool {
+        self.elsewhere.load(Relaxed)
+    }
+
+    /// Whether a wrong digest may be the fault of how the bytes came together.
+    pub fn came_in_parts(&self) -> bool {
+        self.in_parts.load(Relaxed)
+    }
+
+    /// One more connection, with a part of its own, when those that run are slow for a network.
+    fn help(&self, rate: f64) -> Option<Permit> {
+        let mut parts = self.parts();
+        let active = parts.active();
+        let wanted = self.may_split
+            && (1..CONNECTIONS).contains(&active)
+            && rate < HELP_BELOW * active as f64
+            && !self.without_ranges.load(Relaxed);
+        let helper = if wanted { self.means.queue.helper(self.asker) } else { None };
+        helper.filter(|_| parts.split())
+    }
+
+    /// Fetches parts until none waits, and again after what may pass.
+    async fn connection(&self, _helper: Option<Permit>) -> Result<(), Failed> {
+        let mut backoff = Backoff::new(self.means.registry.attempts());
+        loop {
+            if self.without_ranges.load(Relaxed) && self.parts().active() > 0 {
+                return Ok(());
+            }
+            let Some((id, range)) = self.parts().take() else { return Ok(()) };
+            let before = range.start;
+            let result = self.fetch_part(id, range, &backoff).await;
+            let reached = {
+                let mut parts = self.parts();
+                let reached = parts.position(id).unwrap_or(before);
+                parts.release(id);
+                reached
+            };
+            match result {
+                Ok(()) => {}
+                Err(Failed { error: Error::Registry(error), .. }) => {
+                    if reached > before {
+                        backoff.reset();
+                    }
+                    let Some(wait) = backoff.after(&error) else { return Err(error.into()) };
+                    tracing::debug!(digest = %self.blob.digest, %error, ?wait, "retrying part of a blob");
+                    let _waits = Waits::start(&self.waiting);
+                    tokio::time::sleep(wait).await;
+                }
+                Err(end) => return Err(end),
+            }
+        }
+    }
+
+    /// Fetches a part, or learns that the source has to be asked without ranges.
+    async fn fetch_part(&self, id: usize, range: Range<u64>, backoff: &Backoff) -> Result<(), Failed> {
+        let whole = range == (0..self.blob.size) || self.without_ranges.load(Relaxed);
+        let wanted = (!whole).then(|| range.clone());
+        let first_byte = Waits::start(&self.waiting);
+        let mut body = match self.means.registry.blob(&self.asker.source, self.blob, wanted, backoff).await {
+            // It has less than it said, or does not take ranges.
+            Err(
+                registry::error::Error::Status { status: 416, .. }
+                | registry::error::Error::Elsewhere { status: 416, .. },
+            ) if !whole => {
+                self.without_ranges.store(true, Relaxed);
+                return Ok(());
+            }
+            answered => answered?,
+        };
+        self.elsewhere.fetch_or(body.is_from_elsewhere(), Relaxed);
+        if let Some(oddity) = body.oddity() {
+            *self.oddity.lock().unwrap_or_else(PoisonError::into_inner) = Some(oddity);
+        }
+        let mut position = match self.starts_at(&body, &range, whole) {
+            Err(_) if !whole => {
+                self.without_ranges.store(true, Relaxed);
+                return Ok(());
+            }
+            position => position?,
+        };
+        self.in_parts.fetch_or(position > 0, Relaxed);
+        if position < range.start && self.parts().active() > 1 {
+            return Ok(()); // Left for the connection that reads from the start.
+        }
+        let mut first_byte = Some(first_byte);
+        // A registry that ignores the range sends what is here already; it is read and dropped.
+        while let Some(mut bytes) = body.chunk().await? {
+            first_byte.take();
+            self.speed.received.fetch_add(bytes.len() as u64, Relaxed);
+            if position < range.start {
+                let known = usize::try_from(range.start - position).unwrap_or(usize::MAX).min(bytes.len());
+                position += known as u64;
+                drop(bytes.split_to(known));
+            }
+            let end = position + bytes.len() as u64;
+            if end > self.blob.size {
+                return Err(self.wrong(format!("more than {} bytes", self.blob.size)));
+            }
+            let accepted = self.parts().accept(id, bytes.len());
+            bytes.truncate(accepted);
+            if !bytes.is_empty() {
+                self.send(position, bytes).await?;
+            }
+            position = end;
+            let complete = self.parts().is_complete(id);
+            if complete && position < self.blob.size {
+                return Ok(()); // The rest is another connection's.
+            }
+        }
+        if self.parts().is_complete(id) {
+            return Ok(());
+        }
+        let reason = format!("the answer ended at byte {position} of {}", self.blob.size);
+        if self.oddity().is_some() {
+            return Err(self.wrong(reason));
+        }
+        Err(registry::error::Error::Unreachable { host: self.host(), reason }.into())
+    }
+
+    /// The offset of a body's first byte; `whole` when it was asked for without a range.
+    fn starts_at(&self, body: &Body, wanted: &Range<u64>, whole: bool) -> Result<u64, Failed> {
+        let response = body.response();
+        if response.status() == StatusCode::PARTIAL_CONTENT {
+            let asked = if whole { 0 } else { wanted.start };
+            let header = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+            return match header.and_then(parse_content_range) {
+                Some((_, Some(total))) if total != self.blob.size => {
+                    Err(self.wrong(format!("{total} bytes where the manifest says {}", self.blob.size)))
+                }
+                Some((start, _)) if start == asked => Ok(start),
+                _ => Err(registry::error::Error::Protocol {
+                    host: self.host(),
+                    what: match body.is_from_elsewhere() {
+                        true => "redirects to a host that answered a range with another".to_owned(),
+                        false => format!("answered a range with Content-Range {header:?}"),
+                    },
+                }
+                .into()),
+            };
+        }
+        if let Some(length) = response.content_length()
+            && length != self.blob.size
+        {
+            return Err(self.wrong(format!("{length} bytes where the manifest says {}", self.blob.size)));
+        }
+        if wanted.start > 0 {
+            self.without_ranges.store(true, Relaxed);
+        }
+        Ok(0)
+    }
+
+    async fn send(&self, mut offset: u64, mut bytes: Bytes) -> Result<(), Failed> {
+        let length = bytes.len() as u64;
+        self.counter.fetched.fetch_add(length, Relaxed);
+        self.means.fetched.inc_by(length);
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(PIECE));
+            let next = offset + piece.len() as u64;
+            // The writer ended; its own error says why.
+            let sent = self.writer.send(Piece { offset, bytes: piece }).await;
+            sent.map_err(|_| crate::store::error::Error::Abandoned)?;
+            offset = next;
+        }
+        Ok(())
+    }
+
+    fn wrong(&self, got: String) -> Failed {
+        let got = self.oddity().unwrap_or(got);
+        wrong_content(self.asker, self.blob, got, self.came_from_elsewhere()).into()
+    }
+
+    fn host(&self) -> String {
+        self.asker.source.repository.host.clone()
+    }
+
+    /// What the source says its answer is, when that is not what was asked for.
+    pub fn oddity(&self) -> Option<String> {
+        self.oddity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The error for bytes that are not those of `blob`. Of bytes that another host sent than the registry it says nothing: a pod's
+/// author could learn with it what answers at an address that only the node reaches.
+pub fn wrong_content(
+    asker: &Asker,
+    blob: &Descriptor,
+    got: String,
+    from_elsewhere: bool,
+) -> registry::error::Error {
+    let host = asker.source.repository.host.clone();
+    if !from_elsewhere {
+        return registry::error::Error::WrongContent { host, wanted: blob.digest.clone(), got };
+    }
+    tracing::warn!(host, wanted = %blob.digest, got, "a host that the registry redirects to sends other bytes");
+    let got = "other content from where it redirects to; the node's log says more".to_owned();
+    registry::error::Error::WrongContent { host, wanted: blob.digest.clone(), got }
+}
+
+/// Counts a connection among those that wait, as long as it lives.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn start(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// `bytes 0-99/1234`: where it starts, and the size of the whole if it is told. RFC 9110, 14.4.
+fn parse_content_range(value: &str) -> Option<(u64, Option<u64>)> {
+    let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
+    let (start, end) = range.split_once('-')?;
+    let (start, end): (u64, u64) = (start.parse().ok()?, end.parse().ok()?);
+    let total = if total == "*" { None } else { Some(total.parse().ok()?) };
+    (start <= end).then_some((start, total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t45_content_ranges() {
+        assert_eq!(parse_content_range("bytes 5-9/100"), Some((5, Some(100))));
+        assert_eq!(parse_content_range("bytes 0-0/*"), Some((0, None)));
+        for bad in ["", "bytes */100", "bytes 9-5/100", "bytes a-b/c", "items 0-1/2", "bytes 0-1"] {
+            assert_eq!(parse_content_range(bad), None, "{bad}");
+        }
+    }
+}

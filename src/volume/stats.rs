@@ -1,0 +1,95 @@
+//! How much a published volume holds.
+
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+
+use crate::host::blocking::{self, Lane};
+use crate::mount::look;
+use crate::mount::mountinfo::Table;
+use crate::mount::target::Target;
+use crate::store::usage::volumes::Measured;
+use crate::volume::error::Error;
+use crate::volume::store_mounts::StoreMounts;
+use crate::volume::volumes::Volumes;
+
+/// Entries that are counted; more cost more than the answer is worth.
+const ENTRIES_LIMIT: u64 = 1_000_000;
+/// Volumes of which is remembered what was counted.
+const MEASURED_LIMIT: usize = 1024;
+
+impl Volumes {
+    /// How much the volume holds that is published at `path`.
+    ///
+    /// # Errors
+    /// [`Error::NotPublished`] when nothing of ours is mounted there, or another volume is.
+    pub async fn usage(&self, volume_id: &str, path: &str) -> Result<Measured, Error> {
+        let not_published = || Error::NotPublished {
+            volume_id: volume_id.chars().take(128).collect(),
+            path: path.chars().take(300).collect(),
+        };
+        let target = self.check_target(path).await.map_err(|_| not_published())?;
+        let (root, mounted) = (self.store_root.clone(), target.path().to_owned());
+        let mount = blocking::run(Lane::Mounts, move || {
+            let table = Table::read()?;
+            let ours = StoreMounts::locate(&table, &root);
+            Ok::<_, Error>(table.at(&mounted).filter(|mount| ours.may_unmount(mount)).cloned())
+        });
+        let mount = mount.await?.ok_or_else(not_published)?;
+        if let Some(store) = self.store_if_at_hand().await {
+            let looked_up = target.path().to_owned();
+            // A record that cannot be read is as good as none.
+            let read = move || store.volumes.get(&looked_up);
+            let record = blocking::run(Lane::Store, read).await.unwrap_or(None);
+            if record.as_ref().is_some_and(|record| record.volume_id != volume_id) {
+                return Err(not_published());
+            }
+            if let Some(measured) = record.and_then(|record| record.measured) {
+                return Ok(measured);
+            }
+        }
+        self.measure(target, mount.root).await
+    }
+
+    /// Counts what a part of a tree holds, once. `mounted` is what the mount shows.
+    async fn measure(&self, target: Target, mounted: PathBuf) -> Result<Measured, Error> {
+        let known = self.measured.lock().unwrap_or_else(PoisonError::into_inner).get(&mounted).copied();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let measured = blocking::run(Lane::Work, move || {
+            // Of a mount of our own: directories that are open in the volume's would keep it from being unmounted.
+            let view = look::private(&target)?;
+            Ok::<_, Error>(count(&PathBuf::from(format!("/proc/self/fd/{}/.", view.as_raw_fd()))))
+        });
+        let measured = measured.await?;
+        let mut known = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MEASURED_LIMIT {
+            known.clear();
+        }
+        known.insert(mounted, measured);
+        Ok(measured)
+    }
+}
+
+/// Counts what is below `directory`. What cannot be read is left out.
+fn count(directory: &Path) -> Measured {
+    let mut measured = Measured { bytes: 0, inodes: 1 };
+    let mut waiting = vec![directory.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        let Ok(entries) = std::fs::read_dir(directory) else { continue };
+        for entry in entries.flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            measured.inodes += 1;
+            measured.bytes += metadata.len();
+            if metadata.is_dir() {
+                measured.bytes -= metadata.len();
+                waiting.push(entry.path());
+            }
+            if measured.inodes >= ENTRIES_LIMIT {
+                return measured;
+            }
+        }
+    }
+    measured
+}
