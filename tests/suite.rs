@@ -58,6 +58,8 @@ mod odd_answers;
 mod odd_archives;
 #[path = "suite/odd_registries.rs"]
 mod odd_registries;
+#[path = "suite/old_stores.rs"]
+mod old_stores;
 #[path = "suite/publish.rs"]
 mod publish;
 #[path = "suite/read_only.rs"]
@@ -66,6 +68,8 @@ mod read_only;
 mod real_registry;
 #[path = "suite/registration.rs"]
 mod registration;
+#[path = "suite/rights.rs"]
+mod rights;
 #[path = "suite/rpc.rs"]
 mod rpc;
 #[path = "suite/targets.rs"]

@@ -41,9 +41,9 @@ pub struct Common {
     /// Check that the uncompressed layers of images are what their configs promise
     #[arg(long, global = true, env = "OCIVOL_VERIFY_DIFF_IDS")]
     pub verify_diff_ids: bool,
-    /// Seconds after which a right to private content has to be shown to its registry again [default: never]
-    #[arg(long, global = true, env = "OCIVOL_GRANT_TTL", value_name = "SECONDS")]
-    pub grant_ttl: Option<u64>,
+    /// Seconds after which a right to private content has to be shown to its registry again; 0: never
+    #[arg(long, global = true, env = "OCIVOL_GRANT_TTL", value_name = "SECONDS", default_value_t = 0)]
+    pub grant_ttl: u64,
     /// Ask the registry for each volume with private content whether it may be read
     #[arg(long, global = true, env = "OCIVOL_ALWAYS_VERIFY")]
     pub always_verify: bool,

@@ -42,9 +42,9 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
                 Failure::internal(&format!("cannot bound this process's memory: {error}"))
             })?;
             process::give_up_privileges()?;
-            context::run(node::run::GRACE, async {
+            context::run(node::shutdown::GRACE, async {
                 let (stop, stopped) = watch::channel(false);
-                tokio::spawn(node::run::stop_on_signal(stop));
+                tokio::spawn(node::shutdown::stop_on_signal(stop));
                 node::run::run(config, stopped).await
             })?;
             Ok(ExitCode::SUCCESS)

@@ -155,7 +155,9 @@ impl Shared {
             holding.registries.retain(|_, line| line.units > 0 || !line.waiting.is_empty());
         }
         state.tenants.retain(|_, holding| !holding.registries.is_empty());
-        let mut best: Option<((u64, u64, u64), &Tenant, &Arc<str>)> = None;
+        /// What the tenant holds, what it holds for the registry, and when who waits came.
+        type Rank = (u64, u64, u64);
+        let mut best: Option<(Rank, &Tenant, &Arc<str>)> = None;
         for (tenant, holding) in &state.tenants {
             for (registry, line) in &holding.registries {
                 let Some(first) = line.waiting.front() else { continue };

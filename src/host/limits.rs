@@ -18,13 +18,13 @@ pub const SMALL_TRANSFERS: u64 = 24;
 /// Small blobs that a tenant fetches at a time from one registry.
 pub const SMALL_PER_REGISTRY: u64 = 8;
 /// Layers that are unpacked at a time, of large blobs.
-pub const LARGE_UNPACKS: u64 = 8;
+pub const LARGE_UNPACKS: u64 = 7;
 /// The same of small ones.
-pub const SMALL_UNPACKS: u64 = 4;
+pub const SMALL_UNPACKS: u64 = 3;
 /// Connections for one blob.
 pub const CONNECTIONS: usize = 6;
 /// Connections beside the first of each transfer.
-pub const HELPERS: u64 = 40;
+pub const HELPERS: u64 = 24;
 /// Bytes of a piece on its way from a connection to the writer.
 pub const PIECE: usize = 64 * 1024;
 /// Bytes of all pieces of one transfer on that way.
@@ -32,20 +32,20 @@ pub const QUEUE_BYTES: usize = 512 * 1024;
 /// Bytes that an HTTP connection holds while they come: hyper's largest buffer.
 const CONNECTION_BYTES: u64 = 408 * KIB;
 /// Bytes of manifests on their way.
-pub const MANIFEST_BYTES: u64 = 16 * MIB;
+pub const MANIFEST_BYTES: u64 = 8 * MIB;
 /// Requests for manifests and other small answers at a time.
-pub const SMALL_REQUESTS: u64 = 32;
+pub const SMALL_REQUESTS: u64 = 24;
 /// Bytes of memory for plans, which pulls have as long as they last.
-pub const PLAN_BYTES: u64 = 48 * MIB;
+pub const PLAN_BYTES: u64 = 40 * MIB;
 /// Bytes of memory for what takes much of it and does not take long: merges, plans that are made, configs that are read, one
 /// large window for decompression. The largest of them fit: [`MERGE_BYTES`], [`LARGE_WINDOW`].
-pub const WORK_BYTES: u64 = 144 * MIB;
-/// Bytes of memory that the indexes of one tree may take in a merge. Names and attributes of the largest images take two
-/// thirds of it.
-pub const MERGE_BYTES: u64 = 128 * MIB;
+pub const WORK_BYTES: u64 = 204 * MIB;
+/// Bytes of memory that the indexes of one tree may take in a merge. Names and attributes of the largest images take half
+/// of it.
+pub const MERGE_BYTES: u64 = 196 * MIB;
 /// Bytes of memory for directories of layers that are unpacked, beyond what each layer has. A layer that finds none left is
 /// unpacked again later.
-pub const DIRECTORY_BYTES: u64 = 24 * MIB;
+pub const DIRECTORY_BYTES: u64 = 20 * MIB;
 /// Bytes of memory that decompressing takes with the largest window: it is taken from [`WORK_BYTES`].
 pub const LARGE_WINDOW: u64 = 128 * MIB;
 /// Bytes of memory that the window of a decompressor takes, without asking.
@@ -61,14 +61,14 @@ const UNPACK_BYTES: u64 = COMMON_WINDOW + RING_BYTES + OWN_DIRECTORY_BYTES + 2 *
 /// First looks at layers at a time, after a crash.
 pub const FIRST_LOOKS: usize = 2;
 /// Bytes of memory of a first look.
-pub const FIRST_LOOK_BYTES: u64 = 5 * MIB;
+pub const FIRST_LOOK_BYTES: usize = 5 * 1024 * 1024;
 /// Publishes that are worked on or wait.
 pub const PUBLISHES: u64 = 1024;
 /// The same of one pod: kubelet asks for a pod's volumes one after the other, or all again after a restart.
 pub const PUBLISHES_OF_A_POD: u64 = 64;
 
 /// What the program is, idle, and what small things take that are bounded in number: tasks, stacks, tokens.
-const BASE: u64 = 44 * MIB;
+const BASE: u64 = 36 * MIB;
 
 /// Every bound of memory, in bytes. The first column says what it is for.
 pub fn table() -> [(&'static str, u64); 9] {
@@ -82,7 +82,7 @@ pub fn table() -> [(&'static str, u64); 9] {
         ("manifests on their way", MANIFEST_BYTES),
         ("plans", PLAN_BYTES),
         ("merges, configs, one large window", WORK_BYTES),
-        ("first looks after a crash", FIRST_LOOKS as u64 * FIRST_LOOK_BYTES),
+        ("first looks after a crash", (FIRST_LOOKS * FIRST_LOOK_BYTES) as u64),
     ]
 }
 

@@ -257,8 +257,8 @@ pub enum ReadError {
 }
 
 /// Entries of one layer, and files and directories of one tree: what a node's memory and inodes bear. The largest
-/// images have about half as many.
-pub const ENTRY_LIMIT: usize = 1_000_000;
+/// images have some hundred thousands.
+pub const ENTRY_LIMIT: usize = 700_000;
 
 #[cfg(test)]
 mod tests {

@@ -76,8 +76,8 @@ pub struct PullFlags {
     pub parallel_downloads: usize,
     /// Whether the uncompressed layers of images are checked.
     pub verify_diff_ids: bool,
-    /// `--grant-ttl`, seconds.
-    pub grant_ttl: Option<u64>,
+    /// `--grant-ttl`, seconds; 0 is for good.
+    pub grant_ttl: u64,
     /// `--always-verify`
     pub always_verify: bool,
 }
@@ -201,7 +201,7 @@ impl PullFlags {
         let pulls = pull::request::Settings {
             parallel_downloads: self.parallel_downloads,
             verify_diff_ids: self.verify_diff_ids,
-            grant_ttl: self.grant_ttl.map(Duration::from_secs),
+            grant_ttl: (self.grant_ttl > 0).then(|| Duration::from_secs(self.grant_ttl)),
             always_verify: self.always_verify,
             ..pull::request::Settings::default()
         };
@@ -306,7 +306,7 @@ mod tests {
                 stall_timeout: 30,
                 parallel_downloads: 4,
                 verify_diff_ids: false,
-                grant_ttl: None,
+                grant_ttl: 0,
                 always_verify: false,
             },
         }

@@ -15,7 +15,7 @@ use crate::oci::{manifest, media_type};
 use crate::registry::error::Error;
 use crate::registry::http;
 use crate::registry::http::Body;
-use crate::registry::retry::Backoff;
+use crate::registry::retry::{Backoff, retry};
 use crate::registry::source::{Asker, Source};
 use crate::registry::transport::{Request, Settings, Transport};
 
@@ -77,7 +77,8 @@ impl Registry {
         let host = &source.repository.host;
         let _turn = self.requests.acquire(tenant, host, 1).await;
         let what = name(source, target);
-        self.retried(|patience| {
+        let settings = self.transport.settings();
+        retry(settings.attempts, settings.stall_timeout, |patience| {
             let request = manifest_request(Method::GET, target, &what, patience);
             async move {
                 let mut response = self.transport.send(source, &request).await?;
@@ -169,17 +170,17 @@ impl Registry {
     /// As [`Registry::manifest`]; [`Error::WrongContent`] when it is something else.
     pub async fn small_blob(&self, source: &Source, blob: &Descriptor, limit: usize) -> Result<Bytes, Error> {
         let what = name(source, &blob.digest.to_string());
-        let (bytes, oddity) = self
-            .retried(|patience| {
-                let request = blob_request(Method::GET, blob, None, &what, patience);
-                async move {
-                    let mut response = self.transport.send(source, &request).await?;
-                    let oddity = http::oddity(response.headers());
-                    let first = self.transport.first(source, &request, &mut response).await?;
-                    Ok((self.transport.read(source, first, response, limit).await?, oddity))
-                }
-            })
-            .await?;
+        let settings = self.transport.settings();
+        let (bytes, oddity) = retry(settings.attempts, settings.stall_timeout, |patience| {
+            let request = blob_request(Method::GET, blob, None, &what, patience);
+            async move {
+                let mut response = self.transport.send(source, &request).await?;
+                let oddity = http::oddity(response.headers());
+                let first = self.transport.first(source, &request, &mut response).await?;
+                Ok((self.transport.read(source, first, response, limit).await?, oddity))
+            }
+        })
+        .await?;
         check(source, &blob.digest.to_string(), &bytes, oddity)?;
         if bytes.len() as u64 != blob.size {
             let (wanted, got) =
@@ -196,42 +197,19 @@ impl Registry {
         source: &Source,
         request: impl Fn(Duration) -> Request<'a>,
     ) -> Result<Option<Response>, Error> {
-        let mut backoff = Backoff::new(self.attempts());
-        loop {
-            let patience = self.transport.settings().stall_timeout;
-            let error = match self.transport.send(source, &request(patience)).await {
-                Ok(response) => return Ok(Some(response)),
-                Err(error) => error,
-            };
-            match (error.kind(), &error) {
-                (Kind::Unauthenticated, _) => return Err(error),
-                (_, Error::RateLimited { .. }) => match backoff.after(&error) {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => return Err(error),
-                },
-                _ => {
+        let settings = self.transport.settings();
+        retry(settings.attempts, settings.stall_timeout, |_| async {
+            match self.transport.send(source, &request(settings.stall_timeout)).await {
+                Ok(response) => Ok(Some(response)),
+                Err(error @ Error::RateLimited { .. }) => Err(error),
+                Err(error) if error.kind() == Kind::Unauthenticated => Err(error),
+                Err(error) => {
                     tracing::debug!(%error, "HEAD proves nothing");
-                    return Ok(None);
+                    Ok(None)
                 }
             }
-        }
-    }
-
-    /// Asks, and asks again after what may pass. `ask` is given the wait for the first byte.
-    async fn retried<T, F: Future<Output = Result<T, Error>>>(
-        &self,
-        ask: impl Fn(Duration) -> F,
-    ) -> Result<T, Error> {
-        let mut backoff = Backoff::new(self.attempts());
-        loop {
-            let error = match ask(backoff.patience(self.transport.settings().stall_timeout)).await {
-                Ok(value) => return Ok(value),
-                Err(error) => error,
-            };
-            let Some(wait) = backoff.after(&error) else { return Err(error) };
-            tracing::debug!(%error, ?wait, "asking again");
-            tokio::time::sleep(wait).await;
-        }
+        })
+        .await
     }
 }
 

@@ -57,6 +57,28 @@ impl Backoff {
     }
 }
 
+/// Asks, and asks again after what may pass, at most `attempts` times in a row. `ask` is given the wait for the first byte, which
+/// begins with `stall_timeout`.
+///
+/// # Errors
+/// The last one.
+pub async fn retry<T, F: Future<Output = Result<T, Error>>>(
+    attempts: u32,
+    stall_timeout: Duration,
+    mut ask: impl FnMut(Duration) -> F,
+) -> Result<T, Error> {
+    let mut backoff = Backoff::new(attempts);
+    loop {
+        let error = match ask(backoff.patience(stall_timeout)).await {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        let Some(wait) = backoff.after(&error) else { return Err(error) };
+        tracing::debug!(%error, ?wait, "asking again");
+        tokio::time::sleep(wait).await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -289,11 +289,17 @@ impl Transfers {
             (fetch.came_in_parts(), fetch.oddity(), fetch.came_from_elsewhere());
         drop(fetch);
         let written = writing.await.map_err(Error::Thread)?;
-        if let Err(failed) = fetched {
-            blocking::run(Lane::Work, move || drop(written)).await; // What was unpacked in vain is removed.
-            return Err(failed);
-        }
-        let sink = written?;
+        let sink = match (fetched, written) {
+            (Ok(()), written) => written?,
+            // Why nobody reads any more is for who wrote to say.
+            (Err(Failed { error: Error::Store(StoreError::Abandoned), .. }), Err(error)) => {
+                return Err(error.into());
+            }
+            (Err(failed), written) => {
+                blocking::run(Lane::Work, move || drop(written)).await; // What was unpacked in vain is removed.
+                return Err(failed);
+            }
+        };
         if sink.needs_large_window() {
             turn.take(); // All bytes are here; who waits for memory holds nothing that others need.
         }

@@ -50,7 +50,7 @@ impl Drop for Abandon {
 enum Target {
     File(Arc<Ingest>),
     Layer {
-        ingest: LayerIngest,
+        ingest: Box<LayerIngest>,
         partial: Arc<Partial>,
         content: Option<Digest>,
     },
@@ -113,7 +113,8 @@ impl Sink {
         let Form::Layer { profile, content } = &needed.form else { return Err(Error::Fault) };
         let target = Self::layer(store, &needed.blob, *profile, content.clone(), file.origins.clone())?;
         let mut follower = Follower::new(store, &needed.blob, &target)?;
-        let source = Partial::spooled(file.path.clone(), file.size, [0..file.size].into_iter().collect());
+        let all = std::iter::once(0..file.size).collect();
+        let source = Partial::spooled(file.path.clone(), file.size, all);
         while let Some(bytes) = source.follow()? {
             follower.take(bytes, &source)?;
         }
@@ -128,7 +129,7 @@ impl Sink {
         content: Option<Digest>,
         origins: Vec<Origin>,
     ) -> Result<Target, Error> {
-        let ingest = store.layers.ingest(blob, profile, origins)?;
+        let ingest = Box::new(store.layers.ingest(blob, profile, origins)?);
         let partial = Arc::new(Partial::streamed(ingest.early(), blob.size));
         Ok(Target::Layer { ingest, partial, content })
     }

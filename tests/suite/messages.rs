@@ -108,11 +108,7 @@ fn the_readme_quotes_what_the_pods_event_shows() {
             .publish(&volume, &scripted.reference("models/llama:v1"), &[])
             .await
             .expect_err("a full disk");
-        let free = status.message().split("are needed, ").nth(1).and_then(|rest| rest.split(" bytes").next());
-        let free = free.unwrap_or_else(|| panic!("{}", status.message())).to_owned();
-        let store = full.root.join("v1").display().to_string();
-        let changes = [(store.as_str(), "/var/lib/ocivol/v1"), (&free, "<free>"), ("31457280", "<size>")];
-        assert_quoted("full disk", status.message(), &changes);
+        assert_quoted("full disk", status.message(), &[]);
         full.stop().await;
         nix::mount::umount(&full.root).expect("unmounted");
     });

@@ -49,6 +49,8 @@ OCIVOL_STALL_TIMEOUT: {{ .Values.registry.stallTimeout | quote }}
 OCIVOL_PLAIN_HTTP: {{ join "," . | quote }}
 {{- end }}
 OCIVOL_VERIFY_DIFF_IDS: {{ .Values.registry.verifyDiffIDs | quote }}
+OCIVOL_GRANT_TTL: {{ .Values.registry.grantTTL | quote }}
+OCIVOL_ALWAYS_VERIFY: {{ .Values.registry.alwaysVerify | quote }}
 OCIVOL_MOUNT_LOCK: {{ .Values.mount.lock | quote }}
 OCIVOL_LOG_FORMAT: {{ .Values.log.format | quote }}
 {{- range $name, $value := dict "HTTP_PROXY" .Values.registry.httpProxy "HTTPS_PROXY" .Values.registry.httpsProxy "NO_PROXY" .Values.registry.noProxy }}

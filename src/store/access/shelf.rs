@@ -80,9 +80,9 @@ impl Shelf {
             if tenants.len() >= TENANTS_LIMIT {
                 self.forget_oldest_tenant(&mut tenants)?;
             }
-            create_private(&directory).map_err(io("create", &directory))?;
             tenants.insert(own.clone(), 0);
         }
+        create_private(&directory).map_err(io("create", &directory))?;
         let path = directory.join(name);
         let is_new = !path.exists();
         record::write(&self.disk, &path, value)?;

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::host::limits::MERGE_BYTES;
 use crate::layer::checksum::Checksum;
 use crate::layer::format::Profile;
+use crate::layer::format::place_of;
 use crate::layer::index::{ENTRY_LIMIT, Entry, Kind, Metadata, Place};
 use crate::layer::merge::{Merge, Refused, Rename};
 use crate::layer::name::Name;
@@ -15,7 +16,7 @@ use crate::oci::digest::Digest;
 use crate::store::content::blobs::Blobs;
 use crate::store::content::layer::Layer;
 use crate::store::content::layers::Layers;
-use crate::store::content::link::{self, How, Source};
+use crate::store::content::link::{self, How, Made, Source};
 use crate::store::disk::Disk;
 use crate::store::error::Error;
 use crate::store::key::{LayerKey, TreeKey};
@@ -62,7 +63,7 @@ pub(in crate::store) fn link_tree(
     root: &Path,
     build: &Build,
     sources: &[Source],
-) -> Result<link::Made, Error> {
+) -> Result<Made, Error> {
     let profile = build.plan.profile();
     check_bounds(&build.plan, sources)?;
     let indexes = indexes(&build.plan, sources)?;
@@ -157,27 +158,32 @@ fn check_bounds(plan: &Plan, sources: &[Source]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Files and directories of a layer that is a tree by itself, with its root.
-pub(in crate::store) fn inodes(layer: &Layer) -> Result<u64, Error> {
+/// What a layer holds that is a tree by itself: by all names, as a walk would count it.
+pub(in crate::store) fn measure(layer: &Layer) -> Result<Made, Error> {
     let mut directories = HashSet::new();
-    let mut files = 0;
+    let mut made = Made { files: layer.summary.files, inodes: 0, bytes: layer.summary.bytes };
     for entry in layer.read_entries()? {
         let entry = entry.map_err(|error| Error::Damaged(format!("layer {}: {error}", layer.key)))?;
         let mut above = match entry.kind {
             Kind::Directory => Some(entry.name.as_bytes()),
             Kind::File { .. } | Kind::Symlink { .. } | Kind::HardLink { .. } => {
-                files += 1;
+                made.inodes += 1;
                 parent(entry.name.as_bytes())
             }
             Kind::Whiteout | Kind::Opaque | Kind::Dropped => None,
         };
+        if let Kind::HardLink { .. } = entry.kind {
+            let path = layer.directory.join(place_of(&entry.name, Place::Named, 0));
+            made.bytes += std::fs::symlink_metadata(path).map_or(0, |found| found.len());
+        }
         // A directory that is known has parents that are known.
         while let Some(name) = above.filter(|name| directories.insert(xxhash_rust::xxh3::xxh3_64(name))) {
             above = parent(name);
         }
     }
     directories.insert(xxhash_rust::xxh3::xxh3_64(b""));
-    Ok(files + directories.len() as u64)
+    made.inodes += directories.len() as u64;
+    Ok(made)
 }
 
 fn parent(name: &[u8]) -> Option<&[u8]> {

@@ -22,7 +22,7 @@ pub(in crate::store) enum Unsound {
 }
 
 /// Directories whose modes are held at a time.
-const DIRECTORIES: usize = limits::FIRST_LOOK_BYTES as usize / 2 / size_of::<(u64, u16)>();
+const DIRECTORIES: usize = limits::FIRST_LOOK_BYTES / 2 / size_of::<(u64, u16)>();
 
 impl From<Error> for Unsound {
     fn from(error: Error) -> Self {

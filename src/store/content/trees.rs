@@ -156,9 +156,7 @@ impl Trees {
         let sources = build::sources(&self.blobs, &self.layers, &build.plan)?;
         let only_layer = build::only_layer(build, &sources);
         let made = match &only_layer {
-            Some(layer) => {
-                Made { files: layer.summary.files, inodes: build::inodes(layer)?, bytes: layer.summary.bytes }
-            }
+            Some(layer) => build::measure(layer)?,
             None => self.link(build, &sources)?,
         };
         let layers = || {

@@ -1,0 +1,44 @@
+//! The store of the plugin: opened, and tried again while it cannot be used; and the command line's socket, which goes with it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::control;
+use crate::host::socket;
+use crate::volume::volumes::Volumes;
+
+/// How often a store that cannot be used is tried again.
+const STORE_RETRY: Duration = Duration::from_secs(5);
+/// Opens the store, reads what is published, and serves the command line; tries again while the store cannot be
+/// used.
+pub(in crate::node) async fn open(path: PathBuf, volumes: Arc<Volumes>, mut stop: watch::Receiver<bool>) {
+    loop {
+        let recovered = volumes.recover().await;
+        let usable = volumes.puller().await.map(drop);
+        match (&recovered, &usable) {
+            (Ok(published), Ok(())) => tracing::info!(published, "store is open"),
+            (Err(error), _) => tracing::warn!(%error, "cannot read what is published"),
+            (_, Err(error)) => tracing::warn!(%error, "the store cannot be used; it is tried again"),
+        }
+        // Only who holds the store's lock may take its control socket.
+        if usable.is_ok() {
+            if let Err(error) = volumes.check_locks().await {
+                tracing::warn!(
+                    %error,
+                    "flags of mounts cannot be locked; where user namespaces are forbidden (sysctl user.max_user_namespaces), volumes are overlays, which pods with hostUsers: false cannot have"
+                );
+            }
+            match socket::bind(&path) {
+                Ok(listener) => return control::server::serve(listener, &path, volumes, stop).await,
+                Err(error) => tracing::warn!(socket = %path.display(), %error, "cannot bind"),
+            }
+        }
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(STORE_RETRY) => {}
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! How the plugin ends: told by a signal, and within the grace period of its pod whatever it is doing.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Time for calls to end after SIGTERM. Kubernetes kills after 30 s, and all these times together are less.
+pub(in crate::node) const DRAIN: Duration = Duration::from_secs(15);
+/// How long the command line's operations may then take.
+pub(in crate::node) const CONTROL: Duration = Duration::from_secs(2);
+/// How long the disk may take for what is not durable yet.
+pub(in crate::node) const FLUSH: Duration = Duration::from_secs(5);
+/// How long what blocks may take: what is left behind then is cleared at the next start.
+pub const GRACE: Duration = Duration::from_secs(3);
+/// Becomes true when the process is told to end.
+pub async fn stop_on_signal(stop: watch::Sender<bool>) {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return tracing::error!("cannot handle signals");
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    stop.send_replace(true);
+}
+
+/// Ends when `stop` is true.
+pub(in crate::node) async fn wait_for(mut stop: watch::Receiver<bool>) {
+    // A dropped sender means the same: nobody is left who could want this to go on.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
