@@ -74,6 +74,8 @@ mod rights;
 mod rpc;
 #[path = "suite/targets.rs"]
 mod targets;
+#[path = "suite/tenants.rs"]
+mod tenants;
 #[path = "suite/tools.rs"]
 mod tools;
 #[path = "suite/wanted.rs"]

@@ -29,6 +29,19 @@ pub struct Kubelet {
     pub deadline: Duration,
 }
 
+/// A pod, as far as kubelet tells plugins of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID, and the name of its directory.
+    pub uid: String,
+    /// Its service account.
+    pub service_account: String,
+}
+
 /// One volume of one pod.
 #[derive(Debug, Clone)]
 pub struct PodVolume {
@@ -36,6 +49,32 @@ pub struct PodVolume {
     pub volume_id: String,
     /// Where it is published.
     pub target: PathBuf,
+    /// The pod it is for.
+    pub pod: Pod,
+}
+
+impl Pod {
+    /// A pod of `namespace` with this UID, which is its name as well.
+    pub fn new(namespace: &str, uid: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: uid.to_owned(),
+            uid: uid.to_owned(),
+            service_account: "default".to_owned(),
+        }
+    }
+
+    /// What kubelet adds to the context of an inline volume of this pod, for a driver with `podInfoOnMount`.
+    /// Source: kubelet v1.36, `getPodInfoAttrs` in pkg/volume/csi/csi_util.go.
+    fn context(&self) -> [(&'static str, &str); 5] {
+        [
+            ("csi.storage.k8s.io/pod.name", &self.name),
+            ("csi.storage.k8s.io/pod.namespace", &self.namespace),
+            ("csi.storage.k8s.io/pod.uid", &self.uid),
+            ("csi.storage.k8s.io/serviceAccount.name", &self.service_account),
+            ("csi.storage.k8s.io/ephemeral", "true"),
+        ]
+    }
 }
 
 impl Kubelet {
@@ -66,15 +105,26 @@ impl Kubelet {
         Ok(info)
     }
 
-    /// Makes the directory in which the plugin will make the target of an inline volume.
+    /// Makes the directory in which the plugin will make the target of an inline volume of the pod with the UID `pod`, in
+    /// the namespace `default`.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn prepare(&self, pod: &str, volume: &str) -> std::io::Result<PodVolume> {
-        let parent = self.directory.join("pods").join(pod).join("volumes/kubernetes.io~csi").join(volume);
+        self.prepare_for(&Pod::new("default", pod), volume)
+    }
+
+    /// The same for any pod.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn prepare_for(&self, pod: &Pod, volume: &str) -> std::io::Result<PodVolume> {
+        let parent =
+            self.directory.join("pods").join(&pod.uid).join("volumes/kubernetes.io~csi").join(volume);
         std::fs::create_dir_all(&parent)?;
-        let id = Digest::sha256(format!("{pod}{volume}").as_bytes());
-        Ok(PodVolume { volume_id: format!("csi-{}", id.hex()), target: parent.join("mount") })
+        let id = Digest::sha256(format!("{}{volume}", pod.uid).as_bytes());
+        let volume_id = format!("csi-{}", id.hex());
+        Ok(PodVolume { volume_id, target: parent.join("mount"), pod: pod.clone() })
     }
 
     /// The request that kubelet makes for an inline volume.
@@ -88,8 +138,8 @@ impl Kubelet {
             pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
         };
         let mut volume_context = map(attributes);
-        volume_context.insert("csi.storage.k8s.io/ephemeral".into(), "true".into());
-        volume_context.insert("csi.storage.k8s.io/pod.namespace".into(), "default".into());
+        // Whatever the pod's author wrote under these keys is overwritten.
+        volume_context.extend(map(&volume.pod.context()));
         NodePublishVolumeRequest {
             volume_id: volume.volume_id.clone(),
             target_path: volume.target.to_string_lossy().into_owned(),

@@ -3,7 +3,7 @@
 //! A hook sees every request first and may answer it: that is how tests script faults.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
@@ -59,7 +59,15 @@ impl Registry {
     /// # Errors
     /// When no port can be bound.
     pub async fn start(hook: Option<Hook>) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), hook).await
+    }
+
+    /// The same at `address`, which may be that of all interfaces.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub async fn start_at(address: IpAddr, hook: Option<Hook>) -> std::io::Result<Self> {
+        let listener = TcpListener::bind((address, 0)).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared { contents: Mutex::default(), hook });
         let router = Router::new().fallback(handle).with_state(shared);
@@ -74,6 +82,11 @@ impl Registry {
     /// `host:port`, as references name it.
     pub fn host(&self) -> String {
         self.address.to_string()
+    }
+
+    /// Its port, at every address that it serves at.
+    pub fn port(&self) -> u16 {
+        self.address.port()
     }
 }
 

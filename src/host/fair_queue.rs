@@ -1,8 +1,10 @@
 //! A bound that is shared fairly: between tenants first, and between the registries of each tenant then.
 //!
-//! Two rules keep a tenant from holding a bound against others, however long what it holds takes.
+//! Three rules keep a tenant from holding a bound against others, however long what it holds takes.
 //! - *A tenant may hold at most as much as is free.* Alone, it gets half of the bound; the next one still finds half of the
 //!   rest, and so on (dynamic thresholds, Choudhury and Hahne, 1998). A tenant that holds nothing gets whatever fits.
+//! - *A registry may hold at most as much of its tenant's share as is free there*, where a queue says so: one that does not answer
+//!   leaves room for the others of the same tenant.
 //! - *Who holds least goes first.* Among the tenants that wait it is the one that holds least, then of its registries the one
 //!   that holds least, and then who came first.
 
@@ -31,7 +33,8 @@ pub struct Permit {
 #[derive(Debug)]
 struct Shared {
     capacity: u64,
-    per_registry: u64,
+    /// What a tenant holds for one registry, if that has a bound of its own.
+    per_registry: Option<u64>,
     state: Mutex<State>,
 }
 
@@ -67,13 +70,17 @@ struct Waiting {
 impl FairQueue {
     /// A bound of `capacity` units.
     pub fn new(capacity: u64) -> Self {
-        Self::with_registries(capacity, u64::MAX)
+        Self::with(capacity, None)
     }
 
-    /// A bound of `capacity` units, of which a tenant holds at most `per_registry` for one registry.
+    /// A bound of `capacity` units, of which a tenant holds at most `per_registry` for one registry, and leaves room for others.
     pub fn with_registries(capacity: u64, per_registry: u64) -> Self {
+        Self::with(capacity, Some(per_registry.max(1)))
+    }
+
+    fn with(capacity: u64, per_registry: Option<u64>) -> Self {
         let state = Mutex::new(State { free: capacity, tenants: HashMap::new(), arrivals: 0 });
-        Self { shared: Arc::new(Shared { capacity, per_registry: per_registry.max(1), state }) }
+        Self { shared: Arc::new(Shared { capacity, per_registry, state }) }
     }
 
     /// Waits for `units`, or for all there are if that is less.
@@ -119,8 +126,13 @@ impl Shared {
         });
         let fits = units <= state.free;
         let is_fair = held == 0 || held.saturating_add(units) <= state.free;
-        let is_polite = at_registry == 0 || at_registry.saturating_add(units) <= self.per_registry;
-        fits && is_fair && is_polite
+        let leaves_room = self.per_registry.is_none_or(|per_registry| {
+            // What the tenant can have, if nobody else takes more.
+            let share = (state.free + held) / 2;
+            let after = at_registry.saturating_add(units);
+            at_registry == 0 || (after <= per_registry && after <= share.saturating_sub(held))
+        });
+        fits && is_fair && leaves_room
     }
 
     fn grant(self: &Arc<Self>, state: &mut State, tenant: Tenant, registry: Arc<str>, units: u64) -> Permit {
@@ -257,6 +269,11 @@ mod tests {
         assert!(held.iter().all(Option::is_some));
         assert!(take(&queue, "a", "slow").is_none());
         assert!(take(&queue, "a", "fast").is_some() && take(&queue, "b", "slow").is_some());
+        // However large that bound is, something is left for others.
+        let queue = FairQueue::with_registries(32, 64);
+        let held: Vec<Permit> = std::iter::from_fn(|| take(&queue, "a", "slow")).collect();
+        assert_eq!(held.len(), 8);
+        assert!((0..3).all(|number| take(&queue, "a", &number.to_string()).is_some()));
     }
 
     #[tokio::test]

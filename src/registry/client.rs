@@ -47,8 +47,10 @@ impl Registry {
     pub fn new(settings: Settings) -> Result<Self, Error> {
         let transport = Transport::new(settings);
         let no_roots = |error: reqwest::Error| Error::Tls { reason: crate::failure::chain(&error) };
-        let (requests, manifests) =
-            (FairQueue::new(limits::SMALL_REQUESTS), FairQueue::new(limits::MANIFEST_BYTES));
+        let (requests, manifests) = (
+            FairQueue::with_registries(limits::SMALL_REQUESTS, limits::SMALL_PER_REGISTRY),
+            FairQueue::new(limits::MANIFEST_BYTES),
+        );
         Ok(Self { transport: transport.map_err(no_roots)?, requests, manifests })
     }
 

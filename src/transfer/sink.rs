@@ -27,7 +27,7 @@ use crate::transfer::needed::{Form, Needed, Stored};
 use crate::transfer::queue::Queue;
 use crate::unpack::error::Error as UnpackError;
 use crate::unpack::extract::Limits;
-use crate::unpack::pipeline::Unpack;
+use crate::unpack::pipeline::{Unpack, yield_to_others};
 
 /// Where the bytes of one transfer go.
 pub struct Sink {
@@ -139,11 +139,14 @@ impl Sink {
         let follower = if Queue::is_small(blob.size) {
             Following::Here(follower)
         } else {
-            let partial = target.handle();
+            let (partial, unpacks) = (target.handle(), follower.unpack.is_some());
             let thread = std::thread::Builder::new().name("follow".into());
             Following::Thread(
                 thread
                     .spawn(move || {
+                        if unpacks {
+                            yield_to_others();
+                        }
                         let followed = follower.follow(partial.partial());
                         if followed.is_err() {
                             partial.partial().abandon(); // Or the writer would wait for it.

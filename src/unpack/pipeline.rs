@@ -15,6 +15,9 @@ use crate::oci::digest::{Digest, Hasher};
 use crate::unpack::decompress::{Buffer, Decoder, Piece};
 use crate::unpack::ring::Sender;
 
+/// Five steps make a third of the weight.
+const NICE: i32 = 5;
+
 /// A layer that is being unpacked.
 pub struct Unpack {
     decoder: Decoder,
@@ -41,7 +44,10 @@ impl Unpack {
         let (sender, receiver) = ring::new();
         let thread = std::thread::Builder::new()
             .name("unpack".into())
-            .spawn(move || extract.run(receiver))
+            .spawn(move || {
+                yield_to_others();
+                extract.run(receiver)
+            })
             .map_err(error::io("start a thread for", b"unpacking"))?;
         Ok(Self {
             decoder: Decoder::default(),
@@ -122,6 +128,13 @@ impl Unpack {
             None => Err(Error::Format("no longer read")),
         }
     }
+}
+
+/// Lets the calling thread go after those that only fetch: files of layers are made by the hundred thousand, and who waits for
+/// one large file should not wait for the processor as well. `man 7 sched`, "The nice value": it belongs to the thread.
+pub fn yield_to_others() {
+    // As it is without.
+    let _ = rustix::process::nice(NICE);
 }
 
 impl Drop for Unpack {

@@ -26,7 +26,7 @@ const CROWD: usize = 2_000;
 const LITTLE_LOG: usize = 20_000;
 
 /// The first line of the answer to a request, asked as kubelet asks: with a new connection, at once, and for so long.
-async fn probe(path: &str) -> Result<String, String> {
+pub async fn probe(path: &str) -> Result<String, String> {
     let asked = async {
         let mut connection = TcpStream::connect(SocketAddr::from(HEALTH)).await?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: node-1\r\nConnection: close\r\n\r\n");

@@ -12,7 +12,9 @@ pub mod namespace;
 pub mod node;
 pub mod records;
 pub mod scripted;
+pub mod slow;
 pub mod snapshot;
+pub mod tenants;
 pub mod world;
 
 pub use namespace::isolated;

@@ -10,7 +10,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ocivol::csi::pluginregistration::PluginInfo;
-use ocivol::demo::kubelet::{Kubelet, PodVolume};
+use ocivol::demo::kubelet::{Kubelet, Pod, PodVolume};
 use ocivol::mount::mountinfo::{Mount, Table};
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use tempfile::TempDir;
@@ -207,9 +207,7 @@ impl Node {
 
     /// A value of `/proc/<pid>/status`, in bytes.
     pub fn memory(&self, key: &str) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).expect("a line");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+        memory_of(self.pid(), key)
     }
 
     /// Waits until nothing is left of downloads; records of what is good may be on their way for a moment.
@@ -299,6 +297,11 @@ impl Node {
         self.kubelet.prepare(pod, "model").expect("directories")
     }
 
+    /// The volume `name` of `pod`.
+    pub fn volume_of(&self, pod: &Pod, name: &str) -> PodVolume {
+        self.kubelet.prepare_for(pod, name).expect("directories")
+    }
+
     /// Publishes `reference`, with further attributes, without credentials.
     pub async fn publish(
         &self,
@@ -356,6 +359,13 @@ impl Drop for Node {
             let _ = nix::mount::umount2(&mount.mount_point, nix::mount::MntFlags::MNT_DETACH);
         }
     }
+}
+
+/// A value of `/proc/<pid>/status`, in bytes.
+pub fn memory_of(pid: u32, key: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).expect("a line");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
 }
 
 fn temporary() -> TempDir {

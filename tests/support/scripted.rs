@@ -1,5 +1,6 @@
 //! A registry whose answers a test can replace, and whose requests it can count.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 
 use axum::http::Method;
@@ -19,6 +20,15 @@ pub struct Scripted {
 
 impl Scripted {
     pub async fn start() -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    /// One that is as many registries as there are names for it: see [`Scripted::hosts`].
+    pub async fn start_with_many_names() -> Self {
+        Self::start_at(Ipv4Addr::UNSPECIFIED.into()).await
+    }
+
+    async fn start_at(address: IpAddr) -> Self {
         let script: Arc<Mutex<Option<Script>>> = Arc::default();
         let requests: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let (answers, log) = (Arc::clone(&script), Arc::clone(&requests));
@@ -29,12 +39,17 @@ impl Scripted {
             log.lock().expect("no panic").push(seen.clone());
             answers.lock().expect("no panic").as_mut().and_then(|script| script(seen))
         };
-        let registry = Registry::start(Some(Box::new(hook))).await.expect("a registry");
+        let registry = Registry::start_at(address, Some(Box::new(hook))).await.expect("a registry");
         Self { registry, script, requests }
     }
 
     pub fn host(&self) -> String {
-        self.registry.host()
+        format!("{}:{}", Ipv4Addr::LOCALHOST, self.registry.port())
+    }
+
+    /// The first `count` names of a registry that has many: addresses of the loopback interface.
+    pub fn hosts(&self, count: u8) -> Vec<String> {
+        (1..=count).map(|last| format!("127.0.0.{last}:{}", self.registry.port())).collect()
     }
 
     pub fn pusher(&self, repository: &str) -> Pusher {
