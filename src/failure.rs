@@ -87,13 +87,22 @@ pub fn one_line(text: &str) -> String {
             line.push('…');
             break;
         }
-        if character.is_control() {
+        if character.is_control() || is_unseen(character) {
             line.extend(character.escape_default());
         } else {
             line.push(character);
         }
     }
     line
+}
+
+/// Whether a character shows nothing, or changes how others are shown: zero-width characters, and those that turn the direction
+/// of text. Source: Unicode Standard Annex 9, Technical Report 36.
+fn is_unseen(character: char) -> bool {
+    matches!(
+        character,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    )
 }
 
 /// Bytes of an error text: a pod event holds 1,024 characters, kubelet's prefix included.
@@ -106,6 +115,7 @@ mod tests {
     #[test]
     fn t57_control_characters_are_escaped_and_length_is_bounded() {
         assert_eq!(one_line("a\nb\u{1b}[31m"), "a\\nb\\u{1b}[31m");
+        assert_eq!(one_line("a\u{202e}b\u{200b}\u{feff}é"), "a\\u{202e}b\\u{200b}\\u{feff}é");
         assert!(one_line(&"x".repeat(5000)).len() < LINE_LIMIT + 8);
     }
 

@@ -16,7 +16,7 @@ use crate::oci::digest::Digest;
 use crate::oci::manifest::{Document, Manifest, parse};
 use crate::pull::choose::Documents;
 use crate::registry::client::{Fetched, Registry};
-use crate::registry::credentials::Keyring;
+use crate::registry::credentials::keyring::Keyring;
 use crate::registry::source::{Asker, Source};
 use crate::tenant::Tenant;
 use crate::volume::attributes::Attributes;

@@ -10,7 +10,7 @@ use crate::failure::{Failure, Kind};
 use crate::host::blocking::{self, Lane};
 use crate::pull::progress::Snapshot;
 use crate::pull::request::Pulled as PulledTree;
-use crate::registry::credentials::Keyring;
+use crate::registry::credentials::keyring::Keyring;
 use crate::tenant::Tenant;
 use crate::transfer::error::Error as TransferError;
 use crate::volume::attributes::Attributes;

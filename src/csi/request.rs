@@ -1,5 +1,7 @@
 //! Checks of requests: pure functions from messages to what the volume layer takes.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -8,7 +10,8 @@ use tonic::Status;
 use crate::csi::v1::volume_capability::access_mode::Mode;
 use crate::csi::v1::volume_capability::{AccessType, MountVolume};
 use crate::csi::v1::{NodePublishVolumeRequest, VolumeCapability};
-use crate::registry::credentials::{Keyring, Secret};
+use crate::registry::credentials::keyring::Keyring;
+use crate::registry::credentials::secret::Secret;
 use crate::tenant::Tenant;
 use crate::volume;
 use crate::volume::attributes::Attributes;

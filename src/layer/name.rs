@@ -1,5 +1,7 @@
 //! Names of entries: bytes, checked once.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -75,7 +77,10 @@ impl Name {
             return None;
         }
         Some(match self.0.iter().rposition(|byte| *byte == b'/') {
-            Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
+            Some(slash) => {
+                let (directory, part) = self.0.split_at(slash);
+                (directory, part.get(1..).unwrap_or_default())
+            }
             None => (b"", &self.0),
         })
     }
@@ -94,7 +99,7 @@ impl Name {
     /// Whether it is `directory` or something in it.
     pub fn is_within(&self, directory: &Self) -> bool {
         match self.0.strip_prefix(directory.0.as_slice()) {
-            Some(rest) => directory.is_root() || rest.is_empty() || rest[0] == b'/',
+            Some(rest) => directory.is_root() || rest.is_empty() || rest.starts_with(b"/"),
             None => false,
         }
     }
@@ -104,7 +109,7 @@ impl Name {
         let mut rest = self.0.as_slice();
         for _ in 0..count {
             let slash = rest.iter().position(|byte| *byte == b'/')?;
-            rest = &rest[slash + 1..];
+            rest = rest.get(slash + 1..)?;
         }
         (!rest.is_empty()).then(|| Self(rest.to_vec()))
     }
@@ -125,7 +130,8 @@ impl fmt::Debug for Name {
 /// Bytes of an archive for a message: escaped where they are no plain text, and not long.
 pub fn shown(bytes: &[u8]) -> String {
     let mut text = String::new();
-    for chunk in bytes[..bytes.len().min(4 * SHOWN)].utf8_chunks() {
+    let start = bytes.get(..4 * SHOWN).unwrap_or(bytes);
+    for chunk in start.utf8_chunks() {
         text.extend(chunk.valid().chars().flat_map(char::escape_debug));
         for byte in chunk.invalid() {
             text.push_str(&format!("\\x{byte:02x}"));

@@ -1,5 +1,7 @@
 //! The mount table of this mount namespace, and which of its mounts are ours.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::ffi::OsString;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStringExt;
@@ -171,7 +173,7 @@ fn unescape(field: &[u8]) -> PathBuf {
         match escaped.and_then(|value| u8::try_from(value).ok()) {
             Some(byte) => {
                 bytes.push(byte);
-                rest = &after[3..];
+                rest = after.get(3..).unwrap_or_default();
             }
             None => {
                 bytes.push(first);

@@ -1,5 +1,7 @@
 //! Descriptors: how one piece of content names another.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::collections::BTreeMap;
 use std::fmt;
 

@@ -1,5 +1,7 @@
 //! Manifests and indexes: parsing with bounds, and no room for two readings.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;

@@ -1,5 +1,7 @@
 //! Platforms, and the choice among the children of an index.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::fmt;
 use std::str::FromStr;
 

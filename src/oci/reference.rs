@@ -1,5 +1,7 @@
 //! References: `host[:port]/name[:tag][@digest]`, read as Docker reads them.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,5 +1,7 @@
 //! Which repository of which registry: an identity, however it is reached.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};

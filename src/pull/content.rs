@@ -92,6 +92,9 @@ impl Contents {
             if round == ROUNDS {
                 break;
             }
+            if let Some(error) = self.transfers.refusal(needed, &asker.source) {
+                return Err(TransferError::Shared(error).into());
+            }
             let mut waiter = self.transfers.join(needed, asker, true);
             progress.follow(&waiter.state().counter);
             fetched_here = true;

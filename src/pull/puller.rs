@@ -22,7 +22,7 @@ use crate::pull::resolve::Resolver;
 use crate::pull::rights::Rights;
 use crate::pull::tree::TreeBuilder;
 use crate::registry::client::Registry;
-use crate::registry::credentials::Credential;
+use crate::registry::credentials::secret::Credential;
 use crate::store::content::build::Build;
 use crate::store::error::Error as StoreError;
 use crate::store::key::TreeKey;

@@ -7,7 +7,7 @@ use crate::layout::options::Options;
 use crate::oci::digest::Digest;
 use crate::oci::reference::Reference;
 use crate::pull::choose::Choice;
-use crate::registry::credentials::Credential;
+use crate::registry::credentials::secret::Credential;
 use crate::store::content::trees::Tree;
 use crate::store::usage::pins::Pin;
 use crate::tenant::Tenant;

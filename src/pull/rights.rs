@@ -133,12 +133,7 @@ impl Rights {
     /// on the network between can, but for what does not leave this machine.
     pub fn believes_word_of(&self, source: &Source) -> bool {
         let host = &source.repository.host;
-        if !self.registry.is_plain_http(host) {
-            return true;
-        }
-        let name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);
-        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        name == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        !self.registry.is_plain_http(host) || is_on_this_machine(host)
     }
 
     fn limit(&self, offline: bool) -> Option<Duration> {
@@ -160,5 +155,33 @@ impl Rights {
             work(&store, &asker, who)
         })
         .await
+    }
+}
+
+/// Whether a registry's host, with or without a port, is this machine's own loopback address.
+fn is_on_this_machine(host: &str) -> bool {
+    let bracketed = host.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(name, _)| name);
+    let name = bracketed.unwrap_or_else(|| host.rsplit_once(':').map_or(host, |(name, _)| name));
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_this_machine() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.8.9.1", "[::1]:5000", "[::1]"] {
+            assert!(is_on_this_machine(host), "{host}");
+        }
+        for host in [
+            "registry.example:5000",
+            "10.0.0.1:5000",
+            "localhost.example",
+            "127.0.0.1.example:80",
+            "[fe80::1]:80",
+        ] {
+            assert!(!is_on_this_machine(host), "{host}");
+        }
     }
 }

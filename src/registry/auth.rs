@@ -3,6 +3,8 @@
 //! A token belongs to one (registry, repository, credential): it is never shown to another repository, and
 //! never used for a request that came with another credential.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +15,7 @@ use reqwest::{Url, header};
 use serde::Deserialize;
 
 use crate::registry::challenge::Challenge;
-use crate::registry::credentials::{Credential, Secret};
+use crate::registry::credentials::secret::{Credential, Secret};
 use crate::registry::error::Error;
 use crate::registry::http;
 use crate::registry::http::Asked;

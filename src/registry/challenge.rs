@@ -4,6 +4,8 @@
 //! any case, several challenges in one header or in several. The scheme's word decides; what cannot be read is
 //! skipped, because a challenge after it may be usable.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 /// What a registry asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Challenge {

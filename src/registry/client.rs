@@ -1,5 +1,7 @@
 //! Manifests and blobs by name.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::ops::Range;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! What comes back: bodies with bounds, and refusals in words.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;

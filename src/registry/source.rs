@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::oci::reference::Reference;
 use crate::oci::repository::Repository;
-use crate::registry::credentials::Credential;
+use crate::registry::credentials::secret::Credential;
 use crate::tenant::Tenant;
 
 /// A repository, asked with a credential.

@@ -1,5 +1,7 @@
 //! One HTTP exchange with a registry: authentication, redirects, bounds.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;

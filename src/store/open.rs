@@ -1,7 +1,7 @@
 //! Opens the store: takes its lock, clears what earlier processes left, and puts its parts together.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -79,6 +79,11 @@ impl Store {
         let metadata = fs::metadata(root).map_err(|error| unusable(error.to_string()))?;
         if metadata.uid() != rustix::process::geteuid().as_raw() {
             return Err(unusable(format!("it belongs to user {}", metadata.uid())));
+        }
+        // Whoever made it for us, kubelet for example, may have let others in.
+        if metadata.mode() & 0o077 != 0 {
+            let private = fs::Permissions::from_mode(0o700);
+            fs::set_permissions(root, private).map_err(|error| unusable(error.to_string()))?;
         }
         let lock = Lock::take(root)?;
         for entry in fs::read_dir(root).map_err(io("list", root))? {

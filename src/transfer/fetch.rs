@@ -4,6 +4,8 @@
 //! is kept when a connection breaks. Bytes go to the writer through a channel of the transfer's own, so that a writer that is
 //! slow holds up nobody else.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};

@@ -1,5 +1,7 @@
 //! Who fetches which part of a blob: one connection at first, more when it is slow.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::ops::Range;
 
 /// The parts of a blob that are not here, waiting or being fetched.

@@ -45,7 +45,16 @@ pub struct Transfers {
     flights: Flights<Key, Sources, Shared>,
     /// Repositories that sent other bytes than those of a digest, and when.
     liars: Mutex<HashMap<(Repository, Digest), Instant>>,
+    /// Content that is what its digest names and cannot be used, whoever sends it.
+    refused: Mutex<HashMap<(Digest, Form), Refused>>,
     fetched: Fetched,
+}
+
+/// Why content cannot be used, and the repositories that sent it.
+struct Refused {
+    error: Arc<Error>,
+    origins: Vec<Repository>,
+    since: Instant,
 }
 
 /// What makes two transfers one. A manifest that lies about the size must not spoil the transfer of one that does not.
@@ -64,6 +73,10 @@ const QUEUE: usize = limits::QUEUE_BYTES / limits::PIECE;
 const DISTRUST: Duration = Duration::from_secs(600);
 /// Repositories and digests of which that is remembered.
 const LIARS_LIMIT: usize = 1024;
+/// How long content that cannot be used is not fetched again. It would be no better; the version of ocivol may be.
+const REFUSED_FOR: Duration = Duration::from_secs(600);
+/// How much of it is remembered.
+const REFUSED_LIMIT: usize = 256;
 /// How often the sources that run are compared.
 const COMPARE_EVERY: Duration = Duration::from_millis(250);
 /// How long a source may show what it can before it is compared.
@@ -99,6 +112,7 @@ impl Transfers {
             memory,
             flights: Flights::new(Duration::ZERO),
             liars: Mutex::default(),
+            refused: Mutex::default(),
             fetched,
         })
     }
@@ -157,6 +171,7 @@ impl Transfers {
                         Some(Ok(stored)) => return Ok(stored),
                         Some(Err(Failed { error, .. })) if error.is_everybodys() => {
                             let error = Arc::new(error);
+                            self.remember(needed, &asker, &error);
                             sources.failed(&asker, Arc::clone(&error)); // Who brought this source has seen it.
                             return Err(Error::Shared(error));
                         }
@@ -355,6 +370,34 @@ impl Transfers {
                 Ok(None)
             }
             result => result.map(Some),
+        }
+    }
+
+    /// Why `needed` cannot be used, if the repository of `source` sent it not long ago: who knows only its digest is told nothing.
+    pub fn refusal(&self, needed: &Needed, source: &Source) -> Option<Arc<Error>> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = refused.get(&(needed.blob.digest.clone(), needed.form.clone()))?;
+        let is_theirs = known.origins.contains(&source.repository) && known.since.elapsed() < REFUSED_FOR;
+        is_theirs.then(|| Arc::clone(&known.error))
+    }
+
+    fn remember(&self, needed: &Needed, asker: &Asker, error: &Arc<Error>) {
+        if !matches!(**error, Error::Unpack { .. }) {
+            return;
+        }
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.retain(|_, known| known.since.elapsed() < REFUSED_FOR);
+        if refused.len() >= REFUSED_LIMIT {
+            return;
+        }
+        let key = (needed.blob.digest.clone(), needed.form.clone());
+        let known = refused.entry(key).or_insert_with(|| Refused {
+            error: Arc::clone(error),
+            origins: Vec::new(),
+            since: Instant::now(),
+        });
+        if known.origins.len() < REFUSED_LIMIT {
+            known.origins.push(asker.source.repository.clone());
         }
     }
 

@@ -1,5 +1,7 @@
 //! Values in extended headers.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 /// A name: any bytes but NUL.
 pub(super) fn name(value: &[u8]) -> Result<Vec<u8>, &'static str> {
     if value.contains(&0) { Err("a name with NUL in it") } else { Ok(value.to_vec()) }

@@ -1,5 +1,7 @@
 //! PAX extended headers: `length key=value\n`, as often as there are keys.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use crate::unpack::field::{decimal, name};
 use crate::unpack::sparse;
 
@@ -93,17 +95,16 @@ type Split<'a> = ((&'a [u8], &'a [u8]), &'a [u8]);
 fn record(bytes: &[u8]) -> Result<Split<'_>, &'static str> {
     const BAD: &str = "an extended header that is not sound";
     let space = bytes.iter().take(20).position(|byte| *byte == b' ').ok_or(BAD)?;
-    let length = usize::try_from(decimal(&bytes[..space])?).map_err(|_| BAD)?;
-    if length <= space + 1 || length > bytes.len() || bytes[length - 1] != b'\n' {
-        return Err(BAD);
-    }
-    let body = &bytes[space + 1..length - 1];
+    let (stated, _) = bytes.split_at_checked(space).ok_or(BAD)?;
+    let length = usize::try_from(decimal(stated)?).map_err(|_| BAD)?;
+    let (record, rest) = bytes.split_at_checked(length).ok_or(BAD)?;
+    let body = record.get(space + 1..).and_then(|body| body.strip_suffix(b"\n")).ok_or(BAD)?;
     let equals = body.iter().position(|byte| *byte == b'=').ok_or(BAD)?;
-    let (key, value) = (&body[..equals], &body[equals + 1..]);
+    let (key, value) = body.split_at_checked(equals).ok_or(BAD)?;
     if key.is_empty() || key.contains(&0) {
         return Err(BAD);
     }
-    Ok(((key, value), &bytes[length..]))
+    Ok(((key, value.get(1..).unwrap_or_default()), rest))
 }
 
 /// Some tools write 32 bits with a sign. But -1 tells chown(2) to leave the owner.
@@ -125,7 +126,8 @@ fn time(value: &[u8]) -> Result<(i64, u32), &'static str> {
         None => (false, value),
     };
     let dot = value.iter().position(|byte| *byte == b'.').unwrap_or(value.len());
-    let seconds = i64::try_from(decimal(&value[..dot])?).map_err(|_| "a time that is none")?;
+    let whole = value.get(..dot).unwrap_or_default();
+    let seconds = i64::try_from(decimal(whole)?).map_err(|_| "a time that is none")?;
     let mut nanos = 0_u32;
     let mut unit = 100_000_000;
     for digit in value.get(dot + 1..).unwrap_or_default() {

@@ -3,6 +3,8 @@
 //! The archive has the file's data without its holes, and a map of where they belong: in the extended header, or in
 //! front of the data. Source: GNU tar manual, "PAX Format, Versions 0.0 and 0.1" and "PAX Format, Version 1.0".
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 /// Where the data of a file belong: offsets and lengths by turns, in order, without overlap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Map(Vec<u64>);
@@ -97,8 +99,7 @@ impl Map {
             return Err(BAD);
         }
         let (mut end, mut total) = (0_u64, 0_u64);
-        for pair in numbers.chunks_exact(2) {
-            let (offset, length) = (pair[0], pair[1]);
+        for &[offset, length] in numbers.as_chunks::<2>().0 {
             if offset < end {
                 return Err(BAD);
             }
@@ -115,7 +116,12 @@ impl Map {
 
     /// Offsets and lengths of the data.
     pub fn pieces(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.0.chunks_exact(2).map(|pair| (pair[0], pair[1])).filter(|(_, length)| *length > 0)
+        self.0
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|&[offset, length]| (offset, length))
+            .filter(|(_, length)| *length > 0)
     }
 }
 

@@ -6,6 +6,8 @@
 //! are followed: what is no file has no content, whatever its header says of a size.
 //! Sources: POSIX pax "ustar Interchange Format" and "pax Extended Header", GNU tar "Basic Tar Format".
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::io::BufRead;
 
 use crate::unpack::error::Error;
@@ -110,7 +112,7 @@ impl<R: BufRead> Archive<R> {
             let at = |rule: &'static str| Error::archive(start, rule);
             check_sum(&block).map_err(at)?;
             for field in [100..108, 108..116, 116..124, 136..148, 329..337, 337..345] {
-                number(&block[field]).map_err(at)?;
+                number(block.get(field).unwrap_or_default()).map_err(at)?;
             }
             let size = number(&block[124..136]).map_err(at)?;
             let size = u64::try_from(size).map_err(|_| at("a negative size"))?;
@@ -166,7 +168,7 @@ impl<R: BufRead> Archive<R> {
             return Err(Error::archive(position, "it ends within an entry"));
         }
         let length = usize::try_from(self.content).unwrap_or(usize::MAX).min(piece.len());
-        Ok(&piece[..length])
+        Ok(piece.get(..length).unwrap_or_default())
     }
 
     /// Goes on by `length` bytes of content.
@@ -192,9 +194,12 @@ impl<R: BufRead> Archive<R> {
             }
             let mut taken = 0;
             let mut complete = false;
-            while taken < piece.len() && !complete {
-                complete = lines.byte(piece[taken]).map_err(at)?;
+            for byte in piece {
+                complete = lines.byte(*byte).map_err(at)?;
                 taken += 1;
+                if complete {
+                    break;
+                }
             }
             self.consume(taken);
             read += taken as u64;
@@ -215,14 +220,15 @@ impl<R: BufRead> Archive<R> {
     fn block(&mut self) -> Result<Option<Block>, Error> {
         let mut block = [0; BLOCK];
         let mut filled = 0;
-        while filled < BLOCK {
+        while let Some(left) = block.get_mut(filled..).filter(|left| !left.is_empty()) {
             let piece = fill(&mut self.input)?;
             if piece.is_empty() {
-                let only_zeros = block[..filled].iter().all(|byte| *byte == 0);
+                // Nothing but zeros is what was not filled.
+                let only_zeros = block.iter().all(|byte| *byte == 0);
                 return if only_zeros { Ok(None) } else { Err(self.bad("it ends within a block")) };
             }
-            let length = piece.len().min(BLOCK - filled);
-            block[filled..filled + length].copy_from_slice(&piece[..length]);
+            let length = piece.len().min(left.len());
+            left.iter_mut().zip(piece).for_each(|(to, from)| *to = *from);
             self.input.consume(length);
             filled += length;
             self.position += length as u64;
@@ -243,7 +249,7 @@ impl<R: BufRead> Archive<R> {
                 return Err(self.bad("it ends within an extended header"));
             }
             let length = piece.len().min(size - bytes.len());
-            bytes.extend_from_slice(&piece[..length]);
+            bytes.extend_from_slice(piece.get(..length).unwrap_or_default());
             self.input.consume(length);
             self.position += length as u64;
         }
@@ -420,16 +426,16 @@ fn text(mut bytes: Vec<u8>) -> Vec<u8> {
 /// A number: octal digits, or since GNU tar 1.13 a byte for its sign (80 or ff, in hex) and binary after it.
 fn number(field: &[u8]) -> Result<i64, &'static str> {
     const BAD: &str = "a number that is none";
-    if let 0x80 | 0xff = field[0] {
-        let sign = if field[0] == 0xff { -1 } else { 0 };
+    if let [first @ (0x80 | 0xff), rest @ ..] = field {
+        let sign = if *first == 0xff { -1 } else { 0 };
         let append = |value: i64, byte: &u8| value.checked_mul(256)?.checked_add(i64::from(*byte));
-        return field[1..].iter().try_fold(sign, append).ok_or("a number that is too large");
+        return rest.iter().try_fold(sign, append).ok_or("a number that is too large");
     }
     let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
     if end == 0 && field.iter().any(|byte| *byte != 0) {
         return Err(BAD);
     }
-    let digits = field[..end].trim_ascii();
+    let digits = field.get(..end).unwrap_or_default().trim_ascii();
     digits.iter().try_fold(0_i64, |value, digit| match digit {
         b'0'..=b'7' => value.checked_mul(8).map(|value| value + i64::from(digit - b'0')).ok_or(BAD),
         _ => Err(BAD),

@@ -13,7 +13,7 @@ pub enum Error {
     Attributes(#[from] crate::volume::attributes::Error),
     /// The volume's secret cannot be read.
     #[error(transparent)]
-    Credentials(#[from] crate::registry::credentials::InvalidCredentials),
+    Credentials(#[from] crate::registry::credentials::docker_config::InvalidCredentials),
     /// Something else is at the target.
     #[error("{path} already has {there}; unpublish it first", path = path.display())]
     Occupied {

@@ -14,7 +14,7 @@ use crate::mount::target::{Policy, Target};
 use crate::oci::digest::Digest;
 use crate::pull::progress::Snapshot;
 use crate::pull::request::{Pulled, Request};
-use crate::registry::credentials::Keyring;
+use crate::registry::credentials::keyring::Keyring;
 use crate::store::open::Store;
 use crate::store::usage::volumes::{Measured, VolumeRecord};
 use crate::tenant::Tenant;

@@ -8,6 +8,8 @@
 //! httlib-hpack 0.1 panics at a block that is cut short; loona-hpack 0.4 builds a table of 257 symbols anew for every
 //! string, and lets the table's size change anywhere.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::collections::VecDeque;
 
 /// Bytes of one field block as it comes. hyper refuses lists of fields that have more when they are decompressed.

@@ -10,6 +10,8 @@
 //! from the field blocks of HEADERS and CONTINUATION, which [`field_block`](crate::csi::authority::field_block) writes again. What the server sends
 //! is not touched. A client that breaks the rules, or a bound, is disconnected.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use crate::csi::authority::field_block::{COMPRESSED_LIMIT, Error, Recoder};
 
 /// Bytes in a frame, as long as the peer has not announced more (RFC 9113, section 4.2). tonic's server does not.

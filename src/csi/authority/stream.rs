@@ -1,5 +1,7 @@
 //! Connections whose client's frames go through a [`Rewriter`]: read so by a server, or written so by a client.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -71,7 +73,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Served<S> {
             let ready = this.output.rest();
             if !ready.is_empty() {
                 let length = ready.len().min(buffer.remaining());
-                buffer.put_slice(&ready[..length]);
+                buffer.put_slice(ready.get(..length).unwrap_or_default());
                 this.output.advance(length);
                 return Poll::Ready(Ok(()));
             }

@@ -7,39 +7,26 @@
 
 use crate::layout::artifact::Artifact;
 use crate::layout::error::Error;
-use crate::layout::families::oras::TITLE;
 use crate::layout::options::Options;
 use crate::layout::plan::Plan;
+use crate::oci::annotation::TITLE;
+use crate::oci::attachment::kind_of;
 use crate::oci::manifest::Manifest;
-
-/// What media types begin with, and what that is.
-const KINDS: [(&str, &str); 9] = [
-    ("application/vnd.dev.sigstore.bundle", "a Sigstore bundle"),
-    ("application/vnd.dev.cosign.simplesigning", "a cosign signature"),
-    ("application/vnd.dsse.envelope", "a signed attestation (DSSE)"),
-    ("application/vnd.in-toto", "an in-toto attestation"),
-    ("application/vnd.cncf.notary.signature", "a Notation signature"),
-    ("text/spdx", "an SBOM (SPDX)"),
-    ("application/spdx", "an SBOM (SPDX)"),
-    ("application/vnd.cyclonedx", "an SBOM (CycloneDX)"),
-    ("application/vnd.syft", "an SBOM (Syft)"),
-];
 
 pub(in crate::layout) fn recognise(manifest: &Manifest) -> Option<String> {
     let is_file = |title: Option<&str>| title.is_some_and(|title| !title.is_empty());
     if !manifest.has_subject && manifest.layers.iter().all(|layer| is_file(layer.annotation(TITLE))) {
         return None;
     }
-    let kind = |name: &str| KINDS.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, what)| *what);
     let of_artifact =
         [manifest.artifact_type.as_deref(), Some(&*manifest.config.media_type)].into_iter().flatten();
     let of_layers = manifest.layers.iter().map(|layer| layer.media_type.as_str());
-    let what = of_artifact.clone().find_map(kind).or_else(|| {
-        let mut kinds = of_layers.clone().map(kind);
+    let what = of_artifact.clone().find_map(kind_of).or_else(|| {
+        let mut kinds = of_layers.clone().map(kind_of);
         let first = kinds.next().flatten()?;
         kinds.all(|other| other.is_some()).then_some(first)
     })?;
-    let named = of_artifact.chain(of_layers).find(|name| kind(name) == Some(what))?;
+    let named = of_artifact.chain(of_layers).find(|name| kind_of(name) == Some(what))?;
     Some(format!("{what} ({named})"))
 }
 

@@ -7,10 +7,10 @@ use std::collections::HashSet;
 
 use crate::layout::artifact::Artifact;
 use crate::layout::error::Error;
-use crate::layout::families::oras::TITLE;
 use crate::layout::naming::file;
 use crate::layout::options::Options;
 use crate::layout::plan::Plan;
+use crate::oci::annotation::TITLE;
 use crate::oci::digest::Digest;
 
 pub(in crate::layout) fn plan(artifact: &Artifact<'_>, _: &Options) -> Result<Plan, Error> {

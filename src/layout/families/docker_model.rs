@@ -6,10 +6,11 @@
 
 use crate::layout::artifact::Artifact;
 use crate::layout::error::Error;
-use crate::layout::families::modelpack::{FILEPATH, file_metadata};
+use crate::layout::families::modelpack::file_metadata;
 use crate::layout::naming::{at_root, numbered, path_of, sharded, unnamed};
 use crate::layout::options::{Options, Unpack};
 use crate::layout::plan::{File, Item, Metadata, Plan};
+use crate::oci::annotation::FILEPATH;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::manifest::Manifest;
 

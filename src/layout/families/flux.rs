@@ -4,10 +4,10 @@
 
 use crate::layout::artifact::Artifact;
 use crate::layout::error::Error;
-use crate::layout::families::oras::TITLE;
 use crate::layout::naming::{at_root, file};
 use crate::layout::options::{Options, Unpack};
 use crate::layout::plan::Plan;
+use crate::oci::annotation::TITLE;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::manifest::Manifest;
 

@@ -9,10 +9,10 @@ use serde::Deserialize;
 use crate::layer::name::shown;
 use crate::layout::artifact::Artifact;
 use crate::layout::error::Error;
-use crate::layout::families::oras::TITLE;
 use crate::layout::naming::{at_root, file, unnamed};
 use crate::layout::options::{Options, Unpack};
 use crate::layout::plan::Plan;
+use crate::oci::annotation::TITLE;
 use crate::oci::manifest::Manifest;
 
 const CONFIG: &str = "application/vnd.cncf.helm.config.v1+json";

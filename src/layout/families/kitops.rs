@@ -15,11 +15,12 @@ use crate::layer::name::Name;
 use crate::layout::artifact::Artifact;
 
 use crate::layout::error::Error;
-use crate::layout::families::modelpack::{FILEPATH, file_metadata};
+use crate::layout::families::modelpack::file_metadata;
 use crate::layout::naming::{numbered, path_of, unnamed};
 use crate::layout::options::{Options, Unpack};
 use crate::layout::plan::{Archive, File, Item, Metadata, Plan};
 use crate::layout::tree_path::TreePath;
+use crate::oci::annotation::FILEPATH;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::manifest::Manifest;
 use crate::oci::reference::Reference;

@@ -14,10 +14,10 @@ use crate::layout::error::Error;
 use crate::layout::naming::{at_root, path_of, unnamed};
 use crate::layout::options::{Options, Unpack};
 use crate::layout::plan::{File, Item, Metadata, Plan};
+use crate::oci::annotation::FILEPATH;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::manifest::Manifest;
 
-pub(in crate::layout) const FILEPATH: &str = "org.cncf.model.filepath";
 const LEGACY_FILEPATH: &str = "org.cnai.model.filepath";
 const METADATA: &str = "org.cncf.model.file.metadata+json";
 const LEGACY_METADATA: &str = "org.cnai.model.file.metadata+json";

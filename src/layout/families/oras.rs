@@ -12,12 +12,11 @@ use crate::layout::error::Error;
 use crate::layout::naming::{path_of, unnamed};
 use crate::layout::options::{Options, Unpack};
 use crate::layout::plan::{Archive, File, Item, Metadata, Plan};
+use crate::oci::annotation::TITLE;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::manifest::Manifest;
 use crate::oci::media_type;
 
-/// A layer's file name.
-pub const TITLE: &str = "org.opencontainers.image.title";
 /// `"true"`: the layer is a directory, packed as a tar archive.
 const UNPACK: &str = "io.deis.oras.content.unpack";
 /// Digest of the uncompressed archive.

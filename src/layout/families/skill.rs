@@ -7,11 +7,12 @@
 
 use crate::layout::artifact::Artifact;
 use crate::layout::error::Error;
-use crate::layout::families::modelpack::{FILEPATH, file_metadata};
-use crate::layout::families::oras::TITLE;
+use crate::layout::families::modelpack::file_metadata;
 use crate::layout::naming::{at_root, path_of, unnamed};
 use crate::layout::options::{Options, Unpack};
 use crate::layout::plan::{File, Item, Plan};
+use crate::oci::annotation::FILEPATH;
+use crate::oci::annotation::TITLE;
 use crate::oci::manifest::Manifest;
 
 /// What types of artifact or config begin with.

@@ -5,10 +5,10 @@
 
 use crate::layout::artifact::Artifact;
 use crate::layout::error::Error;
-use crate::layout::families::oras::TITLE;
 use crate::layout::naming::{file, unnamed};
 use crate::layout::options::Options;
 use crate::layout::plan::Plan;
+use crate::oci::annotation::TITLE;
 use crate::oci::manifest::Manifest;
 
 const CONFIG: &str = "application/vnd.wasm.config.";
