@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ocivol::demo::tarball::{Header, Tarball, with_checksum};
+use ocivol::demo::tarball::{Header, Tarball};
 use ocivol::layer::format::Profile;
 use ocivol::unpack::tar::{Archive, Type};
 use proptest::prelude::*;
@@ -12,6 +12,7 @@ use proptest::strategy::ValueTree as _;
 use serde_json::{Value, json};
 
 use crate::support::layers::unpack;
+use crate::support::raw::{Raw as _, block, with_checksum};
 use crate::support::snapshot::{difference, snapshot};
 
 /// The entries as ocivol reads them, in the form of `listing.py`; or why it does not.
@@ -248,12 +249,12 @@ struct Damage {
 fn seeds() -> Vec<Vec<u8>> {
     let long = "n".repeat(130);
     let gnu = |header: Header| {
-        let mut block = header.block();
+        let mut block = block(&header);
         block[257..265].copy_from_slice(b"ustar  \0");
         with_checksum(block)
     };
     let prefixed = {
-        let mut block = Header::new("name", b'0').block();
+        let mut block = block(&Header::new("name", b'0'));
         block[345..348].copy_from_slice(b"a/b");
         with_checksum(block)
     };
@@ -267,15 +268,15 @@ fn seeds() -> Vec<Vec<u8>> {
         Tarball::new()
             .extended(b'L', format!("{long}\0").as_bytes())
             .raw(&gnu(Header { size: 2, ..Header::new("short", b'0') }))
-            .content(b"ok")
+            .raw(b"ok")
             .finish(),
         Tarball::new().raw(&prefixed).file("z", b"1").finish(),
         // What is no file has no content, whatever its header says. (GNU tar takes a symlink's for content when it lists, and
         // not when it extracts.)
         Tarball::new()
-            .raw(&Header { size: 512, ..Header::new("d", b'5') }.block())
+            .entry(&Header { size: 512, ..Header::new("d", b'5') }, b"")
             .file("a", b"content")
-            .raw(&Header { size: 7, link: b"a".to_vec(), ..Header::new("h", b'1') }.block())
+            .entry(&Header { size: 7, link: b"a".to_vec(), ..Header::new("h", b'1') }, b"")
             .finish(),
         Tarball::new()
             .pax(&[
