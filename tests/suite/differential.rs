@@ -1,5 +1,6 @@
 //! What ocivol accepts as a tar archive, GNU tar and Python read in the same way: the same names, kinds, metadata
-//! and content. On archives that these tools made, and on the same archives with damage.
+//! and content. On archives that these tools made, and on the same archives with damage. The crates `tar` and `tar-core` are
+//! asked, too; what they read in their own way is in `differential_crates.rs`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +13,7 @@ use proptest::strategy::ValueTree as _;
 use serde_json::{Value, json};
 
 use crate::support::layers::unpack;
+use crate::support::oracles;
 use crate::support::raw::{Raw as _, block, with_checksum};
 use crate::support::snapshot::{difference, snapshot};
 
@@ -78,7 +80,21 @@ fn compare(bytes: &[u8], accepted: &[Value], theirs: &Value) -> Option<String> {
     if theirs["gnu"]["names"] != json!(names) && !bytes.is_empty() {
         return Some(format!("ocivol: {names:?}\nGNU tar: {}", theirs["gnu"]));
     }
-    None
+    oracles::difference(bytes)
+}
+
+/// Fails the test when GNU tar or Python reads one of these archives in another way than ocivol.
+pub fn assert_read_alike(archives: &[Vec<u8>]) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let files: Vec<PathBuf> =
+        (0..archives.len()).map(|number| directory.path().join(format!("{number}.tar"))).collect();
+    for (file, bytes) in files.iter().zip(archives) {
+        std::fs::write(file, bytes).expect("a file");
+    }
+    for (bytes, theirs) in archives.iter().zip(theirs(&files)) {
+        let accepted = ours(bytes).unwrap_or_else(|error| panic!("{}: {error}", bytes.escape_ascii()));
+        assert_eq!(compare(bytes, &accepted, &theirs), None);
+    }
 }
 
 /// A directory with what archives have trouble with.

@@ -10,6 +10,7 @@ pub mod layers;
 pub mod listing;
 pub mod namespace;
 pub mod node;
+pub mod oracles;
 pub mod raw;
 pub mod scripted;
 pub mod snapshot;
