@@ -22,6 +22,8 @@ mod daemonset;
 mod debian;
 #[path = "suite/differential.rs"]
 mod differential;
+#[path = "suite/differential_crates.rs"]
+mod differential_crates;
 #[path = "suite/documented.rs"]
 mod documented;
 #[path = "suite/durability.rs"]

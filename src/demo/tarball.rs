@@ -1,8 +1,10 @@
-//! Tar archives byte by byte, for the demo and the tests: also what a well-behaved library would not write.
+//! Tar archives for the demo and the tests, written by the crate `tar`.
+//!
+//! Names, links and kinds are written as they are given: also those that the crate's own methods refuse or tidy up, because
+//! what becomes of them is what many tests are about.
 
 /// An archive that is being written.
-#[derive(Debug, Default, Clone)]
-pub struct Tarball(Vec<u8>);
+pub struct Tarball(tar::Builder<Vec<u8>>);
 
 /// One entry's header; change what the test needs.
 #[derive(Debug, Clone)]
@@ -56,71 +58,46 @@ impl Header {
         }
     }
 
-    /// The block; names that do not fit are cut.
-    pub fn block(&self) -> [u8; 512] {
-        let mut block = [0_u8; 512];
-        let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, &self.name[..self.name.len().min(100)]);
-        put(100, format!("{:07o}\0", self.mode).as_bytes());
-        put(108, format!("{:07o}\0", self.uid).as_bytes());
-        put(116, format!("{:07o}\0", self.gid).as_bytes());
-        put(124, &size_field(self.size));
-        put(136, format!("{:011o}\0", self.mtime).as_bytes());
-        put(156, &[self.kind]);
-        put(157, &self.link[..self.link.len().min(100)]);
-        put(257, b"ustar\x0000");
-        with_checksum(block)
-    }
-}
-
-/// `block` with the checksum that belongs to it.
-pub fn with_checksum(mut block: [u8; 512]) -> [u8; 512] {
-    block[148..156].copy_from_slice(b"        ");
-    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    block
-}
-
-fn size_field(size: u64) -> [u8; 12] {
-    let mut field = [0_u8; 12];
-    if size < 1 << 33 {
-        field.copy_from_slice(format!("{size:011o}\0").as_bytes());
-    } else {
-        field[4..].copy_from_slice(&size.to_be_bytes());
-        field[0] = 0x80;
-    }
-    field
-}
-
-/// Records of a PAX header.
-pub fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut all = Vec::new();
-    for (key, value) in records {
-        let body = 1 + key.len() + 1 + value.len() + 1;
-        let mut length = body + 1;
-        while length.to_string().len() + body != length {
-            length += 1;
+    /// The header as the crate `tar` has it; names that do not fit are cut.
+    pub fn to_tar(&self) -> tar::Header {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(self.mode);
+        header.set_uid(self.uid.into());
+        header.set_gid(self.gid.into());
+        header.set_size(self.size);
+        header.set_mtime(self.mtime);
+        // `set_path` would refuse "..", and `set_entry_type` cannot write the 0 that archives had before POSIX.
+        let fields = header.as_old_mut();
+        fields.linkflag = [self.kind];
+        for (field, text) in [(&mut fields.name, &self.name), (&mut fields.linkname, &self.link)] {
+            let length = text.len().min(field.len());
+            field[..length].copy_from_slice(&text[..length]);
         }
-        all.extend_from_slice(format!("{length} {key}=").as_bytes());
-        all.extend_from_slice(value);
-        all.push(b'\n');
+        header.set_cksum();
+        header
     }
-    all
 }
 
+impl Default for Tarball {
+    fn default() -> Self {
+        Self(tar::Builder::new(Vec::new()))
+    }
+}
+
+// What the builder returns is ignored: it writes to a vector, and that does not fail.
 impl Tarball {
     /// An empty archive.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Bytes as they are.
-    pub fn raw(mut self, bytes: &[u8]) -> Self {
-        self.0.extend_from_slice(bytes);
-        self
+    /// The builder below, for what is not written entry by entry.
+    pub fn builder(&mut self) -> &mut tar::Builder<Vec<u8>> {
+        &mut self.0
     }
 
-    /// A header, content, and padding up to the next block. Names and links that do not fit get a PAX header.
+    /// A header, content, and padding up to the next block. Names and links that do not fit get a PAX header. The header's
+    /// size is written as it is, and need not be that of the content.
     pub fn entry(mut self, header: &Header, content: &[u8]) -> Self {
         let mut records: Vec<(&str, &[u8])> = Vec::new();
         if header.name.len() > 100 {
@@ -129,29 +106,15 @@ impl Tarball {
         if header.link.len() > 100 {
             records.push(("linkpath", &header.link));
         }
-        if !records.is_empty() {
-            self = self.pax(&records);
-        }
-        self.raw(&header.block()).content(content)
-    }
-
-    /// Content, and padding up to the next block.
-    pub fn content(mut self, content: &[u8]) -> Self {
-        self.0.extend_from_slice(content);
-        let padded = self.0.len().next_multiple_of(512);
-        self.0.resize(padded, 0);
+        self = self.pax(&records);
+        let _ = self.0.append(&header.to_tar(), content);
         self
     }
 
-    /// A PAX header for the next entry.
-    pub fn pax(self, records: &[(&str, &[u8])]) -> Self {
-        self.extended(b'x', &pax(records))
-    }
-
-    /// An extended header of any kind.
-    pub fn extended(self, kind: u8, content: &[u8]) -> Self {
-        let header = Header { size: content.len() as u64, ..Header::new("PaxHeaders/x", kind) };
-        self.raw(&header.block()).content(content)
+    /// A PAX header for the next entry; none without records.
+    pub fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
+        let _ = self.0.append_pax_extensions(records.iter().copied());
+        self
     }
 
     /// A file.
@@ -180,14 +143,8 @@ impl Tarball {
     }
 
     /// The archive, with its end.
-    pub fn finish(mut self) -> Vec<u8> {
-        self.0.resize(self.0.len() + 1024, 0);
-        self.0
-    }
-
-    /// The archive without the blocks that end it.
-    pub fn unfinished(self) -> Vec<u8> {
-        self.0
+    pub fn finish(self) -> Vec<u8> {
+        self.0.into_inner().unwrap_or_default()
     }
 }
 

@@ -13,6 +13,7 @@ use tonic::Code;
 
 use crate::archives::{directory_layer, image};
 use crate::support::node::mount_at;
+use crate::support::raw::block;
 use crate::support::{Node, PATIENCE, Scripted, isolated, noise};
 
 /// A blob whose first answer ends after `part` bytes.
@@ -213,7 +214,7 @@ fn regression_wrong_bytes_from_one_registry_do_not_fail_the_pull_from_another() 
             image(&registry.pusher("image"), "v1", std::slice::from_ref(&tar)).await;
         }
         // A file of 8 TiB: more than there is room for, and not what the digest names.
-        let lie = Header { size: 8 << 40, ..Header::new("a", FILE) }.block();
+        let lie = block(&Header { size: 8 << 40, ..Header::new("a", FILE) });
         let mut wrong = lie.to_vec();
         wrong.resize(tar.len(), 0);
         let (joined, join) = (
@@ -284,8 +285,7 @@ fn regression_promises_of_other_algorithms_do_not_contradict_each_other() {
 fn regression_a_layer_that_is_named_often_is_not_held_often() {
     isolated(async {
         let registry = Scripted::start().await;
-        let block = Header::new("d", DIRECTORY).block();
-        let layer = zstd(&block.repeat(400_000)).expect("zstd");
+        let layer = zstd(&block(&Header::new("d", DIRECTORY)).repeat(400_000)).expect("zstd");
         image(&registry.pusher("image"), "v1", &vec![layer; 6]).await;
         let node = Node::start(&["--plain-http", &registry.host()]).await;
         let status = node.publish(&node.volume("pod"), &registry.reference("image:v1"), &[]).await;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ocivol::demo::push::Layer;
 use ocivol::demo::tarball;
-use ocivol::demo::tarball::{FILE, Header, Tarball, gzip, with_checksum};
+use ocivol::demo::tarball::{FILE, Header, Tarball, gzip};
 use ocivol::layer::format::Profile;
 use ocivol::layer::merge::Rename;
 use ocivol::oci::digest::Digest;
@@ -20,6 +20,7 @@ use crate::support::attack::{Attack, attack, one};
 use crate::support::eventually;
 use crate::support::layers::{Layers, unpack};
 use crate::support::node::{mount_at, mounts_below};
+use crate::support::raw::{Raw as _, block, with_checksum};
 
 #[test]
 fn t01_names_that_lead_up_are_refused() {
@@ -214,7 +215,7 @@ fn t09_the_root_stays_a_directory() {
 #[test]
 fn t10_devices_and_fifos_are_left_out() {
     attack(async |mut attack| {
-        let mut device = Header::new("dev/mem", tarball::CHARACTER_DEVICE).block();
+        let mut device = block(&Header::new("dev/mem", tarball::CHARACTER_DEVICE));
         device[329..337].copy_from_slice(b"0000001\0");
         device[337..345].copy_from_slice(b"0000001\0");
         let archive = Tarball::new()

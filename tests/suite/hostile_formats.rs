@@ -6,7 +6,7 @@ use std::fs;
 use bytes::Bytes;
 use ocivol::demo::push::Layer;
 use ocivol::demo::tarball;
-use ocivol::demo::tarball::{FILE, Header, Tarball, gzip, pax, zstd};
+use ocivol::demo::tarball::{FILE, Header, Tarball, gzip, zstd};
 use ocivol::layer::format::Profile;
 use ocivol::oci::digest::Digest;
 use ocivol::unpack::pipeline::Unpack;
@@ -14,6 +14,7 @@ use tonic::Code;
 
 use crate::support::attack::{Attack, attack, attack_with, one};
 use crate::support::layers::{LIMITS, Layers};
+use crate::support::raw::{Raw as _, block};
 use crate::support::{Node, Scripted, isolated};
 
 #[test]
@@ -21,7 +22,7 @@ fn t14_decompression_bombs_end_early() {
     attack(async |mut attack| {
         let same = vec![b'x'; 64 << 20];
         let header = Header { size: 1 << 30, ..Header::new("same", FILE) };
-        let (start, member) = (header.block(), gzip(&same).expect("gzip"));
+        let (start, member) = (block(&header), gzip(&same).expect("gzip"));
         let mut bomb = gzip(&start).expect("gzip");
         for _ in 0..16 {
             bomb.extend_from_slice(&member);
@@ -229,7 +230,7 @@ fn t43_entries_and_depth_are_bounded() {
     // Very many of the same.
     let directory = tempfile::tempdir().expect("a directory");
     let mut unpack = Unpack::start(directory.path(), Profile::Image, LIMITS, None).expect("space");
-    let blocks = Bytes::from(Header::new("d", tarball::DIRECTORY).block().repeat(1000));
+    let blocks = Bytes::from(block(&Header::new("d", tarball::DIRECTORY)).repeat(1000));
     let error = (0..=1000).find_map(|_| unpack.push(blocks.clone()).err()).or_else(|| unpack.finish().err());
     let error = error.expect("it was unpacked").to_string();
     assert!(error.contains("700000 files and directories"), "{error}");
@@ -242,14 +243,13 @@ fn t46_headers_with_two_readings_are_refused() {
         let plain = Header::new("file", FILE);
         let lying = Header { size: 3, ..plain.clone() };
         for header in [&plain, &lying] {
-            let archive =
-                Tarball::new().pax(&[("size", b"5")]).raw(&header.block()).content(b"12345").finish();
+            let archive = Tarball::new().pax(&[("size", b"5")]).entry(header, b"12345").finish();
             let target = attack.image(&[archive]).await.expect("published");
             assert_eq!(fs::read(target.join("file")).expect("a file"), b"12345");
         }
         attack.node.kill();
         let mut attack = Attack::start(&[]).await;
-        let huge = Header { size: 1 << 30, ..Header::new("x", b'x') }.block();
+        let huge = Header { size: 1 << 30, ..Header::new("x", b'x') };
         let sparse = b"10 GNU.sparse.major=1\n";
         let table: Vec<(Tarball, &str)> = vec![
             (Tarball::new().pax(&[("path", b"a")]).extended(b'L', b"b\0").file("c", b""), "two names"),
@@ -262,25 +262,25 @@ fn t46_headers_with_two_readings_are_refused() {
             (Tarball::new().pax(&[("size", b"-1")]).file("c", b""), "number"),
             (Tarball::new().pax(&[("path", b"a\0b")]).file("c", b""), "NUL"),
             (Tarball::new().pax(&[("path", b"\xff/../x")]).file("c", b""), "'..'"),
-            (Tarball::new().extended(b'g', &pax(&[("path", b"evil")])).file("c", b""), "global header"),
-            (Tarball::new().raw(&huge), "1 MiB"),
+            (Tarball::new().extended(b'g', b"13 path=evil\n").file("c", b""), "global header"),
+            (Tarball::new().entry(&huge, b""), "1 MiB"),
             (Tarball::new().extended(b'L', &vec![b'a'; (1 << 20) + 1]).file("c", b""), "1 MiB"),
             (
                 Tarball::new()
                     .pax(&[("path", b"a"), ("size", b"512")])
                     .extended(b'g', b"13 comment=x\n")
-                    .raw(&plain.block()),
+                    .entry(&plain, b""),
                 "between an extended one",
             ),
             (Tarball::new().extended(b'x', b"8 size=\n").file("c", b"x"), "empty name or size"),
             (
-                Tarball::new().pax(&[("path", b"f"), ("size", b"512")]).raw(&Header::new("d/", 0).block()),
+                Tarball::new().pax(&[("path", b"f"), ("size", b"512")]).entry(&Header::new("d/", 0), b""),
                 "by one of its names",
             ),
             (Tarball::new().entry(&Header::new("z", b'Z'), b""), "unknown type"),
             (
                 Tarball::new().raw(&{
-                    let mut block = plain.block();
+                    let mut block = block(&plain);
                     block[0] = b'F';
                     block
                 }),
@@ -327,7 +327,7 @@ fn t47_sparse_files_are_bounded_and_have_one_reading() {
         }
         // A file that says it is larger than any disk.
         let huge =
-            Tarball::new().pax(&[("size", b"9223372036854775807")]).raw(&Header::new("f", FILE).block());
+            Tarball::new().pax(&[("size", b"9223372036854775807")]).entry(&Header::new("f", FILE), b"");
         attack.refuse_image(&[huge.finish()], &["17592186044416 bytes"]).await;
     });
 }

@@ -2,7 +2,7 @@
 //! kernels. In the shapes that are published, pushed to a real registry, mounted, and read back.
 
 use ocivol::demo::push::{Layer, Pusher};
-use ocivol::demo::tarball::{DIRECTORY, Header, Tarball, gzip, zstd};
+use ocivol::demo::tarball::{Tarball, gzip, zstd};
 use ocivol::oci::digest::Digest;
 use ocivol::oci::media_type;
 use serde_json::{Value, json};
@@ -126,7 +126,7 @@ fn cog_weights_and_each_of_their_files() {
     with_registry(async |registry, node| {
         let pusher = registry.pusher("cog");
         let small = Tarball::new()
-            .raw(&Header { mode: 0o755, ..Header::new("tokenizer/", DIRECTORY) }.block())
+            .directory("tokenizer/")
             .file("config.json", b"{}")
             .file("tokenizer/vocab", b"a b")
             .finish();

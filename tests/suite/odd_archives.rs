@@ -5,20 +5,19 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::Command;
 
 use ocivol::demo::push::Layer;
-use ocivol::demo::tarball::{
-    DIRECTORY, FIFO, FILE, HARD_LINK, Header, SYMLINK, Tarball, gzip, with_checksum, zstd,
-};
+use ocivol::demo::tarball::{DIRECTORY, FIFO, FILE, HARD_LINK, Header, SYMLINK, Tarball, gzip, zstd};
 use ocivol::layer::format::Profile;
 use ocivol::oci::digest::Digest;
 use serde_json::json;
 
 use crate::support::layers::unpack;
+use crate::support::raw::{Raw as _, block, with_checksum};
 use crate::support::snapshot::{difference, paths, snapshot};
 use crate::support::{Node, Scripted, isolated, noise};
 
 /// An entry of a kind that has no content, whose header carries a size.
-fn sized(name: &str, kind: u8, link: &str) -> [u8; 512] {
-    Header { size: 700, link: link.into(), ..Header::new(name, kind) }.block()
+fn sized(name: &str, kind: u8, link: &str) -> Header {
+    Header { size: 700, link: link.into(), ..Header::new(name, kind) }
 }
 
 /// A packed directory as `oras push` makes it.
@@ -33,10 +32,10 @@ fn packed(title: &str, archive: &[u8]) -> Layer {
 fn regression_sizes_of_what_has_no_content_mean_nothing() {
     let archive = Tarball::new()
         .directory("./")
-        .raw(&sized("d", DIRECTORY, ""))
+        .entry(&sized("d", DIRECTORY, ""), b"")
         .file("d/a", b"content")
-        .raw(&sized("d/h", HARD_LINK, "d/a"))
-        .raw(&sized("s", SYMLINK, "d/a"))
+        .entry(&sized("d/h", HARD_LINK, "d/a"), b"")
+        .entry(&sized("s", SYMLINK, "d/a"), b"")
         .pax(&[("size", b"512")])
         .directory("e")
         .file("last", b"x")
@@ -55,7 +54,7 @@ fn regression_sizes_of_what_has_no_content_mean_nothing() {
         panic!("{difference}");
     }
     // Devices and FIFOs are left out, and what follows them is not.
-    let archive = Tarball::new().raw(&sized("pipe", FIFO, "")).file("last", b"x").finish();
+    let archive = Tarball::new().entry(&sized("pipe", FIFO, ""), b"").file("last", b"x").finish();
     let place = tempfile::tempdir().expect("a directory");
     unpack(place.path(), &archive, Profile::Image, 1000).expect("unpacked");
     assert_eq!(fs::read(place.path().join("fs/last")).expect("a file"), b"x");
@@ -80,7 +79,7 @@ fn regression_an_archive_ends_where_its_last_block_is_not_padded() {
 #[test]
 fn regression_owners_with_a_sign() {
     let owned = |uid: i64, gid: i64| {
-        let mut block = Header::new("f", FILE).block();
+        let mut block = block(&Header::new("f", FILE));
         for (at, owner) in [(108, uid), (116, gid)] {
             block[at..at + 8].copy_from_slice(&owner.to_be_bytes());
             // GNU tar 1.13: a byte for the sign, and binary after it.
@@ -118,8 +117,7 @@ fn regression_artifacts_as_their_tools_pack_them() {
             Tarball::new().directory("./").entry(&script, b"#!/bin/sh\n").entry(&private, b"x").finish();
         push("here", &[packed(".", &here)]).await;
         push("slash", &[packed("./", &here)]).await;
-        let unnamed =
-            Tarball::new().raw(&Header::new("", DIRECTORY).block()).file("bin/run.sh", b"#!/bin/sh\n");
+        let unnamed = Tarball::new().directory("").file("bin/run.sh", b"#!/bin/sh\n");
         push("unnamed", &[packed(".", &unnamed.file("private", b"x").finish())]).await;
         // From a list that has a file twice.
         let twice = Tarball::new().file("t/a", b"a").hard_link("t/a", "t/a").hard_link("t/b", "t/a").finish();

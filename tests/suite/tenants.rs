@@ -282,11 +282,10 @@ fn regression_t44_layers_that_are_slow_to_write_do_not_hold_up_another_tenant() 
     isolated(async {
         let (many, quiet) = (Scripted::start().await, Scripted::start().await);
         let stage = Stage::start(&[many.host(), quiet.host()], &[]).await;
-        let mut files = Tarball::new();
-        for number in 0..90_000 {
-            files = files.file(format!("d/{number}"), b"");
-        }
-        let layer = |number: usize| Layer::archive(files.clone().directory(format!("{number}")).finish());
+        let layer = |number: usize| {
+            let files = (0..90_000).fold(Tarball::new(), |tar, file| tar.file(format!("d/{file}"), b""));
+            Layer::archive(files.directory(format!("{number}")).finish())
+        };
         let layers: Vec<Layer> = (0..4).map(layer).collect();
         many.pusher("image").image("v1", &layers, &[]).await.expect("pushed");
         drop(layers);

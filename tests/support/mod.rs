@@ -10,6 +10,8 @@ pub mod layers;
 pub mod listing;
 pub mod namespace;
 pub mod node;
+pub mod oracles;
+pub mod raw;
 pub mod records;
 pub mod scripted;
 pub mod slow;
