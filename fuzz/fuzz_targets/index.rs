@@ -5,13 +5,17 @@ use libfuzzer_sys::fuzz_target;
 use ocivol::layer::checksum::Checksum;
 use ocivol::layer::index;
 
+fn read(bytes: &[u8], checksum: Checksum) -> Result<Vec<index::Entry>, index::ReadError> {
+    index::Reader::new(bytes, checksum).collect()
+}
+
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(entries) = index::read(bytes, Checksum::of(bytes)) else { return };
+    let Ok(entries) = read(bytes, Checksum::of(bytes)) else { return };
     let mut again = Vec::new();
     let mut writer = index::Writer::new(&mut again);
     for entry in &entries {
         writer.add(entry).expect("memory");
     }
     let checksum = writer.finish().expect("memory");
-    assert_eq!(index::read(&again, checksum).expect("sound"), entries);
+    assert_eq!(read(&again, checksum).expect("sound"), entries);
 });

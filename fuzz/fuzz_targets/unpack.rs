@@ -9,9 +9,8 @@ use std::path::Path;
 use arbitrary::Arbitrary;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use ocivol::layer::format::Profile;
-use ocivol::layer::index;
-use ocivol::layer::index::{Kind, Place};
+use ocivol::layer::format::{INDEX, Profile, place_of};
+use ocivol::layer::index::{Kind, Reader};
 use ocivol::layer::merge::{Merge, Rename};
 use ocivol::unpack::extract::Limits;
 use ocivol::unpack::pipeline::Unpack;
@@ -160,16 +159,12 @@ fuzz_target!(|case: Case| {
     assert_eq!(before, look(), "the probe was changed");
     assert_eq!(fs::read_dir(directory.path()).expect("there").count(), 2);
     let Ok(summary) = result else { return };
-    let entries =
-        index::read(&fs::read(layer.join("index")).expect("an index"), summary.index).expect("sound");
+    let index = fs::File::open(layer.join(INDEX)).expect("an index");
+    let entries: Vec<_> = Reader::new(index, summary.index).collect::<Result<_, _>>().expect("sound");
     assert_eq!(entries.len(), summary.entries);
     for (number, entry) in entries.iter().enumerate() {
         if let Kind::File { size, place, .. } = &entry.kind {
-            use std::os::unix::ffi::OsStrExt as _;
-            let path = match place {
-                Place::Named => layer.join("fs").join(std::ffi::OsStr::from_bytes(entry.name.as_bytes())),
-                Place::Shadowed => layer.join("aside").join(number.to_string()),
-            };
+            let path = layer.join(place_of(&entry.name, *place, number as u32));
             let found = fs::symlink_metadata(path).expect("it is where the index says");
             assert!(found.is_file() && found.len() == *size && found.mode() & 0o7000 == 0);
         }
