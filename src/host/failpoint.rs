@@ -1,7 +1,7 @@
 //! Named moments at which a test can end the process, as the power or the kernel's OOM killer would.
 //!
 //! They stand where the work would be half done if it ended there: between a name and its record, between a mount
-//! and what remembers it. `tests/suite/killed.rs` kills the plugin at every one of them, and finds a new one by itself.
+//! and what remembers it. `tests/crash/failpoints.rs` kills the plugin at every one of them, and finds a new one by itself.
 
 /// Ends the process at once when `OCIVOL_KILLED_AT` names this `moment`: `layer.named`, or `unpack.entry:3` for the
 /// third time it is reached. Release builds hold nothing of this.

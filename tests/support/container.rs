@@ -33,11 +33,23 @@ fn rendered<T: DeserializeOwned>(kind: &str) -> T {
 }
 
 /// Starts the container on this mount namespace's node. `root` is a directory for its root, `arguments` and `env` are
-/// what the chart's `extraArgs` and `extraEnv` would add.
-pub fn start(root: &Path, arguments: &[String], env: &BTreeMap<String, String>, log: std::fs::File) -> Child {
+/// what the chart's `extraArgs` and `extraEnv` would add, `config_maps` further volumes: a directory of the node that
+/// holds what is in the ConfigMap, and where the container has it.
+pub fn start(
+    root: &Path,
+    arguments: &[String],
+    env: &BTreeMap<String, String>,
+    config_maps: &[(PathBuf, PathBuf)],
+    log: std::fs::File,
+) -> Child {
     let pod = rendered::<DaemonSet>("DaemonSet").spec.expect("a spec").template.spec.expect("a pod");
     let container = pod.containers[0].clone();
-    let binds = binds(&pod, &container);
+    let mut binds = binds(&pod, &container);
+    binds.extend(config_maps.iter().map(|(host, container)| Bind {
+        host: host.clone(),
+        container: container.clone(),
+        bidirectional: false,
+    }));
     std::fs::create_dir_all(root).expect("a directory");
     let mut command = Command::new("/ocivol");
     command.args(container.args.clone().unwrap_or_default()).args(arguments);

@@ -4,6 +4,7 @@ pub mod answers;
 pub mod attack;
 pub mod container;
 pub mod debian_registry;
+pub mod disk;
 pub mod fixtures;
 pub mod kubelet;
 pub mod layers;
@@ -17,6 +18,8 @@ pub mod scripted;
 pub mod slow;
 pub mod snapshot;
 pub mod tenants;
+pub mod tls;
+pub mod wire;
 pub mod world;
 
 pub use namespace::isolated;

@@ -34,6 +34,8 @@ pub struct Node {
     pub env: BTreeMap<String, String>,
     /// Arguments beside the container's, as the chart's `extraArgs` adds them.
     flags: Vec<String>,
+    /// ConfigMaps that are mounted beside the container's volumes: where they are on the node, and in the container.
+    config_maps: Vec<(PathBuf, PathBuf)>,
     in_container: bool,
     plugin: Option<Child>,
 }
@@ -98,6 +100,7 @@ impl Node {
             directory,
             env: BTreeMap::new(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            config_maps: Vec::new(),
             in_container,
             plugin: None,
         }
@@ -108,6 +111,18 @@ impl Node {
         let options = format!("size={size},mode=700");
         mount(Some("store"), &self.root, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
             .expect("a store's file system");
+    }
+
+    /// Does what the chart does with `registry.caConfigMap`; the ConfigMap holds this bundle, `ca.crt`.
+    pub fn trust(&mut self, bundle: &Path) {
+        let (directory, file) = ("/etc/ocivol/ca", "/etc/ocivol/ca/ca.crt");
+        let chart = include_str!("../../charts/ocivol/templates/daemonset.yaml");
+        for line in ["- name: SSL_CERT_FILE", &format!("value: {file}"), &format!("mountPath: {directory}")] {
+            assert!(chart.lines().any(|known| known.trim() == line), "the chart has no {line:?} any more");
+        }
+        let host = bundle.parent().expect("a directory").to_owned();
+        self.config_maps.push((host, PathBuf::from(directory)));
+        self.env.insert("SSL_CERT_FILE".to_owned(), file.to_owned());
     }
 
     /// Starts the plugin and waits until it wants to register.
@@ -176,7 +191,7 @@ impl Node {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).expect("a log");
         self.plugin = Some(if self.in_container {
             let root = self.directory.path().join("rootfs");
-            container::start(&root, &self.flags, &self.env, log)
+            container::start(&root, &self.flags, &self.env, &self.config_maps, log)
         } else {
             self.on_host_command().stderr(log).spawn().expect("the plugin starts")
         });
@@ -203,6 +218,13 @@ impl Node {
         let fields = text.rsplit(')').next().expect("a name").split_whitespace();
         let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
         Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
+    }
+
+    /// Bytes that the plugin has read, from wherever.
+    pub fn bytes_read(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/io", self.pid())).expect("it runs");
+        let line = text.lines().find_map(|line| line.strip_prefix("rchar: ")).expect("a line");
+        line.parse().expect("a number")
     }
 
     /// A value of `/proc/<pid>/status`, in bytes.

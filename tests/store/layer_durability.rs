@@ -9,7 +9,7 @@ use ocivol::demo::tarball::{Tarball, gzip};
 use ocivol::oci::digest::Digest;
 use tonic::Code;
 
-use crate::archives::image;
+use crate::archives::unpacking::image;
 use crate::support::{Node, Scripted, isolated, noise};
 
 #[test]

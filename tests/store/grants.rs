@@ -1,11 +1,16 @@
 //! Who may have what is in the store already: I9.
 
+use std::time::{Duration, Instant};
+
 use axum::http::{Method, StatusCode, header};
 use axum::response::IntoResponse;
+use ocivol::demo::kubelet::Kubelet;
 use ocivol::demo::push::Layer;
+use ocivol::demo::registry::parse_range;
 use tonic::Code;
 
-use crate::support::{Node, Scripted, isolated, noise};
+use crate::support::answers::broken;
+use crate::support::{Node, PATIENCE, Scripted, isolated, noise};
 
 /// Lets through only who logs in as one of `users`, each with the password `pw`.
 fn require_login(registry: &Scripted, users: &'static [&'static str]) {
@@ -245,41 +250,62 @@ fn regression_names_in_a_private_layer_are_not_told_to_who_waits_for_it() {
     use ocivol::demo::tarball::Tarball;
     isolated(async {
         let (private, open) = (Scripted::start().await, Scripted::start().await);
-        let tar = Tarball::new().file("secret/../name", &noise(6, 600_000)).finish();
+        let tar = Tarball::new().file("secret/../name", &noise(6, 6_000_000)).finish();
         let layer = Layer::archive(tar.clone());
         for registry in [&private, &open] {
             registry.pusher("m").image("v1", std::slice::from_ref(&layer), &[]).await.expect("pushed");
         }
-        // The private one waits in the middle of the layer for somebody else who wants it.
+        // The private one breaks off in the middle of the layer. Asked for the rest, it waits for somebody else who wants
+        // the layer; who waits for an answer to begin is not slow.
         let (joined, gate) = tokio::sync::watch::channel(false);
+        let mut is_asked_again = false;
         private.script(move |seen| {
             seen.path.contains("/blobs/").then(|| {
-                let (mut gate, tar) = (gate.clone(), tar.clone());
                 let length = tar.len();
+                if !std::mem::replace(&mut is_asked_again, true) {
+                    return broken(&tar[..length / 2], length, false);
+                }
+                let range = seen.headers.get(header::RANGE).and_then(|range| range.to_str().ok());
+                let range = range.and_then(|range| parse_range(range, length)).expect("a range");
+                let (mut gate, rest) = (gate.clone(), bytes::Bytes::copy_from_slice(&tar[range.clone()]));
                 let body = futures_util::stream::once(async move {
                     let _ = gate.wait_for(|open| *open).await;
-                    Ok::<_, std::io::Error>(bytes::Bytes::from(tar))
+                    Ok::<_, std::io::Error>(rest)
                 });
-                ([(header::CONTENT_LENGTH, length)], axum::body::Body::from_stream(body)).into_response()
+                let stated = format!("bytes {}-{}/{length}", range.start, range.end - 1);
+                let headers = [(header::CONTENT_RANGE, stated)];
+                (StatusCode::PARTIAL_CONTENT, headers, axum::body::Body::from_stream(body)).into_response()
             })
         });
         open.script(|seen| seen.path.contains("/blobs/").then(|| StatusCode::NOT_FOUND.into_response()));
         let hosts = format!("{},{}", private.host(), open.host());
-        let node = Node::start(&["--plain-http", &hosts]).await;
+        let node = Node::start(&["--plain-http", &hosts, "--stall-timeout", "600"]).await;
         let start = |name: &str, reference: String| {
             let (kubelet, volume) = (node.kubelet.clone(), node.volume(name));
             let request = kubelet.publish_request(&volume, &[("reference", &reference)], &[]);
             tokio::spawn(async move { kubelet.publish(request).await })
         };
         let owner = start("owner", private.reference("m:v1"));
-        let asked = || private.count(&Method::GET, "/blobs/") > 0;
-        crate::support::eventually("the layer is asked for", asked).await;
+        let asked = || private.count(&Method::GET, "/blobs/") > 1;
+        crate::support::eventually("the rest of the layer is asked for", asked).await;
         let strangers: Vec<_> =
             (0..3).map(|number| start(&format!("stranger-{number}"), open.reference("m:v1"))).collect();
-        let asked = || open.count(&Method::GET, "/manifests/") > 0;
-        crate::support::eventually("the stranger's manifest is read", asked).await;
-        // A moment more, to join. Too early, this shows nothing; it never fails.
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        // Nobody but the private registry sends anything of the layer: who has some of it has joined the owner's download.
+        // One more stranger, whose call ends soon, is told how far the pull is that all of them share.
+        let probe = node.volume("probe");
+        let soon = Kubelet { deadline: Duration::from_secs(4), ..node.kubelet.clone() };
+        let began = Instant::now();
+        loop {
+            let reference = open.reference("m:v1");
+            let request = soon.publish_request(&probe, &[("reference", &reference)], &[]);
+            let status = soon.publish(request).await.expect_err("it waits");
+            assert_eq!(status.code(), Code::DeadlineExceeded, "{}", status.message());
+            let told = status.message();
+            if told.contains(": 0 of 1 layers, ") && !told.contains("layers, 0% of") {
+                break;
+            }
+            assert!(began.elapsed() < PATIENCE, "nobody joins: {}", status.message());
+        }
         joined.send_replace(true);
         let told = owner.await.expect("no panic").expect_err("a bad name");
         assert!(told.message().contains("secret"), "{}", told.message());
@@ -288,6 +314,10 @@ fn regression_names_in_a_private_layer_are_not_told_to_who_waits_for_it() {
             assert!(!told.message().contains("secret"), "{}", told.message());
             assert_eq!(told.code(), Code::NotFound, "{}", told.message());
         }
+        // Who came too late for that pull would have begun another.
+        let log = node.logged();
+        let of_strangers = |line: &&str| line.contains("pull failed") && line.contains(&open.host());
+        assert_eq!(log.lines().filter(of_strangers).count(), 1, "{log}");
     });
 }
 

@@ -9,8 +9,8 @@ use ocivol::demo::tarball::{Tarball, gzip};
 use ocivol::oci::media_type;
 use serde_json::json;
 
-use crate::families::push_ollama;
-use crate::model_families::weights;
+use crate::formats::families::push_ollama;
+use crate::formats::model_families::weights;
 use crate::support::debian_registry::DebianRegistry;
 use crate::support::{Node, fixtures, isolated};
 

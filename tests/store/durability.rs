@@ -79,6 +79,31 @@ fn what_was_not_durable_is_discarded_after_a_reboot() {
 }
 
 #[test]
+fn what_was_not_durable_is_fetched_again_after_a_reboot_however_whole_it_looks() {
+    isolated(async {
+        let content = noise(15, 2 << 20);
+        let (registry, mut node, reference) = published(&content).await;
+        eventually("every record is durable", || records(&node.root).iter().all(|path| is_durable(path)))
+            .await;
+        node.kill();
+        make_volatile(&node.root, false);
+        node.run().await;
+        // In the boot that it was written in its digest is enough; that the boot is another one is all that changes now.
+        assert_eq!(publish_again(&registry, &node, &reference, &content).await, 0);
+        eventually("every record is durable", || records(&node.root).iter().all(|path| is_durable(path)))
+            .await;
+        node.kill();
+        make_volatile(&node.root, true);
+        let file = fs::read(blob_file(&node, &content)).expect("the blob is there");
+        assert!(file == content, "and whole");
+        node.run().await;
+        assert_eq!(publish_again(&registry, &node, &reference, &content).await, 1);
+        assert_eq!(registry.count(&Method::GET, "/manifests/"), 1, "a manifest is a blob as well");
+        node.kubelet.unpublish(&node.volume("first")).await.expect("unpublished");
+    });
+}
+
+#[test]
 fn what_was_not_durable_is_checked_in_the_same_boot() {
     isolated(async {
         let content = noise(3, 2 << 20);

@@ -11,7 +11,7 @@ use ocivol::oci::digest::Digest;
 use serde_json::json;
 use tonic::Code;
 
-use crate::archives::{directory_layer, image};
+use crate::archives::unpacking::{directory_layer, image};
 use crate::support::node::mount_at;
 use crate::support::raw::block;
 use crate::support::{Node, PATIENCE, Scripted, isolated, noise};

@@ -3,7 +3,7 @@
 
 use ocivol::demo::tarball::{DIRECTORY, FILE, Header, Tarball};
 
-use crate::differential::assert_read_alike;
+use crate::archives::differential::assert_read_alike;
 use crate::support::oracles::{Entry, by_ocivol, by_tar, by_tar_core};
 use crate::support::raw::{Raw as _, block, with_checksum};
 

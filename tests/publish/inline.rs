@@ -1,10 +1,13 @@
 //! Publishing and unpublishing, with real mounts.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::http::Method;
 use ocivol::demo::push::Layer;
+use ocivol::oci::digest::Digest;
 use tonic::Code;
 
 use crate::support::namespace::separate_mounts;
@@ -13,15 +16,25 @@ use crate::support::{Node, Scripted, eventually, isolated, noise};
 
 const GET: Method = Method::GET;
 
+/// The files of the model: what they are, their paths and their contents.
+fn contents() -> [(&'static str, &'static str, Vec<u8>); 3] {
+    [
+        ("weight", "model.safetensors", noise(1, 3 << 20)),
+        ("weight", "onnx/model.onnx", noise(2, 2 << 20)),
+        ("weight.config", "config.json", br#"{"a":1}"#.to_vec()),
+    ]
+}
+
 async fn model() -> (Scripted, Node, String) {
+    model_with(&[]).await
+}
+
+/// The same with further flags for the plugin.
+async fn model_with(flags: &[&str]) -> (Scripted, Node, String) {
     let registry = Scripted::start().await;
-    let layers = [
-        Layer::model_file("weight", "model.safetensors", noise(1, 3 << 20)),
-        Layer::model_file("weight", "onnx/model.onnx", noise(2, 2 << 20)),
-        Layer::model_file("weight.config", "config.json", r#"{"a":1}"#),
-    ];
+    let layers = contents().map(|(kind, path, content)| Layer::model_file(kind, path, content));
     registry.pusher("m").model("v1", &layers).await.expect("pushed");
-    let node = Node::start(&["--plain-http", &registry.host()]).await;
+    let node = Node::start(&[&["--plain-http", &registry.host()], flags].concat()).await;
     let reference = registry.reference("m:v1");
     (registry, node, reference)
 }
@@ -240,14 +253,29 @@ fn stacked_mounts_are_all_taken_away() {
 #[test]
 fn an_unpublish_ends_a_waiting_publish_and_nothing_is_mounted_afterwards() {
     isolated(async {
-        let (registry, node, reference) = model().await;
+        // Longer than anybody waits here: no download ends because its registry says nothing.
+        let (registry, node, reference) = model_with(&["--stall-timeout", "600"]).await;
+        /// Counts the bodies that the plugin does not read any more.
+        struct Unread(Arc<AtomicUsize>);
+        impl Drop for Unread {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let unread = Arc::<AtomicUsize>::default();
         let (open, gate) = tokio::sync::watch::channel(false);
+        let contents = contents().map(|(_, _, content)| (Digest::sha256(&content).to_string(), content));
+        let count = Arc::clone(&unread);
         registry.script(move |seen| {
-            let waits = seen.path.contains("/blobs/") && !*gate.borrow();
-            waits.then(|| {
-                let never = futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
-                axum::response::Response::new(axum::body::Body::from_stream(never))
-            })
+            let (_, content) = contents.iter().find(|(digest, _)| seen.path.ends_with(digest))?;
+            let (mut gate, content) = (gate.clone(), bytes::Bytes::from(content.clone()));
+            let body = Unread(Arc::clone(&count));
+            let late = futures_util::stream::once(async move {
+                let _body = body;
+                let _ = gate.wait_for(|open| *open).await;
+                Ok::<_, std::io::Error>(content)
+            });
+            Some(axum::response::Response::new(axum::body::Body::from_stream(late)))
         });
         let volume = node.volume("pod");
         let request = node.kubelet.publish_request(&volume, &[("reference", &reference)], &[]);
@@ -258,14 +286,17 @@ fn an_unpublish_ends_a_waiting_publish_and_nothing_is_mounted_afterwards() {
             })
             .collect();
         eventually("the blobs are asked for", || registry.count(&GET, "/blobs/") >= 3).await;
-        let began = Instant::now();
         node.kubelet.unpublish(&volume).await.expect("unpublished");
-        assert!(began.elapsed() < Duration::from_secs(60), "it waits for what it ends");
+        assert_eq!(unread.load(Ordering::SeqCst), 0, "the pull goes on: nobody waited for its end");
         for publish in publishes {
+            // Not that it waited long enough, as it says at its deadline.
             let status = publish.await.expect("no panic").expect_err("it gave way");
             assert_eq!(status.code(), Code::Aborted, "{}", status.message());
         }
         open.send_replace(true);
+        let images = node.root.join("v1/images");
+        let is_whole = || std::fs::read_dir(&images).is_ok_and(|records| records.count() == 1);
+        eventually("the pull ends well", is_whole).await;
         assert!(mount_at(&volume.target).is_none() && !volume.target.exists());
     });
 }

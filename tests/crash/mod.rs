@@ -1,0 +1,5 @@
+//! Ends that nobody planned: kills, power cuts, SIGTERM.
+
+mod failpoints;
+mod model;
+mod shutdown;

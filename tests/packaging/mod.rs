@@ -1,0 +1,3 @@
+//! What the chart makes of the plugin.
+
+mod daemonset;

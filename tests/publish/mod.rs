@@ -1,0 +1,12 @@
+//! What kubelet asks, and what a pod then has.
+
+mod authority;
+mod calls;
+mod events;
+mod inline;
+mod listeners;
+mod read_only;
+mod registration;
+mod stats;
+mod targets;
+mod tenants;

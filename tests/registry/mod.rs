@@ -1,0 +1,12 @@
+//! What registries send, and how they are asked.
+
+mod debian_registry;
+mod faults;
+mod logins;
+mod needed_content;
+mod odd_answers;
+mod odd_registries;
+mod proxies;
+mod tls;
+mod token_expiry;
+mod wrong_answers;

@@ -1,0 +1,9 @@
+//! What the store holds: for whom, for how long, and in how much memory.
+
+mod durability;
+mod file_systems;
+mod grants;
+mod layer_durability;
+mod memory;
+mod old_stores;
+mod rights;
