@@ -160,7 +160,7 @@ impl Transfers {
             if !wants_another {
                 challenger = None;
             } else if challenger.is_none() {
-                challenger = Some(Box::pin(self.next(sources, needed, Sources::untried)));
+                challenger = Some(Box::pin(self.next(sources, needed, Sources::challengers)));
             }
             tokio::select! {
                 biased;

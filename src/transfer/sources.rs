@@ -65,7 +65,7 @@ impl Sources {
 
     /// The sources to begin with when none runs: those that were not tried, else those that were only slow, faster ones first.
     pub fn candidates(&self) -> Vec<Asker> {
-        let untried = self.untried();
+        let untried = self.challengers();
         if !untried.is_empty() {
             return untried;
         }
@@ -78,17 +78,17 @@ impl Sources {
     }
 
     /// The sources to compare with one that runs: those that were not tried, of the tenant first of which fewest were. Those
-    /// that are distrusted are no candidates while there are others.
-    pub fn untried(&self) -> Vec<Asker> {
+    /// that are distrusted are no candidates while there are others, and those of a repository that is being fetched from are
+    /// none at all: it would be no faster, and its download is one.
+    pub fn challengers(&self) -> Vec<Asker> {
         let known = self.lock();
         let mut tried: HashMap<&Tenant, usize> = HashMap::new();
         for known in known.iter().filter(|known| !matches!(known.state, State::Untried)) {
             *tried.entry(&known.asker.tenant).or_default() += 1;
         }
-        let is_untried = |known: &&Known| matches!(known.state, State::Untried);
         let of_those = |distrusted| {
-            let chosen = known.iter().filter(is_untried).filter(move |known| known.distrusted == distrusted);
-            let mut chosen: Vec<&Known> = chosen.collect();
+            let mut chosen: Vec<&Known> =
+                known.iter().filter(|one| one.distrusted == distrusted && may_start(one, &known)).collect();
             chosen.sort_by_key(|known| tried.get(&known.asker.tenant).copied().unwrap_or_default());
             chosen.into_iter().map(|known| known.asker.clone()).collect::<Vec<_>>()
         };
@@ -98,7 +98,8 @@ impl Sources {
 
     /// Whether a source is worth racing with one that runs.
     pub fn has_challenger(&self) -> bool {
-        self.lock().iter().any(|known| matches!(known.state, State::Untried) && !known.distrusted)
+        let known = self.lock();
+        known.iter().any(|one| !one.distrusted && may_start(one, &known))
     }
 
     /// Ends when a source came since this was last asked.
@@ -141,6 +142,14 @@ impl Sources {
     }
 }
 
+/// Whether a source was not tried, and no other runs in its repository.
+fn may_start(one: &Known, all: &[Known]) -> bool {
+    let runs_there = |other: &Known| {
+        matches!(other.state, State::Running) && other.asker.source.repository == one.asker.source.repository
+    };
+    matches!(one.state, State::Untried) && !all.iter().any(runs_there)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,16 +188,28 @@ mod tests {
         }
         let late = asker("quiet", "late");
         sources.add(&late, false);
-        assert_eq!(sources.untried().len(), LIMIT + 1);
+        assert_eq!(sources.challengers().len(), LIMIT + 1);
         sources.start(&asker("loud", "0"));
-        assert_eq!(sources.untried().first(), Some(&late), "the tenant of which none was tried");
+        assert_eq!(sources.challengers().first(), Some(&late), "the tenant of which none was tried");
         // One that did badly makes place.
         let last = asker("loud", "last");
         sources.add(&last, false);
-        assert!(!sources.untried().contains(&last));
+        assert!(!sources.challengers().contains(&last));
         sources.was_slow(&asker("loud", "0"), 1e4);
         sources.add(&last, false);
-        assert!(sources.untried().contains(&last));
+        assert!(sources.challengers().contains(&last));
+    }
+
+    #[test]
+    fn a_repository_is_not_raced_with_itself() {
+        let (one, two) = (asker("a", "host"), asker("b", "host"));
+        let sources = Sources::default();
+        sources.add(&one, false);
+        sources.start(&one);
+        sources.add(&two, false);
+        assert!(!sources.has_challenger() && sources.challengers().is_empty());
+        sources.failed(&one, Arc::new(Error::Fault));
+        assert_eq!(sources.candidates(), std::slice::from_ref(&two));
     }
 
     #[test]

@@ -230,29 +230,3 @@ fn a_proxys_password_is_in_no_error_and_no_log() {
         assert_eq!((secure.connections(), registry.requests().len()), (0, 0), "nobody goes past a proxy");
     });
 }
-
-#[test]
-fn regression_a_proxy_that_refuses_is_named() {
-    isolated(async {
-        let authority = CertificateAuthority::new();
-        let registry = registry_with(b"content").await;
-        let secure = Secure::start(&authority.sign(HERE), &registry.host()).await;
-        for answer in REFUSALS {
-            let (host, _proxy) = refusing(answer).await;
-            let url = format!("http://{host}");
-            let variables = [("HTTPS_PROXY", url.as_str()), ("HTTP_PROXY", &url)];
-            let node = node_with(&variables, Some(&authority), &["--plain-http", &registry.host()]).await;
-            let mut references = vec![secure.reference("m:v1")];
-            // Without a tunnel, a proxy's own answer is told from the registry's by what only proxies answer.
-            if answer.is_none_or(|answer| answer.starts_with("407")) {
-                references.push(registry.reference("m:v1"));
-            }
-            for reference in &references {
-                let status = fails(&node, reference).await;
-                for word in ["proxy", &host] {
-                    assert!(status.message().contains(word), "{answer:?}: no {word:?} in {status}");
-                }
-            }
-        }
-    });
-}

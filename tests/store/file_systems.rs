@@ -13,32 +13,34 @@ use ocivol::oci::digest::Digest;
 use serde_json::Value;
 
 use crate::support::disk::{Disk, FileSystem};
+use crate::support::records::{is_durable, records};
 use crate::support::wire::Line;
 use crate::support::{Node, Scripted, eventually, isolated, noise};
 
 const LOGIN: (&str, &str) = ("user", "hunter2");
-
-/// All records of blobs, those that cannot be read as null.
-fn blob_records(node: &Node) -> Vec<Value> {
-    let entries = std::fs::read_dir(node.root.join("v1/blobs/sha256")).expect("a directory");
-    let records = entries.map(|entry| entry.expect("an entry").path());
-    let records = records.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
-    let read = |path: PathBuf| std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    records.map(|path| read(path).unwrap_or_default()).collect()
-}
 
 fn record_of(node: &Node, content: &[u8]) -> PathBuf {
     let name = format!("{}.json", Digest::sha256(content).hex());
     node.root.join("v1/blobs/sha256").join(name)
 }
 
-/// The repositories that a blob's record names.
+/// The records of blobs.
+fn blob_records(node: &Node) -> Vec<PathBuf> {
+    let all = records(&node.root);
+    all.into_iter()
+        .filter(|path| path.parent().is_some_and(|parent| parent.ends_with("blobs/sha256")))
+        .collect()
+}
+
+/// The repositories that a blob is known to be of: the one in its record, and those that were learnt of later.
 fn origins(node: &Node, content: &[u8]) -> Vec<String> {
-    let record: Value = std::fs::read(record_of(node, content))
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .unwrap_or_default();
-    let origins = record["origins"].as_array().into_iter().flatten();
+    let facts =
+        node.root.join("v1/facts").join(format!("blob-sha256-{}.json", Digest::sha256(content).hex()));
+    let read = |path: PathBuf| -> Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap_or_default()).unwrap_or_default()
+    };
+    let both = [read(record_of(node, content)), read(facts)];
+    let origins = both.iter().flat_map(|known| known["origins"].as_array().into_iter().flatten());
     origins.filter_map(|origin| origin["repository"].as_str().map(str::to_owned)).collect()
 }
 
@@ -73,7 +75,7 @@ fn a_power_cut_costs_no_durable_blob(kind: FileSystem) {
         let volume = node.volume("one");
         let (one, two) = (line.reference("one:v1"), line.reference("two:v1"));
         node.publish_as(&volume, &one, &[], LOGIN).await.expect("published");
-        let durable = || blob_records(&node).iter().all(|record| record["durable"] == true);
+        let durable = || blob_records(&node).iter().all(|record| is_durable(record));
         eventually("every record is durable", durable).await;
         // And on the disk, as the records that say so are after a while, with all that was learnt of the reference.
         disk.sync();
@@ -103,7 +105,8 @@ fn a_power_cut_costs_no_durable_blob(kind: FileSystem) {
         let parsed: Result<Value, _> = serde_json::from_slice(&record);
         let parsed =
             parsed.unwrap_or_else(|error| panic!("{} bytes are left of the record: {error}", record.len()));
-        assert_eq!((&parsed["durable"], &parsed["size"]), (&true.into(), &shared.len().into()), "{parsed}");
+        assert_eq!(parsed["size"], shared.len(), "{parsed}");
+        assert!(is_durable(&record_of(&node, &shared)), "that it is durable is on the disk as well");
         assert_eq!(parsed["origins"][0]["repository"], "one", "{parsed}");
         // The machine was started again meanwhile.
         let boot = "00000000-0000-0000-0000-000000000000";
