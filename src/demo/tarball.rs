@@ -3,6 +3,11 @@
 //! Names, links and kinds are written as they are given: also those that the crate's own methods refuse or tidy up, because
 //! what becomes of them is what many tests are about.
 
+use std::io::Write as _;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
 /// An archive that is being written.
 pub struct Tarball(tar::Builder<Vec<u8>>);
 
@@ -151,16 +156,11 @@ impl Tarball {
 /// One gzip member.
 ///
 /// # Errors
-/// When the content does not fit, which is a fault of this function.
+/// Those of the encoder. It writes to memory, and has none.
 pub fn gzip(content: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut deflate = zlib_rs::Deflate::new(6, true, 16 + 15);
-    let mut out = vec![0; content.len() / 1000 * 1001 + 1024];
-    let status = deflate.compress(content, &mut out, zlib_rs::DeflateFlush::Finish);
-    if !matches!(status, Ok(zlib_rs::Status::StreamEnd)) {
-        return Err(std::io::Error::other("gzip failed"));
-    }
-    out.truncate(usize::try_from(deflate.total_out()).unwrap_or(usize::MAX));
-    Ok(out)
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(content)?;
+    encoder.finish()
 }
 
 /// One zstd frame.

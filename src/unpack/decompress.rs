@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use zlib_rs::{Inflate, InflateFlush, Status};
+use flate2::{Decompress, FlushDecompress, Status};
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
 use crate::host::limits;
@@ -31,7 +31,8 @@ enum State {
     Unknown,
     Plain,
     Gzip {
-        inflate: Box<Inflate>,
+        /// It reads the header of a member and checks its CRC and size, too.
+        inflate: Box<Decompress>,
         /// Between two members.
         ended: bool,
         /// Only zeros may come.
@@ -76,6 +77,9 @@ const RATIO_FREE: u64 = 256 * 1024 * 1024;
 /// use comes to a tenth of that; zeros, of which there may be any number, to 200 GB in the time that is free.
 const TIME_FREE: Duration = Duration::from_secs(300);
 const BYTES_PER_SECOND: u64 = 8 * 1024 * 1024;
+
+/// The window of deflate as a power of two: distances are up to 32 KiB (RFC 1951, 3.2.5).
+const GZIP_WINDOW_BITS: u8 = 15;
 
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
@@ -237,7 +241,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 fn recognise(start: &[u8]) -> Result<State, Error> {
     let begins = |magic: &[u8]| start.starts_with(magic);
     if begins(&[0x1f, 0x8b]) {
-        let inflate = Box::new(Inflate::new(true, 16 + 15));
+        let inflate = Box::new(Decompress::new_gzip(GZIP_WINDOW_BITS));
         return Ok(State::Gzip { inflate, ended: false, padding: false });
     }
     if begins(&ZSTD_MAGIC) || is_skippable(start) {
@@ -262,7 +266,7 @@ fn is_skippable(start: &[u8]) -> bool {
 }
 
 fn gunzip(
-    inflate: &mut Inflate,
+    inflate: &mut Decompress,
     ended: &mut bool,
     padding: &mut bool,
     input: &mut Bytes,
@@ -280,11 +284,11 @@ fn gunzip(
         if input.is_empty() {
             return Ok(());
         }
-        *inflate = Inflate::new(true, 16 + 15);
+        *inflate = Decompress::new_gzip(GZIP_WINDOW_BITS);
         *ended = false;
     }
     let (read, written) = (inflate.total_in(), inflate.total_out());
-    let status = inflate.decompress(input, buffer.free(), InflateFlush::NoFlush);
+    let status = inflate.decompress(input, buffer.free(), FlushDecompress::None);
     buffer.filled += usize::try_from(inflate.total_out() - written).unwrap_or(0);
     input.advance(usize::try_from(inflate.total_in() - read).unwrap_or(0));
     match status {
@@ -294,7 +298,7 @@ fn gunzip(
             Ok(())
         }
         Err(error) => {
-            let what = inflate.error_message().unwrap_or(error.as_str());
+            let what = error.message().unwrap_or("it cannot be decompressed");
             Err(Error::Compression(format!("gzip: {what}").into()))
         }
     }
@@ -387,6 +391,44 @@ fn window(header: &[u8]) -> Result<Option<u64>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn decoded(bytes: &[u8]) -> Result<Vec<u8>, Error> {
+        let (mut decoder, mut buffer, mut out) = (Decoder::default(), Buffer::new(4096), Vec::new());
+        let mut emit = |piece: Piece<'_>| {
+            if let Piece::Buffer(buffer) = piece {
+                out.extend_from_slice(buffer.content());
+                buffer.clear();
+            }
+            Ok(())
+        };
+        decoder.push(Bytes::copy_from_slice(bytes), &mut buffer, &mut emit)?;
+        decoder.finish(&mut buffer, &mut emit)?;
+        Ok(out)
+    }
+
+    #[test]
+    fn t15_members_of_gzip_are_checked() {
+        let member = crate::demo::tarball::gzip(b"content").expect("gzip");
+        assert_eq!(decoded(&member).expect("sound"), b"content");
+        // The method and the flags that there are not; and at the end a CRC and a size (RFC 1952, 2.3).
+        for at in [2, 3].into_iter().chain(member.len() - 8..member.len()) {
+            let mut wrong = member.clone();
+            wrong[at] ^= 0x80;
+            let error = decoded(&wrong).expect_err("it is not what it says").to_string();
+            assert!(error.contains("gzip: "), "{at}: {error}");
+        }
+        // A header with a name and a CRC of its own.
+        let mut header = member[..10].to_vec();
+        header[3] = 2 | 8;
+        header.extend_from_slice(b"name\0");
+        let mut crc = flate2::Crc::new();
+        crc.update(&header);
+        for (change, is_sound) in [(0, true), (1, false)] {
+            let sum = crc.sum().to_le_bytes();
+            let named = [&header[..], &[sum[0] ^ change, sum[1]], &member[10..]].concat();
+            assert_eq!(decoded(&named).is_ok(), is_sound);
+        }
+    }
 
     #[test]
     fn t14_time_is_bounded_whatever_comes_out() {
