@@ -75,8 +75,17 @@ impl Resolver {
         let reference = &request.reference;
         let offline = request.policy == PullPolicy::Never;
         let known = self.rights.known(&asker, reference, offline).await?;
+        // A tag is not asked for again while what it was is here; what is gone, the registry may have forgotten as well.
+        let is_lost = match &known {
+            Some(Known { digest, .. }) if !offline && reference.digest().is_none() => {
+                !self.manifests.holds(digest).await?
+            }
+            _ => false,
+        };
         let (digest, asked) = match known {
-            Some(Known { digest, granted: true }) if request.policy != PullPolicy::Always => (digest, false),
+            Some(Known { digest, granted: true }) if request.policy != PullPolicy::Always && !is_lost => {
+                (digest, false)
+            }
             _ if offline => return Err(Error::NotPresent { reference: reference.to_string() }),
             known => (self.ask(reference, &asker, known).await?, true),
         };

@@ -75,9 +75,13 @@ impl Rights {
                 None => store.tags.get(&asker.tenant, who, &reference.target())?,
             };
             let Some(digest) = known else { return Ok(None) };
-            // What everybody may read needs no grant.
-            let public =
-                limit != Some(Duration::ZERO) && store.blobs.get(&digest)?.is_some_and(|blob| blob.public);
+            // What everybody may read in this repository needs no grant. That everybody may read it in another says nothing: who
+            // has a grant may mount the blobs of this repository that the manifest lists, and anybody can write a manifest.
+            let repository = &asker.source.repository;
+            let public = limit != Some(Duration::ZERO)
+                && store.blobs.get(&digest)?.is_some_and(|blob| {
+                    blob.origins.iter().any(|origin| origin.anonymous && origin.repository == *repository)
+                });
             let granted = public || store.grants.holds(&asker.tenant, who, &of_manifest(&digest), limit)?;
             Ok(Some(Known { digest, granted }))
         })

@@ -121,6 +121,75 @@ fn regression_what_everybody_may_read_needs_no_second_word() {
 }
 
 #[test]
+fn regression_a_manifest_that_anybody_can_write_gives_no_right_to_private_blobs() {
+    isolated(async {
+        let secret = noise(5, 1 << 20);
+        let (registry, reference) = private(&secret).await;
+        let attacker = Scripted::start().await;
+        let hosts = format!("{},{}", registry.host(), attacker.host());
+        let node = Node::start(&["--plain-http", &hosts]).await;
+        node.publish_as(&node.volume("owner"), &reference, &[], ("a", "pw")).await.expect("A may");
+        // A public manifest that lists a blob of another repository: the pull fails for want of the blob, the manifest stays.
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "artifactType": "application/vnd.example",
+            "config": { "mediaType": "application/vnd.oci.empty.v1+json", "size": 2,
+                "digest": Digest::sha256(b"{}").to_string() },
+            "layers": [{ "mediaType": "a/b", "digest": Digest::sha256(&secret).to_string(), "size": secret.len(),
+                "annotations": { "org.opencontainers.image.title": "w" } }],
+        });
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let pusher = attacker.pusher("evil");
+        pusher.blob("{}".into()).await.expect("pushed");
+        let digest = pusher.manifest("v1", media_type, &manifest.to_string()).await.expect("pushed");
+        let evil = attacker.reference("evil:v1");
+        node.publish(&node.volume("evil"), &evil, &[]).await.expect_err("its registry has no such blob");
+        assert!(attacker.count(&Method::GET, "/manifests/") > 0, "{:?}", attacker.requests());
+        // Nor is it a manifest of the repository that has the blob.
+        let stolen = registry.reference(&format!("private@{digest}"));
+        for policy in ["Never", "IfNotPresent"] {
+            let volume = node.volume(policy);
+            let published = node.publish(&volume, &stolen, &[("pullPolicy", policy)]).await;
+            published.expect_err("nobody has shown a right to it there");
+            assert!(!volume.target.join("w").exists());
+        }
+        node.kubelet.unpublish(&node.volume("owner")).await.expect("unpublished");
+    });
+}
+
+#[test]
+fn regression_a_tag_whose_content_is_gone_is_asked_for_again() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let push = |content: &'static str| {
+            let pusher = registry.pusher("model");
+            async move { pusher.model("v1", &[Layer::model_file("weight", "w", content)]).await.expect("pushed") }
+        };
+        let old = push("old").await;
+        let mut node = Node::start(&["--plain-http", &registry.host()]).await;
+        let reference = registry.reference("model:v1");
+        node.publish(&node.volume("first"), &reference, &[]).await.expect("published");
+        node.kubelet.unpublish(&node.volume("first")).await.expect("unpublished");
+        // As after a power cut: what the tag was is known, and not here. The registry has forgotten it as well.
+        node.kill();
+        let hex = old.hex().to_owned();
+        for name in [format!("{hex}.json"), hex.clone()] {
+            std::fs::remove_file(node.root.join("v1/blobs/sha256").join(name)).expect("removed");
+        }
+        push("new").await;
+        registry.script(move |seen| {
+            seen.path.contains(&hex).then(|| (StatusCode::NOT_FOUND, "gone").into_response())
+        });
+        node.run().await;
+        let volume = node.volume("second");
+        node.publish(&volume, &reference, &[("pullPolicy", "IfNotPresent")]).await.expect("published");
+        assert_eq!(std::fs::read(volume.target.join("w")).expect("a file"), b"new");
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+    });
+}
+
+#[test]
 fn regression_t39_free_space_tells_nothing_of_what_is_here() {
     isolated(async {
         let secret = noise(3, 1 << 20);
