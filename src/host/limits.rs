@@ -28,7 +28,11 @@ pub const HELPERS: u64 = 24;
 /// Bytes of a piece on its way from a connection to the writer.
 pub const PIECE: usize = 64 * 1024;
 /// Bytes of all pieces of one transfer on that way.
-pub const QUEUE_BYTES: usize = 512 * 1024;
+pub const QUEUE_BYTES: usize = 384 * 1024;
+/// Bytes of a large transfer that wait in memory for what hashes or unpacks them; there may be a piece more.
+pub const RECENT_BYTES: usize = 192 * 1024;
+/// Bytes of a transfer that are read back at a time, when that is behind.
+pub const READ_BACK: usize = 128 * 1024;
 /// Bytes that an HTTP connection holds while they come: hyper's largest buffer.
 const CONNECTION_BYTES: u64 = 408 * KIB;
 /// Bytes of manifests on their way.
@@ -71,11 +75,12 @@ pub const PUBLISHES_OF_A_POD: u64 = 64;
 const BASE: u64 = 36 * MIB;
 
 /// Every bound of memory, in bytes. The first column says what it is for.
-pub fn table() -> [(&'static str, u64); 9] {
+pub fn table() -> [(&'static str, u64); 10] {
     let transfers = LARGE_TRANSFERS + SMALL_TRANSFERS;
     [
         ("the program", BASE),
         ("received and not yet written", transfers * QUEUE_BYTES as u64),
+        ("written and not yet followed", LARGE_TRANSFERS * (RECENT_BYTES + PIECE + READ_BACK) as u64),
         ("connections", (transfers + HELPERS + SMALL_REQUESTS) * CONNECTION_BYTES),
         ("layers that are unpacked", (LARGE_UNPACKS + SMALL_UNPACKS) * UNPACK_BYTES),
         ("their directories, beyond what each has", DIRECTORY_BYTES),

@@ -140,6 +140,11 @@ impl Speed {
         self.given_up.notified().await;
     }
 
+    /// Nothing more is to come: how fast it was is no reason to give it up.
+    pub fn is_done(&self) {
+        self.set(None);
+    }
+
     fn set(&self, rate: Option<f64>) {
         *self.rate.lock().unwrap_or_else(PoisonError::into_inner) = rate;
     }
@@ -184,6 +189,7 @@ impl Fetch<'_> {
         let mut looks = tokio::time::interval_at((Instant::now() + LOOK_EVERY).into(), LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rate = Rate::new(Instant::now());
+        rate.excuse(Instant::now(), self.speed.received()); // What an earlier fetch got does not count.
         let (mut is_helped, mut is_refused_help) = (false, false);
         let mut silence = self.means.registry.longest_silence();
         loop {

@@ -151,6 +151,7 @@ impl Transfers {
         let mut compares = tokio::time::interval(COMPARE_EVERY);
         loop {
             if attempts.is_empty() {
+                challenger = None; // It would wait, unpolled, before the next one in the same queue.
                 let Some((asker, turn)) = self.next(sources, needed, Sources::candidates).await else {
                     return Err(Error::Shared(last));
                 };
@@ -252,6 +253,10 @@ impl Transfers {
             let fetching = async {
                 let mut result = self.fetch(needed, &asker, sources, &speed, &mut turn, false).await;
                 if let Err(Failed { in_parts: true, .. }) = result {
+                    if turn.is_none() {
+                        let unpacks = matches!(needed.form, Form::Layer { .. });
+                        turn = Some(self.queue.turn(&asker, needed.blob.size, unpacks).await);
+                    }
                     result = self.fetch(needed, &asker, sources, &speed, &mut turn, true).await;
                 }
                 result
@@ -300,6 +305,7 @@ impl Transfers {
                 return Err(Error::Fault.into());
             }
         };
+        speed.is_done();
         let (in_parts, oddity, elsewhere) =
             (fetch.came_in_parts(), fetch.oddity(), fetch.came_from_elsewhere());
         drop(fetch);

@@ -111,12 +111,16 @@ impl Sink {
     /// Those of the store and of unpacking.
     pub fn from_file(store: &Store, needed: &Needed, file: &Blob) -> Result<Self, Error> {
         let Form::Layer { profile, content } = &needed.form else { return Err(Error::Fault) };
-        let target = Self::layer(store, &needed.blob, *profile, content.clone(), file.origins.clone())?;
+        let mut target = Self::layer(store, &needed.blob, *profile, content.clone(), file.origins.clone())?;
         let mut follower = Follower::new(store, &needed.blob, &target)?;
         let all = std::iter::once(0..file.size).collect();
-        let source = Partial::spooled(file.path.clone(), file.size, all);
+        let source = Arc::new(Partial::spooled(file.path.clone(), file.size, all));
         while let Some(bytes) = source.follow()? {
             follower.take(bytes, &source)?;
+        }
+        // What needs a large window is read from there once more.
+        if let Target::Layer { partial, .. } = &mut target {
+            *partial = source;
         }
         let abandon = Abandon(target.handle());
         Ok(Self { blob: needed.blob.clone(), target, follower: Following::Done(follower), abandon })
@@ -147,11 +151,9 @@ impl Sink {
                         if unpacks {
                             yield_to_others();
                         }
-                        let followed = follower.follow(partial.partial());
-                        if followed.is_err() {
-                            partial.partial().abandon(); // Or the writer would wait for it.
-                        }
-                        followed
+                        // Dropped, also by a panic, it ends a writer that would wait for a follower that is no more.
+                        let partial = Abandon(partial);
+                        follower.follow(partial.0.partial())
                     })
                     .map_err(Error::Thread)?,
             )
@@ -195,7 +197,16 @@ impl Sink {
                 Ok(followed) => Following::Done(followed?),
                 Err(panic) => std::panic::resume_unwind(panic),
             },
-            Following::Here(follower) => Following::Done(follower),
+            Following::Here(mut follower) => {
+                // A blob that was all here when it was resumed has had no piece that it was followed after.
+                let partial = self.target.partial();
+                while written.is_ok()
+                    && let Some(bytes) = partial.follow_what_is_there()?
+                {
+                    follower.take(bytes, partial)?;
+                }
+                Following::Done(follower)
+            }
             done @ Following::Done(_) => done,
         };
         written.map(|()| self)

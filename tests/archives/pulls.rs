@@ -6,6 +6,7 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use ocivol::demo::push::Layer;
 use ocivol::demo::tarball::{DIRECTORY, FILE, Header, Tarball, gzip, zstd};
 use ocivol::oci::digest::Digest;
 use serde_json::json;
@@ -202,6 +203,36 @@ fn regression_layers_that_need_much_memory_do_not_hold_up_others() {
             );
         }
         waiting.abort();
+    });
+}
+
+#[test]
+fn regression_a_file_that_is_a_layer_with_a_large_window_is_unpacked_and_stays_as_it_is() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    isolated(async {
+        let registry = Scripted::start().await;
+        let content = noise(40, 3 << 20);
+        let layer = large_window(&Tarball::new().file("inside", &content).finish());
+        let titled = Layer::titled("layer.tar.zst", layer.clone());
+        registry.pusher("files").files("v1", &[titled]).await.expect("pushed");
+        image(&registry.pusher("image"), "v1", std::slice::from_ref(&layer)).await;
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let (file, tree) = (node.volume("file"), node.volume("tree"));
+        node.publish(&file, &registry.reference("files:v1"), &[]).await.expect("published");
+        let raw = file.target.join("layer.tar.zst");
+        let looked = || {
+            let found = fs::metadata(&raw).expect("a file");
+            (found.mtime(), found.mtime_nsec())
+        };
+        let before = looked();
+        node.publish(&tree, &registry.reference("image:v1"), &[]).await.expect("published");
+        assert!(fs::read(tree.target.join("inside")).expect("a file") == content);
+        assert!(fs::read(&raw).expect("a file") == layer);
+        assert_eq!(looked(), before);
+        for volume in [file, tree] {
+            node.kubelet.unpublish(&volume).await.expect("unpublished");
+        }
     });
 }
 

@@ -48,7 +48,7 @@ pub struct Ingest {
     losses: u64,
     partial: Partial,
     /// Where writeback was last started.
-    written_back: AtomicU64,
+    dirty: AtomicU64,
     /// Bytes written since `ranges.json` was.
     unrecorded: AtomicU64,
 }
@@ -111,7 +111,7 @@ impl Ingests {
             origin,
             losses,
             partial,
-            written_back: AtomicU64::new(0),
+            dirty: AtomicU64::new(0),
             unrecorded: AtomicU64::new(0),
         };
         ingest.partial.file()?;
@@ -237,11 +237,10 @@ impl Ingest {
         let length = bytes.len() as u64;
         self.partial.write(offset, bytes)?;
         let unrecorded = self.unrecorded.fetch_add(length, Ordering::Relaxed) + length;
-        let from = self.written_back.load(Ordering::Relaxed);
-        let end = offset + length;
-        if end >= from + WRITE_BACK_EVERY || end < from {
-            self.partial.write_back(from.min(end)..end);
-            self.written_back.store(end, Ordering::Relaxed);
+        let dirty = self.dirty.fetch_add(length, Ordering::Relaxed) + length;
+        if dirty >= WRITE_BACK_EVERY {
+            self.partial.write_back();
+            self.dirty.store(0, Ordering::Relaxed);
             // Others write as well.
             self.ingests.disk.check_space(1)?;
         }

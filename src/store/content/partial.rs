@@ -18,6 +18,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
+use crate::host::limits::{READ_BACK, RECENT_BYTES};
 use crate::host::sys;
 use crate::store::content::ranges::Ranges;
 use crate::store::error::{Error, io};
@@ -52,11 +53,6 @@ struct State {
     /// Nobody wants it any more.
     abandoned: bool,
 }
-
-/// Bytes that wait in memory for the follower.
-pub const RECENT_BYTES: usize = 1024 * 1024;
-/// Bytes read back at a time.
-const READ_BACK: usize = 256 * 1024;
 
 impl Partial {
     /// A blob of `size` bytes that goes into the file at `path`, which has `there` of it.
@@ -237,6 +233,9 @@ impl Partial {
     pub fn spool(&self, bytes: &Bytes) -> Result<(), Error> {
         let recent: Vec<(u64, Bytes)> = {
             let mut state = self.lock();
+            if state.in_file.total() == self.size {
+                return Ok(()); // It may be the file of a blob that is published.
+            }
             state.spooled = true;
             self.changed.notify_all();
             let end = state.followed;
@@ -263,22 +262,23 @@ impl Partial {
         self.changed.notify_all();
     }
 
-    /// Starts to write back what is in `range` of the file, so that the disk works while the network does. Only a hint.
-    pub(in crate::store) fn write_back(&self, range: Range<u64>) {
+    /// Starts to write back what is in the file, so that the disk works while the network does. Only a hint.
+    pub(in crate::store) fn write_back(&self) {
         let Some(file) = self.file.get() else { return };
-        if let Err(error) = sys::start_writeback(file.as_fd(), range) {
+        if let Err(error) = sys::start_writeback(file.as_fd(), 0..self.size) {
             tracing::debug!(%error, "cannot start writeback");
         }
     }
 
-    /// Opens the file, and makes it where it is not there.
+    /// Opens the file, to read only when nothing is missing, else makes it where it is not there.
     pub(in crate::store) fn file(&self) -> Result<&File, Error> {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(&self.path).map_err(io("create", &self.path))?;
+        let is_written = !self.is_complete();
+        options.read(true).write(is_written).create(is_written).truncate(false).mode(0o600);
+        let file = options.open(&self.path).map_err(io("open", &self.path))?;
         // Writer and follower may both have opened it; either is the same file.
         Ok(self.file.get_or_init(|| file))
     }
