@@ -58,7 +58,9 @@ pub async fn serve(
 }
 
 async fn converse(stream: UnixStream, volumes: &Volumes) -> std::io::Result<()> {
+    // A process outside the PID namespace of a plugin in a container is 0 there.
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok());
+    let pid = pid.filter(|pid| *pid > 0);
     let (reader, mut writer) = stream.into_split();
     let mut line = Vec::new();
     BufReader::new(reader.take(REQUEST_LIMIT)).read_until(b'\n', &mut line).await?;

@@ -125,15 +125,18 @@ impl Store {
                 given_up.and(ingests.discard_volatile())
             }
         };
-        flush::start(entries, &disk, Arc::clone(&ledger), give_up)?;
         let key = NodeKey::of(disk.directory())?;
+        let grants = Grants::open(Arc::clone(&disk), key.clone())?;
+        let tags = Tags::open(Arc::clone(&disk), key)?;
+        // Last of what may fail: its thread ends when the store is closed.
+        flush::start(entries, &disk, Arc::clone(&ledger), give_up)?;
         let store = Arc::new(Self {
             trees: trees(),
             blobs,
             layers,
             ingests,
-            grants: Grants::open(Arc::clone(&disk), key.clone())?,
-            tags: Tags::open(Arc::clone(&disk), key)?,
+            grants,
+            tags,
             volumes: VolumeRecords::new(Arc::clone(&disk)),
             pins: Pins::default(),
             leases: Leases::new(Arc::clone(&disk)),

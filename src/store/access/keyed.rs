@@ -37,8 +37,15 @@ impl NodeKey {
     /// [`Error::NoSpace`], [`Error::Io`].
     pub(in crate::store) fn of(directory: &Path) -> Result<Self, Error> {
         let path = directory.join("key");
-        if let Some(key) = fs::read(&path).ok().and_then(|bytes| bytes.try_into().ok()) {
-            return Ok(Self(key));
+        match fs::read(&path) {
+            // One that was cut short by a power cut is of no use.
+            Ok(bytes) => {
+                if let Ok(key) = bytes.try_into() {
+                    return Ok(Self(key));
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io("read", &path)(error)),
         }
         let key: [u8; 64] = rand::random();
         let mut options = fs::OpenOptions::new();

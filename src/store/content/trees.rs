@@ -271,9 +271,13 @@ impl Trees {
     /// Forgets every tree that is not durable. Goes on after an error, and returns the first.
     pub(in crate::store) fn forget_volatile(&self) -> Result<(), Error> {
         let mut result = Ok(());
-        for tree in self.all()? {
-            if !self.ledger.is_durable(&Entry::Tree(tree.key.clone()), &tree.image.stamp) {
-                result = result.and(self.forget(&tree.key));
+        for path in children(&self.disk.directory().join("images"))? {
+            let key = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
+            let Some(key) = key.and_then(TreeKey::parse) else { continue };
+            if let Ok(Some(known)) = record::read::<Image>(&path)
+                && !self.ledger.is_durable(&Entry::Tree(key.clone()), &known.stamp)
+            {
+                result = result.and(self.forget(&key));
             }
         }
         result

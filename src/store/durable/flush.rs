@@ -46,7 +46,9 @@ fn run(
         let mut waiting = Vec::new();
         for message in std::iter::once(first).chain(receiver.try_iter().take(BATCH)) {
             match message {
-                Message::Entry(entry, generation) => entries.push((entry, generation)),
+                // What was written before something was lost may be lost with it.
+                Message::Entry { losses, .. } if losses != ledger.losses() => {}
+                Message::Entry { entry, generation, .. } => entries.push((entry, generation)),
                 Message::Wait(done) => waiting.push(done),
             }
         }

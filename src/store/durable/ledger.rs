@@ -33,8 +33,8 @@ pub struct Ledger {
 /// What the thread that makes entries durable is told.
 #[derive(Debug)]
 pub(in crate::store) enum Message {
-    /// An entry came into being, with this generation.
-    Entry(Entry, u64),
+    /// An entry came into being, with this generation, and when so much had been lost.
+    Entry { entry: Entry, generation: u64, losses: u64 },
     /// Answered when everything before it is durable, or lost.
     Wait(SyncSender<bool>),
 }
@@ -74,10 +74,11 @@ impl Ledger {
 
     /// The entry was written or checked by this process, and is to become durable.
     pub(in crate::store) fn trust(&self, entry: Entry, stamp: &Stamp) {
-        lock(&self.trusted).insert(entry.clone(), stamp.generation);
+        let (generation, losses) = (stamp.generation, self.losses());
+        lock(&self.trusted).insert(entry.clone(), generation);
         if let Some(queue) = lock(&self.queue).as_ref() {
             // A full queue only means that this entry is checked by the next process.
-            let _ = queue.try_send(Message::Entry(entry, stamp.generation));
+            let _ = queue.try_send(Message::Entry { entry, generation, losses });
         }
     }
 
