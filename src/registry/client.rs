@@ -88,11 +88,12 @@ impl Registry {
                 let mut response = self.transport.send(source, &request).await?;
                 let content_type = header_text(&response, header::CONTENT_TYPE);
                 let oddity = http::oddity(response.headers());
+                // Before anything of it is read: later it is only what is left.
+                let length = response.content_length().unwrap_or(manifest::SIZE_LIMIT as u64);
                 // The first byte may take long, and holds nothing that others need.
                 let first = self.transport.first(source, &request, &mut response).await?;
                 // All at once and before more is read: readers never wait for each other half-way. The time it takes to
                 // read is bounded, so is the time that others of this tenant wait.
-                let length = response.content_length().unwrap_or(manifest::SIZE_LIMIT as u64);
                 let permit =
                     self.manifests.acquire(tenant, host, length.min(manifest::SIZE_LIMIT as u64)).await;
                 let bytes = self.transport.read(source, first, response, manifest::SIZE_LIMIT).await?;

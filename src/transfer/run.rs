@@ -281,7 +281,7 @@ impl Transfers {
         let (store, from, opened) = (Arc::clone(&self.store), origin(&asker.source), needed.clone());
         let sink = blocking::run(Lane::Store, move || Sink::open(&store, &opened, from)).await?;
         let counter: &Arc<Counter> = &sources.counter;
-        counter.here.store(sink.partial().present(), Relaxed);
+        counter.here.fetch_max(sink.partial().present(), Relaxed);
         let (writer, pieces) = mpsc::channel(QUEUE);
         let means = Means { registry: &self.registry, queue: &self.queue, fetched: &self.fetched };
         let wanted = Wanted {

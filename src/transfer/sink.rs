@@ -113,8 +113,7 @@ impl Sink {
         let Form::Layer { profile, content } = &needed.form else { return Err(Error::Fault) };
         let mut target = Self::layer(store, &needed.blob, *profile, content.clone(), file.origins.clone())?;
         let mut follower = Follower::new(store, &needed.blob, &target)?;
-        let all = std::iter::once(0..file.size).collect();
-        let source = Arc::new(Partial::spooled(file.path.clone(), file.size, all));
+        let source = Arc::new(Partial::published(file.path.clone(), file.size));
         while let Some(bytes) = source.follow()? {
             follower.take(bytes, &source)?;
         }
@@ -179,12 +178,12 @@ impl Sink {
     pub fn run(mut self, mut pieces: mpsc::Receiver<Piece>, counter: &Counter) -> Result<Self, Error> {
         let mut written = Ok(());
         while let Some(piece) = pieces.blocking_recv() {
-            let length = piece.bytes.len() as u64;
             written = self.write(piece);
             if written.is_err() {
                 break;
             }
-            counter.here.fetch_add(length, Relaxed);
+            // Of sources that are raced the one that is ahead counts.
+            counter.here.fetch_max(self.partial().present(), Relaxed);
         }
         if written.is_ok() && self.partial().is_complete() {
             self.partial().close();

@@ -28,6 +28,8 @@ use crate::store::error::{Error, io};
 pub struct Partial {
     size: u64,
     path: PathBuf,
+    /// The file is that of a published blob.
+    published: bool,
     /// Made when it is needed first.
     file: OnceLock<File>,
     state: Mutex<State>,
@@ -60,6 +62,12 @@ impl Partial {
         Self::new(path, size, there, true)
     }
 
+    /// All of a blob of `size` bytes that is published as the file at `path`, which is only read.
+    pub fn published(path: PathBuf, size: u64) -> Self {
+        let all = std::iter::once(0..size).collect();
+        Self { published: true, ..Self::new(path, size, all, true) }
+    }
+
     /// A blob of `size` bytes of which only what comes before its turn goes into a file, at `path`.
     pub fn streamed(path: PathBuf, size: u64) -> Self {
         Self::new(path, size, Ranges::default(), false)
@@ -76,7 +84,14 @@ impl Partial {
             closed: false,
             abandoned: false,
         };
-        Self { size, path, file: OnceLock::new(), state: Mutex::new(state), changed: Condvar::new() }
+        Self {
+            size,
+            path,
+            published: false,
+            file: OnceLock::new(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     /// Bytes of the whole blob.
@@ -233,8 +248,8 @@ impl Partial {
     pub fn spool(&self, bytes: &Bytes) -> Result<(), Error> {
         let recent: Vec<(u64, Bytes)> = {
             let mut state = self.lock();
-            if state.in_file.total() == self.size {
-                return Ok(()); // It may be the file of a blob that is published.
+            if self.published {
+                return Ok(());
             }
             state.spooled = true;
             self.changed.notify_all();
@@ -270,14 +285,13 @@ impl Partial {
         }
     }
 
-    /// Opens the file, to read only when nothing is missing, else makes it where it is not there.
+    /// Opens the file, and makes it where it is not there; that of a published blob only to read.
     pub(in crate::store) fn file(&self) -> Result<&File, Error> {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
         let mut options = OpenOptions::new();
-        let is_written = !self.is_complete();
-        options.read(true).write(is_written).create(is_written).truncate(false).mode(0o600);
+        options.read(true).write(!self.published).create(!self.published).truncate(false).mode(0o600);
         let file = options.open(&self.path).map_err(io("open", &self.path))?;
         // Writer and follower may both have opened it; either is the same file.
         Ok(self.file.get_or_init(|| file))
