@@ -37,6 +37,28 @@ fn is(reading: &Result<String, String>, expected: &str) -> bool {
 }
 
 #[test]
+fn what_is_usual_is_read_alike() {
+    let long = "l".repeat(120);
+    let archive = Tarball::new()
+        .directory("d/")
+        .file("d/a", b"content")
+        .file(&long, b"more")
+        .symlink("s", &long)
+        .hard_link("h", "d/a")
+        .pax(&[("path", b"renamed"), ("size", b"3")])
+        .entry(&Header::new("x", FILE), b"abc")
+        .finish();
+    let ours = by_ocivol(&archive).expect("it is sound");
+    assert_eq!(ours.len(), 6);
+    for reading in [by_tar(&archive), by_tar_core(&archive)] {
+        let reading = reading.expect("it is sound");
+        // Else nothing would be compared.
+        assert_eq!(reading.odd, None);
+        assert_eq!(reading.entries, ours);
+    }
+}
+
+#[test]
 fn what_the_crates_guess_at_is_refused() {
     let file = |name: &str| Tarball::new().file(name, b"");
     let old_sparse = {

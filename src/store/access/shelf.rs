@@ -1,13 +1,13 @@
 //! A directory of small files that many tenants fill, each up to a bound of its own.
 //!
-//! Every tenant writes into a directory of its own; when that is full, its oldest files go. What one tenant wrote is found by
+//! Every tenant writes into a directory of its own; when that is full, the files go that were of no use for longest. What one tenant wrote is found by
 //! all: names are made with a key, so that only who asks for the same with the same credential has the same name.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -30,8 +30,10 @@ pub(in crate::store) struct Shelf {
 
 /// Files of one tenant.
 pub const FILES_LIMIT: usize = 4096;
-/// Tenants with files; the directory of the one that has written nothing for longest goes.
+/// Tenants with files; the directory of the one that had no use of it for longest goes.
 pub const TENANTS_LIMIT: usize = 1024;
+/// How long what was read or written counts as just used.
+const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
 
 impl Shelf {
     pub(in crate::store) fn open(disk: Arc<Disk>, name: &'static str) -> Result<Self, Error> {
@@ -59,7 +61,10 @@ impl Shelf {
             .chain(std::iter::once(directory.clone()))
             .chain(others.iter().map(|other| directory.join(other)));
         for place in places {
-            if let Some(found) = record::read(&place.join(name))? {
+            let path = place.join(name);
+            if let Some(found) = record::read(&path)? {
+                keep(&place);
+                keep(&path);
                 return Ok(Some(found));
             }
         }
@@ -126,6 +131,16 @@ fn forget_oldest(files: Vec<PathBuf>, left: usize) -> Result<usize, Error> {
     Ok(files.len() - gone)
 }
 
+/// Notes that what is at `path` is of use, so that what is not goes first. Once a day is enough, and it is only a hint.
+fn keep(path: &std::path::Path) {
+    let now = SystemTime::now();
+    if now.duration_since(modified(path)).is_ok_and(|age| age > KEPT_FOR)
+        && let Ok(file) = fs::File::open(path)
+    {
+        let _ = file.set_modified(now);
+    }
+}
+
 fn modified(path: &std::path::Path) -> SystemTime {
     fs::symlink_metadata(path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
@@ -166,6 +181,16 @@ mod tests {
             assert_eq!(shelf.read::<usize>(&quiet, &last).expect("readable"), Some(FILES_LIMIT + 9));
             let count = shelf.lock().get(&directory_of(&loud)).copied().unwrap_or_default();
             assert!(count <= FILES_LIMIT && count > FILES_LIMIT / 2, "{count}");
+        }
+        // Who reads what he has keeps it, as who writes does.
+        let own = directory.join("tags").join(directory_of(&quiet));
+        let long_ago = SystemTime::now() - 30 * KEPT_FOR;
+        for path in [own.clone(), own.join("kept")] {
+            fs::File::open(&path).expect("there").set_modified(long_ago).expect("aged");
+        }
+        assert_eq!(open().read::<i32>(&quiet, "kept").expect("readable"), Some(7));
+        for path in [own.clone(), own.join("kept")] {
+            assert!(modified(&path) > long_ago + 29 * KEPT_FOR, "{}", path.display());
         }
         fs::write(directory.join("tags/old"), "3").expect("written");
         assert_eq!(open().read::<i32>(&quiet, "old").expect("readable"), Some(3));

@@ -26,7 +26,14 @@ impl Facts {
 
     /// What is known of `entry` beside its record.
     pub(in crate::store) fn of<T: DeserializeOwned + Default>(&self, entry: &Entry) -> Result<T, Error> {
-        Ok(record::read(&self.path(entry))?.unwrap_or_default())
+        match record::read(&self.path(entry)) {
+            // What the disk has lost was worth no more than what was never noted.
+            Err(error) if error.is_loss() => {
+                tracing::warn!(%error, ?entry, "facts are lost");
+                Ok(T::default())
+            }
+            known => Ok(known?.unwrap_or_default()),
+        }
     }
 
     /// Changes what is known of `entry`, unless `change` says that it is known already.
