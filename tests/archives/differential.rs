@@ -22,17 +22,7 @@ fn ours(bytes: &[u8]) -> Result<Vec<Value>, String> {
     let mut archive = Archive::new(bytes);
     let mut entries = Vec::new();
     while let Some(header) = archive.next_entry().map_err(|error| error.to_string())? {
-        let mut content = Vec::new();
-        loop {
-            let piece = archive.content().map_err(|error| error.to_string())?;
-            if piece.is_empty() {
-                break;
-            }
-            content.extend_from_slice(piece);
-            let length = piece.len();
-            archive.consume(length);
-        }
-        let content = expanded(&header, &content);
+        let content = expanded(&header, &oracles::stored(&mut archive)?);
         let end = header.name.iter().rposition(|byte| *byte != b'/').map_or(0, |end| end + 1);
         let link = if matches!(header.kind, Type::HardLink | Type::Symlink) { &header.link[..] } else { &[] };
         entries.push(json!({

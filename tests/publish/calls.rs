@@ -72,12 +72,7 @@ fn node_says_what_it_can() {
 #[test]
 fn publish_answers_every_condition_with_its_code() {
     isolated(async {
-        let registry = Scripted::start().await;
-        registry
-            .pusher("m")
-            .model("v1", &[Layer::model_file("weight", "w", "content")])
-            .await
-            .expect("pushed");
+        let registry = Scripted::with_model("content").await;
         // What the registry answers for manifests whose tag is a status, and for one blob.
         let tampered = Layer::model_file("weight", "w", "tampered with");
         let tampered_digest = Digest::sha256(&tampered.content).to_string();
@@ -259,12 +254,7 @@ fn unpublish_and_stats_answer_every_condition_with_their_code() {
 #[test]
 fn writer_modes_can_be_allowed_and_are_read_only_anyway() {
     isolated(async {
-        let registry = Scripted::start().await;
-        registry
-            .pusher("m")
-            .model("v1", &[Layer::model_file("weight", "w", "content")])
-            .await
-            .expect("pushed");
+        let registry = Scripted::with_model("content").await;
         let root = tempfile::tempdir().expect("a directory");
         let base = root.path().canonicalize().expect("a path");
         let flags = [

@@ -7,7 +7,6 @@ use nix::sys::signal::Signal;
 use ocivol::csi::pluginregistration::RegistrationStatus;
 use ocivol::csi::pluginregistration::registration_client::RegistrationClient;
 use ocivol::csi::transport;
-use ocivol::demo::push::Layer;
 
 use crate::support::node::{DRIVER, mount_at};
 use crate::support::{Node, PATIENCE, Scripted, eventually, isolated};
@@ -120,12 +119,7 @@ fn health_follows_registration_and_the_store() {
 #[test]
 fn sigterm_takes_the_registration_away_first_and_lets_calls_end() {
     isolated(async {
-        let registry = Scripted::start().await;
-        registry
-            .pusher("m")
-            .model("v1", &[Layer::model_file("weight", "w", "content")])
-            .await
-            .expect("pushed");
+        let registry = Scripted::with_model("content").await;
         // The blob never comes: the publish waits until the plugin ends.
         registry.script(|seen| {
             seen.path.contains("/blobs/").then(|| {

@@ -12,8 +12,7 @@ use crate::support::node::{mount_at, mounts_below};
 use crate::support::{Node, Scripted, isolated};
 
 async fn node_with_a_model() -> (Node, Scripted, String) {
-    let registry = Scripted::start().await;
-    registry.pusher("m").model("v1", &[Layer::model_file("weight", "w", "content")]).await.expect("pushed");
+    let registry = Scripted::with_model("content").await;
     let node = Node::start(&["--plain-http", &registry.host()]).await;
     let reference = registry.reference("m:v1");
     (node, registry, reference)

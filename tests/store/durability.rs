@@ -12,17 +12,29 @@ use crate::support::records::{change, is_durable, make_volatile, records};
 use crate::support::{Node, Scripted, eventually, isolated, noise};
 
 async fn published(content: &[u8]) -> (Scripted, Node, String) {
-    let registry = Scripted::start().await;
-    registry
-        .pusher("m")
-        .model("v1", &[Layer::model_file("weight", "w", content.to_vec())])
-        .await
-        .expect("pushed");
+    let registry = Scripted::with_model(content.to_vec()).await;
     let node = Node::start(&["--plain-http", &registry.host()]).await;
     let reference = registry.reference("m:v1");
     let volume = node.volume("first");
     node.publish(&volume, &reference, &[]).await.expect("published");
     (registry, node, reference)
+}
+
+/// The same, with all of it durable, and the plugin killed.
+async fn published_for_good(content: &[u8]) -> (Scripted, Node, String) {
+    let (registry, mut node, reference) = published(content).await;
+    become_durable(&node).await;
+    node.kill();
+    (registry, node, reference)
+}
+
+/// Waits until the manifest, the blob and the tree are on the disk.
+async fn become_durable(node: &Node) {
+    eventually("every record is durable", || {
+        let records = records(&node.root);
+        records.len() == 3 && records.iter().all(|path| is_durable(path))
+    })
+    .await;
 }
 
 fn blob_file(node: &Node, content: &[u8]) -> PathBuf {
@@ -43,13 +55,7 @@ async fn publish_again(registry: &Scripted, node: &Node, reference: &str, conten
 fn everything_becomes_durable_in_the_background_and_is_then_trusted() {
     isolated(async {
         let content = noise(1, 2 << 20);
-        let (registry, mut node, reference) = published(&content).await;
-        eventually("every record is durable", || {
-            let records = records(&node.root);
-            records.len() == 3 && records.iter().all(|path| is_durable(path))
-        })
-        .await;
-        node.kill();
+        let (registry, mut node, reference) = published_for_good(&content).await;
         for path in records(&node.root) {
             change(&path, "boot_id", "another boot".into());
         }
@@ -63,10 +69,7 @@ fn everything_becomes_durable_in_the_background_and_is_then_trusted() {
 fn what_was_not_durable_is_discarded_after_a_reboot() {
     isolated(async {
         let content = noise(2, 2 << 20);
-        let (registry, mut node, reference) = published(&content).await;
-        eventually("every record is durable", || records(&node.root).iter().all(|path| is_durable(path)))
-            .await;
-        node.kill();
+        let (registry, mut node, reference) = published_for_good(&content).await;
         make_volatile(&node.root, true);
         // What a power cut leaves: the name, and nothing in it.
         let blob = blob_file(&node, &content);
@@ -82,16 +85,12 @@ fn what_was_not_durable_is_discarded_after_a_reboot() {
 fn what_was_not_durable_is_fetched_again_after_a_reboot_however_whole_it_looks() {
     isolated(async {
         let content = noise(15, 2 << 20);
-        let (registry, mut node, reference) = published(&content).await;
-        eventually("every record is durable", || records(&node.root).iter().all(|path| is_durable(path)))
-            .await;
-        node.kill();
+        let (registry, mut node, reference) = published_for_good(&content).await;
         make_volatile(&node.root, false);
         node.run().await;
         // In the boot that it was written in its digest is enough; that the boot is another one is all that changes now.
         assert_eq!(publish_again(&registry, &node, &reference, &content).await, 0);
-        eventually("every record is durable", || records(&node.root).iter().all(|path| is_durable(path)))
-            .await;
+        become_durable(&node).await;
         node.kill();
         make_volatile(&node.root, true);
         let file = fs::read(blob_file(&node, &content)).expect("the blob is there");
@@ -107,18 +106,12 @@ fn what_was_not_durable_is_fetched_again_after_a_reboot_however_whole_it_looks()
 fn what_was_not_durable_is_checked_in_the_same_boot() {
     isolated(async {
         let content = noise(3, 2 << 20);
-        let (registry, mut node, reference) = published(&content).await;
-        eventually("every record is durable", || records(&node.root).iter().all(|path| is_durable(path)))
-            .await;
-        node.kill();
-        let undo = |node: &Node| {
-            make_volatile(&node.root, false);
-        };
-        undo(&node);
+        let (registry, mut node, reference) = published_for_good(&content).await;
+        make_volatile(&node.root, false);
         node.run().await;
         assert_eq!(publish_again(&registry, &node, &reference, &content).await, 0, "it is sound");
         node.kill();
-        undo(&node);
+        make_volatile(&node.root, false);
         // One bit flips on the disk; size and name stay.
         let blob = fs::OpenOptions::new().write(true).open(blob_file(&node, &content)).expect("open");
         blob.write_all_at(&[content[1_000_000] ^ 1], 1_000_000).expect("written");
@@ -137,10 +130,7 @@ fn what_was_not_durable_is_checked_in_the_same_boot() {
 fn a_damaged_tree_is_made_again_and_a_mounted_one_keeps_its_files() {
     isolated(async {
         let content = noise(4, 1000); // Small: copied into the tree, not linked.
-        let (registry, mut node, reference) = published(&content).await;
-        eventually("every record is durable", || records(&node.root).iter().all(|path| is_durable(path)))
-            .await;
-        node.kill();
+        let (registry, mut node, reference) = published_for_good(&content).await;
         make_volatile(&node.root, false);
         let tree = fs::read_dir(node.root.join("v1/trees"))
             .expect("listed")
@@ -184,12 +174,7 @@ fn no_record_no_entry() {
 fn a_download_resumes_after_the_process_was_killed() {
     isolated(async {
         let content = noise(6, 100 << 20);
-        let registry = Scripted::start().await;
-        registry
-            .pusher("m")
-            .model("v1", &[Layer::model_file("weight", "w", content.clone())])
-            .await
-            .expect("pushed");
+        let registry = Scripted::with_model(content.clone()).await;
         // Ninety of a hundred MiB come, then nothing.
         let part = bytes::Bytes::from(content[..90 << 20].to_vec());
         registry.script(move |seen| {
@@ -336,12 +321,7 @@ async fn interrupted(node: &Node, registry: &Scripted, reference: &str, content:
 fn regression_a_resumed_download_needs_only_room_for_the_rest() {
     isolated(async {
         let content = noise(10, 12 << 20);
-        let registry = Scripted::start().await;
-        registry
-            .pusher("m")
-            .model("v1", &[Layer::model_file("weight", "w", content.clone())])
-            .await
-            .expect("pushed");
+        let registry = Scripted::with_model(content.clone()).await;
         let reference = registry.reference("m:v1");
         let mut node = Node::prepare(&["--plain-http", &registry.host()]);
         node.limit_store("16m");
@@ -360,12 +340,7 @@ fn regression_a_resumed_download_needs_only_room_for_the_rest() {
 fn regression_a_download_that_lost_data_starts_over() {
     isolated(async {
         let content = noise(11, 3 << 20);
-        let registry = Scripted::start().await;
-        registry
-            .pusher("m")
-            .model("v1", &[Layer::model_file("weight", "w", content.clone())])
-            .await
-            .expect("pushed");
+        let registry = Scripted::with_model(content.clone()).await;
         let reference = registry.reference("m:v1");
         let node = Node::start(&["--plain-http", &registry.host()]).await;
         interrupted(&node, &registry, &reference, &content, 2 << 20).await;
@@ -407,11 +382,7 @@ fn a_file_system_that_shuts_down_under_the_store_costs_a_pull_and_never_a_wrong_
         let volumes: Vec<_> = (0..3).map(|number| node.volume(&format!("pod-{number}"))).collect();
         let references: Vec<_> = (0..3).map(|number| registry.reference(&format!("m{number}:v1"))).collect();
         node.publish(&volumes[0], &references[0], &[]).await.expect("published");
-        eventually("every record is durable", || {
-            let records = records(&node.root);
-            records.len() == 3 && records.iter().all(|path| is_durable(path))
-        })
-        .await;
+        become_durable(&node).await;
         node.publish(&volumes[1], &references[1], &[]).await.expect("published");
         // FS_IOC_SHUTDOWN without flushing the log: from now on nothing reaches the disk (linux/fs.h).
         let script = "import fcntl,os,struct,sys\nfcntl.ioctl(os.open(sys.argv[1],os.O_RDONLY),0x8004587d,struct.pack('I',2))";

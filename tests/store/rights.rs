@@ -4,6 +4,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::IntoResponse;
 use ocivol::demo::push::Layer;
 use ocivol::oci::digest::Digest;
+use ocivol::oci::media_type;
 use tonic::Code;
 
 use crate::support::node::BINARY;
@@ -23,6 +24,19 @@ async fn private(content: &[u8]) -> (Scripted, String) {
     });
     let reference = registry.reference("private:v1");
     (registry, reference)
+}
+
+/// A manifest of a blob that whoever writes it need not have.
+fn manifest_that_lists(digest: &Digest, size: u64) -> String {
+    serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_MANIFEST,
+        "artifactType": "application/vnd.example",
+        "config": { "mediaType": media_type::OCI_EMPTY, "size": 2, "digest": Digest::sha256(b"{}").to_string() },
+        "layers": [{ "mediaType": "a/b", "digest": digest.to_string(), "size": size,
+            "annotations": { "org.opencontainers.image.title": "w" } }],
+    })
+    .to_string()
 }
 
 /// Makes all grants and tags of a store a month old.
@@ -130,19 +144,10 @@ fn regression_a_manifest_that_anybody_can_write_gives_no_right_to_private_blobs(
         let node = Node::start(&["--plain-http", &hosts]).await;
         node.publish_as(&node.volume("owner"), &reference, &[], ("a", "pw")).await.expect("A may");
         // A public manifest that lists a blob of another repository: the pull fails for want of the blob, the manifest stays.
-        let manifest = serde_json::json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "artifactType": "application/vnd.example",
-            "config": { "mediaType": "application/vnd.oci.empty.v1+json", "size": 2,
-                "digest": Digest::sha256(b"{}").to_string() },
-            "layers": [{ "mediaType": "a/b", "digest": Digest::sha256(&secret).to_string(), "size": secret.len(),
-                "annotations": { "org.opencontainers.image.title": "w" } }],
-        });
-        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = manifest_that_lists(&Digest::sha256(&secret), secret.len() as u64);
         let pusher = attacker.pusher("evil");
         pusher.blob("{}".into()).await.expect("pushed");
-        let digest = pusher.manifest("v1", media_type, &manifest.to_string()).await.expect("pushed");
+        let digest = pusher.manifest("v1", media_type::OCI_MANIFEST, &manifest).await.expect("pushed");
         let evil = attacker.reference("evil:v1");
         node.publish(&node.volume("evil"), &evil, &[]).await.expect_err("its registry has no such blob");
         assert!(attacker.count(&Method::GET, "/manifests/") > 0, "{:?}", attacker.requests());
@@ -202,18 +207,9 @@ fn regression_t39_free_space_tells_nothing_of_what_is_here() {
         let mut answers = Vec::new();
         for (tag, content) in [("here", secret.clone()), ("absent", noise(4, 1 << 20))] {
             let digest = Digest::sha256(&content);
-            let manifest = serde_json::json!({
-                "schemaVersion": 2,
-                "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                "artifactType": "application/vnd.example",
-                "config": { "mediaType": "application/vnd.oci.empty.v1+json", "size": 2,
-                    "digest": Digest::sha256(b"{}").to_string() },
-                "layers": [{ "mediaType": "a/b", "digest": digest.to_string(), "size": 1_u64 << 60,
-                    "annotations": { "org.opencontainers.image.title": "w" } }],
-            });
+            let manifest = manifest_that_lists(&digest, 1 << 60);
             let pusher = attacker.pusher("evil");
-            let media_type = "application/vnd.oci.image.manifest.v1+json";
-            pusher.manifest(tag, media_type, &manifest.to_string()).await.expect("pushed");
+            pusher.manifest(tag, media_type::OCI_MANIFEST, &manifest).await.expect("pushed");
             let volume = node.volume(tag);
             let status = node.publish(&volume, &attacker.reference(&format!("evil:{tag}")), &[]).await;
             let status = status.expect_err("too large");

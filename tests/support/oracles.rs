@@ -57,19 +57,24 @@ pub fn by_ocivol(bytes: &[u8]) -> Result<Vec<Entry>, Refusal> {
     let mut archive = Archive::new(bytes);
     let mut entries = Vec::new();
     while let Some(header) = archive.next_entry().map_err(|error| error.to_string())? {
-        let mut content = Vec::new();
-        loop {
-            let piece = archive.content().map_err(|error| error.to_string())?;
-            if piece.is_empty() {
-                break;
-            }
-            content.extend_from_slice(piece);
-            let length = piece.len();
-            archive.consume(length);
-        }
+        let content = stored(&mut archive)?;
         entries.push(entry(header.name, Some(header.kind), header.link, header.mode.into(), &content));
     }
     Ok(entries)
+}
+
+/// What is stored of the entry that `archive` is at.
+pub fn stored(archive: &mut Archive<&[u8]>) -> Result<Vec<u8>, Refusal> {
+    let mut content = Vec::new();
+    loop {
+        let piece = archive.content().map_err(|error| error.to_string())?;
+        if piece.is_empty() {
+            return Ok(content);
+        }
+        content.extend_from_slice(piece);
+        let length = piece.len();
+        archive.consume(length);
+    }
 }
 
 /// The entries as the crate `tar` reads them.

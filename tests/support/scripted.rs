@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use axum::http::Method;
 use axum::response::Response;
-use ocivol::demo::push::Pusher;
+use ocivol::demo::push::{Layer, Pusher};
 use ocivol::demo::registry::{Registry, Seen};
 
 /// Answers a request in the registry's place, or lets it through.
@@ -21,6 +21,14 @@ pub struct Scripted {
 impl Scripted {
     pub async fn start() -> Self {
         Self::start_at(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    /// One with a model at `m:v1`, which is one file, `w`.
+    pub async fn with_model(content: impl Into<bytes::Bytes>) -> Self {
+        let registry = Self::start().await;
+        let layers = [Layer::model_file("weight", "w", content)];
+        registry.pusher("m").model("v1", &layers).await.expect("pushed");
+        registry
     }
 
     /// One that is as many registries as there are names for it: see [`Scripted::hosts`].
