@@ -12,6 +12,8 @@ use crate::mount::error::Error;
 /// One line of mountinfo. Source: `man 5 proc_pid_mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
+    /// The kernel's number for it, which another mount may get once this one is gone.
+    pub id: u32,
     /// `major:minor` of the file system; of an overlay of ours, of the one that the tree is in.
     pub device: String,
     /// The directory of that file system which is mounted; of an overlay of ours, the tree that it shows.
@@ -136,7 +138,8 @@ fn join(base: &Path, below: &Path) -> PathBuf {
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&byte| byte == b' ');
     let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
-    let device = text(fields.nth(2)?);
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = text(fields.nth(1)?);
     let root = unescape(fields.next()?);
     let mount_point = unescape(fields.next()?);
     let options = text(fields.next()?);
@@ -147,7 +150,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let shown = (fs_type == "overlay").then(|| tree_of(&source)).flatten();
     let is_overlay = shown.is_some();
     let (device, root) = shown.unwrap_or((device, root));
-    Some(Mount { device, root, mount_point, options, shared, fs_type, is_overlay })
+    Some(Mount { id, device, root, mount_point, options, shared, fs_type, is_overlay })
 }
 
 /// Device and directory of the tree that an overlay shows, from the source that the mount table has for it.
@@ -209,7 +212,7 @@ mod tests {
         assert_eq!(table.iter().count(), 6);
         let mount = table.at(Path::new("/pods/a/with space")).expect("mounted");
         assert!(mount.has("ro") && mount.has("nodev") && !mount.has("noexec") && mount.shared);
-        assert_eq!(mount.fs_type, "xfs");
+        assert_eq!((mount.id, mount.fs_type.as_str()), (23, "xfs"));
         let top = table.at(Path::new("/pods/c")).expect("mounted");
         assert!(top.root.to_str().expect("text").contains("sub\\x"));
     }

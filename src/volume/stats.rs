@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 
 use crate::host::blocking::{self, Lane};
 use crate::mount::look;
-use crate::mount::mountinfo::Table;
+use crate::mount::mountinfo::{Mount, Table};
 use crate::mount::target::Target;
 use crate::store::usage::volumes::Measured;
 use crate::volume::error::Error;
@@ -48,27 +48,31 @@ impl Volumes {
                 return Ok(measured);
             }
         }
-        self.measure(target, mount.root).await
+        self.measure(target, mount).await?.ok_or_else(not_published)
     }
 
-    /// Counts what a part of a tree holds, once. `mounted` is what the mount shows.
-    async fn measure(&self, target: Target, mounted: PathBuf) -> Result<Measured, Error> {
+    /// Counts what a part of a tree holds, once. Nothing, when `mount` is no longer what is at `target`.
+    async fn measure(&self, target: Target, mount: Mount) -> Result<Option<Measured>, Error> {
+        let mounted = mount.root.clone();
         let known = self.measured.lock().unwrap_or_else(PoisonError::into_inner).get(&mounted).copied();
-        if let Some(known) = known {
+        if known.is_some() {
             return Ok(known);
         }
         let measured = blocking::run(Lane::Work, move || {
             // Of a mount of our own: directories that are open in the volume's would keep it from being unmounted.
             let view = look::private(&target)?;
-            Ok::<_, Error>(count(&PathBuf::from(format!("/proc/self/fd/{}/.", view.as_raw_fd()))))
+            // An unpublish may have come before: then it is a view of the empty directory that was mounted on.
+            let is_still_there = Table::read()?.at(target.path()) == Some(&mount);
+            let view = PathBuf::from(format!("/proc/self/fd/{}/.", view.as_raw_fd()));
+            Ok::<_, Error>(is_still_there.then(|| count(&view)))
         });
-        let measured = measured.await?;
+        let Some(measured) = measured.await? else { return Ok(None) };
         let mut known = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MEASURED_LIMIT {
             known.clear();
         }
         known.insert(mounted, measured);
-        Ok(measured)
+        Ok(Some(measured))
     }
 }
 
