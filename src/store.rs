@@ -21,8 +21,8 @@
 //!
 //! *Durability:* publishing does not wait for the disk. A record carries the kernel's boot ID, and an entry becomes
 //! *durable* when a background `syncfs` has covered it ([`durable::flush`]). A record is written once and never replaced. An
-//! entry that is not durable is discarded after a reboot, and checked against its digests before its first use by another
-//! process of the same boot.
+//! entry that is not durable is discarded after a reboot; another process of the same boot first hashes a blob, compares a
+//! layer with its index, and links a tree again.
 //!
 //! Each directory has one owner: [`content::blobs`], [`content::layers`], [`content::trees`], [`content::ingest`],
 //! [`access::grants`], [`access::tags`], [`usage::volumes`], [`usage::leases`]. [`open`] puts them together.

@@ -35,7 +35,7 @@ pub struct Common {
     /// Seconds without a byte after which a request counts as stalled
     #[arg(long, global = true, env = "OCIVOL_STALL_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
     pub stall_timeout: u64,
-    /// Blobs downloaded at the same time from one registry
+    /// Blobs above 4 MiB downloaded at the same time from one registry, for each namespace
     #[arg(long, global = true, env = "OCIVOL_PARALLEL_DOWNLOADS", value_name = "N", default_value_t = 4)]
     pub parallel_downloads: usize,
     /// Check that the uncompressed layers of images are what their configs promise
@@ -44,7 +44,7 @@ pub struct Common {
     /// Seconds after which a right to private content has to be shown to its registry again; 0: never
     #[arg(long, global = true, env = "OCIVOL_GRANT_TTL", value_name = "SECONDS", default_value_t = 0)]
     pub grant_ttl: u64,
-    /// Ask the registry for each volume with private content whether it may be read
+    /// Ask the registry for each volume, also for what is public, whether it may be read
     #[arg(long, global = true, env = "OCIVOL_ALWAYS_VERIFY")]
     pub always_verify: bool,
     /// Docker config with credentials, for pull, mount and inspect [default: ~/.docker/config.json]

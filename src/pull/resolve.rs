@@ -77,7 +77,9 @@ impl Resolver {
         let known = self.rights.known(&asker, reference, offline).await?;
         // A tag is not asked for again while what it was is here; what is gone, the registry may have forgotten as well.
         let is_lost = match &known {
-            Some(Known { digest, .. }) if !offline && reference.digest().is_none() => {
+            Some(Known { digest, granted: true })
+                if request.policy == PullPolicy::IfNotPresent && reference.digest().is_none() =>
+            {
                 !self.manifests.holds(digest).await?
             }
             _ => false,

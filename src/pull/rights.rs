@@ -1,7 +1,7 @@
 //! Who may read what is here: a manifest is no proof of its blobs, because anybody can write down a digest.
 //!
 //! What is here serves
-//! - everybody, when it was once fetched without credentials;
+//! - everybody, when it was once fetched without credentials (a manifest: whoever names the repository that it was fetched from);
 //! - an asker that has shown its right to the repository it came from;
 //! - an asker to which the registry it came from says, by HEAD, that it is in the asker's repository as well;
 //! - else an asker whose own repository sends the same bytes again.

@@ -22,6 +22,9 @@ use crate::store::usage::leases::Leases;
 use crate::store::usage::pins::Pins;
 use crate::store::usage::volumes::VolumeRecords;
 
+/// What a directory may hold that is nobody's but the store's. The last one is made with a file system.
+const OWN_NAMES: [&str; 3] = [FORMAT, "lock", "lost+found"];
+
 /// Directories of the format.
 const DIRECTORIES: [&str; 14] = [
     "ingest",
@@ -80,10 +83,18 @@ impl Store {
         if metadata.uid() != rustix::process::geteuid().as_raw() {
             return Err(unusable(format!("it belongs to user {}", metadata.uid())));
         }
-        // Whoever made it for us, kubelet for example, may have let others in.
-        if metadata.mode() & 0o077 != 0 {
-            let private = fs::Permissions::from_mode(0o700);
-            fs::set_permissions(root, private).map_err(|error| unusable(error.to_string()))?;
+        // Whoever made it for us, kubelet for example, may have let others in. What holds anything else, as /tmp does, is not ours.
+        let is_ours = || {
+            let names =
+                fs::read_dir(root).into_iter().flatten().map(|entry| entry.map(|entry| entry.file_name()));
+            names.into_iter().all(|name| name.is_ok_and(|name| OWN_NAMES.iter().any(|own| name == *own)))
+        };
+        if metadata.mode() & 0o077 != 0 && is_ours() {
+            fs::set_permissions(root, fs::Permissions::from_mode(0o700)).map_err(|error| {
+                unusable(format!(
+                    "others may enter it, and that cannot be changed ({error}); chmod it to 0700"
+                ))
+            })?;
         }
         let lock = Lock::take(root)?;
         for entry in fs::read_dir(root).map_err(io("list", root))? {
@@ -158,5 +169,30 @@ impl Drop for Store {
     /// The thread that makes entries durable ends after the batch it works on; what it still notes does no harm.
     fn drop(&mut self) {
         self.ledger.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regression_a_directory_that_holds_something_else_keeps_its_mode() {
+        for (is_empty, mode) in [(true, 0o700), (false, 0o755)] {
+            let parent = tempfile::tempdir().expect("a directory");
+            let root = parent.path().join("root");
+            fs::create_dir(&root).expect("made");
+            fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).expect("allowed");
+            if !is_empty {
+                fs::write(root.join("other"), "").expect("written");
+            }
+            for _ in 0..2 {
+                drop(Store::open(&root).expect("a store"));
+                let found = fs::metadata(&root).expect("there").mode() & 0o777;
+                assert_eq!(found, mode, "{found:o}");
+            }
+            let inside = fs::metadata(root.join(FORMAT)).expect("there").mode() & 0o777;
+            assert_eq!(inside, 0o700, "{inside:o}");
+        }
     }
 }

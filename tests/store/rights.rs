@@ -11,10 +11,10 @@ use crate::support::node::BINARY;
 use crate::support::{Node, Scripted, isolated, noise};
 
 /// A registry with a private model, which `a` may read with the password `pw`.
-async fn private(content: &[u8]) -> (Scripted, String) {
+async fn private(content: &[u8]) -> (Scripted, String, Digest) {
     let registry = Scripted::start().await;
     let layers = [Layer::model_file("weight", "w", content.to_vec())];
-    registry.pusher("private").model("v1", &layers).await.expect("pushed");
+    let digest = registry.pusher("private").model("v1", &layers).await.expect("pushed");
     registry.script(|seen| {
         let shown = seen.headers.get(header::AUTHORIZATION);
         let allowed = shown.is_some_and(|value| value == "Basic YTpwdw==");
@@ -23,7 +23,7 @@ async fn private(content: &[u8]) -> (Scripted, String) {
         })
     });
     let reference = registry.reference("private:v1");
-    (registry, reference)
+    (registry, reference, digest)
 }
 
 /// A manifest of a blob that whoever writes it need not have.
@@ -64,7 +64,7 @@ fn age(node: &Node) {
 #[test]
 fn regression_what_was_shown_does_not_rot() {
     isolated(async {
-        let (registry, reference) = private(b"weights").await;
+        let (registry, reference, digest) = private(b"weights").await;
         let mut node = Node::start(&["--plain-http", &registry.host()]).await;
         node.publish_as(&node.volume("first"), &reference, &[], ("a", "pw")).await.expect("A may");
         node.kill();
@@ -78,7 +78,9 @@ fn regression_what_was_shown_does_not_rot() {
             node.kubelet.unpublish(&volume).await.expect("unpublished");
         }
         assert!(registry.requests().is_empty(), "{:?}", registry.requests());
-        let other = node.publish(&node.volume("other"), &reference, &[("pullPolicy", "Never")]).await;
+        // By its digest: what a tag is, is known for a credential alone.
+        let pinned = registry.reference(&format!("private@{digest}"));
+        let other = node.publish(&node.volume("other"), &pinned, &[("pullPolicy", "Never")]).await;
         assert_eq!(other.expect_err("not without it").code(), Code::NotFound);
         node.kubelet.unpublish(&node.volume("first")).await.expect("unpublished");
     });
@@ -87,7 +89,7 @@ fn regression_what_was_shown_does_not_rot() {
 #[test]
 fn an_operator_can_bound_how_long_a_right_is_believed() {
     isolated(async {
-        let (registry, reference) = private(b"weights").await;
+        let (registry, reference, _) = private(b"weights").await;
         for (flags, asks_at_once) in [(["--grant-ttl", "3600"], false), (["--always-verify", "-v"], true)] {
             let host = registry.host();
             let flags = [&["--plain-http", &host][..], &flags[..]].concat();
@@ -138,7 +140,7 @@ fn regression_what_everybody_may_read_needs_no_second_word() {
 fn regression_a_manifest_that_anybody_can_write_gives_no_right_to_private_blobs() {
     isolated(async {
         let secret = noise(5, 1 << 20);
-        let (registry, reference) = private(&secret).await;
+        let (registry, reference, _) = private(&secret).await;
         let attacker = Scripted::start().await;
         let hosts = format!("{},{}", registry.host(), attacker.host());
         let node = Node::start(&["--plain-http", &hosts]).await;
@@ -150,6 +152,8 @@ fn regression_a_manifest_that_anybody_can_write_gives_no_right_to_private_blobs(
         let digest = pusher.manifest("v1", media_type::OCI_MANIFEST, &manifest).await.expect("pushed");
         let evil = attacker.reference("evil:v1");
         node.publish(&node.volume("evil"), &evil, &[]).await.expect_err("its registry has no such blob");
+        let kept = node.root.join("v1/blobs/sha256").join(digest.hex());
+        assert!(kept.exists(), "the manifest is here");
         assert!(attacker.count(&Method::GET, "/manifests/") > 0, "{:?}", attacker.requests());
         // Nor is it a manifest of the repository that has the blob.
         let stolen = registry.reference(&format!("private@{digest}"));
@@ -198,7 +202,7 @@ fn regression_a_tag_whose_content_is_gone_is_asked_for_again() {
 fn regression_t39_free_space_tells_nothing_of_what_is_here() {
     isolated(async {
         let secret = noise(3, 1 << 20);
-        let (registry, reference) = private(&secret).await;
+        let (registry, reference, _) = private(&secret).await;
         let attacker = Scripted::start().await;
         let hosts = format!("{},{}", registry.host(), attacker.host());
         let node = Node::start(&["--plain-http", &hosts]).await;

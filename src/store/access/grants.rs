@@ -1,5 +1,5 @@
-//! Grants: who has shown a right to what. A grant is kept until it is pushed out by newer ones of the same tenant; how old one
-//! may be that is believed is for who asks to say.
+//! Grants: who has shown a right to what. A grant is kept until its tenant has too many, or there are too many tenants, and it
+//! was of no use for longest; how old one may be that is believed is for who asks to say.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -34,7 +34,7 @@ impl NodeKey {
     /// The key of this node, made when the store is.
     ///
     /// # Errors
-    /// [`Error::NoSpace`], [`Error::Io`].
+    /// [`Error::Unusable`] when there is one that cannot be read; [`Error::NoSpace`], [`Error::Io`].
     pub(in crate::store) fn of(directory: &Path) -> Result<Self, Error> {
         let path = directory.join("key");
         match fs::read(&path) {
@@ -45,7 +45,12 @@ impl NodeKey {
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(io("read", &path)(error)),
+            Err(error) => {
+                let path = path.display();
+                let reason =
+                    format!("{path} cannot be read ({error}); remove it, and rights are asked for again");
+                return Err(Error::Unusable { root: directory.to_owned(), reason });
+            }
         }
         let key: [u8; 64] = rand::random();
         let mut options = fs::OpenOptions::new();

@@ -62,7 +62,15 @@ impl Shelf {
             .chain(others.iter().map(|other| directory.join(other)));
         for place in places {
             let path = place.join(name);
-            if let Some(found) = record::read(&path)? {
+            let found = match record::read(&path) {
+                // What the disk has lost is asked for again, as what nobody wrote.
+                Err(error) if error.is_loss() => {
+                    tracing::warn!(%error, "what was noted is lost");
+                    None
+                }
+                found => found?,
+            };
+            if let Some(found) = found {
                 keep(&place);
                 keep(&path);
                 return Ok(Some(found));

@@ -47,7 +47,7 @@ pub struct Ingest {
     /// [`Ledger::losses`] when it was opened.
     losses: u64,
     partial: Partial,
-    /// Where writeback was last started.
+    /// Bytes written since writeback was last started.
     dirty: AtomicU64,
     /// Bytes written since `ranges.json` was.
     unrecorded: AtomicU64,

@@ -21,8 +21,8 @@ pub(in crate::store) enum Unsound {
     Unknown(Error),
 }
 
-/// Directories whose modes are held at a time.
-const DIRECTORIES: usize = limits::FIRST_LOOK_BYTES / 2 / size_of::<(u64, u16)>();
+/// Directories whose modes are held at a time, in a table that may be half empty, and is there twice while it grows.
+const DIRECTORIES: usize = limits::FIRST_LOOK_BYTES / 4 / size_of::<(u64, u16)>();
 
 impl From<Error> for Unsound {
     fn from(error: Error) -> Self {

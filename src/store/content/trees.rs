@@ -136,11 +136,12 @@ impl Trees {
     /// [`Error::Io`].
     pub fn all(&self) -> Result<Vec<Tree>, Error> {
         let mut trees = Vec::new();
-        for path in children(&self.disk.directory().join("images"))? {
-            let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
-            let Some(key) = name.and_then(TreeKey::parse) else { continue };
-            let Some(image) = record::read::<Image>(&path)? else { continue };
-            trees.push(self.as_tree(&key, image)?);
+        for (key, path) in self.keys()? {
+            match record::read::<Image>(&path) {
+                Ok(Some(image)) => trees.push(self.as_tree(&key, image)?),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "a tree is left out"),
+            }
         }
         trees.sort_by(|one, two| one.usage.references.cmp(&two.usage.references));
         Ok(trees)
@@ -271,16 +272,23 @@ impl Trees {
     /// Forgets every tree that is not durable. Goes on after an error, and returns the first.
     pub(in crate::store) fn forget_volatile(&self) -> Result<(), Error> {
         let mut result = Ok(());
-        for path in children(&self.disk.directory().join("images"))? {
-            let key = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
-            let Some(key) = key.and_then(TreeKey::parse) else { continue };
-            if let Ok(Some(known)) = record::read::<Image>(&path)
-                && !self.ledger.is_durable(&Entry::Tree(key.clone()), &known.stamp)
-            {
-                result = result.and(self.forget(&key));
+        for (key, path) in self.keys()? {
+            match record::read::<Image>(&path) {
+                Ok(Some(known)) if !self.ledger.is_durable(&Entry::Tree(key.clone()), &known.stamp) => {
+                    result = result.and(self.forget(&key));
+                }
+                Ok(_) => {}
+                Err(error) => result = result.and(Err(error)),
             }
         }
         result
+    }
+
+    /// The keys of all trees, and where their records are.
+    fn keys(&self) -> Result<Vec<(TreeKey, PathBuf)>, Error> {
+        let records = children(&self.disk.directory().join("images"))?;
+        let key = |path: &PathBuf| TreeKey::parse(path.file_name()?.to_str()?.strip_suffix(".json")?);
+        Ok(records.into_iter().filter_map(|path| Some((key(&path)?, path))).collect())
     }
 
     fn as_tree(&self, key: &TreeKey, image: Image) -> Result<Tree, Error> {
