@@ -8,3 +8,4 @@ pub mod file_metadata;
 pub mod limits;
 pub mod socket;
 pub mod sys;
+pub mod tenants;

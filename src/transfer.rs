@@ -4,10 +4,12 @@
 //! transfer waits for its tenant's turn in the [`queue`], reads over the connections of a [`fetch`], and writes through a
 //! [`sink`]. What its [`sources`] deliver is compared: a slow one is raced by another.
 
+pub mod archive;
 pub mod counter;
 pub mod error;
 pub mod fetch;
 pub mod flight;
+pub mod follower;
 pub mod needed;
 pub mod parts;
 pub mod queue;
@@ -15,3 +17,4 @@ pub mod rate;
 pub mod run;
 pub mod sink;
 pub mod sources;
+pub mod verdicts;

@@ -70,3 +70,31 @@ pub async fn on_own_thread<T: Send + 'static>(
         Err(_) => std::future::pending().await,
     }
 }
+
+/// A value whose drop blocks, in async code: it may remove a million files. It is dropped on a thread for that.
+pub struct DropAway<T: Send + 'static>(Option<T>);
+
+impl<T: Send + 'static> DropAway<T> {
+    /// Takes care of `value`.
+    pub fn new(value: T) -> Self {
+        Self(Some(value))
+    }
+
+    /// The value; there always is one.
+    pub fn get(&self) -> Option<&T> {
+        self.0.as_ref()
+    }
+
+    /// The value, for who may block.
+    pub fn into_inner(mut self) -> Option<T> {
+        self.0.take()
+    }
+}
+
+impl<T: Send + 'static> Drop for DropAway<T> {
+    fn drop(&mut self) {
+        if let (Some(value), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(value));
+        }
+    }
+}

@@ -92,7 +92,7 @@ impl Contents {
             if round == ROUNDS {
                 break;
             }
-            if let Some(error) = self.transfers.refusal(needed, &asker.source) {
+            if let Some(error) = self.transfers.verdicts.refusal(needed, &asker.source) {
                 return Err(TransferError::Shared(error).into());
             }
             let mut waiter = self.transfers.join(needed, asker, true);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::host::blocking;
 use crate::host::fair_queue::FairQueue;
 use crate::host::limits;
+use crate::host::tenants::Tenants;
 use crate::pull::error::Error;
 use crate::store::content::build::Build;
 use crate::store::content::file_list;
@@ -19,7 +20,7 @@ use crate::transfer::flight::Flights;
 /// Links trees.
 pub struct TreeBuilder {
     store: Arc<Store>,
-    flights: Flights<TreeKey, (), Result<Tree, Arc<TransferError>>>,
+    flights: Flights<TreeKey, Tenants, Result<Tree, Arc<TransferError>>>,
     /// Bytes of memory for what takes much of it and does not take long.
     memory: FairQueue,
 }
@@ -40,10 +41,14 @@ impl TreeBuilder {
     pub async fn build(&self, build: Build, tenant: &Tenant) -> Result<Tree, Error> {
         let key = build.key.clone();
         let mut waiter = self.flights.join(key, || {
-            let (store, memory, tenant) = (Arc::clone(&self.store), self.memory.clone(), tenant.clone());
-            let work = async move { link(store, memory, tenant, build).await.map_err(Arc::new) };
-            (Arc::default(), work)
+            let tenants = Arc::new(Tenants::default());
+            tenants.add(tenant);
+            let (store, memory, waiting) =
+                (Arc::clone(&self.store), self.memory.clone(), Arc::clone(&tenants));
+            let work = async move { link(store, memory, &waiting, build).await.map_err(Arc::new) };
+            (tenants, work)
         });
+        waiter.state().add(tenant);
         let built = waiter.wait().await.ok_or(TransferError::Fault)?;
         Ok(built.map_err(TransferError::Shared)?)
     }
@@ -52,12 +57,12 @@ impl TreeBuilder {
 async fn link(
     store: Arc<Store>,
     memory: FairQueue,
-    tenant: Tenant,
+    tenants: &Tenants,
     build: Build,
 ) -> Result<Tree, TransferError> {
     let build = Arc::new(build);
     if build.plan.file_list().is_some() {
-        let permit = memory.acquire(&tenant, "", file_list::MEMORY).await;
+        let permit = tenants.acquire(&[&memory], file_list::MEMORY).await;
         let (store, checked) = (Arc::clone(&store), Arc::clone(&build));
         let check = move || {
             let _permit = permit; // Until it is done, also when nobody waits any more.
@@ -70,7 +75,7 @@ async fn link(
         let look = move || store.trees.merge_memory(&build);
         blocking::run(blocking::Lane::Work, look).await?.clamp(SMALLEST, limits::MERGE_BYTES)
     };
-    let permit = memory.acquire(&tenant, "", needed).await;
+    let permit = tenants.acquire(&[&memory], needed).await;
     let link = move || {
         let _permit = permit; // Until it is done, also when nobody waits any more.
         match store.trees.get(&build.key)? {

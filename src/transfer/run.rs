@@ -4,9 +4,8 @@
 //! that runs is slow for this network, one that was not tried is raced with it, and the faster one goes on: so nobody's slow, or
 //! lying, registry holds up those who know a better one for the same digest.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -14,23 +13,24 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
-use crate::host::blocking::{self, Lane};
+use crate::host::blocking::{self, DropAway, Lane};
 use crate::host::fair_queue::{FairQueue, Permit};
 use crate::host::limits;
 use crate::oci::digest::Digest;
-use crate::oci::repository::Repository;
 use crate::registry::client::Registry;
 use crate::registry::source::{Asker, Source};
 use crate::store::error::Error as StoreError;
 use crate::store::open::Store;
+use crate::transfer::archive::{Archive, Window};
 use crate::transfer::counter::{Counter, Fetched};
 use crate::transfer::error::Error;
 use crate::transfer::fetch::{Failed, Fetch, HELP_BELOW, Means, Speed, Wanted, wrong_content};
 use crate::transfer::flight::{Flights, Waiter};
 use crate::transfer::needed::{Form, Needed, Stored, origin};
-use crate::transfer::queue::{Queue, Turn};
-use crate::transfer::sink::Sink;
+use crate::transfer::queue::Queue;
+use crate::transfer::sink::{Finished, Sink};
 use crate::transfer::sources::Sources;
+use crate::transfer::verdicts::Verdicts;
 
 /// The outcome of a transfer, shared by all who wait.
 pub type Shared = Result<Stored, Arc<Error>>;
@@ -43,18 +43,9 @@ pub struct Transfers {
     /// Bytes of memory for what takes much of it and does not take long.
     memory: FairQueue,
     flights: Flights<Key, Sources, Shared>,
-    /// Repositories that sent other bytes than those of a digest, and when.
-    liars: Mutex<HashMap<(Repository, Digest), Instant>>,
-    /// Content that is what its digest names and cannot be used, whoever sends it.
-    refused: Mutex<HashMap<(Digest, Form), Refused>>,
+    /// What was learnt of sources and of content.
+    pub verdicts: Verdicts,
     fetched: Fetched,
-}
-
-/// Why content cannot be used, and the repositories that sent it.
-struct Refused {
-    error: Arc<Error>,
-    origins: Vec<Repository>,
-    since: Instant,
 }
 
 /// What makes two transfers one. A manifest that lies about the size must not spoil the transfer of one that does not.
@@ -69,14 +60,6 @@ struct Key {
 
 /// Pieces on the way to the writer.
 const QUEUE: usize = limits::QUEUE_BYTES / limits::PIECE;
-/// How long a source that sent wrong bytes of a digest is asked for it only when no other is left.
-const DISTRUST: Duration = Duration::from_secs(600);
-/// Repositories and digests of which that is remembered.
-const LIARS_LIMIT: usize = 1024;
-/// How long content that cannot be used is not fetched again. It would be no better; the version of ocivol may be.
-const REFUSED_FOR: Duration = Duration::from_secs(600);
-/// How much of it is remembered.
-const REFUSED_LIMIT: usize = 256;
 /// How often the sources that run are compared.
 const COMPARE_EVERY: Duration = Duration::from_millis(250);
 /// How long a source may show what it can before it is compared.
@@ -94,7 +77,7 @@ struct Attempt {
 /// Ends with the outcome, or with none when it was given up for a faster one.
 type Attempting<'a> = BoxFuture<'a, (Asker, Option<Result<Stored, Failed>>)>;
 /// Ends with the next source, and the turn to fetch from it.
-type Next<'a> = BoxFuture<'a, Option<(Asker, Turn)>>;
+type Next<'a> = BoxFuture<'a, Option<(Asker, Permit)>>;
 
 impl Transfers {
     /// Transfers into `store`, at most `per_registry` large ones of a tenant at a time from one registry.
@@ -111,8 +94,7 @@ impl Transfers {
             queue: Queue::new(per_registry),
             memory,
             flights: Flights::new(Duration::ZERO),
-            liars: Mutex::default(),
-            refused: Mutex::default(),
+            verdicts: Verdicts::default(),
             fetched,
         })
     }
@@ -125,22 +107,24 @@ impl Transfers {
         let key = Key { digest: blob.digest.clone(), size: blob.size, form: needed.form.clone(), source };
         let waiter = self.flights.join(key, || {
             let sources = Arc::new(Sources::default());
+            sources.tenants.add(&asker.tenant);
             if ask {
-                sources.add(asker, self.is_distrusted(asker, &blob.digest));
+                sources.add(asker, self.verdicts.is_distrusted(&asker.source, &blob.digest));
             }
-            let (transfers, needed, asker) = (Arc::clone(self), needed.clone(), asker.clone());
+            let (transfers, needed) = (Arc::clone(self), needed.clone());
             let shared = Arc::clone(&sources);
-            let work = async move { transfers.run(&needed, &asker, &shared).await.map_err(Arc::new) };
+            let work = async move { transfers.run(&needed, &shared).await.map_err(Arc::new) };
             (sources, work)
         });
+        waiter.state().tenants.add(&asker.tenant);
         if ask {
-            waiter.state().add(asker, self.is_distrusted(asker, &blob.digest));
+            waiter.state().add(asker, self.verdicts.is_distrusted(&asker.source, &blob.digest));
         }
         waiter
     }
 
-    async fn run(&self, needed: &Needed, first: &Asker, sources: &Sources) -> Result<Stored, Error> {
-        if let Some(stored) = self.unpack_file(needed, first).await? {
+    async fn run(&self, needed: &Needed, sources: &Sources) -> Result<Stored, Error> {
+        if let Some(stored) = self.unpack_file(needed, sources).await? {
             return Ok(stored);
         }
         let mut last = Arc::new(Error::Fault);
@@ -151,7 +135,10 @@ impl Transfers {
         let mut compares = tokio::time::interval(COMPARE_EVERY);
         loop {
             if attempts.is_empty() {
-                challenger = None; // It would wait, unpolled, before the next one in the same queue.
+                // They would hold, unpolled, places and turns that the next one waits for: a challenger, and what was given up.
+                challenger = None;
+                futures.clear();
+                sources.counter.here.store(0, Relaxed); // The next one counts what it has.
                 let Some((asker, turn)) = self.next(sources, needed, Sources::candidates).await else {
                     return Err(Error::Shared(last));
                 };
@@ -172,7 +159,7 @@ impl Transfers {
                         Some(Ok(stored)) => return Ok(stored),
                         Some(Err(Failed { error, .. })) if error.is_everybodys() => {
                             let error = Arc::new(error);
-                            self.remember(needed, &asker, &error);
+                            self.verdicts.refuse(needed, &asker.source, &error);
                             sources.failed(&asker, Arc::clone(&error)); // Who brought this source has seen it.
                             return Err(Error::Shared(error));
                         }
@@ -180,7 +167,7 @@ impl Transfers {
                             let host = &asker.source.repository.host;
                             tracing::debug!(digest = %needed.blob.digest, host, %error, "source failed");
                             if error.is_wrong_content() {
-                                self.distrust(&asker, &needed.blob.digest);
+                                self.verdicts.distrust(&asker.source, &needed.blob.digest);
                             }
                             last = Arc::new(error);
                             sources.failed(&asker, Arc::clone(&last));
@@ -214,15 +201,14 @@ impl Transfers {
         sources: &Sources,
         needed: &Needed,
         which: fn(&Sources) -> Vec<Asker>,
-    ) -> Option<(Asker, Turn)> {
-        let (size, unpacks) = (needed.blob.size, matches!(needed.form, Form::Layer { .. }));
+    ) -> Option<(Asker, Permit)> {
         loop {
             let candidates = which(sources);
             if candidates.is_empty() {
                 return None;
             }
             let turns = candidates.into_iter().map(|asker| async {
-                let turn = self.queue.turn(&asker, size, unpacks).await;
+                let turn = self.queue.transfer(&asker, needed.blob.size).await;
                 (asker, turn)
             });
             let mut turns: FuturesUnordered<_> = turns.collect();
@@ -242,7 +228,7 @@ impl Transfers {
         &'a self,
         needed: &'a Needed,
         asker: Asker,
-        turn: Turn,
+        turn: Permit,
         sources: &'a Sources,
         attempts: &mut Vec<Attempt>,
     ) -> Attempting<'a> {
@@ -254,8 +240,7 @@ impl Transfers {
                 let mut result = self.fetch(needed, &asker, sources, &speed, &mut turn, false).await;
                 if let Err(Failed { in_parts: true, .. }) = result {
                     if turn.is_none() {
-                        let unpacks = matches!(needed.form, Form::Layer { .. });
-                        turn = Some(self.queue.turn(&asker, needed.blob.size, unpacks).await);
+                        turn = Some(self.queue.transfer(&asker, needed.blob.size).await);
                     }
                     result = self.fetch(needed, &asker, sources, &speed, &mut turn, true).await;
                 }
@@ -275,11 +260,16 @@ impl Transfers {
         asker: &Asker,
         sources: &Sources,
         speed: &Speed,
-        turn: &mut Option<Turn>,
+        turn: &mut Option<Permit>,
         whole: bool,
     ) -> Result<Stored, Failed> {
         let (store, from, opened) = (Arc::clone(&self.store), origin(&asker.source), needed.clone());
-        let sink = blocking::run(Lane::Store, move || Sink::open(&store, &opened, from)).await?;
+        let unpack = match &needed.form {
+            Form::Layer { .. } => self.queue.unpack_while_coming(asker, needed.blob.size),
+            Form::File | Form::Nothing => None,
+        };
+        let unpacks = unpack.is_some();
+        let sink = blocking::run(Lane::Store, move || Sink::open(&store, &opened, from, unpacks)).await?;
         let counter: &Arc<Counter> = &sources.counter;
         counter.here.fetch_max(sink.partial().present(), Relaxed);
         let (writer, pieces) = mpsc::channel(QUEUE);
@@ -321,39 +311,42 @@ impl Transfers {
                 return Err(failed);
             }
         };
-        if sink.needs_large_window() {
-            turn.take(); // All bytes are here; who waits for memory holds nothing that others need.
+        if sink.is_archive() || sink.needs_large_window() {
+            turn.take(); // All bytes are here; who waits now keeps nobody from the network.
         }
-        self.finish(sink, asker, None).await.map_err(|error| match error {
+        let finished = self.finish(sink, sources, unpack).await.map_err(|error| match error {
             Error::Store(StoreError::Mismatch { got, .. }) => {
                 let got = oddity.unwrap_or_else(|| got.to_string());
                 let error = wrong_content(asker, &needed.blob, got, elsewhere).into();
                 Failed { error, in_parts }
             }
             error => error.into(),
-        })
+        })?;
+        match finished {
+            Finished::Stored(stored) => Ok(stored),
+            Finished::Archive(archive) => Ok(self.unpack(needed, archive, sources).await?),
+        }
     }
 
-    /// Checks and publishes what a sink has, when there is memory for it. The memory, and the turn, are given back when
+    /// Checks and publishes what a sink has, when there is memory for it. The memory, and the turn to unpack, are given back when
     /// the work ends, which it does although nobody may wait for it any more.
-    async fn finish(&self, sink: Sink, asker: &Asker, turn: Option<Permit>) -> Result<Stored, Error> {
-        let mut waiting = Waiting(Some(sink));
-        let large = waiting.0.as_ref().is_some_and(Sink::needs_large_window);
+    async fn finish(&self, sink: Sink, sources: &Sources, unpack: Option<Permit>) -> Result<Finished, Error> {
+        let large = sink.needs_large_window();
+        let sink = DropAway::new(sink);
         let memory = match large {
-            true => Some(self.memory.acquire(&asker.tenant, "", limits::LARGE_WINDOW).await),
+            true => Some(sources.tenants.acquire(&[&self.memory], limits::LARGE_WINDOW).await),
             false => None,
         };
-        let Some(sink) = waiting.0.take() else { return Err(Error::Fault) };
         let finish = move || {
-            let finished = sink.finish();
-            drop((memory, turn));
+            let finished = sink.into_inner().map_or(Err(Error::Fault), Sink::finish);
+            drop((memory, unpack));
             finished
         };
         blocking::on_own_thread("finish", finish).await.map_err(Error::Thread)?
     }
 
     /// Unpacks a layer that is here as a file. Who may read the file may read the layer.
-    async fn unpack_file(&self, needed: &Needed, asker: &Asker) -> Result<Option<Stored>, Error> {
+    async fn unpack_file(&self, needed: &Needed, sources: &Sources) -> Result<Option<Stored>, Error> {
         if !matches!(needed.form, Form::Layer { .. }) {
             return Ok(None);
         }
@@ -364,11 +357,7 @@ impl Transfers {
         if file.size != needed.blob.size {
             return Ok(None);
         }
-        let turn = self.queue.local(asker, file.size).await;
-        let (store, opened) = (Arc::clone(&self.store), needed.clone());
-        let read = move || Sink::from_file(&store, &opened, &file);
-        let sink = blocking::on_own_thread("unpack", read).await.map_err(Error::Thread)??;
-        match self.finish(sink, asker, Some(turn)).await {
+        match self.unpack(needed, Archive::published(&file), sources).await {
             Err(Error::Store(StoreError::Mismatch { expected, got })) => {
                 tracing::warn!(%expected, %got, "discarding a blob that did not keep");
                 let store = Arc::clone(&self.store);
@@ -379,54 +368,33 @@ impl Transfers {
         }
     }
 
-    /// Why `needed` cannot be used, if the repository of `source` sent it not long ago: who knows only its digest is told nothing.
-    pub fn refusal(&self, needed: &Needed, source: &Source) -> Option<Arc<Error>> {
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = refused.get(&(needed.blob.digest.clone(), needed.form.clone()))?;
-        let is_theirs = known.origins.contains(&source.repository) && known.since.elapsed() < REFUSED_FOR;
-        is_theirs.then(|| Arc::clone(&known.error))
-    }
-
-    fn remember(&self, needed: &Needed, asker: &Asker, error: &Arc<Error>) {
-        if !matches!(**error, Error::Unpack { .. }) {
-            return;
+    /// Unpacks what is here, in its turn; once more, when it turns out to need much memory. Who waits for that has no turn that others
+    /// could use meanwhile.
+    async fn unpack(&self, needed: &Needed, archive: Archive, sources: &Sources) -> Result<Stored, Error> {
+        let archive = Arc::new(DropAway::new(archive));
+        for window in [Window::Common, Window::Large] {
+            let memory = match window {
+                Window::Common => None,
+                Window::Large => Some(sources.tenants.acquire(&[&self.memory], limits::LARGE_WINDOW).await),
+            };
+            let turn = self.queue.unpack(&sources.tenants, needed.blob.size).await;
+            let (store, needed, archive) = (Arc::clone(&self.store), needed.clone(), Arc::clone(&archive));
+            let unpack = move || {
+                let unpacked =
+                    archive.get().map_or(Err(Error::Fault), |it| it.unpack(&store, &needed, window));
+                drop((memory, turn)); // Also when nobody waits any more.
+                unpacked
+            };
+            if let Some(stored) = blocking::on_own_thread("unpack", unpack).await.map_err(Error::Thread)?? {
+                return Ok(stored);
+            }
         }
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.retain(|_, known| known.since.elapsed() < REFUSED_FOR);
-        if refused.len() >= REFUSED_LIMIT {
-            return;
-        }
-        let key = (needed.blob.digest.clone(), needed.form.clone());
-        let known = refused.entry(key).or_insert_with(|| Refused {
-            error: Arc::clone(error),
-            origins: Vec::new(),
-            since: Instant::now(),
-        });
-        if known.origins.len() < REFUSED_LIMIT {
-            known.origins.push(asker.source.repository.clone());
-        }
-    }
-
-    /// Whether the source of `asker` sent wrong bytes of `digest` not long ago.
-    fn is_distrusted(&self, asker: &Asker, digest: &Digest) -> bool {
-        let liars = self.liars.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = liars.get(&(asker.source.repository.clone(), digest.clone()));
-        known.is_some_and(|when| when.elapsed() < DISTRUST)
-    }
-
-    fn distrust(&self, asker: &Asker, digest: &Digest) {
-        let mut liars = self.liars.lock().unwrap_or_else(PoisonError::into_inner);
-        if liars.len() >= LIARS_LIMIT {
-            liars.retain(|_, when| when.elapsed() < DISTRUST);
-        }
-        if liars.len() < LIARS_LIMIT {
-            liars.insert((asker.source.repository.clone(), digest.clone()), Instant::now());
-        }
+        Err(Error::Fault)
     }
 }
 
 /// Ends when `next` does; never where there is none.
-async fn first_of(next: &mut Option<Next<'_>>) -> Option<(Asker, Turn)> {
+async fn first_of(next: &mut Option<Next<'_>>) -> Option<(Asker, Permit)> {
     match next {
         Some(next) => next.await,
         None => std::future::pending().await,
@@ -448,15 +416,4 @@ fn slower(attempts: &[Attempt]) -> Option<usize> {
     let (one, two) = (first.speed.rate()?, second.speed.rate()?);
     // The one that runs goes on unless the other is clearly faster: else two would take turns.
     Some(if two > FASTER * one { 0 } else { 1 })
-}
-
-/// A sink in async code. Dropped, it removes what was unpacked in vain, maybe a million files, on a thread for that.
-struct Waiting(Option<Sink>);
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        if let (Some(sink), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
-            runtime.spawn_blocking(move || drop(sink));
-        }
-    }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::host::tenants::Tenants;
 use crate::registry::source::{Asker, Source};
 use crate::tenant::Tenant;
 use crate::transfer::counter::Counter;
@@ -16,6 +17,8 @@ pub struct Sources {
     known: Mutex<Vec<Known>>,
     /// Another one came.
     changed: Notify,
+    /// Who waits for the transfer.
+    pub tenants: Tenants,
     /// How far the transfer is.
     pub counter: Arc<Counter>,
 }
@@ -65,15 +68,18 @@ impl Sources {
 
     /// The sources to begin with when none runs: those that were not tried, else those that were only slow, faster ones first.
     pub fn candidates(&self) -> Vec<Asker> {
-        let untried = self.challengers();
-        if !untried.is_empty() {
-            return untried;
+        if self.has_challenger() {
+            return self.challengers();
         }
         let known = self.lock();
         let rate = |known: &Known| if let State::Slow(rate) = known.state { Some(rate) } else { None };
         let mut slow: Vec<(f64, Asker)> =
             known.iter().filter_map(|known| Some((rate(known)?, known.asker.clone()))).collect();
         slow.sort_by(|(one, _), (two, _)| two.total_cmp(one));
+        if slow.is_empty() {
+            drop(known);
+            return self.challengers();
+        }
         slow.into_iter().map(|(_, asker)| asker).collect()
     }
 
@@ -158,6 +164,20 @@ mod tests {
     fn asker(tenant: &str, host: &str) -> Asker {
         let repository = Repository { host: host.into(), name: "r".into() };
         Asker { source: Source { repository, credential: None }, tenant: Tenant::of_namespace(Some(tenant)) }
+    }
+
+    #[test]
+    fn a_distrusted_source_comes_after_one_that_was_only_slow() {
+        let (honest, liar) = (asker("a", "one"), asker("a", "two"));
+        let sources = Sources::default();
+        sources.add(&honest, false);
+        sources.add(&liar, true);
+        sources.start(&honest);
+        sources.was_slow(&honest, 9e5);
+        assert_eq!(sources.candidates(), std::slice::from_ref(&honest));
+        sources.start(&honest);
+        sources.failed(&honest, Arc::new(Error::Fault));
+        assert_eq!(sources.candidates(), [liar]);
     }
 
     #[test]

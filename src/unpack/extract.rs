@@ -71,8 +71,6 @@ const INODE_RESERVE: u64 = 50;
 /// Zeros of a layer that are not written, before a file with more is begun: they take no space, but a second for some
 /// gigabytes.
 const ZEROS_LIMIT: u64 = 256 << 30;
-/// Bytes of memory for the directories of a layer, while it is extracted.
-const DIRECTORIES_LIMIT: u64 = 64 * 1024 * 1024;
 /// Bytes of attributes of one entry, and of all directories of a layer: theirs are set at the end. One attribute may have
 /// 64 KiB (`XATTR_SIZE_MAX`), and most file systems take less for all of a file.
 const XATTRS_LIMIT: usize = 64 * 1024;
@@ -183,7 +181,7 @@ impl Extract {
             let rule = format!("{ENTRY_LIMIT} files and directories");
             return Err(Error::TooMuch(rule.into()));
         }
-        if self.index.memory() > MERGE_BYTES || self.directories.memory() > DIRECTORIES_LIMIT {
+        if self.index.memory() > MERGE_BYTES {
             return Err(Error::TooMuch("can be kept in memory of names and attributes".into()));
         }
         if used >= self.looked.1 + LOOK_ENTRIES {

@@ -4,6 +4,7 @@ mod authority;
 mod calls;
 mod events;
 mod inline;
+mod layers_of_tenants;
 mod listeners;
 mod read_only;
 mod registration;

@@ -514,7 +514,7 @@ impl Peak {
 
     fn mib(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("no panic") / MIB as u64
+        self.thread.join().expect("no panic").div_ceil(MIB as u64)
     }
 }
 
@@ -619,6 +619,7 @@ fn regression_t44_everything_at_once_has_bounds_of_memory_and_time() {
             let layer = |layer: usize| window(23, &format!("{number}-{layer}"), 12 * MIB, 0);
             images.push((format!("window-{number}"), (0..4).map(layer).collect()));
         }
+        let images_begun: Vec<String> = images.iter().map(|(tenant, _)| tenant.clone()).collect();
         for (tenant, layers) in images {
             for layer in &layers {
                 endless.insert(Digest::sha256(layer).to_string(), Blob::new(layer.clone(), layer.len()));
@@ -658,6 +659,11 @@ fn regression_t44_everything_at_once_has_bounds_of_memory_and_time() {
         let (most, ever) = (peak.mib(), stage.node.memory("VmHWM") / MIB as u64);
         println!("{pulls} pulls beside; {most} MiB of anonymous memory at most, {ever} MiB of all");
         // What becomes of the others is theirs; but they have to have been there.
+        let was_asked = |repository: &str| heavy.count(&Method::GET, &format!("/{repository}/blobs/")) > 0;
+        let others_asked = ["wide", "large-window-0", "large-window-1", "merge"].map(str::to_owned);
+        for repository in others_asked.iter().chain(&images_begun) {
+            assert!(was_asked(repository), "{repository} was not there");
+        }
         for ((tenant, _), other) in begun.iter().zip(endless_pulls).chain(whole.iter().zip(others)) {
             if other.is_finished() {
                 println!(

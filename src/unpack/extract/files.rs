@@ -59,11 +59,6 @@ impl Directories {
         self.made.len()
     }
 
-    /// Bytes of memory that their names take, about; what archives say of them is kept as well.
-    pub fn memory(&self) -> u64 {
-        self.memory
-    }
-
     /// The names of all that were made, without the root.
     pub fn take_names(&mut self) -> Vec<Name> {
         self.made.drain().collect()
@@ -142,6 +137,9 @@ impl Directories {
             let others =
                 SHARED.fetch_add(limits::OWN_DIRECTORY_BYTES, Ordering::Relaxed).saturating_sub(self.shared);
             self.shared += limits::OWN_DIRECTORY_BYTES;
+            if self.shared > limits::DIRECTORY_BYTES / 4 * 3 {
+                return Err(Error::TooMuch("can be kept in memory of its directories".into())); // However long it waited.
+            }
             // A layer may have three quarters of what the others leave: so no one keeps all others from going on.
             if self.shared > limits::DIRECTORY_BYTES.saturating_sub(others) / 4 * 3 {
                 return Err(Error::Busy("directories"));

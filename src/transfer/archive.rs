@@ -1,0 +1,77 @@
+//! A layer all of whose bytes are on the node, and unpacking it from there.
+
+use std::sync::Arc;
+
+use crate::host::limits::READ_BACK;
+use crate::store::access::origin::Origin;
+use crate::store::content::blobs::Blob;
+use crate::store::content::layers::LayerIngest;
+use crate::store::content::partial::Partial;
+use crate::store::error::Error as StoreError;
+use crate::store::open::Store;
+use crate::transfer::error::Error;
+use crate::transfer::follower::Follower;
+use crate::transfer::needed::{Form, Needed, Stored};
+
+/// All bytes of a layer, in a file.
+pub struct Archive {
+    partial: Arc<Partial>,
+    origins: Vec<Origin>,
+    /// What was downloaded, and compared with its digest, is in its directory, and goes with that.
+    download: Option<Box<LayerIngest>>,
+}
+
+/// How much memory unpacking may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Window {
+    /// What every layer may have.
+    Common,
+    /// 128 MiB for decompression.
+    Large,
+}
+
+impl Archive {
+    /// A blob of the store.
+    pub fn published(file: &Blob) -> Self {
+        let partial = Arc::new(Partial::published(file.path.clone(), file.size));
+        Self { partial, origins: file.origins.clone(), download: None }
+    }
+
+    /// What was downloaded from `origin`, and has the right digest.
+    pub fn downloaded(download: Box<LayerIngest>, partial: Arc<Partial>, origin: Origin) -> Self {
+        Self { partial, origins: vec![origin], download: Some(download) }
+    }
+
+    /// Unpacks it as `needed`, and publishes that. Nothing, when it needs a large window and may not have one.
+    ///
+    /// # Errors
+    /// [`StoreError::Mismatch`] when the file no longer has the content that it had, [`Error::Unpack`] when the content cannot be
+    /// unpacked, and those of the store.
+    pub fn unpack(&self, store: &Store, needed: &Needed, window: Window) -> Result<Option<Stored>, Error> {
+        let Form::Layer { profile, content } = &needed.form else { return Err(Error::Fault) };
+        let expected = &needed.blob.digest;
+        let ingest = store.layers.ingest(&needed.blob, *profile, self.origins.clone())?;
+        let mut follower = Follower::unpacking(store, expected.clone(), &ingest, content.clone())?;
+        if self.download.is_some() {
+            follower = follower.of_verified();
+        }
+        if window == Window::Large {
+            follower.allow_large_window();
+        }
+        let mut at = 0;
+        while at < self.partial.size() {
+            let end = (at + READ_BACK as u64).min(self.partial.size());
+            follower.take(self.partial.read_at(at..end)?)?;
+            if follower.needs_large_window() {
+                return Ok(None);
+            }
+            at = end;
+        }
+        let got = follower.digest();
+        if got != *expected {
+            return Err(StoreError::Mismatch { expected: expected.clone(), got }.into());
+        }
+        let summary = follower.finish(&self.partial)?;
+        Ok(Some(Stored::Layer(ingest.publish(summary, content.clone())?)))
+    }
+}

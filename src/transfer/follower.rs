@@ -1,0 +1,140 @@
+//! Hashing, and unpacking, the bytes of a blob one after the other.
+
+use bytes::Bytes;
+
+use crate::host::limits::READ_BACK;
+use crate::layer::format::Summary;
+use crate::oci::digest::{Digest, Hasher};
+use crate::store::content::layers::LayerIngest;
+use crate::store::content::partial::Partial;
+use crate::store::open::Store;
+use crate::transfer::error::Error;
+use crate::unpack::error::Error as UnpackError;
+use crate::unpack::extract::Limits;
+use crate::unpack::pipeline::Unpack;
+
+/// Takes all bytes of a blob, in their order.
+pub struct Follower {
+    /// Nothing, when the content is known to be that of the digest.
+    hasher: Option<Hasher>,
+    digest: Digest,
+    taken: u64,
+    unpack: Option<Unpack>,
+    /// The content is bad; the rest is only hashed, to know whether it is the right one.
+    refused: Option<UnpackError>,
+    /// Where unpacking stopped, because it needs a large window.
+    stopped_at: Option<u64>,
+}
+
+/// Bytes of the files of one layer; a bound for hostile ones, far above the largest models.
+const LAYER_LIMIT: u64 = 16 << 40;
+
+impl Follower {
+    /// Only hashes, to compare with `digest`.
+    pub fn hashing(digest: Digest) -> Self {
+        let hasher = Some(digest.algorithm().hasher());
+        Self { hasher, digest, taken: 0, unpack: None, refused: None, stopped_at: None }
+    }
+
+    /// Unpacks into the directory of `ingest` as well. `content` is what the uncompressed archive has to be.
+    ///
+    /// # Errors
+    /// Those of the store and of unpacking.
+    pub fn unpacking(
+        store: &Store,
+        digest: Digest,
+        ingest: &LayerIngest,
+        content: Option<Digest>,
+    ) -> Result<Self, Error> {
+        let limits = Limits { bytes: LAYER_LIMIT, reserve: store.disk.reserve()? };
+        let started = Unpack::start(ingest.directory(), ingest.profile(), limits, content);
+        let unpack = started.map_err(|source| Error::Unpack { digest: digest.clone(), source })?;
+        Ok(Self { unpack: Some(unpack), ..Self::hashing(digest) })
+    }
+
+    /// Does not hash: the content was compared with its digest before.
+    pub fn of_verified(self) -> Self {
+        Self { hasher: None, ..self }
+    }
+
+    /// Takes the next bytes. Returns those from where unpacking needs a large window: it goes on with them, and with what follows,
+    /// when [`Self::finish`] reads them again.
+    ///
+    /// # Errors
+    /// [`Error::Unpack`] when the disk failed. That the content is bad is an error at the end, if it is the right content.
+    pub fn take(&mut self, bytes: Bytes) -> Result<Option<Bytes>, Error> {
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&bytes);
+        }
+        self.taken += bytes.len() as u64;
+        if self.stopped_at.is_some() {
+            return Ok(None);
+        }
+        let rest = self.unpack(bytes)?;
+        if let Some(rest) = &rest {
+            self.stopped_at = Some(self.taken - rest.len() as u64);
+        }
+        Ok(rest)
+    }
+
+    /// Bad content is only bad if it is the content that was asked for: a broken mirror is no reason to refuse an
+    /// image. So the digest decides, at the end.
+    fn unpack(&mut self, bytes: Bytes) -> Result<Option<Bytes>, Error> {
+        let Some(unpack) = &mut self.unpack else { return Ok(None) };
+        match unpack.push(bytes) {
+            Ok(rest) => Ok(rest),
+            Err(source) => {
+                self.unpack = None;
+                if !source.is_about_content() {
+                    return Err(Error::Unpack { digest: self.digest.clone(), source });
+                }
+                self.refused = Some(source);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether it unpacks.
+    pub fn unpacks(&self) -> bool {
+        self.unpack.is_some()
+    }
+
+    /// Allows 128 MiB of memory for decompression. Who calls this bounds how many have that.
+    pub fn allow_large_window(&mut self) {
+        if let Some(unpack) = &mut self.unpack {
+            unpack.allow_large_window();
+        }
+    }
+
+    /// Whether [`Self::finish`] takes that memory.
+    pub fn needs_large_window(&self) -> bool {
+        self.stopped_at.is_some() && self.unpack.is_some()
+    }
+
+    /// The digest of all that was taken. *Caller:* once.
+    pub fn digest(&mut self) -> Digest {
+        self.hasher.take().map_or_else(|| self.digest.clone(), Hasher::finish)
+    }
+
+    /// What was unpacked, when all was taken. What is left of that is read from `partial`.
+    ///
+    /// # Errors
+    /// [`Error::Unpack`], also for content that was refused before; those of the store.
+    pub fn finish(mut self, partial: &Partial) -> Result<Summary, Error> {
+        if let Some(mut at) = self.stopped_at {
+            self.allow_large_window();
+            while self.unpack.is_some() && at < partial.size() {
+                let end = (at + READ_BACK as u64).min(partial.size());
+                let bytes = partial.read_at(at..end)?;
+                at = end;
+                self.unpack(bytes)?;
+            }
+        }
+        let summary = match (self.unpack.take(), self.refused) {
+            (Some(unpack), None) => unpack.finish(),
+            (_, Some(refused)) => Err(refused),
+            (None, None) => return Err(Error::Fault),
+        };
+        summary.map_err(|source| Error::Unpack { digest: self.digest, source })
+    }
+}
