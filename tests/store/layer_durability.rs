@@ -97,15 +97,17 @@ fn regression_what_the_disk_lost_of_a_durable_layer_is_pulled_again() {
         let node = Node::start(&["--plain-http", &registry.host()]).await;
         let reference = registry.reference("image:v1");
         node.publish(&node.volume("whole"), &reference, &[]).await.expect("published");
-        for (number, damage) in ["index", "fs/a"].into_iter().enumerate() {
+        // Another part is another tree, and is built from what the layer has. All of it, readable as it is, is another one too: the
+        // layer itself.
+        let parts =
+            [("index", ("include", "a")), ("fs/a", ("exclude", "b")), ("index", ("readable", "true"))];
+        for (number, (damage, attribute)) in parts.into_iter().enumerate() {
             fs::remove_file(layer_with(&node.root, "b").join(damage)).expect("removed");
             registry.forget();
-            // Another part is another tree, and is built from what the layer has.
-            let attributes = [[("include", "a")], [("exclude", "b")]][number];
             let volume = node.volume(&format!("part-{number}"));
-            let status = node.publish(&volume, &reference, &attributes).await.expect_err("it is lost");
+            let status = node.publish(&volume, &reference, &[attribute]).await.expect_err("it is lost");
             assert_eq!(status.code(), Code::Unavailable, "{damage}: {}", status.message());
-            node.publish(&volume, &reference, &attributes).await.expect("pulled again");
+            node.publish(&volume, &reference, &[attribute]).await.expect("pulled again");
             assert!(fs::read(volume.target.join("a")).expect("a file") == noise(50, 100_000), "{damage}");
             assert_eq!(registry.count(&Method::GET, "/blobs/"), 1, "{damage}");
         }

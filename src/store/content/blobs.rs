@@ -182,11 +182,17 @@ impl Blobs {
             let known = record::read::<BlobRecord>(&record_path)?;
             let is_here = known.is_some_and(|known| known.size == size) && path.exists();
             if !is_here {
+                // A record is never replaced, not even that of a file which is lost.
+                self.ledger.forget(&Entry::Blob(digest.clone()));
+                remove(&record_path)?;
                 fs::rename(from, &path).map_err(io("publish", &path))?;
                 failpoint::reached("blob.named");
                 let stamp = Stamp::now(&self.disk);
                 let record = BlobRecord { size, origins: vec![origin.clone()], stamp: stamp.clone() };
-                record::write(&self.disk, &record_path, &record)?;
+                if let Err(error) = record::write(&self.disk, &record_path, &record) {
+                    remove(&path)?; // Without its record it is nothing.
+                    return Err(error);
+                }
                 failpoint::reached("blob.recorded");
                 self.ledger.trust(Entry::Blob(digest.clone()), &stamp);
             }

@@ -131,8 +131,14 @@ impl LayerIngest {
             };
             {
                 let _guard = layers.ledger.publishing();
-                layers.ledger.check_losses(self.losses, &format!("layer {}", self.blob.digest))?;
-                record::write(&layers.disk, &layers.record_path(&self.key), &record)?;
+                let what = format!("layer {}", self.blob.digest);
+                let recorded = layers.ledger.check_losses(self.losses, &what);
+                let recorded = recorded
+                    .and_then(|()| record::write(&layers.disk, &layers.record_path(&self.key), &record));
+                if let Err(error) = recorded {
+                    layers.disk.discard(&directory)?; // Without its record it is nothing.
+                    return Err(error);
+                }
             }
             failpoint::reached("layer.recorded");
             layers.ledger.trust(Entry::Layer(self.key.clone()), &stamp);

@@ -157,9 +157,10 @@ impl Trees {
         let sources = build::sources(&self.blobs, &self.layers, &build.plan)?;
         let only_layer = build::only_layer(build, &sources);
         let made = match &only_layer {
-            Some(layer) => build::measure(layer)?,
-            None => self.link(build, &sources)?,
+            Some(layer) => build::measure(layer),
+            None => self.link(build, &sources),
         };
+        let made = self.or_give_up(&sources, made)?;
         let layers = || {
             sources.iter().filter_map(|source| match source {
                 Source::Layer(layer) => Some(layer),
@@ -185,7 +186,13 @@ impl Trees {
         {
             let _guard = self.ledger.publishing();
             self.ledger.check_losses(losses, &format!("tree {}", build.key))?;
-            record::write(&self.disk, &self.record_path(&build.key), &image)?;
+            if let Err(error) = record::write(&self.disk, &self.record_path(&build.key), &image) {
+                // Without its record it is nothing.
+                if image.only_layer.is_none() {
+                    self.disk.discard(&self.directory(&build.key))?;
+                }
+                return Err(error);
+            }
         }
         failpoint::reached("tree.recorded");
         self.ledger.trust(Entry::Tree(build.key.clone()), &stamp);
@@ -207,17 +214,22 @@ impl Trees {
             failpoint::reached("tree.named");
             Ok(made)
         });
-        if let Err(error) = &linked {
+        if linked.is_err() {
             remove(&staging)?;
-            if error.is_loss() {
-                for source in sources {
-                    if let Source::Layer(layer) = source {
-                        self.layers.give_up_if_lost(layer)?;
-                    }
+        }
+        linked
+    }
+
+    /// Gives up the layers of which the disk has lost something, if that may be why `result` is an error: they are pulled again.
+    fn or_give_up<T>(&self, sources: &[Source], result: Result<T, Error>) -> Result<T, Error> {
+        if result.as_ref().is_err_and(Error::is_loss) {
+            for source in sources {
+                if let Source::Layer(layer) = source {
+                    self.layers.give_up_if_lost(layer)?;
                 }
             }
         }
-        linked
+        result
     }
 
     /// Bytes of memory that [`Self::build`] takes, about.
@@ -245,7 +257,7 @@ impl Trees {
     /// [`Error::Refused`] for the first file that is not as the list says, [`Error::Damaged`], [`Error::Io`].
     pub fn check_file_list(&self, build: &Build) -> Result<(), Error> {
         let sources = build::sources(&self.blobs, &self.layers, &build.plan)?;
-        file_list::check(&self.blobs, &sources, build)
+        self.or_give_up(&sources, file_list::check(&self.blobs, &sources, build))
     }
 
     /// Notes that the tree was used now, as `reference`.

@@ -41,6 +41,8 @@ fn run(
     markers: &File,
     give_up: &impl Fn() -> Result<(), Error>,
 ) {
+    // Whether every marker so far has reached the disk.
+    let mut noted = true;
     while let Ok(first) = receiver.recv() {
         let mut entries = Vec::new();
         let mut waiting = Vec::new();
@@ -63,9 +65,10 @@ fn run(
             // So that who waits can rely on it. Without, the entries are checked again.
             if let Err(error) = rustix::fs::fsync(markers) {
                 tracing::warn!(%error, "cannot make durability durable");
+                noted = false;
             }
         }
-        let durable = synced && ledger.losses() == 0;
+        let durable = synced && noted && ledger.losses() == 0 && ledger.is_all_marked();
         for done in waiting {
             let _ = done.send(durable); // Who no longer waits does not need it.
         }

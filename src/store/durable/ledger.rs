@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,6 +24,8 @@ pub struct Ledger {
     trusted: Mutex<HashMap<Entry, u64>>,
     /// How often what was not durable had to be given up.
     losses: AtomicU64,
+    /// Whether an entry could not be noted as durable, although it may be.
+    unmarked: AtomicBool,
     /// Held while an entry comes into being or is given up.
     publishing: Mutex<()>,
     /// To the thread that makes entries durable; `None` when the store is closed.
@@ -49,6 +51,7 @@ impl Ledger {
             disk,
             trusted: Mutex::default(),
             losses: AtomicU64::new(0),
+            unmarked: AtomicBool::new(false),
             publishing: Mutex::default(),
             queue: Mutex::new(Some(sender)),
         };
@@ -78,7 +81,9 @@ impl Ledger {
         lock(&self.trusted).insert(entry.clone(), generation);
         if let Some(queue) = lock(&self.queue).as_ref() {
             // A full queue only means that this entry is checked by the next process.
-            let _ = queue.try_send(Message::Entry { entry, generation, losses });
+            if queue.try_send(Message::Entry { entry, generation, losses }).is_err() {
+                self.unmarked.store(true, Ordering::SeqCst);
+            }
         }
     }
 
@@ -92,7 +97,16 @@ impl Ledger {
         let path = self.marker(entry, generation);
         let mut options = fs::OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
-        options.open(&path).map(drop).map_err(io("create", &path))
+        let marked = options.open(&path).map(drop).map_err(io("create", &path));
+        if marked.is_err() {
+            self.unmarked.store(true, Ordering::SeqCst);
+        }
+        marked
+    }
+
+    /// Whether all that was to become durable and was not lost is noted as that.
+    pub(in crate::store) fn is_all_marked(&self) -> bool {
+        !self.unmarked.load(Ordering::SeqCst)
     }
 
     /// Held while an entry comes into being or is given up: each is seen by who gives up, or sees that somebody did.
@@ -120,7 +134,8 @@ impl Ledger {
         lock(&self.trusted).clear();
     }
 
-    /// Waits until everything published so far is durable. False when this process ever lost something.
+    /// Waits until everything published so far is durable. False when this process ever lost something, or could not note that
+    /// it is durable.
     pub(in crate::store) fn flush(&self) -> bool {
         let (done, wait) = sync_channel(1);
         let queue = lock(&self.queue).clone();

@@ -113,7 +113,11 @@ fn lost(store: &Path, kind: Kind, boot_id: &str, kept: &mut HashSet<String>) -> 
     let mut left = Vec::new();
     for path in children(&records)?.into_iter().filter(is_record) {
         let entry = path.file_stem().and_then(|name| kind.entry(name.to_str()?));
-        let (Some(entry), Some(stamp)) = (entry, record::read::<Stamp>(&path)?) else {
+        let stamp = record::read::<Stamp>(&path).unwrap_or_else(|error| {
+            tracing::warn!(%error, "discarding what cannot be read");
+            None
+        });
+        let (Some(entry), Some(stamp)) = (entry, stamp) else {
             left.push(path);
             continue;
         };
