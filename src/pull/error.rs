@@ -62,6 +62,11 @@ impl Error {
         matches!(self, Self::Registry(cause) if cause.is_about_access())
     }
 
+    /// Whether the registry says that what was asked for is not there.
+    pub fn is_not_there(&self) -> bool {
+        matches!(self, Self::Registry(crate::registry::error::Error::NotFound { .. }))
+    }
+
     /// Names the credential helper that would have credentials, and is not used.
     pub fn with_unused_helper(self, helper: Option<&str>) -> Self {
         match self {

@@ -92,7 +92,15 @@ impl Resolver {
             known => (self.ask(reference, &asker, known).await?, true),
         };
         let mut documents = Readable::new(&self.manifests, reference, &asker, offline);
-        let found = request.choice.follow(reference, &digest, &mut documents).await?;
+        let (digest, asked, found) = match request.choice.follow(reference, &digest, &mut documents).await {
+            // It is here, but no longer known to be this asker's; and the registry knows the tag, but not what it was.
+            Err(error) if !asked && !offline && reference.digest().is_none() && error.is_not_there() => {
+                let digest = self.ask(reference, &asker, None).await?;
+                let found = request.choice.follow(reference, &digest, &mut documents).await?;
+                (digest, true, found)
+            }
+            found => (digest, asked, found?),
+        };
         let (manifest_digest, manifest_size) = (found.digest, found.size);
         let resolved = Resolved { digest, manifest_digest, manifest_size, asker, offline, asked };
         Ok((resolved, found.manifest))

@@ -15,15 +15,23 @@ async fn private(content: &[u8]) -> (Scripted, String, Digest) {
     let registry = Scripted::start().await;
     let layers = [Layer::model_file("weight", "w", content.to_vec())];
     let digest = registry.pusher("private").model("v1", &layers).await.expect("pushed");
-    registry.script(|seen| {
+    want_password(&registry, None);
+    let reference = registry.reference("private:v1");
+    (registry, reference, digest)
+}
+
+/// Has `registry` serve only `a` with the password `pw`, and `gone` nobody.
+fn want_password(registry: &Scripted, gone: Option<String>) {
+    registry.script(move |seen| {
         let shown = seen.headers.get(header::AUTHORIZATION);
         let allowed = shown.is_some_and(|value| value == "Basic YTpwdw==");
+        if gone.as_ref().is_some_and(|gone| allowed && seen.path.contains(gone)) {
+            return Some((StatusCode::NOT_FOUND, "gone").into_response());
+        }
         (!allowed).then(|| {
             (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"r\"")]).into_response()
         })
     });
-    let reference = registry.reference("private:v1");
-    (registry, reference, digest)
 }
 
 /// A manifest of a blob that whoever writes it need not have.
@@ -195,6 +203,39 @@ fn regression_a_tag_whose_content_is_gone_is_asked_for_again() {
         node.publish(&volume, &reference, &[("pullPolicy", "IfNotPresent")]).await.expect("published");
         assert_eq!(std::fs::read(volume.target.join("w")).expect("a file"), b"new");
         node.kubelet.unpublish(&volume).await.expect("unpublished");
+    });
+}
+
+#[test]
+fn regression_a_tag_whose_content_is_no_longer_known_to_be_the_askers_is_asked_for_again() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let push = async |repository: &str, content: &'static str| {
+            let layers = [Layer::model_file("weight", "w", content)];
+            registry.pusher(repository).model("v1", &layers).await.expect("pushed").hex().to_owned()
+        };
+        let old = push("another", "old").await;
+        assert_eq!(push("model", "old").await, old);
+        want_password(&registry, None);
+        let mut node = Node::start(&["--plain-http", &registry.host()]).await;
+        let publish = async |node: &Node, repository: &str| {
+            let (volume, reference) = (node.volume("pod"), registry.reference(&format!("{repository}:v1")));
+            let attributes = [("pullPolicy", "IfNotPresent")];
+            node.publish_as(&volume, &reference, &attributes, ("a", "pw")).await.expect("published");
+            let content = std::fs::read(volume.target.join("w")).expect("a file");
+            node.kubelet.unpublish(&volume).await.expect("unpublished");
+            content
+        };
+        publish(&node, "another").await;
+        publish(&node, "model").await;
+        // What was learnt of it later is lost: that it is in the second repository as well.
+        node.kill();
+        std::fs::remove_dir_all(node.root.join("v1/facts")).expect("removed");
+        registry.unscript();
+        push("model", "new").await;
+        want_password(&registry, Some(old));
+        node.run().await;
+        assert_eq!(publish(&node, "model").await, b"new");
     });
 }
 
