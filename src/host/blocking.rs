@@ -6,7 +6,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::LazyLock;
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 /// What work waits with for a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,9 @@ const STORE: usize = 48;
 const WORK: usize = 16;
 /// Threads of all lanes.
 pub const THREADS: usize = MOUNTS + STORE + WORK;
+
+/// Threads of [`on_own_thread`] that run.
+static OWN: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
 
 static LANES: LazyLock<[Semaphore; 3]> = LazyLock::new(|| [MOUNTS, STORE, WORK].map(Semaphore::new));
 
@@ -60,14 +63,38 @@ pub async fn on_own_thread<T: Send + 'static>(
 ) -> std::io::Result<T> {
     let (sender, receiver) = oneshot::channel();
     let work = AssertUnwindSafe(work);
+    let running = Running::start();
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        // Who no longer waits does not need it.
-        let _ = sender.send(std::panic::catch_unwind(work));
+        let done = std::panic::catch_unwind(work);
+        drop(running);
+        let _ = sender.send(done); // Who no longer waits does not need it.
     })?;
     match receiver.await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(panic)) => std::panic::resume_unwind(panic),
         Err(_) => std::future::pending().await,
+    }
+}
+
+/// Ends when no thread of [`on_own_thread`] runs any more.
+pub async fn own_threads_ended() {
+    // The sender is static.
+    let _ = OWN.subscribe().wait_for(|running| *running == 0).await;
+}
+
+/// Counts a thread as long as it is there.
+struct Running;
+
+impl Running {
+    fn start() -> Self {
+        OWN.send_modify(|running| *running += 1);
+        Self
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        OWN.send_modify(|running| *running -= 1);
     }
 }
 

@@ -8,13 +8,13 @@ use tokio::sync::watch;
 use crate::csi::metrics::Metrics;
 use crate::csi::registration::{self, State};
 use crate::failure::Failure;
-use crate::host::socket;
+use crate::host::{blocking, socket};
 use crate::node::config::NodeConfig;
 use crate::node::health::checks;
 use crate::node::open::open;
 use crate::node::propagation;
 use crate::node::serve::serve;
-use crate::node::shutdown::{CONTROL, DRAIN, FLUSH, wait_for};
+use crate::node::shutdown::{CONTROL, DRAIN, FLUSH, THREADS, wait_for};
 use crate::registry::client::Registry;
 use crate::telemetry::health;
 use crate::volume::volumes::Volumes;
@@ -95,6 +95,9 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     let ending = control.abort_handle();
     if lost.is_some() || tokio::time::timeout(CONTROL, control).await.is_err() {
         ending.abort();
+    }
+    if tokio::time::timeout(THREADS, blocking::own_threads_ended()).await.is_err() {
+        tracing::warn!("not all work ended in time; what is left of it is cleared at the next start");
     }
     if tokio::time::timeout(FLUSH, volumes.flush()).await.is_err() {
         tracing::warn!("the disk is slow; what is not durable is checked at the next start");

@@ -9,10 +9,13 @@ use tokio::sync::watch;
 pub(in crate::node) const DRAIN: Duration = Duration::from_secs(15);
 /// How long the command line's operations may then take.
 pub(in crate::node) const CONTROL: Duration = Duration::from_secs(2);
+/// How long downloads may take to note how far they are.
+pub(in crate::node) const THREADS: Duration = Duration::from_secs(2);
 /// How long the disk may take for what is not durable yet.
 pub(in crate::node) const FLUSH: Duration = Duration::from_secs(5);
 /// How long what blocks may take: what is left behind then is cleared at the next start.
 pub const GRACE: Duration = Duration::from_secs(3);
+
 /// Becomes true when the process is told to end.
 pub async fn stop_on_signal(stop: watch::Sender<bool>) {
     let (Ok(mut terminate), Ok(mut interrupt)) =
