@@ -13,6 +13,7 @@ pub mod follower;
 pub mod needed;
 pub mod parts;
 pub mod queue;
+pub mod race;
 pub mod rate;
 pub mod run;
 pub mod sink;

@@ -99,9 +99,25 @@ pub struct Fetch<'a> {
 pub struct Speed {
     /// Bytes that came, also those that are not needed.
     received: AtomicU64,
-    /// Bytes per second, once that is known.
-    rate: Mutex<Option<f64>>,
+    /// Once it is known.
+    pace: Mutex<Option<Pace>>,
     given_up: tokio::sync::Notify,
+}
+
+/// How fast a source is at a time, and how much is missing then.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Bytes per second, over about one.
+    pub rate: f64,
+    /// Bytes.
+    pub missing: u64,
+}
+
+impl Pace {
+    /// Seconds until all is here, if it goes on like that; infinite, when nothing comes.
+    pub fn seconds_left(self) -> f64 {
+        if self.missing == 0 { 0.0 } else { self.missing as f64 / self.rate }
+    }
 }
 
 /// Why a source did not deliver the blob. `in_parts` when a wrong digest may be the fault of bytes that were there before, or of
@@ -120,9 +136,15 @@ impl<E: Into<Error>> From<E> for Failed {
 }
 
 impl Speed {
-    /// Bytes per second over the last second; `None` while that is not known, and while the disk is what is slow.
-    pub fn rate(&self) -> Option<f64> {
-        *self.rate.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How fast it is; `None` while that is not known, and while the disk is what is slow.
+    pub fn pace(&self) -> Option<Pace> {
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A source that is as fast as `pace`.
+    #[cfg(test)]
+    pub fn at(pace: Pace) -> Self {
+        Self { pace: Mutex::new(Some(pace)), ..Self::default() }
     }
 
     /// Bytes that came.
@@ -145,8 +167,8 @@ impl Speed {
         self.set(None);
     }
 
-    fn set(&self, rate: Option<f64>) {
-        *self.rate.lock().unwrap_or_else(PoisonError::into_inner) = rate;
+    fn set(&self, pace: Option<Pace>) {
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = pace;
     }
 }
 
@@ -220,7 +242,7 @@ impl Fetch<'_> {
                     if is_silent {
                         silence = silence.saturating_sub(LOOK_EVERY);
                         rate.excuse(now, received);
-                        self.speed.set(Some(0.0));
+                        self.speed.set(Some(self.pace(0.0)));
                         continue;
                     }
                     // A full queue says that the disk is what is slow.
@@ -235,7 +257,7 @@ impl Fetch<'_> {
                             return Err(registry::error::Error::TooSlow { host, over: Rate::DEAD_AFTER }.into());
                         }
                         Judgement::BytesPerSecond(rate) => {
-                            self.speed.set(Some(rate));
+                            self.speed.set(Some(self.pace(rate)));
                             if !is_refused_help && let Some(helper) = self.help(rate) {
                                 is_helped = true;
                                 connections.push(self.connection(Some(helper)));
@@ -246,6 +268,10 @@ impl Fetch<'_> {
                 }
             }
         }
+    }
+
+    fn pace(&self, rate: f64) -> Pace {
+        Pace { rate, missing: self.parts().missing() }
     }
 
     /// Whether the bytes come from another host than the registry, which is then nobody's to be told of.

@@ -22,6 +22,12 @@ impl Parts {
         Self { waiting: missing, ..Self::default() }
     }
 
+    /// Bytes that are missing.
+    pub fn missing(&self) -> u64 {
+        let fetched = self.active.iter().map(|(_, range)| range);
+        self.waiting.iter().chain(fetched).map(|range| range.end - range.start).sum()
+    }
+
     /// The next part to fetch.
     pub fn take(&mut self) -> Option<(usize, Range<u64>)> {
         let range = self.waiting.pop()?;

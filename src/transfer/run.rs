@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -24,10 +24,11 @@ use crate::store::open::Store;
 use crate::transfer::archive::{Archive, Window};
 use crate::transfer::counter::{Counter, Fetched};
 use crate::transfer::error::Error;
-use crate::transfer::fetch::{Failed, Fetch, HELP_BELOW, Means, Speed, Wanted, wrong_content};
+use crate::transfer::fetch::{Failed, Fetch, Means, Pace, Speed, Wanted, wrong_content};
 use crate::transfer::flight::{Flights, Waiter};
 use crate::transfer::needed::{Form, Needed, Stored, origin};
 use crate::transfer::queue::Queue;
+use crate::transfer::race::{Attempt, slow, slower};
 use crate::transfer::sink::{Finished, Sink};
 use crate::transfer::sources::Sources;
 use crate::transfer::verdicts::Verdicts;
@@ -62,18 +63,6 @@ struct Key {
 const QUEUE: usize = limits::QUEUE_BYTES / limits::PIECE;
 /// How often the sources that run are compared.
 const COMPARE_EVERY: Duration = Duration::from_millis(250);
-/// How long a source may show what it can before it is compared.
-const TRIAL: Duration = Duration::from_secs(2);
-/// How much faster another source has to be.
-const FASTER: f64 = 1.2;
-
-/// One source that is being fetched from.
-struct Attempt {
-    asker: Asker,
-    speed: Arc<Speed>,
-    began: Instant,
-}
-
 /// Ends with the outcome, or with none when it was given up for a faster one.
 type Attempting<'a> = BoxFuture<'a, (Asker, Option<Result<Stored, Failed>>)>;
 /// Ends with the next source, and the turn to fetch from it.
@@ -144,11 +133,14 @@ impl Transfers {
                 };
                 futures.push(self.attempt(needed, asker, turn, sources, &mut attempts));
             }
-            let wants_another = attempts.len() == 1 && is_slow(&attempts) && sources.has_challenger();
+            let wants_another =
+                slow(&attempts).is_some_and(|seconds_left| !sources.challengers(seconds_left).is_empty());
             if !wants_another {
                 challenger = None;
             } else if challenger.is_none() {
-                challenger = Some(Box::pin(self.next(sources, needed, Sources::challengers)));
+                let seconds_left = slow(&attempts).unwrap_or(f64::INFINITY);
+                let challengers = move |sources: &Sources| sources.challengers(seconds_left);
+                challenger = Some(Box::pin(self.next(sources, needed, challengers)));
             }
             tokio::select! {
                 biased;
@@ -183,11 +175,17 @@ impl Transfers {
                     }
                 }
                 _ = compares.tick() => {
+                    attempts.iter_mut().for_each(Attempt::look);
                     if let Some(slower) = slower(&attempts) {
                         let Attempt { asker, speed, .. } = attempts.remove(slower);
-                        let (host, rate) = (&asker.source.repository.host, speed.rate().unwrap_or_default());
+                        let (host, pace) = (&asker.source.repository.host, speed.pace());
+                        let rate = pace.map_or(0.0, |pace| pace.rate);
                         tracing::info!(digest = %needed.blob.digest, host, rate, "giving a slow source up for a faster one");
-                        sources.was_slow(&asker, rate);
+                        sources.was_slow(&asker, match needed.form {
+                            Form::File => pace.map_or(f64::INFINITY, Pace::seconds_left),
+                            // It would begin again.
+                            Form::Layer { .. } | Form::Nothing => needed.blob.size as f64 / rate,
+                        });
                         speed.give_up();
                     }
                 }
@@ -200,7 +198,7 @@ impl Transfers {
         &self,
         sources: &Sources,
         needed: &Needed,
-        which: fn(&Sources) -> Vec<Asker>,
+        which: impl Fn(&Sources) -> Vec<Asker>,
     ) -> Option<(Asker, Permit)> {
         loop {
             let candidates = which(sources);
@@ -233,7 +231,7 @@ impl Transfers {
         attempts: &mut Vec<Attempt>,
     ) -> Attempting<'a> {
         let speed = Arc::new(Speed::default());
-        attempts.push(Attempt { asker: asker.clone(), speed: Arc::clone(&speed), began: Instant::now() });
+        attempts.push(Attempt::new(asker.clone(), Arc::clone(&speed)));
         Box::pin(async move {
             let mut turn = Some(turn);
             let fetching = async {
@@ -399,21 +397,4 @@ async fn first_of(next: &mut Option<Next<'_>>) -> Option<(Asker, Permit)> {
         Some(next) => next.await,
         None => std::future::pending().await,
     }
-}
-
-/// Whether the only source that runs is slow for this network.
-fn is_slow(attempts: &[Attempt]) -> bool {
-    attempts.first().is_some_and(|attempt| attempt.speed.rate().is_some_and(|rate| rate < HELP_BELOW))
-}
-
-/// Which of two sources that run is to be given up, once both had time to show what they can.
-fn slower(attempts: &[Attempt]) -> Option<usize> {
-    let [first, second] = attempts else { return None };
-    let is_tried = |attempt: &Attempt| attempt.began.elapsed() >= TRIAL;
-    if !is_tried(first) || !is_tried(second) {
-        return None;
-    }
-    let (one, two) = (first.speed.rate()?, second.speed.rate()?);
-    // The one that runs goes on unless the other is clearly faster: else two would take turns.
-    Some(if two > FASTER * one { 0 } else { 1 })
 }

@@ -10,6 +10,7 @@ use crate::registry::source::{Asker, Source};
 use crate::tenant::Tenant;
 use crate::transfer::counter::Counter;
 use crate::transfer::error::Error;
+use crate::transfer::race::SOONER;
 
 /// The sources of one transfer, in the order they came, and how each fared.
 #[derive(Debug, Default)]
@@ -36,7 +37,7 @@ enum State {
     Untried,
     /// Being fetched from.
     Running,
-    /// Was given up for another one, at this rate in bytes per second; comes again when the others are no better.
+    /// Was given up for another one, and would have taken so many seconds more; comes again when the others are no better.
     Slow(f64),
     Failed(Arc<Error>),
 }
@@ -54,9 +55,8 @@ impl Sources {
         }
         if known.iter().filter(|known| known.asker.tenant == asker.tenant).count() >= LIMIT {
             let own = |at: &usize| known[*at].asker.tenant == asker.tenant;
-            let rate = |at: &usize| if let State::Slow(rate) = known[*at].state { Some(rate) } else { None };
-            let slow = (0..known.len()).filter(own).filter_map(|at| Some((rate(&at)?, at)));
-            let slowest = slow.min_by(|(one, _), (two, _)| one.total_cmp(two)).map(|(_, at)| at);
+            let slow = (0..known.len()).filter(own).filter_map(|at| Some((known[at].seconds_left()?, at)));
+            let slowest = slow.max_by(|(one, _), (two, _)| one.total_cmp(two)).map(|(_, at)| at);
             let failed =
                 || (0..known.len()).filter(own).find(|at| matches!(known[*at].state, State::Failed(_)));
             let Some(worst) = slowest.or_else(failed) else { return };
@@ -67,45 +67,30 @@ impl Sources {
     }
 
     /// The sources to begin with when none runs: those that were not tried, else those that were only slow, faster ones first.
+    /// Those that are distrusted are no candidates while there are others.
     pub fn candidates(&self) -> Vec<Asker> {
-        if self.has_challenger() {
-            return self.challengers();
-        }
         let known = self.lock();
-        let rate = |known: &Known| if let State::Slow(rate) = known.state { Some(rate) } else { None };
+        let untried = |distrusted| untried(&known, distrusted);
         let mut slow: Vec<(f64, Asker)> =
-            known.iter().filter_map(|known| Some((rate(known)?, known.asker.clone()))).collect();
-        slow.sort_by(|(one, _), (two, _)| two.total_cmp(one));
-        if slow.is_empty() {
-            drop(known);
-            return self.challengers();
-        }
-        slow.into_iter().map(|(_, asker)| asker).collect()
+            known.iter().filter_map(|known| Some((known.seconds_left()?, known.asker.clone()))).collect();
+        slow.sort_by(|(one, _), (two, _)| one.total_cmp(two));
+        let slow: Vec<Asker> = slow.into_iter().map(|(_, asker)| asker).collect();
+        [untried(false), slow, untried(true)].into_iter().find(|those| !those.is_empty()).unwrap_or_default()
     }
 
-    /// The sources to compare with one that runs: those that were not tried, of the tenant first of which fewest were. Those
-    /// that are distrusted are no candidates while there are others, and those of a repository that is being fetched from are
-    /// none at all: it would be no faster, and its download is one.
-    pub fn challengers(&self) -> Vec<Asker> {
+    /// The sources worth racing with one that runs, and takes `seconds_left`: those that were not tried, and those that were given up
+    /// and are now clearly faster. None that is distrusted, and none of a repository that is being fetched from: it would be no
+    /// faster, and its download is one.
+    pub fn challengers(&self, seconds_left: f64) -> Vec<Asker> {
         let known = self.lock();
-        let mut tried: HashMap<&Tenant, usize> = HashMap::new();
-        for known in known.iter().filter(|known| !matches!(known.state, State::Untried)) {
-            *tried.entry(&known.asker.tenant).or_default() += 1;
-        }
-        let of_those = |distrusted| {
-            let mut chosen: Vec<&Known> =
-                known.iter().filter(|one| one.distrusted == distrusted && may_start(one, &known)).collect();
-            chosen.sort_by_key(|known| tried.get(&known.asker.tenant).copied().unwrap_or_default());
-            chosen.into_iter().map(|known| known.asker.clone()).collect::<Vec<_>>()
-        };
-        let trusted = of_those(false);
-        if trusted.is_empty() { of_those(true) } else { trusted }
-    }
-
-    /// Whether a source is worth racing with one that runs.
-    pub fn has_challenger(&self) -> bool {
-        let known = self.lock();
-        known.iter().any(|one| !one.distrusted && may_start(one, &known))
+        let mut chosen = untried(&known, false);
+        let faster = known.iter().filter(|one| {
+            !one.distrusted
+                && one.seconds_left().is_some_and(|slow| SOONER * slow < seconds_left)
+                && !runs_there(one, &known)
+        });
+        chosen.extend(faster.map(|one| one.asker.clone()));
+        chosen
     }
 
     /// Ends when a source came since this was last asked.
@@ -118,9 +103,9 @@ impl Sources {
         self.set(asker, State::Running);
     }
 
-    /// It was given up for another one.
-    pub fn was_slow(&self, asker: &Asker, rate: f64) {
-        self.set(asker, State::Slow(rate));
+    /// It was given up for another one, and would have taken so many seconds more.
+    pub fn was_slow(&self, asker: &Asker, seconds_left: f64) {
+        self.set(asker, State::Slow(seconds_left));
     }
 
     /// It cannot deliver.
@@ -148,12 +133,33 @@ impl Sources {
     }
 }
 
-/// Whether a source was not tried, and no other runs in its repository.
-fn may_start(one: &Known, all: &[Known]) -> bool {
-    let runs_there = |other: &Known| {
+impl Known {
+    /// How long it would take, if it was given up for another one.
+    fn seconds_left(&self) -> Option<f64> {
+        if let State::Slow(seconds_left) = self.state { Some(seconds_left) } else { None }
+    }
+}
+
+/// The sources that were not tried, and in whose repositories none runs, of the tenant first of which fewest were tried.
+fn untried(known: &[Known], distrusted: bool) -> Vec<Asker> {
+    let mut tried: HashMap<&Tenant, usize> = HashMap::new();
+    for known in known.iter().filter(|known| !matches!(known.state, State::Untried)) {
+        *tried.entry(&known.asker.tenant).or_default() += 1;
+    }
+    let mut chosen: Vec<&Known> = known
+        .iter()
+        .filter(|one| matches!(one.state, State::Untried) && one.distrusted == distrusted)
+        .filter(|one| !runs_there(one, known))
+        .collect();
+    chosen.sort_by_key(|known| tried.get(&known.asker.tenant).copied().unwrap_or_default());
+    chosen.into_iter().map(|known| known.asker.clone()).collect()
+}
+
+/// Whether something is being fetched from the repository of `one`.
+fn runs_there(one: &Known, known: &[Known]) -> bool {
+    known.iter().any(|other| {
         matches!(other.state, State::Running) && other.asker.source.repository == one.asker.source.repository
-    };
-    matches!(one.state, State::Untried) && !all.iter().any(runs_there)
+    })
 }
 
 #[cfg(test)]
@@ -173,7 +179,7 @@ mod tests {
         sources.add(&honest, false);
         sources.add(&liar, true);
         sources.start(&honest);
-        sources.was_slow(&honest, 9e5);
+        sources.was_slow(&honest, 50.0);
         assert_eq!(sources.candidates(), std::slice::from_ref(&honest));
         sources.start(&honest);
         sources.failed(&honest, Arc::new(Error::Fault));
@@ -187,11 +193,11 @@ mod tests {
         sources.add(&one, false);
         assert_eq!(sources.candidates(), std::slice::from_ref(&one));
         sources.start(&one);
-        assert!(!sources.has_challenger());
+        assert!(sources.challengers(1e6).is_empty());
         sources.add(&two, false);
         sources.add(&one, false);
-        assert!(sources.has_challenger());
-        sources.was_slow(&one, 9e5);
+        assert!(!sources.challengers(1e6).is_empty());
+        sources.was_slow(&one, 50.0);
         assert_eq!(sources.candidates(), std::slice::from_ref(&two));
         sources.start(&two);
         sources.failed(&two, Arc::new(Error::Fault));
@@ -208,16 +214,29 @@ mod tests {
         }
         let late = asker("quiet", "late");
         sources.add(&late, false);
-        assert_eq!(sources.challengers().len(), LIMIT + 1);
+        assert_eq!(sources.challengers(100.0).len(), LIMIT + 1);
         sources.start(&asker("loud", "0"));
-        assert_eq!(sources.challengers().first(), Some(&late), "the tenant of which none was tried");
+        assert_eq!(sources.challengers(100.0).first(), Some(&late), "the tenant of which none was tried");
         // One that did badly makes place.
         let last = asker("loud", "last");
         sources.add(&last, false);
-        assert!(!sources.challengers().contains(&last));
-        sources.was_slow(&asker("loud", "0"), 1e4);
+        assert!(!sources.challengers(100.0).contains(&last));
+        sources.was_slow(&asker("loud", "0"), 500.0);
         sources.add(&last, false);
-        assert!(sources.challengers().contains(&last));
+        assert!(sources.challengers(100.0).contains(&last));
+    }
+
+    #[test]
+    fn regression_who_was_given_up_is_raced_again_when_the_other_has_become_slower() {
+        let (one, two) = (asker("a", "one"), asker("b", "two"));
+        let sources = Sources::default();
+        sources.add(&one, false);
+        sources.add(&two, false);
+        sources.start(&one);
+        sources.start(&two);
+        sources.was_slow(&one, 50.0);
+        assert!(sources.challengers(40.0).is_empty() && sources.challengers(55.0).is_empty());
+        assert_eq!(sources.challengers(f64::INFINITY), [one]);
     }
 
     #[test]
@@ -227,7 +246,7 @@ mod tests {
         sources.add(&one, false);
         sources.start(&one);
         sources.add(&two, false);
-        assert!(!sources.has_challenger() && sources.challengers().is_empty());
+        assert!(sources.challengers(1e6).is_empty());
         sources.failed(&one, Arc::new(Error::Fault));
         assert_eq!(sources.candidates(), std::slice::from_ref(&two));
     }
@@ -237,7 +256,7 @@ mod tests {
         let (bad, good) = (asker("a", "bad"), asker("b", "good"));
         let sources = Sources::default();
         sources.add(&bad, true);
-        assert!(!sources.has_challenger());
+        assert!(sources.challengers(1e6).is_empty());
         assert_eq!(sources.candidates(), std::slice::from_ref(&bad));
         sources.add(&good, false);
         assert_eq!(sources.candidates(), std::slice::from_ref(&good));
