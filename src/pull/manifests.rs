@@ -83,8 +83,15 @@ impl Manifests {
         blocking::run(Lane::Work, move || {
             let _memory = memory;
             // Parsed before it is stored: a manifest that cannot be used is not kept.
-            parse(&fetched.bytes, fetched.content_type.as_deref())
-                .map_err(|source| registry::error::Error::Manifest { host, what, source })?;
+            parse(&fetched.bytes, fetched.content_type.as_deref()).map_err(|source| {
+                if !fetched.from_elsewhere {
+                    return registry::error::Error::Manifest { host, what, source };
+                }
+                // It may be anything that this node reaches.
+                tracing::warn!(host, what, error = %source, "a host that the registry redirects to sends no manifest");
+                let what = format!("sent no {what}, but something else");
+                registry::error::Error::Protocol { host, what }
+            })?;
             store.blobs.add(&fetched.digest, &fetched.bytes, from)?;
             Ok::<_, Error>(())
         })

@@ -40,6 +40,8 @@ pub struct Fetched {
     pub digest: Digest,
     /// What the registry says it is.
     pub content_type: Option<String>,
+    /// Whether another host sent it than the registry itself: one that it redirects to.
+    pub from_elsewhere: bool,
     _permit: Permit,
 }
 
@@ -88,6 +90,7 @@ impl Registry {
                 let mut response = self.transport.send(source, &request).await?;
                 let content_type = header_text(&response, header::CONTENT_TYPE);
                 let oddity = http::oddity(response.headers());
+                let from_elsewhere = self.transport.is_from_elsewhere(source, &response);
                 // Before anything of it is read: later it is only what is left.
                 let length = response.content_length().unwrap_or(manifest::SIZE_LIMIT as u64);
                 // The first byte may take long, and holds nothing that others need.
@@ -99,14 +102,15 @@ impl Registry {
                 let bytes = self.transport.read(source, first, response, manifest::SIZE_LIMIT).await?;
                 if !bytes.trim_ascii_start().starts_with(b"{") {
                     let kind = oddity.or_else(|| content_type.as_deref().map(crate::failure::one_line));
-                    let kind = kind.unwrap_or_else(|| "something else".to_owned());
+                    let kind =
+                        kind.filter(|_| !from_elsewhere).unwrap_or_else(|| "something else".to_owned());
                     return Err(Error::Protocol {
                         host: source.repository.host.clone(),
                         what: format!("sent no manifest for {}, but {kind}", request.what),
                     });
                 }
-                let digest = check(source, target, &bytes, oddity)?;
-                Ok(Fetched { bytes, digest, content_type, _permit: permit })
+                let digest = check(source, target, &bytes, oddity, from_elsewhere)?;
+                Ok(Fetched { bytes, digest, content_type, from_elsewhere, _permit: permit })
             }
         })
         .await
@@ -176,17 +180,19 @@ impl Registry {
     pub async fn small_blob(&self, source: &Source, blob: &Descriptor, limit: usize) -> Result<Bytes, Error> {
         let what = name(source, &blob.digest.to_string());
         let settings = self.transport.settings();
-        let (bytes, oddity) = retry(settings.attempts, settings.stall_timeout, |patience| {
+        let bytes = retry(settings.attempts, settings.stall_timeout, |patience| {
             let request = blob_request(Method::GET, blob, None, &what, patience);
             async move {
                 let mut response = self.transport.send(source, &request).await?;
                 let oddity = http::oddity(response.headers());
+                let from_elsewhere = self.transport.is_from_elsewhere(source, &response);
                 let first = self.transport.first(source, &request, &mut response).await?;
-                Ok((self.transport.read(source, first, response, limit).await?, oddity))
+                let bytes = self.transport.read(source, first, response, limit).await?;
+                check(source, &blob.digest.to_string(), &bytes, oddity, from_elsewhere)?;
+                Ok(bytes)
             }
         })
         .await?;
-        check(source, &blob.digest.to_string(), &bytes, oddity)?;
         if bytes.len() as u64 != blob.size {
             let (wanted, got) =
                 (blob.digest.clone(), format!("{} bytes instead of {}", bytes.len(), blob.size));
@@ -240,14 +246,20 @@ fn name(source: &Source, target: &str) -> String {
 }
 
 /// The digest of `bytes`. One in `target` must match; what the registry's headers claim is not looked at.
-fn check(source: &Source, target: &str, bytes: &[u8], oddity: Option<String>) -> Result<Digest, Error> {
+fn check(
+    source: &Source,
+    target: &str,
+    bytes: &[u8],
+    oddity: Option<String>,
+    from_elsewhere: bool,
+) -> Result<Digest, Error> {
     let Ok(wanted) = target.parse::<Digest>() else { return Ok(Digest::sha256(bytes)) };
     let got = Digest::of(wanted.algorithm(), bytes);
     if got == wanted {
         return Ok(wanted);
     }
     let got = oddity.unwrap_or_else(|| got.to_string());
-    Err(Error::WrongContent { host: source.repository.host.clone(), wanted, got })
+    Err(Error::wrong_content(source.repository.host.clone(), wanted, got, from_elsewhere))
 }
 
 fn header_text(response: &Response, name: impl header::AsHeaderName) -> Option<String> {

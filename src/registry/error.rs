@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::failure::Kind;
+use crate::oci::digest::Digest;
 use crate::oci::manifest::InvalidManifest;
 
 /// Why a registry did not deliver. Hosts and repositories are named; URLs are not, their queries may be signed.
@@ -179,7 +180,7 @@ pub enum Error {
         /// The registry.
         host: String,
         /// The digest asked for.
-        wanted: crate::oci::digest::Digest,
+        wanted: Digest,
         /// The digest of what came, or its size.
         got: String,
     },
@@ -207,6 +208,17 @@ impl Error {
                 Kind::FailedPrecondition
             }
         }
+    }
+
+    /// Other bytes than those of `wanted`, which are `got`. Of those that a registry redirects to, which may be anything that this
+    /// node reaches, only the log tells.
+    pub fn wrong_content(host: String, wanted: Digest, got: String, from_elsewhere: bool) -> Self {
+        if !from_elsewhere {
+            return Self::WrongContent { host, wanted, got };
+        }
+        tracing::warn!(host, %wanted, got, "a host that the registry redirects to sends other bytes");
+        let got = "other content from where it redirects to; the node's log says more".to_owned();
+        Self::WrongContent { host, wanted, got }
     }
 
     /// The same, with a word on the program that has credentials for the registry and is not run.

@@ -330,11 +330,15 @@ impl Transport {
             .unwrap_or_else(|_| Err(Error::Stalled { host: host.to_owned(), after }))
     }
 
+    /// Whether another host has answered than the registry of `source`: one that it redirects to.
+    pub fn is_from_elsewhere(&self, source: &Source, response: &Response) -> bool {
+        !self.url(source, "").is_ok_and(|url| is_from(&url, response))
+    }
+
     /// The body of `response`, to be read as it comes; its first byte may take as long as the answer might have.
     pub fn body(&self, source: &Source, request: &Request<'_>, response: Response) -> Body {
-        let own = self.url(source, "").is_ok_and(|url| is_from(&url, &response));
         Body {
-            elsewhere: !own,
+            elsewhere: self.is_from_elsewhere(source, &response),
             response,
             host: source.repository.host.clone(),
             first_timeout: Some(request.patience),

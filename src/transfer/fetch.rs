@@ -469,12 +469,7 @@ pub fn wrong_content(
     from_elsewhere: bool,
 ) -> registry::error::Error {
     let host = asker.source.repository.host.clone();
-    if !from_elsewhere {
-        return registry::error::Error::WrongContent { host, wanted: blob.digest.clone(), got };
-    }
-    tracing::warn!(host, wanted = %blob.digest, got, "a host that the registry redirects to sends other bytes");
-    let got = "other content from where it redirects to; the node's log says more".to_owned();
-    registry::error::Error::WrongContent { host, wanted: blob.digest.clone(), got }
+    registry::error::Error::wrong_content(host, blob.digest.clone(), got, from_elsewhere)
 }
 
 /// Counts a connection among those that wait, as long as it lives.

@@ -300,6 +300,25 @@ fn regression_t32_an_error_tells_nothing_of_another_origin() {
             registry.unscript();
         }
         assert!(!inside.requests().is_empty());
+        // The same of manifests: text, and what nearly is one.
+        let location = format!("http://{}/latest/meta-data", inside.host());
+        registry.script(move |seen| {
+            let to = [(header::LOCATION, location.clone())];
+            seen.path.contains("/manifests/").then(|| (StatusCode::TEMPORARY_REDIRECT, to).into_response())
+        });
+        for answer in ["some secret", r#"{"secret": "some secret"}"#, r#"{"schemaVersion": "some secret"}"#] {
+            inside.script(move |_| {
+                let kind = [(header::CONTENT_TYPE, "text/secret"), (header::CONTENT_ENCODING, "secret")];
+                Some((StatusCode::OK, kind, answer).into_response())
+            });
+            for target in [":v1".to_owned(), format!("@{}", Digest::sha256(b"other"))] {
+                let reference = registry.reference(&format!("evil{target}"));
+                let volume = node.volume("manifest");
+                let status = node.publish(&volume, &reference, &[]).await.expect_err("no manifest");
+                let (text, got) = (status.message(), Digest::sha256(answer.as_bytes()));
+                assert!(!text.contains("secret") && !text.contains(&got.hex()[..12]), "{text}");
+            }
+        }
     });
 }
 
