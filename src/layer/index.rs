@@ -1,5 +1,7 @@
 //! The index of a layer: every entry in the order of the archive, with what is needed to merge and to check it.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -197,15 +199,15 @@ impl<R: io::Read> Reader<R> {
             return Err(Damaged("an entry is too long").into());
         }
         self.buffer.resize(before + READ, 0);
-        let read = self.input.read(&mut self.buffer[before..])?;
+        let read = self.input.read(self.buffer.get_mut(before..).unwrap_or_default())?;
         self.buffer.truncate(before + read);
-        self.hasher.update(&self.buffer[before..]);
+        self.hasher.update(self.buffer.get(before..).unwrap_or_default());
         Ok(read > 0)
     }
 
     fn read(&mut self) -> Result<Option<Entry>, ReadError> {
         loop {
-            match postcard::take_from_bytes::<Entry>(&self.buffer[self.decoded..]) {
+            match postcard::take_from_bytes::<Entry>(self.buffer.get(self.decoded..).unwrap_or_default()) {
                 Ok((entry, rest)) => {
                     self.decoded = self.buffer.len() - rest.len();
                     self.entries += 1;

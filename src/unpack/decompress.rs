@@ -4,6 +4,8 @@
 //! several or skippable zstd frames, one after the other, are one stream (RFC 1952, 2.2; RFC 8878, 3.1). Zeros may
 //! follow the last gzip member, as tools that pad to blocks leave them; nothing else may.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
@@ -91,7 +93,7 @@ impl Buffer {
 
     /// What is in it.
     pub fn content(&self) -> &[u8] {
-        &self.bytes[..self.filled]
+        self.bytes.get(..self.filled).unwrap_or_default()
     }
 
     /// Forgets what is in it.
@@ -104,7 +106,7 @@ impl Buffer {
     }
 
     fn free(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.filled..]
+        self.bytes.get_mut(self.filled..).unwrap_or_default()
     }
 }
 
@@ -234,7 +236,7 @@ fn processor_time() -> Duration {
 
 fn is_zero(bytes: &[u8]) -> bool {
     static ZEROS: [u8; 4096] = [0; 4096];
-    bytes.chunks(ZEROS.len()).all(|chunk| chunk == &ZEROS[..chunk.len()])
+    bytes.chunks(ZEROS.len()).all(|chunk| ZEROS.get(..chunk.len()) == Some(chunk))
 }
 
 /// What the first bytes say.
@@ -317,7 +319,7 @@ fn unzstd(
     if let Some(collected) = header {
         let wanted = FRAME_HEADER.saturating_sub(collected.len()).min(input.len());
         let known = collected.len();
-        collected.extend_from_slice(&input[..wanted]);
+        collected.extend_from_slice(input.get(..wanted).unwrap_or_default());
         let Some(window) = window(collected)? else {
             input.advance(wanted);
             return Ok(true);
@@ -381,8 +383,8 @@ fn window(header: &[u8]) -> Result<Option<u64>, Error> {
         }));
     }
     // A single segment: the window is the content, whose size follows the dictionary's ID.
-    let at = 5 + [0, 1, 2, 4][usize::from(descriptor & 3)];
-    let length = [1, 2, 4, 8][usize::from(descriptor >> 6)];
+    let at = 5 + [0, 1, 2, 4].get(usize::from(descriptor & 3)).copied().unwrap_or_default();
+    let length = 1_usize << (descriptor >> 6);
     let Some(field) = header.get(at..at + length) else { return Ok(None) };
     let size = field.iter().rev().fold(0_u64, |size, byte| size << 8 | u64::from(*byte));
     Ok(Some(if length == 2 { size + 256 } else { size }))

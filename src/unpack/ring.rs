@@ -1,5 +1,7 @@
 //! A ring of buffers between the thread that inflates and the one that reads the archive.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::io::{self, BufRead, Read};
 use std::sync::mpsc::{Receiver as Channel, SyncSender, sync_channel};
 
@@ -77,9 +79,8 @@ impl Sender {
 
 impl Read for Receiver {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let length = available.len().min(out.len());
-        out[..length].copy_from_slice(&available[..length]);
+        let mut available = self.fill_buf()?;
+        let length = available.read(out)?;
         self.consume(length);
         Ok(length)
     }
@@ -96,7 +97,7 @@ impl BufRead for Receiver {
                 let _ = self.empty.send(used); // Nobody fills it any more: fine.
             }
         }
-        Ok(&self.current.content()[self.read..])
+        Ok(self.current.content().get(self.read..).unwrap_or_default())
     }
 
     fn consume(&mut self, length: usize) {

@@ -1,5 +1,7 @@
 //! The system calls of an extraction: directories that are never left, and content.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -92,14 +94,12 @@ impl Directories {
         }
         // The deepest directory above that is known to be there.
         let bytes = name.as_bytes();
-        let slashes: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] == b'/').collect();
-        let mut known = slashes.len();
-        while known > 0 && !self.made.contains(&Name::below(&bytes[..slashes[known - 1]], b"")) {
-            known -= 1;
-        }
-        let ends = slashes[known..].iter().copied().chain([bytes.len()]);
-        for end in ends {
-            let directory = Name::below(&bytes[..end], b"");
+        let slashes = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        let ends: Vec<usize> = slashes.chain([bytes.len()]).collect();
+        let up_to = |end: &usize| Name::below(bytes.get(..*end).unwrap_or_default(), b"");
+        let known = ends.iter().rposition(|end| self.made.contains(&up_to(end)));
+        for end in ends.iter().skip(known.map_or(0, |known| known + 1)) {
+            let directory = up_to(end);
             if let Parent::Blocked = self.make_one(&directory)? {
                 if profile == Profile::Archive && directory != *name {
                     let there = format!("its parent \"{directory}\" is a file or a symbolic link");
@@ -219,6 +219,11 @@ const HOLE: u64 = ZEROS.len() as u64;
 const BLOCK: usize = 4096;
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
+/// So many zeros, at most [`HOLE`].
+fn some_zeros(length: u64) -> &'static [u8] {
+    usize::try_from(length).ok().and_then(|length| ZEROS.get(..length)).unwrap_or(&ZEROS)
+}
+
 impl<'a> Content<'a> {
     /// The content of `file`, which is new: what is not written reads as zeros.
     pub fn new(file: BorrowedFd<'a>, size: u64) -> Self {
@@ -235,18 +240,18 @@ impl<'a> Content<'a> {
         }
         let leading = zeros(piece.chunks(BLOCK));
         self.zeros += leading as u64;
-        let data = &piece[leading..];
+        let data = piece.get(leading..).unwrap_or_default();
         if data.is_empty() {
             return Ok(0);
         }
         let before = self.written;
         if self.zeros < HOLE {
-            self.write_data(&ZEROS[..usize::try_from(self.zeros).unwrap_or(0)])?;
+            self.write_data(some_zeros(self.zeros))?;
         } else {
             self.position += self.zeros;
         }
         let trailing = zeros(data.rchunks(BLOCK));
-        self.write_data(&data[..data.len() - trailing])?;
+        self.write_data(data.get(..data.len() - trailing).unwrap_or_default())?;
         self.zeros = trailing as u64;
         Ok(self.written - before)
     }
@@ -255,7 +260,7 @@ impl<'a> Content<'a> {
     pub fn hole(&mut self, offset: u64) {
         while self.position + self.zeros < offset {
             let length = (offset - self.position - self.zeros).min(HOLE);
-            self.hasher.get_or_insert_default().update(&ZEROS[..usize::try_from(length).unwrap_or(0)]);
+            self.hasher.get_or_insert_default().update(some_zeros(length));
             self.zeros += length;
         }
     }
@@ -273,7 +278,7 @@ impl<'a> Content<'a> {
         while !data.is_empty() {
             match rustix::io::pwrite(self.file, data, self.position) {
                 Ok(written) => {
-                    data = &data[written..];
+                    data = data.get(written..).unwrap_or_default();
                     self.position += written as u64;
                     self.written += written as u64;
                 }
@@ -292,7 +297,7 @@ impl<'a> Content<'a> {
 
 /// How many bytes the blocks have before the first that is not all zeros.
 fn zeros<'b>(blocks: impl Iterator<Item = &'b [u8]>) -> usize {
-    blocks.take_while(|block| **block == ZEROS[..block.len()]).map(<[u8]>::len).sum()
+    blocks.take_while(|block| ZEROS.get(..block.len()) == Some(*block)).map(<[u8]>::len).sum()
 }
 
 #[cfg(test)]
