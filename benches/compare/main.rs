@@ -4,8 +4,9 @@
 //! changes each round; the medians are compared. Two times count: until the tool returns, and until a `sync`
 //! after it returns, because some tools wait for the disk and some do not.
 //!
-//! `ROUNDS` (5), `WORKLOADS` (`model,image-gzip,image-zstd,many-small`) and `BENCH_DIR` (where the tools store; a file
-//! system with a journal, or ext4 gets slower with every round) are taken from the environment.
+//! `ROUNDS` (5), `WORKLOADS` (`model,image-gzip,image-zstd,many-small`), `BENCH_DIR` (where the tools store; a file
+//! system with a journal, or ext4 gets slower with every round) and `BASELINE` (another ocivol, which alone is compared) are
+//! taken from the environment.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::cast_possible_truncation)]
 
@@ -37,13 +38,14 @@ fn main() {
     let setting = |name: &str| std::env::var(name).ok();
     let rounds: usize = setting("ROUNDS").and_then(|text| text.parse().ok()).unwrap_or(5);
     let wanted = setting("WORKLOADS").unwrap_or_else(|| "model,image-gzip,image-zstd,many-small".into());
+    let baseline = setting("BASELINE");
     let place = setting("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let registry = runtime.block_on(DebianRegistry::start());
     for name in wanted.split(',') {
         let workload = runtime.block_on(Workload::push(name, &registry));
         let base = tempfile::Builder::new().prefix("ocivol-bench-").tempdir_in(&place).expect("a directory");
-        let tools = tools::of(&workload, &registry.host());
+        let tools = tools::of(&workload, &registry.host(), baseline.as_deref());
         let mut results: Vec<Vec<Measured>> = vec![Vec::new(); tools.len()];
         for round in 0..rounds {
             for turn in 0..tools.len() {

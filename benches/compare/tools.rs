@@ -41,13 +41,16 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
   max_concurrent_unpacks = 4
 "#;
 
-/// The tools for a workload; ocivol is the first.
-pub fn of(workload: &Workload, host: &str) -> Vec<Tool> {
+/// The tools for a workload; ocivol is the first. With a `baseline`, another ocivol, only the two.
+pub fn of(workload: &Workload, host: &str, baseline: Option<&str>) -> Vec<Tool> {
     let name = &workload.name;
-    let ocivol = env!("CARGO_BIN_EXE_ocivol");
     let plain = |name, script: String| Tool { name, script, daemon: None };
-    let mut tools =
-        vec![plain("ocivol pull", format!("{ocivol} pull --root $DIR --plain-http {host} {host}/{name}:v1"))];
+    let pull = |ocivol: &str| format!("{ocivol} pull --root $DIR --plain-http {host} {host}/{name}:v1");
+    let mut tools = vec![plain("ocivol pull", pull(env!("CARGO_BIN_EXE_ocivol")))];
+    if let Some(baseline) = baseline {
+        tools.push(plain("ocivol pull, baseline", pull(baseline)));
+        return tools;
+    }
     if workload.is_image {
         tools.extend(containerds(&format!("{host}/{name}:v1")));
         let podman = "podman --root $DIR/root --runroot $DIR/run --storage-driver overlay";
