@@ -151,7 +151,7 @@ impl Transfers {
                         Some(Ok(stored)) => return Ok(stored),
                         Some(Err(Failed { error, .. })) if error.is_everybodys() => {
                             let error = Arc::new(error);
-                            self.verdicts.refuse(needed, &asker.source, &error);
+                            self.verdicts.refuse(needed, &asker, &error);
                             sources.failed(&asker, Arc::clone(&error)); // Who brought this source has seen it.
                             return Err(Error::Shared(error));
                         }
@@ -159,7 +159,7 @@ impl Transfers {
                             let host = &asker.source.repository.host;
                             tracing::debug!(digest = %needed.blob.digest, host, %error, "source failed");
                             if error.is_wrong_content() {
-                                self.verdicts.distrust(&asker.source, &needed.blob.digest);
+                                self.verdicts.distrust(&asker, &needed.blob.digest);
                             }
                             last = Arc::new(error);
                             sources.failed(&asker, Arc::clone(&last));
