@@ -10,7 +10,7 @@ pub mod detach;
 pub mod error;
 mod inside;
 pub mod locked;
-pub mod look;
 pub mod mountinfo;
 mod overlay;
 pub mod target;
+pub mod view;

@@ -5,7 +5,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use ocivol::layer::checksum::Checksum;
 use ocivol::layer::format::Profile;
-use ocivol::layer::index::{Entry, Kind, Metadata, Place};
+use ocivol::layer::index::{Entry, EntryKind, EntryMetadata, Place};
 use ocivol::layer::merge::{Merge, Rename, Visit};
 use ocivol::layer::name::Name;
 
@@ -38,15 +38,15 @@ fn small(bytes: &[u8]) -> Vec<u8> {
 fn entry(raw: &Raw) -> Option<Entry> {
     let name = Name::parse(&small(&raw.name)).ok()?;
     let kind = match raw.kind % 8 {
-        0 | 1 => Kind::Directory,
-        2 => Kind::File { size: 1, checksum: Checksum::of(b"x"), place: Place::Named },
-        3 => Kind::Symlink { target: small(&raw.link), place: Place::Shadowed },
-        4 => Kind::HardLink { target: Name::parse(&small(&raw.link)).ok()? },
-        5 => Kind::Whiteout,
-        6 => Kind::Opaque,
-        _ => Kind::Dropped,
+        0 | 1 => EntryKind::Directory,
+        2 => EntryKind::File { size: 1, checksum: Checksum::of(b"x"), place: Place::Named },
+        3 => EntryKind::Symlink { target: small(&raw.link), place: Place::Shadowed },
+        4 => EntryKind::HardLink { target: Name::parse(&small(&raw.link)).ok()? },
+        5 => EntryKind::Whiteout,
+        6 => EntryKind::Opaque,
+        _ => EntryKind::Dropped,
     };
-    Some(Entry { name, kind, metadata: Metadata::default() })
+    Some(Entry { name, kind, metadata: EntryMetadata::default() })
 }
 
 fuzz_target!(|case: Case| {
@@ -74,7 +74,7 @@ fuzz_target!(|case: Case| {
                     assert_eq!(Name::parse(path.as_bytes()).as_ref(), Ok(path));
                     let (parent, _) = path.split().expect("the root is a directory");
                     assert_eq!(open.last().expect("a directory").as_bytes(), parent);
-                    assert!(matches!(merge.entry(at).kind, Kind::File { .. } | Kind::Symlink { .. }));
+                    assert!(matches!(merge.entry(at).kind, EntryKind::File { .. } | EntryKind::Symlink { .. }));
                     leaves.push(path.clone());
                 }
             }

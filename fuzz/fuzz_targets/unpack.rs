@@ -10,7 +10,7 @@ use arbitrary::Arbitrary;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use ocivol::layer::format::{INDEX, Profile, place_of};
-use ocivol::layer::index::{Kind, Reader};
+use ocivol::layer::index::{EntryKind, Reader};
 use ocivol::layer::merge::{Merge, Rename};
 use ocivol::unpack::extract::Limits;
 use ocivol::unpack::pipeline::Unpack;
@@ -163,7 +163,7 @@ fuzz_target!(|case: Case| {
     let entries: Vec<_> = Reader::new(index, summary.index).collect::<Result<_, _>>().expect("sound");
     assert_eq!(entries.len(), summary.entries);
     for (number, entry) in entries.iter().enumerate() {
-        if let Kind::File { size, place, .. } = &entry.kind {
+        if let EntryKind::File { size, place, .. } = &entry.kind {
             let path = layer.join(place_of(&entry.name, *place, number as u32));
             let found = fs::symlink_metadata(path).expect("it is where the index says");
             assert!(found.is_file() && found.len() == *size && found.mode() & 0o7000 == 0);

@@ -83,7 +83,7 @@ async fn inspect(
         let source = Source::new(reference, credential);
         let asker = Asker { source, tenant: Tenant::CommandLine };
         match registry.manifest(&asker, &reference.target()).await {
-            Ok(fetched) => return look(registry, attributes, &asker, fetched).await,
+            Ok(fetched) => return inspect_as(registry, attributes, &asker, fetched).await,
             Err(error) if error.is_about_access() => {
                 first.get_or_insert(error);
             }
@@ -97,7 +97,7 @@ async fn inspect(
     })
 }
 
-async fn look(
+async fn inspect_as(
     registry: &Registry,
     attributes: &Attributes,
     asker: &Asker,

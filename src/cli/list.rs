@@ -9,7 +9,7 @@ use crate::cli::args::Common;
 use crate::cli::context::volumes;
 use crate::cli::output;
 use crate::control::client;
-use crate::control::request::{Reply, Request};
+use crate::control::request::{ControlRequest, Reply};
 use crate::failure::Failure;
 use crate::volume::list::Listed;
 
@@ -18,7 +18,7 @@ use crate::volume::list::Listed;
 /// # Errors
 /// Whatever failed.
 pub async fn run(common: &Common) -> Result<ExitCode, Failure> {
-    match client::run(&volumes(common)?, Request::List, |_| {}).await? {
+    match client::run(&volumes(common)?, ControlRequest::List, |_| {}).await? {
         Reply::List(listed) => {
             output::result(common, &listed, || table(&listed));
             Ok(ExitCode::SUCCESS)

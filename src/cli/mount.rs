@@ -9,9 +9,9 @@ use crate::cli::context::{self, GRACE, volumes};
 use crate::cli::output::Progress;
 use crate::cli::{namespace, output};
 use crate::control::client;
-use crate::control::request::{Content, Reply, Request};
+use crate::control::request::{Content, ControlRequest, Reply};
 use crate::failure::Failure;
-use crate::mount::attach::{Mounter, Source};
+use crate::mount::attach::{MountSource, Mounter};
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
 use crate::store::disk::empty_directory;
@@ -37,8 +37,12 @@ pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Res
     namespace::enter()?;
     let pulled = context::run(GRACE, crate::cli::pull::pull(&common, content, true))?;
     let target = Policy::anywhere().check(&target).map_err(volume::error::Error::from)?;
-    let source =
-        Source { tree: &pulled.tree, path: checked.path.as_ref(), exec: checked.exec, asked_read_only: true };
+    let source = MountSource {
+        tree: &pulled.tree,
+        path: checked.path.as_ref(),
+        exec: checked.exec,
+        asked_read_only: true,
+    };
     let mounter = Mounter::new(&root, &empty_directory(&root), Lock::All);
     mounter.attach(source, &target).map_err(volume::error::Error::from)?;
     rustix::process::umask(umask);
@@ -48,7 +52,7 @@ pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Res
 
 async fn mount_for_good(common: &Common, content: Content, target: String) -> Result<ExitCode, Failure> {
     let mut progress = Progress::new(common);
-    let request = Request::Mount { content, target: target.clone() };
+    let request = ControlRequest::Mount { content, target: target.clone() };
     let reply = client::run(&volumes(common)?, request, |now| progress.show(now)).await?;
     drop(progress);
     match reply {
@@ -66,7 +70,7 @@ async fn mount_for_good(common: &Common, content: Content, target: String) -> Re
 /// Whatever failed.
 pub async fn umount(common: &Common, flags: &UmountArgs) -> Result<ExitCode, Failure> {
     let target = absolute(&flags.directory)?;
-    client::run(&volumes(common)?, Request::Unmount { target }, |_| {}).await?;
+    client::run(&volumes(common)?, ControlRequest::Unmount { target }, |_| {}).await?;
     Ok(ExitCode::SUCCESS)
 }
 

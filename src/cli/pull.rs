@@ -9,7 +9,7 @@ use crate::cli::context::volumes;
 use crate::cli::output;
 use crate::cli::output::Progress;
 use crate::control::client;
-use crate::control::request::{Content, Pulled, Reply, Request};
+use crate::control::request::{Content, ControlRequest, Pulled, Reply};
 use crate::failure::Failure;
 
 /// Pulls and prints the digest.
@@ -42,7 +42,8 @@ pub async fn run(common: &Common, flags: &ContentArgs) -> Result<ExitCode, Failu
 pub(super) async fn pull(common: &Common, content: Content, lease: bool) -> Result<Pulled, Failure> {
     let mut progress = Progress::new(common);
     let reply =
-        client::run(&volumes(common)?, Request::Pull { content, lease }, |now| progress.show(now)).await?;
+        client::run(&volumes(common)?, ControlRequest::Pull { content, lease }, |now| progress.show(now))
+            .await?;
     match reply {
         Reply::Pulled(pulled) => Ok(pulled),
         other => Err(Failure::internal(&format!("unexpected answer: {other:?}"))),

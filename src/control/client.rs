@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 
 use crate::control::execute::execute;
-use crate::control::request::{Reply, Request, SOCKET};
+use crate::control::request::{ControlRequest, Reply, SOCKET};
 use crate::failure::Failure;
 use crate::failure::Kind;
 use crate::host::blocking::{self, Lane};
@@ -22,7 +22,7 @@ use crate::volume::volumes::Volumes;
 /// [`Failure`], whatever failed, on either side.
 pub async fn run(
     volumes: &Arc<Volumes>,
-    request: Request,
+    request: ControlRequest,
     progress: impl FnMut(Snapshot) + Send,
 ) -> Result<Reply, Failure> {
     match UnixStream::connect(volumes.store_root().join(SOCKET)).await {
@@ -54,7 +54,7 @@ pub async fn run(
 
 async fn ask(
     stream: UnixStream,
-    request: &Request,
+    request: &ControlRequest,
     mut progress: impl FnMut(Snapshot) + Send,
     root: &Path,
 ) -> Result<Reply, Failure> {

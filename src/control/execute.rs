@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::control::request::{Content, Pulled, Reply, Request};
+use crate::control::request::{Content, ControlRequest, Pulled, Reply};
 use crate::failure::{Failure, Kind};
 use crate::host::blocking::{self, Lane};
 use crate::pull::progress::Snapshot;
@@ -29,12 +29,12 @@ const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// [`Failure`], whatever failed.
 pub async fn execute(
     volumes: &Volumes,
-    request: Request,
+    request: ControlRequest,
     pid: Option<u32>,
     mut progress: impl FnMut(Snapshot) + Send,
 ) -> Result<Reply, Failure> {
     match request {
-        Request::Pull { content, lease } => {
+        ControlRequest::Pull { content, lease } => {
             let (attributes, keyring) = check(&content)?;
             let pulled = pull(volumes, &attributes, &keyring, &mut progress).await?;
             if let Some(pid) = pid.filter(|_| lease) {
@@ -44,7 +44,7 @@ pub async fn execute(
             }
             Ok(Reply::Pulled(described(&attributes, &pulled)))
         }
-        Request::Mount { content, target } => {
+        ControlRequest::Mount { content, target } => {
             let (attributes, keyring) = check(&content)?;
             let target = volumes.check_any_target(&target).await?;
             let volume_id = format!("command line {}", target.path().display());
@@ -68,12 +68,12 @@ pub async fn execute(
                 }),
             }
         }
-        Request::Unmount { target } => {
+        ControlRequest::Unmount { target } => {
             let target = volumes.check_any_target(&target).await?;
             volumes.unmount(target).await?;
             Ok(Reply::Unmounted)
         }
-        Request::List => Ok(Reply::List(volumes.list().await?)),
+        ControlRequest::List => Ok(Reply::List(volumes.list().await?)),
     }
 }
 

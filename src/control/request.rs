@@ -16,7 +16,7 @@ pub const SOCKET: &str = "control.sock";
 /// What is asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
-pub enum Request {
+pub enum ControlRequest {
     /// Bring a tree into the store.
     Pull {
         /// What.

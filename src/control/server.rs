@@ -9,7 +9,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::control::execute::execute;
-use crate::control::request::{Reply, Request};
+use crate::control::request::{ControlRequest, Reply};
 use crate::failure::Failure;
 use crate::failure::Kind;
 use crate::host::socket;
@@ -64,7 +64,7 @@ async fn converse(stream: UnixStream, volumes: &Volumes) -> std::io::Result<()> 
     let (reader, mut writer) = stream.into_split();
     let mut line = Vec::new();
     BufReader::new(reader.take(REQUEST_LIMIT)).read_until(b'\n', &mut line).await?;
-    let reply = match serde_json::from_slice::<Request>(&line) {
+    let reply = match serde_json::from_slice::<ControlRequest>(&line) {
         Ok(request) => {
             let (sender, mut snapshots) = mpsc::channel(PROGRESS_QUEUE);
             let work = execute(volumes, request, pid, move |snapshot| {

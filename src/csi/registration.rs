@@ -33,7 +33,7 @@ pub enum State {
 
 /// What to register.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct RegistrationSettings {
     /// The directory that kubelet watches.
     pub directory: PathBuf,
     /// The driver's name.
@@ -53,11 +53,11 @@ const ANSWER_TIME: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 struct Service {
-    settings: Arc<Settings>,
+    settings: Arc<RegistrationSettings>,
     state: Arc<watch::Sender<State>>,
 }
 
-impl Settings {
+impl RegistrationSettings {
     /// The socket's path. By convention `<driver>-reg.sock`.
     pub fn socket(&self) -> PathBuf {
         self.directory.join(format!("{}-reg.sock", self.driver_name))
@@ -79,7 +79,7 @@ pub struct Gone {
 /// # Errors
 /// [`Gone`]: it can never register again.
 pub async fn run(
-    settings: Settings,
+    settings: RegistrationSettings,
     state: Arc<watch::Sender<State>>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), Gone> {

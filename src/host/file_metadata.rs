@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use crate::layer::index::Metadata;
+use crate::layer::index::EntryMetadata;
 
 /// Lets new files of this thread have exactly the mode they are created with; returns what they lose if that cannot
 /// be had. The rest of the process keeps its own mask (`man 2 umask`, `CLONE_FS` in `man 2 unshare`).
@@ -28,7 +28,7 @@ pub fn mode(bits: u16) -> Mode {
 ///
 /// # Errors
 /// The kernel's.
-pub fn set(file: BorrowedFd<'_>, bits: u16, metadata: &Metadata) -> Result<u64, Errno> {
+pub fn set(file: BorrowedFd<'_>, bits: u16, metadata: &EntryMetadata) -> Result<u64, Errno> {
     set_owner(file, metadata)?;
     rustix::fs::fchmod(file, mode(bits))?;
     let dropped = set_xattrs(file, metadata)?;
@@ -40,7 +40,7 @@ pub fn set(file: BorrowedFd<'_>, bits: u16, metadata: &Metadata) -> Result<u64, 
 ///
 /// # Errors
 /// The kernel's.
-pub fn set_owner(file: BorrowedFd<'_>, metadata: &Metadata) -> Result<(), Errno> {
+pub fn set_owner(file: BorrowedFd<'_>, metadata: &EntryMetadata) -> Result<(), Errno> {
     match owner(metadata) {
         Some((user, group)) => if_owner_exists(rustix::fs::fchown(file, user, group)),
         None => Ok(()),
@@ -51,7 +51,7 @@ pub fn set_owner(file: BorrowedFd<'_>, metadata: &Metadata) -> Result<(), Errno>
 ///
 /// # Errors
 /// The kernel's.
-pub fn set_times(file: BorrowedFd<'_>, metadata: &Metadata) -> Result<(), Errno> {
+pub fn set_times(file: BorrowedFd<'_>, metadata: &EntryMetadata) -> Result<(), Errno> {
     rustix::fs::futimens(file, &times(metadata))
 }
 
@@ -59,7 +59,7 @@ pub fn set_times(file: BorrowedFd<'_>, metadata: &Metadata) -> Result<(), Errno>
 ///
 /// # Errors
 /// The kernel's.
-pub fn set_symlink(at: BorrowedFd<'_>, part: &[u8], metadata: &Metadata) -> Result<(), Errno> {
+pub fn set_symlink(at: BorrowedFd<'_>, part: &[u8], metadata: &EntryMetadata) -> Result<(), Errno> {
     if let Some((user, group)) = owner(metadata) {
         if_owner_exists(rustix::fs::chownat(at, part, user, group, AtFlags::SYMLINK_NOFOLLOW))?;
     }
@@ -70,7 +70,7 @@ pub fn set_symlink(at: BorrowedFd<'_>, part: &[u8], metadata: &Metadata) -> Resu
 ///
 /// # Errors
 /// The kernel's, but for those that say so.
-pub fn set_xattrs(file: BorrowedFd<'_>, metadata: &Metadata) -> Result<u64, Errno> {
+pub fn set_xattrs(file: BorrowedFd<'_>, metadata: &EntryMetadata) -> Result<u64, Errno> {
     let mut dropped = 0;
     for (name, value) in &metadata.xattrs {
         match rustix::fs::fsetxattr(file, name.as_slice(), value, XattrFlags::empty()) {
@@ -82,12 +82,12 @@ pub fn set_xattrs(file: BorrowedFd<'_>, metadata: &Metadata) -> Result<u64, Errn
     Ok(dropped)
 }
 
-fn times(metadata: &Metadata) -> Timestamps {
+fn times(metadata: &EntryMetadata) -> Timestamps {
     let time = Timespec { tv_sec: metadata.mtime, tv_nsec: metadata.nanos.into() };
     Timestamps { last_access: time, last_modification: time }
 }
 
-fn owner(metadata: &Metadata) -> Option<(Option<Uid>, Option<Gid>)> {
+fn owner(metadata: &EntryMetadata) -> Option<(Option<Uid>, Option<Gid>)> {
     /// Who owns new files. It does not change while anything is unpacked.
     static OWN: OnceLock<(u32, u32)> = OnceLock::new();
     let own = OWN.get_or_init(|| (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));

@@ -16,14 +16,14 @@ pub struct Entry {
     /// Where it is. For a whiteout: what it hides; for an opaque whiteout: the directory.
     pub name: Name,
     /// What it is.
-    pub kind: Kind,
+    pub kind: EntryKind,
     /// Owner, permissions and times; without meaning for hard links and whiteouts.
-    pub metadata: Metadata,
+    pub metadata: EntryMetadata,
 }
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
+pub enum EntryKind {
     /// A directory.
     Directory,
     /// A regular file.
@@ -66,7 +66,7 @@ pub enum Place {
 
 /// Owner, permissions and times.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Metadata {
+pub struct EntryMetadata {
     /// Permission bits; at most `0o777`: setuid, setgid and sticky are dropped by rule.
     pub mode: u16,
     /// Owner.
@@ -87,8 +87,8 @@ impl Entry {
         const ENTRY: usize = size_of::<Entry>() + 128;
         const XATTR: usize = 96;
         let target = match &self.kind {
-            Kind::Symlink { target, .. } => target.len(),
-            Kind::HardLink { target } => target.as_bytes().len(),
+            EntryKind::Symlink { target, .. } => target.len(),
+            EntryKind::HardLink { target } => target.as_bytes().len(),
             _ => 0,
         };
         let xattrs: usize =
@@ -97,7 +97,7 @@ impl Entry {
     }
 }
 
-impl Metadata {
+impl EntryMetadata {
     /// What a directory gets that no archive describes.
     pub fn implied() -> Self {
         Self { mode: 0o755, ..Self::default() }
@@ -270,16 +270,16 @@ mod tests {
     fn what_is_written_is_read_and_damage_is_seen() {
         let name = |text: &str| Name::parse(text.as_bytes()).expect("safe");
         let xattrs = vec![(b"user.a".to_vec(), b"\0\xff".to_vec())];
-        let metadata = Metadata { mode: 0o640, uid: 1, gid: 2, mtime: -5, nanos: 7, xattrs };
+        let metadata = EntryMetadata { mode: 0o640, uid: 1, gid: 2, mtime: -5, nanos: 7, xattrs };
         let checksum = Checksum::of(b"x");
         let kinds = [
-            Kind::Directory,
-            Kind::File { size: 1 << 40, checksum, place: Place::Named },
-            Kind::Symlink { target: b"\xff/..".to_vec(), place: Place::Shadowed },
-            Kind::HardLink { target: name("a/b") },
-            Kind::Whiteout,
-            Kind::Opaque,
-            Kind::Dropped,
+            EntryKind::Directory,
+            EntryKind::File { size: 1 << 40, checksum, place: Place::Named },
+            EntryKind::Symlink { target: b"\xff/..".to_vec(), place: Place::Shadowed },
+            EntryKind::HardLink { target: name("a/b") },
+            EntryKind::Whiteout,
+            EntryKind::Opaque,
+            EntryKind::Dropped,
         ];
         let entries: Vec<Entry> = kinds
             .into_iter()

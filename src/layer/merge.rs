@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::layer::format::Profile;
 use crate::layer::index::ENTRY_LIMIT;
-use crate::layer::index::{Entry, Kind, Metadata};
+use crate::layer::index::{Entry, EntryKind, EntryMetadata};
 use crate::layer::name;
 use crate::layer::name::{DEPTH_LIMIT, Name};
 
@@ -63,7 +63,7 @@ pub enum Visit<'a> {
         /// Its path.
         path: &'a Name,
         /// What the archives say of it.
-        metadata: Option<&'a Metadata>,
+        metadata: Option<&'a EntryMetadata>,
     },
     /// The end of a directory.
     Leave,
@@ -174,8 +174,8 @@ impl<'a> Merge<'a> {
 
     /// Keeps what `look` wants, and the directories it is in. Of each file, symlink and directory, from the root down,
     /// `look` says whether it is wanted, and what those below it are looked at with.
-    pub fn retain<V: Copy>(&mut self, start: V, look: &mut dyn FnMut(&Name, V, bool) -> (V, bool)) {
-        self.retain_in(ROOT, &Name::default(), start, look);
+    pub fn retain<V: Copy>(&mut self, start: V, judge: &mut dyn FnMut(&Name, V, bool) -> (V, bool)) {
+        self.retain_in(ROOT, &Name::default(), start, judge);
     }
 
     /// Walks over the tree.
@@ -186,15 +186,15 @@ impl<'a> Merge<'a> {
         self.walk_in(ROOT, &Name::default(), visit)
     }
 
-    fn add(&mut self, name: &Name, kind: &Kind, at: At, rename: &Rename) -> Result<(), Rule> {
+    fn add(&mut self, name: &Name, kind: &EntryKind, at: At, rename: &Rename) -> Result<(), Rule> {
         let layer = at.layer;
         let Some((parent, part)) = name.split() else {
             return match kind {
-                Kind::Directory => {
+                EntryKind::Directory => {
                     self.describe(ROOT, at);
                     Ok(())
                 }
-                Kind::Opaque => {
+                EntryKind::Opaque => {
                     self.clear(ROOT, layer);
                     Ok(())
                 }
@@ -202,7 +202,7 @@ impl<'a> Merge<'a> {
             };
         };
         match kind {
-            Kind::Directory => {
+            EntryKind::Directory => {
                 let parent = self.make_parent(parent, layer)?;
                 let there = self.child(parent, part).filter(|there| self.is_directory(*there));
                 let directory = match there {
@@ -211,15 +211,15 @@ impl<'a> Merge<'a> {
                 };
                 self.describe(directory, at);
             }
-            Kind::File { .. } | Kind::Symlink { .. } => {
+            EntryKind::File { .. } | EntryKind::Symlink { .. } => {
                 let parent = self.make_parent(parent, layer)?;
                 self.put(parent, part, Node::new(layer, Content::Leaf(at)))?;
             }
-            Kind::Dropped => {
+            EntryKind::Dropped => {
                 let parent = self.make_parent(parent, layer)?;
                 self.put(parent, part, Node::new(layer, Content::Dropped))?;
             }
-            Kind::HardLink { target } => {
+            EntryKind::HardLink { target } => {
                 let (content, way) = self.link_target(target, rename)?;
                 let parent = self.make_parent(parent, layer)?;
                 let there = self.child(parent, part);
@@ -232,7 +232,7 @@ impl<'a> Merge<'a> {
                 }
                 self.put(parent, part, Node::new(layer, content))?;
             }
-            Kind::Whiteout => {
+            EntryKind::Whiteout => {
                 if let Some(parent) = self.find_directory(parent)?
                     && let Some(hidden) = self.child(parent, part)
                     && self.hide(hidden, layer)
@@ -240,7 +240,7 @@ impl<'a> Merge<'a> {
                     self.remove(parent, part);
                 }
             }
-            Kind::Opaque => {
+            EntryKind::Opaque => {
                 if let Some(directory) = self.find_directory(name.as_bytes())? {
                     self.clear(directory, layer);
                 }
@@ -353,7 +353,7 @@ impl<'a> Merge<'a> {
     fn symlink(&self, node: u32) -> Option<&'a [u8]> {
         match self.nodes[node as usize].content {
             Content::Leaf(at) => match &self.entry(at).kind {
-                Kind::Symlink { target, .. } => Some(target),
+                EntryKind::Symlink { target, .. } => Some(target),
                 _ => None,
             },
             _ => None,
@@ -435,7 +435,7 @@ impl<'a> Merge<'a> {
         node: u32,
         path: &Name,
         above: V,
-        look: &mut dyn FnMut(&Name, V, bool) -> (V, bool),
+        judge: &mut dyn FnMut(&Name, V, bool) -> (V, bool),
     ) -> bool {
         let Content::Directory { children, .. } = &mut self.nodes[node as usize].content else {
             return false;
@@ -446,8 +446,8 @@ impl<'a> Merge<'a> {
                 return false;
             }
             let path = Name::below(path.as_bytes(), part);
-            let (here, wanted) = look(&path, above, !self.is_directory(*child));
-            self.retain_in(*child, &path, here, look) || wanted
+            let (here, wanted) = judge(&path, above, !self.is_directory(*child));
+            self.retain_in(*child, &path, here, judge) || wanted
         });
         let any = !kept.is_empty();
         if let Content::Directory { children, .. } = &mut self.nodes[node as usize].content {

@@ -4,7 +4,7 @@ use crate::layer::merge::Rename;
 use crate::layer::name::shown;
 use crate::layout::error::Error;
 use crate::layout::options::Options;
-use crate::layout::plan::{Archive, File, Item, Metadata};
+use crate::layout::plan::{Archive, File, Item, StatedMetadata};
 use crate::layout::tree_path::TreePath;
 use crate::oci::descriptor::Descriptor;
 
@@ -19,7 +19,7 @@ pub(in crate::layout) fn path_of(layer: &Descriptor, name: &str) -> Result<TreeP
 
 /// `layer` as it is, as the file `name`.
 pub(in crate::layout) fn file(layer: &Descriptor, name: &str) -> Result<Item, Error> {
-    Ok(Item::File(path_of(layer, name)?, File { blob: layer.bare(), metadata: Metadata::default() }))
+    Ok(Item::File(path_of(layer, name)?, File { blob: layer.bare(), metadata: StatedMetadata::default() }))
 }
 
 /// `layer` as an archive that is unpacked at the root.

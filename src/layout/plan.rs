@@ -43,7 +43,7 @@ pub struct File {
     /// The blob that is the file's content.
     pub blob: Descriptor,
     /// What the artifact says of the file.
-    pub metadata: Metadata,
+    pub metadata: StatedMetadata,
 }
 
 /// An archive of files.
@@ -59,7 +59,7 @@ pub struct Archive {
 
 /// Permissions, owner and time, where the artifact knows them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Metadata {
+pub struct StatedMetadata {
     /// Permission bits; at most `0o777` (setuid, setgid and sticky are dropped by rule).
     pub mode: Option<u16>,
     /// Owner.
@@ -162,14 +162,14 @@ impl Plan {
         if self.archives().next().is_none() {
             let mut walk = selection.walk();
             for path in self.items.iter().filter_map(Item::path) {
-                walk.look_at(path.as_str().as_bytes());
+                walk.judge_alone(path.as_str().as_bytes());
             }
             walk.finish()?;
         }
         let left_out = &mut self.left_out;
         let mut walk = selection.walk();
         self.items.retain(|item| match item.path() {
-            Some(path) if !walk.look_at(path.as_str().as_bytes()).is_wanted() => {
+            Some(path) if !walk.judge_alone(path.as_str().as_bytes()).is_wanted() => {
                 left_out.push(path.clone());
                 false
             }
@@ -292,7 +292,7 @@ pub(crate) mod tests {
             annotations: BTreeMap::new(),
             data: None,
         };
-        File { blob, metadata: Metadata::default() }
+        File { blob, metadata: StatedMetadata::default() }
     }
 
     fn plan(paths: &[&str]) -> Result<Plan, Error> {

@@ -106,7 +106,7 @@ impl Walk<'_> {
     }
 
     /// The verdict on `path`, whose directory has the verdict `above`.
-    pub fn look(&mut self, path: &[u8], above: Verdict, leaf: bool) -> Verdict {
+    pub fn judge(&mut self, path: &[u8], above: Verdict, leaf: bool) -> Verdict {
         let mut verdict = above;
         let candidate = Candidate::from_bytes(path);
         if !self.selection.include.texts.is_empty() {
@@ -135,12 +135,12 @@ impl Walk<'_> {
     }
 
     /// The verdict on the file at `path`, after all directories above it.
-    pub fn look_at(&mut self, path: &[u8]) -> Verdict {
+    pub fn judge_alone(&mut self, path: &[u8]) -> Verdict {
         let mut verdict = self.start();
         for slash in (0..path.len()).filter(|at| path[*at] == b'/') {
-            verdict = self.look(&path[..slash], verdict, false);
+            verdict = self.judge(&path[..slash], verdict, false);
         }
-        self.look(path, verdict, true)
+        self.judge(path, verdict, true)
     }
 
     /// Checks that the patterns meant something.
@@ -247,12 +247,12 @@ mod tests {
         let selection = Selection::new(include, exclude).expect("patterns");
         let mut walk = selection.walk();
         for path in PATHS {
-            walk.look_at(path.as_bytes());
+            walk.judge_alone(path.as_bytes());
         }
         walk.finish()?;
         let mut kept: Vec<String> = PATHS.map(str::to_owned).into();
         let mut again = selection.walk();
-        kept.retain(|path| again.look_at(path.as_bytes()).is_wanted());
+        kept.retain(|path| again.judge_alone(path.as_bytes()).is_wanted());
         kept.sort();
         Ok(kept)
     }
@@ -292,7 +292,7 @@ mod tests {
         for pattern in ["[", "a{b", "/", "./", "!*.json"] {
             assert!(Selection::new(pattern, "").is_err(), "{pattern:?} was accepted");
         }
-        assert!(Selection::new("\\!x", "").expect("escaped").walk().look_at(b"!x").is_wanted());
+        assert!(Selection::new("\\!x", "").expect("escaped").walk().judge_alone(b"!x").is_wanted());
         assert!(Selection::new(&"a,".repeat(PATTERN_LIMIT + 1), "").is_err());
     }
 }

@@ -32,7 +32,7 @@ pub struct Mounter {
 
 /// What is mounted.
 #[derive(Debug, Clone, Copy)]
-pub struct Source<'a> {
+pub struct MountSource<'a> {
     /// A tree of the store.
     pub tree: &'a Path,
     /// Only this directory of it.
@@ -63,7 +63,7 @@ impl Mounter {
     /// # Errors
     /// As [`LockedStore::open`].
     pub fn check(&self) -> io::Result<()> {
-        let source = Source { tree: &self.empty, path: None, exec: false, asked_read_only: true };
+        let source = MountSource { tree: &self.empty, path: None, exec: false, asked_read_only: true };
         let directory = rustix::fs::openat(CWD, &self.empty, DIRECTORY, Mode::empty())?;
         self.locked_mount_of(&self.locked(None)?, source, &directory, Path::new("")).map(drop)
     }
@@ -81,7 +81,7 @@ impl Mounter {
     /// # Errors
     /// [`Error::BadTarget`], [`Error::NoSuchPath`], [`Error::OldKernel`], [`Error::Kernel`]. A target that was made here is
     /// removed again.
-    pub fn attach(&self, source: Source<'_>, target: &Target) -> Result<Attached, Error> {
+    pub fn attach(&self, source: MountSource<'_>, target: &Target) -> Result<Attached, Error> {
         let (directory, within) = open_source(source.tree, source.path)?;
         let parent = target
             .open_parent()?
@@ -115,7 +115,7 @@ impl Mounter {
     /// A read-only mount of `directory`, which is what `source` says and is `within` its tree, attached nowhere.
     ///
     /// An overlay only where locks cannot be had: an error that may pass is tried again, because an overlay is less.
-    fn mount_of(&self, source: Source<'_>, directory: &OwnedFd, within: &Path) -> io::Result<OwnedFd> {
+    fn mount_of(&self, source: MountSource<'_>, directory: &OwnedFd, within: &Path) -> io::Result<OwnedFd> {
         if source.asked_read_only {
             match self.locked(None) {
                 Ok(store) => return self.locked_mount_of(&store, source, directory, within),
@@ -135,7 +135,7 @@ impl Mounter {
     fn locked_mount_of(
         &self,
         store: &Arc<LockedStore>,
-        source: Source<'_>,
+        source: MountSource<'_>,
         directory: &OwnedFd,
         within: &Path,
     ) -> io::Result<OwnedFd> {
@@ -232,7 +232,7 @@ mod tests {
     }
 
     fn attach(base: &Path, path: Option<&TreePath>, target: &Target, exec: bool) -> Result<Attached, Error> {
-        let source = Source { tree: &base.join("tree"), path, exec, asked_read_only: true };
+        let source = MountSource { tree: &base.join("tree"), path, exec, asked_read_only: true };
         Mounter::new(base, &base.join("empty"), Lock::All).attach(source, target)
     }
 
@@ -320,7 +320,8 @@ mod tests {
             let policy = Policy { pods: None, roots: vec![base.clone()] };
             let path = base.join("target");
             let target = policy.check(path.to_str().expect("text")).expect("allowed");
-            let source = Source { tree: &base.join("tree"), path: None, exec: false, asked_read_only: true };
+            let source =
+                MountSource { tree: &base.join("tree"), path: None, exec: false, asked_read_only: true };
             Mounter::new(&base, &base.join("empty"), lock).attach(source, &target).expect("mounted");
             // As a container runtime binds it.
             let bound = base.join("bound");
@@ -358,7 +359,7 @@ mod tests {
         let path = base.join("target");
         let target = policy.check(path.to_str().expect("text")).expect("allowed");
         let part = TreePath::new("sub:a,b").expect("safe");
-        let source = Source { tree: &tree, path: Some(&part), exec: false, asked_read_only: false };
+        let source = MountSource { tree: &tree, path: Some(&part), exec: false, asked_read_only: false };
         let mounter = Mounter::new(&base, &base.join("v1/empty"), Lock::All);
         mounter.attach(source, &target).expect("mounted");
         let table = Table::read().expect("a table");
@@ -401,7 +402,8 @@ mod tests {
         for content in ["first", "second"] {
             fs::create_dir_all(root.join("tree")).expect("a tree");
             fs::write(root.join("tree/file"), content).expect("a file");
-            let source = Source { tree: &root.join("tree"), path: None, exec: false, asked_read_only: true };
+            let source =
+                MountSource { tree: &root.join("tree"), path: None, exec: false, asked_read_only: true };
             mounter.attach(source, &target).expect("mounted");
             assert_eq!(fs::read_to_string(base.join("t/file")).expect("a file"), content);
             detach::detach(&target, |mount| !mount.is_overlay, true).expect("unmounted");

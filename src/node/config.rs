@@ -25,7 +25,7 @@ pub struct NodeConfig {
     /// Which paths are targets.
     pub policy: Policy,
     /// How to register; `None`: not at all.
-    pub registration: Option<registration::Settings>,
+    pub registration: Option<registration::RegistrationSettings>,
     /// Where health and metrics are served; `None`: nowhere.
     pub health: Option<SocketAddr>,
     /// Accept access modes for writing, and mount read-only anyway.
@@ -33,9 +33,9 @@ pub struct NodeConfig {
     /// Which flags of mounts are locked.
     pub lock: Lock,
     /// How registries are spoken to.
-    pub registry: registry::transport::Settings,
+    pub registry: registry::transport::RegistrySettings,
     /// Bounds of pulls.
-    pub pulls: pull::request::Settings,
+    pub pulls: pull::request::PullSettings,
 }
 
 /// Flags of `ocivol node`, as they were given.
@@ -135,7 +135,7 @@ impl NodeFlags {
                         .join(socket.file_name().unwrap_or_default())
                 };
                 check_socket_length("--kubelet-dir", endpoint)?;
-                let settings = registration::Settings {
+                let settings = registration::RegistrationSettings {
                     directory,
                     driver_name: self.driver_name.clone(),
                     endpoint: endpoint.to_string_lossy().into_owned(),
@@ -167,7 +167,9 @@ impl PullFlags {
     ///
     /// # Errors
     /// [`Error`] names the first flag that cannot be used, and says why.
-    pub fn check(self) -> Result<(registry::transport::Settings, pull::request::Settings), Error> {
+    pub fn check(
+        self,
+    ) -> Result<(registry::transport::RegistrySettings, pull::request::PullSettings), Error> {
         let mut plain_http = BTreeSet::new();
         for host in self.plain_http {
             // A reference is the grammar of hosts.
@@ -193,17 +195,17 @@ impl PullFlags {
             let reason = "it must be between 1 and 64".to_owned();
             return Err(Error { flag: "--parallel-downloads", value, reason });
         }
-        let registry = registry::transport::Settings {
+        let registry = registry::transport::RegistrySettings {
             plain_http,
             stall_timeout: Duration::from_secs(self.stall_timeout),
-            ..registry::transport::Settings::default()
+            ..registry::transport::RegistrySettings::default()
         };
-        let pulls = pull::request::Settings {
+        let pulls = pull::request::PullSettings {
             parallel_downloads: self.parallel_downloads,
             verify_diff_ids: self.verify_diff_ids,
             grant_ttl: (self.grant_ttl > 0).then(|| Duration::from_secs(self.grant_ttl)),
             always_verify: self.always_verify,
-            ..pull::request::Settings::default()
+            ..pull::request::PullSettings::default()
         };
         Ok((registry, pulls))
     }

@@ -72,7 +72,7 @@ impl Contents {
                 let promise = needed.promise(&found);
                 if !matches!(promise, Promise::Unknown) {
                     if !found.is_rightful(&asker.source) {
-                        self.prove(needed, asker, &found, progress).await?;
+                        self.show_right(needed, asker, &found, progress).await?;
                     }
                     if found.size() != blob.size {
                         let got = "content of another size than the manifest says".to_owned();
@@ -164,7 +164,7 @@ impl Contents {
     }
 
     /// Shows that `asker` may read a blob that came from elsewhere.
-    async fn prove(
+    async fn show_right(
         &self,
         needed: &Needed,
         asker: &Asker,

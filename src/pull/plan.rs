@@ -15,7 +15,7 @@ use crate::oci::reference::Reference;
 use crate::pull::content::Contents;
 use crate::pull::error::Error;
 use crate::pull::progress::Progress;
-use crate::pull::request::Request;
+use crate::pull::request::PullRequest;
 use crate::pull::resolve::{Resolved, Resolver};
 use crate::store::error::Error as StoreError;
 use crate::store::open::Store;
@@ -72,7 +72,7 @@ impl Planner {
         resolved: &Resolved,
         manifest: Manifest,
         family: &Family,
-        request: &Request,
+        request: &PullRequest,
         progress: &Progress,
     ) -> Result<Planned, Error> {
         let (manifest, room) = self.make_room(resolved, manifest, &request.reference).await?;
@@ -121,7 +121,7 @@ impl Planner {
         &self,
         resolved: &Resolved,
         manifest: &Arc<Manifest>,
-        request: &Request,
+        request: &PullRequest,
         config: Option<&Descriptor>,
     ) -> Result<Plan, Error> {
         let bytes =

@@ -1,6 +1,6 @@
 //! Pulls, for the whole node: one for all of a tenant who ask for the same as the same.
 //!
-//! Whoever waits may go away; a pull that nobody waited for in [`Settings::abandon_after`] stops, and what it has fetched stays
+//! Whoever waits may go away; a pull that nobody waited for in [`PullSettings::abandon_after`] stops, and what it has fetched stays
 //! for the next one.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::pull::manifests::{Carried, Manifests};
 use crate::pull::metrics::Metrics;
 use crate::pull::plan::{Planned, Planner};
 use crate::pull::progress::Progress;
-use crate::pull::request::{PullPolicy, Pulled, Request, Settings};
+use crate::pull::request::{PullPolicy, PullRequest, PullSettings, Pulled};
 use crate::pull::resolve::Resolver;
 use crate::pull::rights::Rights;
 use crate::pull::tree::TreeBuilder;
@@ -63,7 +63,12 @@ struct RequestKey {
 
 impl Puller {
     /// Pulls into `store` from registries.
-    pub fn new(store: Arc<Store>, registry: Registry, settings: &Settings, metrics: Metrics) -> Arc<Self> {
+    pub fn new(
+        store: Arc<Store>,
+        registry: Registry,
+        settings: &PullSettings,
+        metrics: Metrics,
+    ) -> Arc<Self> {
         let memory = FairQueue::new(limits::WORK_BYTES);
         let plans = FairQueue::new(limits::PLAN_BYTES);
         let transfers = Transfers::new(
@@ -106,7 +111,7 @@ impl Puller {
     }
 
     /// Starts to pull `request`, or joins the pull of an equal one. The waiter's state is its progress.
-    pub fn pull(self: &Arc<Self>, request: Request) -> Waiter<Progress, Shared> {
+    pub fn pull(self: &Arc<Self>, request: PullRequest) -> Waiter<Progress, Shared> {
         let key = RequestKey {
             tenant: request.tenant.clone(),
             reference: request.reference.clone(),
@@ -132,7 +137,7 @@ impl Puller {
         })
     }
 
-    async fn run(&self, request: &Request, progress: &Progress) -> Result<Pulled, Error> {
+    async fn run(&self, request: &PullRequest, progress: &Progress) -> Result<Pulled, Error> {
         let (resolved, manifest) = self.resolver.resolve(request).await?;
         let family = layout::decide::decide(&manifest, &request.options.layout)?.family;
         let readable = request.readable.unwrap_or(family.readable);

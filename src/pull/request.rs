@@ -14,7 +14,7 @@ use crate::tenant::Tenant;
 
 /// What to pull, and as whom. Equal requests share one pull.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub struct PullRequest {
     /// On whose behalf.
     pub tenant: Tenant,
     /// What.
@@ -46,7 +46,7 @@ pub enum PullPolicy {
 
 /// Bounds and times of pulls.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct PullSettings {
     /// Large blobs that a tenant downloads from one registry at the same time.
     pub parallel_downloads: usize,
     /// A pull that nobody waits for stops after this time.
@@ -59,7 +59,7 @@ pub struct Settings {
     pub always_verify: bool,
 }
 
-impl Default for Settings {
+impl Default for PullSettings {
     fn default() -> Self {
         Self {
             parallel_downloads: 4,

@@ -5,7 +5,7 @@ use crate::oci::manifest::{Document, Manifest};
 use crate::oci::reference::Reference;
 use crate::pull::error::Error;
 use crate::pull::manifests::{Manifests, Readable};
-use crate::pull::request::{PullPolicy, Request};
+use crate::pull::request::{PullPolicy, PullRequest};
 use crate::pull::rights::{Known, Rights};
 use crate::registry::source::{Asker, Source};
 
@@ -43,7 +43,7 @@ impl Resolver {
     ///
     /// # Errors
     /// What the first credential failed with.
-    pub async fn resolve(&self, request: &Request) -> Result<(Resolved, Manifest), Error> {
+    pub async fn resolve(&self, request: &PullRequest) -> Result<(Resolved, Manifest), Error> {
         let as_credential = |credential| Asker {
             source: Source::new(&request.reference, credential),
             tenant: request.tenant.clone(),
@@ -71,7 +71,7 @@ impl Resolver {
         Err(error.with_unused_helper(request.unused_helper.as_deref()))
     }
 
-    async fn resolve_as(&self, request: &Request, asker: Asker) -> Result<(Resolved, Manifest), Error> {
+    async fn resolve_as(&self, request: &PullRequest, asker: Asker) -> Result<(Resolved, Manifest), Error> {
         let reference = &request.reference;
         let offline = request.policy == PullPolicy::Never;
         let known = self.rights.known(&asker, reference, offline).await?;

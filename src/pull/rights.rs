@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::host::blocking::{self, Lane};
 use crate::oci::digest::Digest;
 use crate::oci::reference::Reference;
-use crate::pull::request::Settings;
+use crate::pull::request::PullSettings;
 use crate::registry::client::Registry;
 use crate::registry::source::{Asker, Source};
 use crate::store::access::keyed::AccessKey;
@@ -53,7 +53,7 @@ fn of_tree(key: &TreeKey) -> String {
 
 impl Rights {
     /// Grants are kept in `store`.
-    pub fn new(store: Arc<Store>, registry: Registry, settings: &Settings) -> Self {
+    pub fn new(store: Arc<Store>, registry: Registry, settings: &PullSettings) -> Self {
         let ttl = if settings.always_verify { Some(Duration::ZERO) } else { settings.grant_ttl };
         Self { store, registry, ttl }
     }

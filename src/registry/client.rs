@@ -19,7 +19,7 @@ use crate::registry::http;
 use crate::registry::http::Body;
 use crate::registry::retry::{Backoff, retry};
 use crate::registry::source::{Asker, Source};
-use crate::registry::transport::{Request, Settings, Transport};
+use crate::registry::transport::{HttpRequest, RegistrySettings, Transport};
 
 /// A client for every registry. Cheap to clone; connections and tokens are shared.
 #[derive(Clone)]
@@ -48,7 +48,7 @@ pub struct Fetched {
 impl Registry {
     /// # Errors
     /// When the HTTP client cannot be made: no usable TLS roots, for example.
-    pub fn new(settings: Settings) -> Result<Self, Error> {
+    pub fn new(settings: RegistrySettings) -> Result<Self, Error> {
         let transport = Transport::new(settings);
         let no_roots = |error: reqwest::Error| Error::Tls { reason: crate::failure::chain(&error) };
         let (requests, manifests) = (
@@ -206,7 +206,7 @@ impl Registry {
     async fn head<'a>(
         &self,
         source: &Source,
-        request: impl Fn(Duration) -> Request<'a>,
+        request: impl Fn(Duration) -> HttpRequest<'a>,
     ) -> Result<Option<Response>, Error> {
         let settings = self.transport.settings();
         retry(settings.attempts, settings.stall_timeout, |_| async {
@@ -224,9 +224,9 @@ impl Registry {
     }
 }
 
-fn manifest_request<'a>(method: Method, target: &str, what: &'a str, patience: Duration) -> Request<'a> {
+fn manifest_request<'a>(method: Method, target: &str, what: &'a str, patience: Duration) -> HttpRequest<'a> {
     let path = format!("manifests/{target}");
-    Request { method, path, accept: &media_type::ACCEPTED_MANIFESTS, range: None, what, patience }
+    HttpRequest { method, path, accept: &media_type::ACCEPTED_MANIFESTS, range: None, what, patience }
 }
 
 fn blob_request<'a>(
@@ -235,8 +235,8 @@ fn blob_request<'a>(
     range: Option<Range<u64>>,
     what: &'a str,
     patience: Duration,
-) -> Request<'a> {
-    Request { method, path: format!("blobs/{}", blob.digest), accept: &[], range, what, patience }
+) -> HttpRequest<'a> {
+    HttpRequest { method, path: format!("blobs/{}", blob.digest), accept: &[], range, what, patience }
 }
 
 /// `repository:tag` or `repository@digest`.

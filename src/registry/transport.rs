@@ -21,7 +21,7 @@ use crate::registry::{auth, challenge, http};
 
 /// How registries are spoken to.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct RegistrySettings {
     /// Hosts, with port, that are spoken to without TLS.
     pub plain_http: BTreeSet<String>,
     /// Wait for a connection.
@@ -33,7 +33,7 @@ pub struct Settings {
     pub attempts: u32,
 }
 
-impl Default for Settings {
+impl Default for RegistrySettings {
     fn default() -> Self {
         Self {
             plain_http: BTreeSet::new(),
@@ -48,13 +48,13 @@ impl Default for Settings {
 #[derive(Clone)]
 pub(super) struct Transport {
     http: reqwest::Client,
-    settings: Arc<Settings>,
+    settings: Arc<RegistrySettings>,
     tokens: Arc<Tokens>,
 }
 
 /// What to ask for.
 #[derive(Debug, Clone)]
-pub(super) struct Request<'a> {
+pub(super) struct HttpRequest<'a> {
     pub method: Method,
     /// Below `/v2/<repository>/`.
     pub path: String,
@@ -77,7 +77,7 @@ const REFUSED: [StatusCode; 3] = [StatusCode::BAD_REQUEST, StatusCode::UNAUTHORI
 impl Transport {
     /// # Errors
     /// When no TLS configuration can be made.
-    pub fn new(settings: Settings) -> Result<Self, reqwest::Error> {
+    pub fn new(settings: RegistrySettings) -> Result<Self, reqwest::Error> {
         let http = reqwest::Client::builder()
             .user_agent(concat!("ocivol/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(settings.connect_timeout)
@@ -91,12 +91,12 @@ impl Transport {
         Ok(Self { http, settings: Arc::new(settings), tokens: Arc::default() })
     }
 
-    pub fn settings(&self) -> &Settings {
+    pub fn settings(&self) -> &RegistrySettings {
         &self.settings
     }
 
     /// Asks `source` with what is known of it, and once more with what the registry then asks for.
-    pub async fn send(&self, source: &Source, request: &Request<'_>) -> Result<Response, Error> {
+    pub async fn send(&self, source: &Source, request: &HttpRequest<'_>) -> Result<Response, Error> {
         let url = self.url(source, &format!("{}/{}", source.repository.name, request.path))?;
         let slot = self.tokens.slot(source).await;
         let cached = slot.lock().await.clone().filter(Token::is_fresh);
@@ -150,7 +150,7 @@ impl Transport {
     async fn token_for(
         &self,
         source: &Source,
-        request: &Request<'_>,
+        request: &HttpRequest<'_>,
         slot: &Slot,
         response: &Response,
         refused: Option<&Token>,
@@ -173,10 +173,15 @@ impl Transport {
     }
 
     /// What the registry itself asks for, of whoever comes: distribution-spec v1.1, end-1.
-    async fn ask_for_challenge(&self, source: &Source, request: &Request<'_>) -> Option<Challenge> {
+    async fn ask_for_challenge(&self, source: &Source, request: &HttpRequest<'_>) -> Option<Challenge> {
         let url = self.url(source, "").ok()?;
-        let ping =
-            Request { method: Method::GET, path: String::new(), accept: &[], range: None, ..request.clone() };
+        let ping = HttpRequest {
+            method: Method::GET,
+            path: String::new(),
+            accept: &[],
+            range: None,
+            ..request.clone()
+        };
         match self.follow(source, &ping, &url, None).await {
             Ok(response) if is_from(&url, &response) => challenge_of(&response),
             Ok(_) => None,
@@ -214,7 +219,7 @@ impl Transport {
     async fn follow(
         &self,
         source: &Source,
-        request: &Request<'_>,
+        request: &HttpRequest<'_>,
         origin: &Url,
         token: Option<&Token>,
     ) -> Result<Response, Error> {
@@ -261,7 +266,7 @@ impl Transport {
 
     fn outgoing(
         &self,
-        request: &Request<'_>,
+        request: &HttpRequest<'_>,
         url: &Url,
         token: Option<&Token>,
     ) -> Result<reqwest::RequestBuilder, String> {
@@ -336,7 +341,7 @@ impl Transport {
     }
 
     /// The body of `response`, to be read as it comes; its first byte may take as long as the answer might have.
-    pub fn body(&self, source: &Source, request: &Request<'_>, response: Response) -> Body {
+    pub fn body(&self, source: &Source, request: &HttpRequest<'_>, response: Response) -> Body {
         Body {
             elsewhere: self.is_from_elsewhere(source, &response),
             response,
@@ -350,7 +355,7 @@ impl Transport {
     pub async fn first(
         &self,
         source: &Source,
-        request: &Request<'_>,
+        request: &HttpRequest<'_>,
         response: &mut Response,
     ) -> Result<Bytes, Error> {
         let first = async {

@@ -33,8 +33,8 @@ impl Attempt {
         Self { asker, speed, began: Instant::now(), first_byte: None }
     }
 
-    /// Sees whether bytes have come. To be called often.
-    pub fn look(&mut self) {
+    /// Notes when bytes have come. To be called often.
+    pub fn note_first_byte(&mut self) {
         if self.speed.received() > 0 {
             self.first_byte.get_or_insert_with(Instant::now);
         }

@@ -175,7 +175,7 @@ impl Transfers {
                     }
                 }
                 _ = compares.tick() => {
-                    attempts.iter_mut().for_each(Attempt::look);
+                    attempts.iter_mut().for_each(Attempt::note_first_byte);
                     if let Some(slower) = slower(&attempts) {
                         let Attempt { asker, speed, .. } = attempts.remove(slower);
                         let (host, pace) = (&asker.source.repository.host, speed.pace());

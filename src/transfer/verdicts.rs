@@ -39,10 +39,7 @@ const REFUSED_ORIGINS_LIMIT: usize = 16;
 
 impl Default for Verdicts {
     fn default() -> Self {
-        Self {
-            liars: Mutex::new(Memory::new(LIARS_LIMIT)),
-            refused: Mutex::new(Memory::new(REFUSED_LIMIT)),
-        }
+        Self { liars: Mutex::new(Memory::new(LIARS_LIMIT)), refused: Mutex::new(Memory::new(REFUSED_LIMIT)) }
     }
 }
 
@@ -122,7 +119,8 @@ impl<K: Clone + Eq + Hash, V> Memory<K, V> {
             }
             let most = tenants.into_iter().max_by_key(|(_, count)| *count).map(|(tenant, _)| tenant.clone());
             let theirs = self.known.iter().filter(|(_, learnt)| Some(&learnt.tenant) == most.as_ref());
-            let Some(oldest) = theirs.min_by_key(|(_, learnt)| learnt.since).map(|(key, _)| key.clone()) else {
+            let Some(oldest) = theirs.min_by_key(|(_, learnt)| learnt.since).map(|(key, _)| key.clone())
+            else {
                 return;
             };
             self.known.remove(&oldest);

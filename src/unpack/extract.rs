@@ -27,7 +27,7 @@ use crate::host::limits::MERGE_BYTES;
 use crate::layer::checksum::Checksum;
 use crate::layer::format::{Dropped, FILES, INDEX, Profile, SHADOWED, Summary};
 use crate::layer::index::ENTRY_LIMIT;
-use crate::layer::index::{Entry, Kind, Metadata, Place, Writer};
+use crate::layer::index::{Entry, EntryKind, EntryMetadata, Place, Writer};
 use crate::layer::name::{AUFS_LINKS, Name, shown};
 use crate::unpack::error::{Error, io};
 use crate::unpack::extract::files::{Directories, Parent};
@@ -43,13 +43,13 @@ pub struct Extract {
     limits: Limits,
     directories: Directories,
     /// What archives say of directories, and what they do not.
-    described: HashMap<Name, Metadata>,
+    described: HashMap<Name, EntryMetadata>,
     /// Bytes of the attributes in it.
     described_xattrs: usize,
     umask: u16,
     summary: Summary,
-    /// Bytes and entries when the free space was last looked at.
-    looked: (u64, usize),
+    /// Bytes and entries when the free space was last checked.
+    checked: (u64, usize),
     /// Bytes that became holes.
     zeros: u64,
 }
@@ -63,9 +63,9 @@ pub struct Limits {
     pub reserve: u64,
 }
 
-/// How often the free space is looked at.
-const LOOK_BYTES: u64 = 32 * 1024 * 1024;
-const LOOK_ENTRIES: usize = 4096;
+/// How often the free space is checked.
+const CHECK_BYTES: u64 = 32 * 1024 * 1024;
+const CHECK_ENTRIES: usize = 4096;
 /// Inodes that stay free, as a part of all.
 const INODE_RESERVE: u64 = 50;
 /// Zeros of a layer that are not written, before a file with more is begun: they take no space, but a second for some
@@ -117,7 +117,7 @@ impl Extract {
                 readable: true,
                 dropped: Dropped::default(),
             },
-            looked: (0, 0),
+            checked: (0, 0),
             zeros: 0,
         })
     }
@@ -129,7 +129,7 @@ impl Extract {
     /// for the caller to remove.
     pub fn run(mut self, input: impl BufRead) -> Result<Summary, Error> {
         self.umask = file_metadata::clear_umask();
-        self.look()?;
+        self.check_space()?;
         let mut archive = Archive::new(input);
         let mut last = Vec::new();
         loop {
@@ -170,10 +170,11 @@ impl Extract {
             (None, Type::Special) => {
                 self.summary.dropped.devices += 1;
                 self.summary.regular = false;
-                Kind::Dropped
+                EntryKind::Dropped
             }
         };
-        let is_file = matches!(kind, Kind::File { .. } | Kind::Symlink { .. } | Kind::HardLink { .. });
+        let is_file =
+            matches!(kind, EntryKind::File { .. } | EntryKind::Symlink { .. } | EntryKind::HardLink { .. });
         self.summary.files += usize::from(is_file);
         self.index.add(&Entry { name, kind, metadata }).map_err(io("write", b"index"))?;
         let used = self.index.entries() + self.directories.created();
@@ -184,13 +185,13 @@ impl Extract {
         if self.index.memory() > MERGE_BYTES {
             return Err(Error::TooMuch("can be kept in memory of names and attributes".into()));
         }
-        if used >= self.looked.1 + LOOK_ENTRIES {
-            self.look()?;
+        if used >= self.checked.1 + CHECK_ENTRIES {
+            self.check_space()?;
         }
         Ok(())
     }
 
-    fn directory(&mut self, name: &Name, metadata: &Metadata) -> Result<Kind, Error> {
+    fn directory(&mut self, name: &Name, metadata: &EntryMetadata) -> Result<EntryKind, Error> {
         match self.directories.make(name, self.profile)? {
             Parent::Here(_) => {
                 self.note_readable(metadata.mode, true);
@@ -203,16 +204,16 @@ impl Extract {
             }
             Parent::Blocked => self.summary.regular = false,
         }
-        Ok(Kind::Directory)
+        Ok(EntryKind::Directory)
     }
 
     fn file<R: BufRead>(
         &mut self,
         name: &Name,
         header: &Header,
-        metadata: &Metadata,
+        metadata: &EntryMetadata,
         archive: &mut Archive<R>,
-    ) -> Result<Kind, Error> {
+    ) -> Result<EntryKind, Error> {
         self.summary.bytes = self.summary.bytes.saturating_add(header.size);
         if self.summary.bytes > self.limits.bytes {
             return Err(Error::TooMuch(format!("{} bytes", self.limits.bytes).into()));
@@ -237,7 +238,7 @@ impl Extract {
         self.summary.dropped.xattrs += file_metadata::set_xattrs(file.as_fd(), metadata)
             .map_err(io("set attributes of", name.as_bytes()))?;
         file_metadata::set_times(file.as_fd(), metadata).map_err(io("touch", name.as_bytes()))?;
-        Ok(Kind::File { size: header.size, checksum, place })
+        Ok(EntryKind::File { size: header.size, checksum, place })
     }
 
     fn write<R: BufRead>(
@@ -252,8 +253,8 @@ impl Extract {
         for (offset, length) in header.map.pieces() {
             content.hole(offset);
             let mut left = length;
-            if left >= LOOK_BYTES {
-                self.look_for(LOOK_BYTES)?;
+            if left >= CHECK_BYTES {
+                self.check_space_for(CHECK_BYTES)?;
             }
             while left > 0 {
                 let piece = archive.content()?;
@@ -262,9 +263,9 @@ impl Extract {
                 archive.consume(taken);
                 left -= taken as u64;
                 written += more;
-                self.looked.0 += more;
-                if self.looked.0 >= LOOK_BYTES {
-                    self.look_for(left.min(LOOK_BYTES))?;
+                self.checked.0 += more;
+                if self.checked.0 >= CHECK_BYTES {
+                    self.check_space_for(left.min(CHECK_BYTES))?;
                 }
             }
         }
@@ -272,7 +273,12 @@ impl Extract {
         content.finish().map_err(io("write", name.as_bytes()))
     }
 
-    fn symlink(&mut self, name: &Name, header: &Header, metadata: &Metadata) -> Result<Kind, Error> {
+    fn symlink(
+        &mut self,
+        name: &Name,
+        header: &Header,
+        metadata: &EntryMetadata,
+    ) -> Result<EntryKind, Error> {
         let target = header.link.clone();
         if target.is_empty() || target.len() > 4095 {
             return Err(Error::entry(&header.name, "a symbolic link to nothing, or to more than 4095 bytes"));
@@ -287,10 +293,10 @@ impl Extract {
         if let (Parent::Here(at), Some(part)) = (at, part) {
             file_metadata::set_symlink(at, part, metadata).map_err(io("touch", name.as_bytes()))?;
         }
-        Ok(Kind::Symlink { target, place })
+        Ok(EntryKind::Symlink { target, place })
     }
 
-    fn hard_link(&mut self, name: &Name, header: &Header) -> Result<Kind, Error> {
+    fn hard_link(&mut self, name: &Name, header: &Header) -> Result<EntryKind, Error> {
         let refused = |rule: &'static str| Error::entry(&header.name, rule);
         let target = Name::parse(&header.link).map_err(|rule| {
             Error::entry(&header.name, format!("it is a hard link to \"{}\": {rule}", shown(&header.link)))
@@ -311,7 +317,7 @@ impl Extract {
             }
         }
         self.summary.regular &= linked;
-        Ok(Kind::HardLink { target })
+        Ok(EntryKind::HardLink { target })
     }
 
     /// Creates something at `name`, or shadowed.
@@ -338,7 +344,7 @@ impl Extract {
     }
 
     /// The metadata that is kept, and what is dropped of it.
-    fn metadata(&mut self, header: &Header) -> Result<Metadata, Error> {
+    fn metadata(&mut self, header: &Header) -> Result<EntryMetadata, Error> {
         self.summary.dropped.mode_bits += u64::from(header.mode & 0o7000 != 0);
         let total = header.xattrs.len();
         let kept = header.xattrs.iter().filter(|(name, _)| {
@@ -349,7 +355,7 @@ impl Extract {
         });
         let xattrs: Vec<_> = kept.cloned().collect();
         self.summary.dropped.xattrs += (total - xattrs.len()) as u64;
-        let metadata = Metadata {
+        let metadata = EntryMetadata {
             mode: header.mode & 0o777,
             uid: header.uid,
             gid: header.gid,
@@ -379,7 +385,7 @@ impl Extract {
             let metadata = match self.described.get(name) {
                 Some(described) => described,
                 None => {
-                    implied = Metadata::implied();
+                    implied = EntryMetadata::implied();
                     &implied
                 }
             };
@@ -397,15 +403,14 @@ impl Extract {
         Ok(self.summary)
     }
 
-    /// Checks that the reserve is still free.
-    /// Checks that others have space left.
-    fn look(&mut self) -> Result<(), Error> {
-        self.look_for(0)
+    /// Checks that the reserve is still free, which is for others.
+    fn check_space(&mut self) -> Result<(), Error> {
+        self.check_space_for(0)
     }
 
-    /// The same after `more` bytes, which is at most what is written until the next look.
-    fn look_for(&mut self, more: u64) -> Result<(), Error> {
-        self.looked = (0, self.index.entries() + self.directories.created());
+    /// The same after `more` bytes, which is at most what is written until the next time.
+    fn check_space_for(&mut self, more: u64) -> Result<(), Error> {
+        self.checked = (0, self.index.entries() + self.directories.created());
         let found = rustix::fs::fstatvfs(&self.fs).map_err(io("measure", b"fs"))?;
         let free = found.f_bavail.saturating_mul(found.f_frsize);
         let no_space = |available: String, reserve: String| Error::NoSpace {
@@ -425,13 +430,13 @@ impl Extract {
     }
 }
 
-fn size_of_xattrs(metadata: &Metadata) -> usize {
+fn size_of_xattrs(metadata: &EntryMetadata) -> usize {
     metadata.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 enum Special {
     No,
-    Whiteout(Name, Kind),
+    Whiteout(Name, EntryKind),
     /// What AUFS wrote for itself; docker has always left it out.
     Bookkeeping,
 }
@@ -456,7 +461,7 @@ fn whiteout(name: &Name, kind: Type) -> Result<Special, &'static str> {
     if part == OPAQUE {
         let directory = Name::below(parent, b"");
         return if plain {
-            Ok(Special::Whiteout(directory, Kind::Opaque))
+            Ok(Special::Whiteout(directory, EntryKind::Opaque))
         } else {
             Err("a whiteout is a file")
         };
@@ -470,5 +475,5 @@ fn whiteout(name: &Name, kind: Type) -> Result<Special, &'static str> {
     if matches!(hidden, b"" | b"." | b"..") {
         return Err("it is a whiteout of nothing");
     }
-    Ok(Special::Whiteout(Name::below(parent, hidden), Kind::Whiteout))
+    Ok(Special::Whiteout(Name::below(parent, hidden), EntryKind::Whiteout))
 }

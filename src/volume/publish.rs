@@ -8,12 +8,12 @@ use tokio::time::Instant;
 
 use crate::host::blocking::{self, Lane};
 use crate::host::failpoint;
-use crate::mount::attach::{Mounter, Source};
+use crate::mount::attach::{MountSource, Mounter};
 use crate::mount::mountinfo::Table;
 use crate::mount::target::{Policy, Target};
 use crate::oci::digest::Digest;
 use crate::pull::progress::Snapshot;
-use crate::pull::request::{Pulled, Request};
+use crate::pull::request::{PullRequest, Pulled};
 use crate::registry::credentials::keyring::Keyring;
 use crate::store::open::Store;
 use crate::store::usage::volumes::{Measured, VolumeRecord};
@@ -207,7 +207,7 @@ impl Volumes {
 }
 
 /// The pull that `attributes` ask for, on behalf of `tenant`.
-pub async fn pull_request(attributes: &Attributes, keyring: &Keyring, tenant: &Tenant) -> Request {
+pub async fn pull_request(attributes: &Attributes, keyring: &Keyring, tenant: &Tenant) -> PullRequest {
     let (reference, keyring) = (attributes.reference.clone(), keyring.clone());
     // Ten thousand entries, each a pattern, are work.
     let matching = move || {
@@ -215,7 +215,7 @@ pub async fn pull_request(attributes: &Attributes, keyring: &Keyring, tenant: &T
         (keyring.matching(&reference), unused_helper)
     };
     let (credentials, unused_helper) = blocking::run(Lane::Store, matching).await;
-    Request {
+    PullRequest {
         tenant: tenant.clone(),
         reference: attributes.reference.clone(),
         policy: attributes.pull_policy,
@@ -244,7 +244,7 @@ fn mount(
     guard: TargetGuard,
 ) -> Result<(), Error> {
     let attributes = &request.attributes;
-    let source = Source {
+    let source = MountSource {
         tree: &pulled.tree.root,
         path: attributes.path.as_ref(),
         exec: attributes.exec,

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use crate::host::blocking::{self, Lane};
-use crate::mount::look;
 use crate::mount::mountinfo::{Mount, Table};
 use crate::mount::target::Target;
+use crate::mount::view;
 use crate::store::usage::volumes::Measured;
 use crate::volume::error::Error;
 use crate::volume::store_mounts::StoreMounts;
@@ -60,7 +60,7 @@ impl Volumes {
         }
         let measured = blocking::run(Lane::Work, move || {
             // Of a mount of our own: directories that are open in the volume's would keep it from being unmounted.
-            let view = look::private(&target)?;
+            let view = view::private(&target)?;
             // An unpublish may have come before: then it is a view of the empty directory that was mounted on.
             let is_still_there = Table::read()?.at(target.path()) == Some(&mount);
             let view = PathBuf::from(format!("/proc/self/fd/{}/.", view.as_raw_fd()));

@@ -14,7 +14,7 @@ use crate::mount::mountinfo::Table;
 use crate::mount::target::Policy;
 use crate::pull::metrics::Metrics;
 use crate::pull::puller::Puller;
-use crate::pull::request::Settings;
+use crate::pull::request::PullSettings;
 use crate::registry::client::Registry;
 use crate::store::disk::empty_directory;
 use crate::store::open::Store;
@@ -31,7 +31,7 @@ const STORE_PATIENCE: Duration = Duration::from_secs(2);
 pub struct Volumes {
     pub(in crate::volume) store_root: PathBuf,
     pub(in crate::volume) registry: Registry,
-    pub(in crate::volume) pulls: Settings,
+    pub(in crate::volume) pulls: PullSettings,
     pub(in crate::volume) metrics: Metrics,
     pub(in crate::volume) policy: Policy,
     pub(in crate::volume) mounter: Arc<Mounter>,
@@ -49,7 +49,7 @@ impl Volumes {
     pub fn new(
         store_root: PathBuf,
         registry: Registry,
-        pulls: Settings,
+        pulls: PullSettings,
         metrics: Metrics,
         policy: Policy,
         lock: Lock,

@@ -9,7 +9,7 @@ use crate::layout::error::Error;
 use crate::layout::families::modelpack::file_metadata;
 use crate::layout::naming::{at_root, numbered, path_of, sharded, unnamed};
 use crate::layout::options::{Options, Unpack};
-use crate::layout::plan::{File, Item, Metadata, Plan};
+use crate::layout::plan::{File, Item, Plan, StatedMetadata};
 use crate::oci::annotation::FILEPATH;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::manifest::Manifest;
@@ -81,7 +81,7 @@ pub(in crate::layout) fn plan(artifact: &Artifact<'_>, options: &Options) -> Res
             _ => by_type,
         };
         let path = path_of(layer, &name.ok_or_else(|| unnamed(layer, FILEPATH))?)?;
-        let metadata = if kind == Kind::Archive { Metadata::default() } else { file_metadata(layer)? };
+        let metadata = if kind == Kind::Archive { StatedMetadata::default() } else { file_metadata(layer)? };
         items.push(Item::File(path, File { blob: layer.bare(), metadata }));
     }
     Plan::artifact(items)

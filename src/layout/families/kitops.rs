@@ -18,7 +18,7 @@ use crate::layout::error::Error;
 use crate::layout::families::modelpack::file_metadata;
 use crate::layout::naming::{numbered, path_of, unnamed};
 use crate::layout::options::{Options, Unpack};
-use crate::layout::plan::{Archive, File, Item, Metadata, Plan};
+use crate::layout::plan::{Archive, File, Item, Plan, StatedMetadata};
 use crate::layout::tree_path::TreePath;
 use crate::oci::annotation::FILEPATH;
 use crate::oci::descriptor::Descriptor;
@@ -109,7 +109,7 @@ pub(in crate::layout) fn plan(artifact: &Artifact<'_>, options: &Options) -> Res
             Some(ending) => {
                 kept += 1;
                 let name = TreePath::known(&numbered(kind.content, ending, kept - 1));
-                Item::File(name, File { blob: layer.bare(), metadata: Metadata::default() })
+                Item::File(name, File { blob: layer.bare(), metadata: StatedMetadata::default() })
             }
             None => {
                 let own = layer.annotation(FILEPATH).filter(|name| !name.is_empty());
@@ -119,7 +119,7 @@ pub(in crate::layout) fn plan(artifact: &Artifact<'_>, options: &Options) -> Res
             }
         });
     }
-    let described = File { blob: artifact.manifest.config.bare(), metadata: Metadata::default() };
+    let described = File { blob: artifact.manifest.config.bare(), metadata: StatedMetadata::default() };
     items.push(Item::File(TreePath::known(KITFILE), described));
     Plan::artifact(items)
 }

@@ -13,7 +13,7 @@ use crate::layout::artifact::Artifact;
 use crate::layout::error::Error;
 use crate::layout::naming::{at_root, path_of, unnamed};
 use crate::layout::options::{Options, Unpack};
-use crate::layout::plan::{File, Item, Metadata, Plan};
+use crate::layout::plan::{File, Item, Plan, StatedMetadata};
 use crate::oci::annotation::FILEPATH;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::manifest::Manifest;
@@ -69,13 +69,13 @@ pub(in crate::layout) fn plan(artifact: &Artifact<'_>, options: &Options) -> Res
 }
 
 /// What a layer's annotation says of its file.
-pub(in crate::layout) fn file_metadata(layer: &Descriptor) -> Result<Metadata, Error> {
+pub(in crate::layout) fn file_metadata(layer: &Descriptor) -> Result<StatedMetadata, Error> {
     Ok(stated(layer)?.as_ref().map(FileMetadata::known).unwrap_or_default())
 }
 
 impl FileMetadata {
-    fn known(&self) -> Metadata {
-        Metadata {
+    fn known(&self) -> StatedMetadata {
+        StatedMetadata {
             mode: self.mode.and_then(|mode| u16::try_from(mode & 0o777).ok()),
             uid: self.uid,
             gid: self.gid,
@@ -147,8 +147,8 @@ mod tests {
         ];
         let plan = plan_of(&layers, &Options::default()).expect("a plan");
         let files: Vec<_> = plan.files().map(|(path, file)| (path.to_string(), file.metadata)).collect();
-        let exact = Metadata { mode: Some(0o755), uid: 7, gid: 8, mtime: 1_735_689_600 };
-        let plain = Metadata::default();
+        let exact = StatedMetadata { mode: Some(0o755), uid: 7, gid: 8, mtime: 1_735_689_600 };
+        let plain = StatedMetadata::default();
         let expected = [("sub/w", exact), ("README.md", plain), ("m.gguf", plain)];
         assert_eq!(files, expected.map(|(path, metadata)| (path.to_owned(), metadata)));
     }

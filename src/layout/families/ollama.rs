@@ -14,7 +14,7 @@ use crate::layout::error::Error;
 use crate::layout::families::blobs;
 use crate::layout::naming::{file, numbered, sharded, unnamed};
 use crate::layout::options::{Layout, Options};
-use crate::layout::plan::{File, Item, Metadata, Plan};
+use crate::layout::plan::{File, Item, Plan, StatedMetadata};
 use crate::layout::tree_path::TreePath;
 use crate::oci::manifest::Manifest;
 use crate::oci::reference::Reference;
@@ -76,7 +76,7 @@ pub(in crate::layout) fn plan_tree(artifact: &Artifact<'_>, options: &Options) -
     let refuse = |reason| Error::OllamaName { name: shown(name.as_bytes()), reason };
     check_name(name).map_err(refuse)?;
     let name = TreePath::new(name).map_err(refuse)?;
-    let metadata = Metadata::default();
+    let metadata = StatedMetadata::default();
     let mut items = vec![Item::File(name, File { blob: artifact.as_blob(), metadata })];
     let mut seen = HashSet::new();
     for blob in std::iter::once(&manifest.config).chain(&manifest.layers) {

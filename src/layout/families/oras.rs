@@ -11,7 +11,7 @@ use crate::layout::artifact::Artifact;
 use crate::layout::error::Error;
 use crate::layout::naming::{path_of, unnamed};
 use crate::layout::options::{Options, Unpack};
-use crate::layout::plan::{Archive, File, Item, Metadata, Plan};
+use crate::layout::plan::{Archive, File, Item, Plan, StatedMetadata};
 use crate::oci::annotation::TITLE;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::manifest::Manifest;
@@ -46,7 +46,7 @@ pub(in crate::layout) fn plan(artifact: &Artifact<'_>, options: &Options) -> Res
             Unpack::Always => packed || is_archive(layer, title),
         };
         items.push(match (unpacked, packed) {
-            (false, _) => Item::File(path, File { blob: layer.bare(), metadata: Metadata::default() }),
+            (false, _) => Item::File(path, File { blob: layer.bare(), metadata: StatedMetadata::default() }),
             (true, true) => {
                 let within = Name::below(path.as_str().as_bytes(), b"");
                 Item::Archive(directory(layer, within, options)?)

@@ -7,7 +7,7 @@ use crate::host::limits::MERGE_BYTES;
 use crate::layer::checksum::Checksum;
 use crate::layer::format::Profile;
 use crate::layer::format::place_of;
-use crate::layer::index::{ENTRY_LIMIT, Entry, Kind, Metadata, Place};
+use crate::layer::index::{ENTRY_LIMIT, Entry, EntryKind, EntryMetadata, Place};
 use crate::layer::merge::{Merge, Refused, Rename};
 use crate::layer::name::Name;
 use crate::layout::options::Options;
@@ -16,7 +16,7 @@ use crate::oci::digest::Digest;
 use crate::store::content::blobs::Blobs;
 use crate::store::content::layer::Layer;
 use crate::store::content::layers::Layers;
-use crate::store::content::link::{self, How, Made, Source};
+use crate::store::content::link::{self, How, Made, TreeSource};
 use crate::store::disk::Disk;
 use crate::store::error::Error;
 use crate::store::key::{LayerKey, TreeKey};
@@ -39,19 +39,23 @@ pub struct Build {
 }
 
 /// What `plan` needs, in its order.
-pub(in crate::store) fn sources(blobs: &Blobs, layers: &Layers, plan: &Plan) -> Result<Vec<Source>, Error> {
+pub(in crate::store) fn sources(
+    blobs: &Blobs,
+    layers: &Layers,
+    plan: &Plan,
+) -> Result<Vec<TreeSource>, Error> {
     let gone = |digest: &Digest| Error::Damaged(format!("blob {digest} is gone"));
     let source = |item: &Item| match item {
         Item::File(_, file) => {
             let digest = &file.blob.digest;
             let blob = blobs.get(digest)?.ok_or_else(|| gone(digest))?;
-            Ok(Source::Blob(blob, file.metadata))
+            Ok(TreeSource::Blob(blob, file.metadata))
         }
-        Item::Text(_, text) => Ok(Source::Text(text.clone())),
+        Item::Text(_, text) => Ok(TreeSource::Text(text.clone())),
         Item::Archive(archive) => {
             let digest = &archive.blob.digest;
             let layer = layers.get(&LayerKey::new(digest, plan.profile()))?.ok_or_else(|| gone(digest))?;
-            Ok(Source::Layer(layer))
+            Ok(TreeSource::Layer(layer))
         }
     };
     plan.items().iter().map(source).collect()
@@ -62,7 +66,7 @@ pub(in crate::store) fn link_tree(
     disk: &Disk,
     root: &Path,
     build: &Build,
-    sources: &[Source],
+    sources: &[TreeSource],
 ) -> Result<Made, Error> {
     let profile = build.plan.profile();
     check_bounds(&build.plan, sources)?;
@@ -80,10 +84,10 @@ pub(in crate::store) fn link_tree(
     if !selection.is_all() {
         let mut walk = selection.walk();
         for path in build.plan.left_out() {
-            walk.look_at(path.as_str().as_bytes());
+            walk.judge_alone(path.as_str().as_bytes());
         }
         merge.retain(walk.start(), &mut |path, above, leaf| {
-            let verdict = walk.look(path.as_bytes(), above, leaf);
+            let verdict = walk.judge(path.as_bytes(), above, leaf);
             (verdict, verdict.is_wanted())
         });
         walk.finish()?;
@@ -93,8 +97,8 @@ pub(in crate::store) fn link_tree(
 }
 
 /// The layer that can be mounted as it is.
-pub(in crate::store) fn only_layer(build: &Build, sources: &[Source]) -> Option<Layer> {
-    let ([Item::Archive(archive)], [Source::Layer(layer)]) = (build.plan.items(), sources) else {
+pub(in crate::store) fn only_layer(build: &Build, sources: &[TreeSource]) -> Option<Layer> {
+    let ([Item::Archive(archive)], [TreeSource::Layer(layer)]) = (build.plan.items(), sources) else {
         return None;
     };
     let as_it_is = archive.rename == Rename::default()
@@ -106,32 +110,32 @@ pub(in crate::store) fn only_layer(build: &Build, sources: &[Source]) -> Option<
 }
 
 /// An index is read once, however often a manifest names its layer.
-fn index_key<'a>(item: &'a Item, source: &'a Source) -> &'a str {
+fn index_key<'a>(item: &'a Item, source: &'a TreeSource) -> &'a str {
     match (item, source) {
-        (_, Source::Layer(layer)) => layer.key.as_str(),
+        (_, TreeSource::Layer(layer)) => layer.key.as_str(),
         (Item::File(path, _) | Item::Text(path, _), _) => path.as_str(),
         (Item::Archive(_), _) => "",
     }
 }
 
 /// The entries of each item. A file is an archive of one entry.
-fn indexes<'a>(plan: &'a Plan, sources: &'a [Source]) -> Result<HashMap<&'a str, Vec<Entry>>, Error> {
+fn indexes<'a>(plan: &'a Plan, sources: &'a [TreeSource]) -> Result<HashMap<&'a str, Vec<Entry>>, Error> {
     let mut all: HashMap<&str, Vec<Entry>> = HashMap::new();
     for (item, source) in plan.items().iter().zip(sources) {
         let key = index_key(item, source);
         match (item, source) {
-            (_, Source::Layer(_)) if all.contains_key(key) => {}
-            (_, Source::Layer(layer)) => drop(all.insert(key, layer.entries()?)),
+            (_, TreeSource::Layer(_)) if all.contains_key(key) => {}
+            (_, TreeSource::Layer(layer)) => drop(all.insert(key, layer.entries()?)),
             (Item::File(path, _) | Item::Text(path, _), source) => {
                 let size = match source {
-                    Source::Blob(blob, _) => blob.size,
-                    Source::Text(text) => text.len() as u64,
-                    Source::Layer(layer) => layer.size,
+                    TreeSource::Blob(blob, _) => blob.size,
+                    TreeSource::Text(text) => text.len() as u64,
+                    TreeSource::Layer(layer) => layer.size,
                 };
                 let checksum = Checksum::of(b""); // Blobs have digests instead.
-                let kind = Kind::File { size, checksum, place: Place::Named };
+                let kind = EntryKind::File { size, checksum, place: Place::Named };
                 let name = Name::below(path.as_str().as_bytes(), b"");
-                all.insert(key, vec![Entry { name, kind, metadata: Metadata::default() }]);
+                all.insert(key, vec![Entry { name, kind, metadata: EntryMetadata::default() }]);
             }
             (Item::Archive(_), _) => {}
         }
@@ -140,11 +144,11 @@ fn indexes<'a>(plan: &'a Plan, sources: &'a [Source]) -> Result<HashMap<&'a str,
 }
 
 /// Bounds time and memory of a merge, before any index is read.
-fn check_bounds(plan: &Plan, sources: &[Source]) -> Result<(), Error> {
+fn check_bounds(plan: &Plan, sources: &[TreeSource]) -> Result<(), Error> {
     let mut seen = HashSet::new();
     let (mut applied, mut memory) = (0_usize, 0_u64);
     for (item, source) in plan.items().iter().zip(sources) {
-        let (Item::Archive(archive), Source::Layer(layer)) = (item, source) else { continue };
+        let (Item::Archive(archive), TreeSource::Layer(layer)) = (item, source) else { continue };
         applied += layer.summary.entries;
         if seen.insert(&layer.key) {
             memory += layer.summary.memory;
@@ -165,14 +169,14 @@ pub(in crate::store) fn measure(layer: &Layer) -> Result<Made, Error> {
     for entry in layer.read_entries()? {
         let entry = entry.map_err(|error| Error::Damaged(format!("layer {}: {error}", layer.key)))?;
         let mut above = match entry.kind {
-            Kind::Directory => Some(entry.name.as_bytes()),
-            Kind::File { .. } | Kind::Symlink { .. } | Kind::HardLink { .. } => {
+            EntryKind::Directory => Some(entry.name.as_bytes()),
+            EntryKind::File { .. } | EntryKind::Symlink { .. } | EntryKind::HardLink { .. } => {
                 made.inodes += 1;
                 parent(entry.name.as_bytes())
             }
-            Kind::Whiteout | Kind::Opaque | Kind::Dropped => None,
+            EntryKind::Whiteout | EntryKind::Opaque | EntryKind::Dropped => None,
         };
-        if let Kind::HardLink { .. } = entry.kind {
+        if let EntryKind::HardLink { .. } = entry.kind {
             let path = layer.directory.join(place_of(&entry.name, Place::Named, 0));
             made.bytes += std::fs::symlink_metadata(path).map_or(0, |found| found.len());
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use crate::layer::format::place_of;
-use crate::layer::index::{Entry, Kind};
+use crate::layer::index::{Entry, EntryKind};
 use crate::layer::merge::Refused;
 use crate::layer::name::Name;
 use crate::layout::artifact::CONFIG_LIMIT;
@@ -15,7 +15,7 @@ use crate::oci::digest::Digest;
 use crate::store::content::blobs::Blobs;
 use crate::store::content::build::Build;
 use crate::store::content::layer::Layer;
-use crate::store::content::link::Source;
+use crate::store::content::link::TreeSource;
 use crate::store::content::soundness::read_with_holes;
 use crate::store::error::Error;
 
@@ -32,7 +32,7 @@ pub const MEMORY: u64 = 6 * CONFIG_LIMIT as u64;
 ///
 /// # Errors
 /// [`Error::Refused`] for the first file that is not as the list says, [`Error::Damaged`], [`Error::Io`].
-pub(in crate::store) fn check(blobs: &Blobs, sources: &[Source], build: &Build) -> Result<(), Error> {
+pub(in crate::store) fn check(blobs: &Blobs, sources: &[TreeSource], build: &Build) -> Result<(), Error> {
     let Some(config) = build.plan.file_list() else { return Ok(()) };
     let gone = || Error::Damaged(format!("blob {config} is gone"));
     let bytes = blobs.read(config, CONFIG_LIMIT)?.ok_or_else(gone)?;
@@ -44,7 +44,7 @@ pub(in crate::store) fn check(blobs: &Blobs, sources: &[Source], build: &Build) 
     };
     let total = list.values().fold(0_u64, |sum, file| sum.saturating_add(file.size));
     let packed = sources.iter().fold(0_u64, |sum, source| match source {
-        Source::Layer(layer) => sum.saturating_add(layer.size),
+        TreeSource::Layer(layer) => sum.saturating_add(layer.size),
         _ => sum,
     });
     if total / RATIO_LIMIT > packed {
@@ -53,7 +53,7 @@ pub(in crate::store) fn check(blobs: &Blobs, sources: &[Source], build: &Build) 
     }
     let mut seen = HashSet::new();
     for (item, source) in build.plan.items().iter().zip(sources) {
-        let (Item::Archive(archive), Source::Layer(layer)) = (item, source) else { continue };
+        let (Item::Archive(archive), TreeSource::Layer(layer)) = (item, source) else { continue };
         for (number, entry) in (0_u32..).zip(layer.read_entries()?) {
             let entry = entry.map_err(|error| Error::Damaged(format!("layer {}: {error}", layer.key)))?;
             if let Some(rule) = check_entry(layer, &entry, number, &list, &mut seen)? {
@@ -79,8 +79,8 @@ fn check_entry(
     seen: &mut HashSet<Vec<u8>>,
 ) -> Result<Option<String>, Error> {
     let (size, place) = match &entry.kind {
-        Kind::Directory => return Ok(None),
-        Kind::File { size, place, .. } => (*size, *place),
+        EntryKind::Directory => return Ok(None),
+        EntryKind::File { size, place, .. } => (*size, *place),
         _ => return Ok(Some("it is neither file nor directory, and lists have only files".to_owned())),
     };
     let Some(listed) = list.get(entry.name.as_bytes()) else {

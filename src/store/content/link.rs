@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::host::file_metadata;
 use crate::layer::format::{Profile, place_of, readable};
-use crate::layer::index::{Kind, Metadata, Place};
+use crate::layer::index::{EntryKind, EntryMetadata, Place};
 use crate::layer::merge::{At, Merge, Visit};
 use crate::layer::name::Name;
 use crate::layout;
@@ -22,9 +22,9 @@ use crate::store::disk::create_private;
 use crate::store::error::{Error, io};
 
 /// What the tree is made of, by the number of the layer in the merge.
-pub(in crate::store) enum Source {
+pub(in crate::store) enum TreeSource {
     /// A blob that is one file.
-    Blob(Blob, layout::plan::Metadata),
+    Blob(Blob, layout::plan::StatedMetadata),
     /// A file that the layout writes.
     Text(Vec<u8>),
     /// An unpacked layer.
@@ -62,26 +62,26 @@ const DIRECTORY: OFlags =
 struct Linker<'a> {
     root: &'a Path,
     merge: &'a Merge<'a>,
-    sources: &'a [Source],
+    sources: &'a [TreeSource],
     how: How,
     /// The directories on the way, with what they get when they are left.
-    open: Vec<(OwnedFd, PathBuf, Metadata)>,
+    open: Vec<(OwnedFd, PathBuf, EntryMetadata)>,
     /// Where something was copied to: its other names are links to that.
     copies: HashMap<At, PathBuf>,
     /// The same of blobs, by what their file is.
-    blobs: HashMap<(PathBuf, layout::plan::Metadata), PathBuf>,
+    blobs: HashMap<(PathBuf, layout::plan::StatedMetadata), PathBuf>,
     made: Made,
     space: Space<'a>,
     /// Files and directories made, and bytes copied, since the free space was looked at.
-    unlooked: (usize, u64),
+    unchecked: (usize, u64),
 }
 
 /// Checks that so many more bytes fit.
 type Space<'a> = &'a dyn Fn(u64) -> Result<(), Error>;
 
 /// How often the free space is looked at.
-const LOOK_NODES: usize = 4096;
-const LOOK_BYTES: u64 = 4 * 1024 * 1024;
+const CHECK_NODES: usize = 4096;
+const CHECK_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Makes the tree at `root`, which is not there yet.
 ///
@@ -90,7 +90,7 @@ const LOOK_BYTES: u64 = 4 * 1024 * 1024;
 pub(in crate::store) fn make(
     root: &Path,
     merge: &Merge<'_>,
-    sources: &[Source],
+    sources: &[TreeSource],
     how: How,
     space: Space<'_>,
 ) -> Result<Made, Error> {
@@ -105,7 +105,7 @@ pub(in crate::store) fn make(
         blobs: HashMap::new(),
         made: Made::default(),
         space,
-        unlooked: (0, 0),
+        unchecked: (0, 0),
     };
     merge.walk(&mut |visit| match visit {
         Visit::Enter { path, metadata } => linker.enter(path, metadata),
@@ -116,9 +116,9 @@ pub(in crate::store) fn make(
 }
 
 impl Linker<'_> {
-    fn enter(&mut self, path: &Name, metadata: Option<&Metadata>) -> Result<(), Error> {
+    fn enter(&mut self, path: &Name, metadata: Option<&EntryMetadata>) -> Result<(), Error> {
         self.made.inodes += 1;
-        self.look(0)?;
+        self.check_space(0)?;
         let place = self.place(path);
         let part = path.split().map(|(_, part)| part);
         let opened = match (self.open.last(), part) {
@@ -128,7 +128,7 @@ impl Linker<'_> {
                 .and_then(|()| rustix::fs::openat(CWD, self.root, DIRECTORY, Mode::empty())),
         };
         let opened = opened.map_err(|error| io("create", &place)(error.into()))?;
-        self.open.push((opened, place, metadata.cloned().unwrap_or_else(Metadata::implied)));
+        self.open.push((opened, place, metadata.cloned().unwrap_or_else(EntryMetadata::implied)));
         Ok(())
     }
 
@@ -147,19 +147,19 @@ impl Linker<'_> {
         self.made.files += 1;
         self.made.inodes += 1;
         match (&self.sources[at.layer as usize], &entry.kind) {
-            (Source::Blob(blob, metadata), _) => {
+            (TreeSource::Blob(blob, metadata), _) => {
                 self.made.bytes += blob.size;
                 self.place_blob(blob, path, *metadata)
             }
-            (Source::Text(text), _) => {
+            (TreeSource::Text(text), _) => {
                 self.made.bytes += text.len() as u64;
-                self.look(text.len() as u64)?;
+                self.check_space(text.len() as u64)?;
                 let target = self.place(path);
                 let file = create(&target)?;
                 file.write_all_at(text, 0).map_err(io("write", &target))?;
                 set_plain(&file, &target, 0o444)
             }
-            (Source::Layer(layer), Kind::File { size, place, .. }) => {
+            (TreeSource::Layer(layer), EntryKind::File { size, place, .. }) => {
                 self.made.bytes += size;
                 let on_disk = self.how.profile.mode_on_disk(entry.metadata.mode);
                 let mode = if self.how.readable {
@@ -169,9 +169,11 @@ impl Linker<'_> {
                 };
                 self.link(layer, path, at, *place, (mode != on_disk).then_some(mode))
             }
-            (Source::Layer(layer), Kind::Symlink { place, .. }) => self.link(layer, path, at, *place, None),
+            (TreeSource::Layer(layer), EntryKind::Symlink { place, .. }) => {
+                self.link(layer, path, at, *place, None)
+            }
             // A merge has nothing else as leaves.
-            (Source::Layer(_), _) => Ok(()),
+            (TreeSource::Layer(_), _) => Ok(()),
         }
     }
 
@@ -198,9 +200,9 @@ impl Linker<'_> {
                 Err(error) => return Err(io("link", &target)(error.into())),
             }
         }
-        if let Kind::File { size, .. } = entry.kind {
+        if let EntryKind::File { size, .. } = entry.kind {
             // Copies that share their content take nothing.
-            self.look(if self.how.reflink { 0 } else { size })?;
+            self.check_space(if self.how.reflink { 0 } else { size })?;
         }
         self.copy(&original, &target, &entry.kind, mode.unwrap_or(entry.metadata.mode), &entry.metadata)?;
         self.copies.insert(at, target);
@@ -208,17 +210,24 @@ impl Linker<'_> {
     }
 
     /// What is about to be made has to leave room for others.
-    fn look(&mut self, bytes: u64) -> Result<(), Error> {
-        self.unlooked = (self.unlooked.0 + 1, self.unlooked.1.saturating_add(bytes));
-        if self.unlooked.0 < LOOK_NODES && self.unlooked.1 < LOOK_BYTES {
+    fn check_space(&mut self, bytes: u64) -> Result<(), Error> {
+        self.unchecked = (self.unchecked.0 + 1, self.unchecked.1.saturating_add(bytes));
+        if self.unchecked.0 < CHECK_NODES && self.unchecked.1 < CHECK_BYTES {
             return Ok(());
         }
-        self.unlooked = (0, 0);
+        self.unchecked = (0, 0);
         (self.space)(bytes.max(1))
     }
 
-    fn copy(&self, from: &Path, to: &Path, kind: &Kind, mode: u16, metadata: &Metadata) -> Result<(), Error> {
-        if let Kind::Symlink { target, .. } = kind {
+    fn copy(
+        &self,
+        from: &Path,
+        to: &Path,
+        kind: &EntryKind,
+        mode: u16,
+        metadata: &EntryMetadata,
+    ) -> Result<(), Error> {
+        if let EntryKind::Symlink { target, .. } = kind {
             let (parent, part) = (to.parent().unwrap_or(to), to.file_name().unwrap_or_default());
             let at = rustix::fs::openat(CWD, parent, DIRECTORY, Mode::empty());
             let at = at.map_err(|error| io("open", parent)(error.into()))?;
@@ -239,7 +248,7 @@ impl Linker<'_> {
         &mut self,
         blob: &Blob,
         path: &Name,
-        metadata: layout::plan::Metadata,
+        metadata: layout::plan::StatedMetadata,
     ) -> Result<(), Error> {
         let target = self.place(path);
         let own_metadata = has_own_metadata(blob, &metadata, self.how);
@@ -254,18 +263,18 @@ impl Linker<'_> {
             }
         }
         // Copies that share their content take nothing.
-        self.look(if self.how.reflink { 0 } else { blob.size })?;
+        self.check_space(if self.how.reflink { 0 } else { blob.size })?;
         let file = copy(&blob.path, &target)?;
         if own_metadata {
             let mode = metadata.mode.unwrap_or(0o444) & 0o777;
             let mode = if self.how.readable { readable(mode, false) } else { mode };
             let seconds = metadata.mtime.max(0);
-            let exact = Metadata {
+            let exact = EntryMetadata {
                 mode,
                 uid: metadata.uid,
                 gid: metadata.gid,
                 mtime: seconds,
-                ..Metadata::default()
+                ..EntryMetadata::default()
             };
             file_metadata::set(file.as_fd(), mode, &exact)
                 .map_err(|error| io("change", &target)(error.into()))?;
@@ -292,11 +301,11 @@ fn cannot_link(error: Errno) -> bool {
 }
 
 /// Whether a blob's file gets the owner, mode and time that its artifact says.
-fn has_own_metadata(blob: &Blob, metadata: &layout::plan::Metadata, how: How) -> bool {
-    *metadata != layout::plan::Metadata::default() && (blob.size <= COPY_LIMIT || how.reflink)
+fn has_own_metadata(blob: &Blob, metadata: &layout::plan::StatedMetadata, how: How) -> bool {
+    *metadata != layout::plan::StatedMetadata::default() && (blob.size <= COPY_LIMIT || how.reflink)
 }
 
-fn is_executable(blob: &Blob, metadata: &layout::plan::Metadata) -> bool {
+fn is_executable(blob: &Blob, metadata: &layout::plan::StatedMetadata) -> bool {
     metadata.mode.is_some_and(|mode| mode & 0o111 != 0) && blob.size <= EXECUTABLE_LIMIT
 }
 

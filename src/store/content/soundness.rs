@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::host::limits;
 use crate::layer::checksum::Checksum;
 use crate::layer::format::place_of;
-use crate::layer::index::{Entry, Kind, Place, ReadError};
+use crate::layer::index::{Entry, EntryKind, Place, ReadError};
 use crate::store::content::layer::Layer;
 use crate::store::error::{Error, io};
 
@@ -39,22 +39,22 @@ pub(in crate::store) fn check(layer: &Layer) -> Result<(), Unsound> {
     each(layer, &mut |number, entry| {
         let at = |place| layer.directory.join(place_of(&entry.name, place, number));
         Ok(match &entry.kind {
-            Kind::File { size, checksum, place } => is_file(&at(*place), *size, *checksum, entry)?,
-            Kind::Symlink { target, place } => {
+            EntryKind::File { size, checksum, place } => is_file(&at(*place), *size, *checksum, entry)?,
+            EntryKind::Symlink { target, place } => {
                 fs::read_link(at(*place)).is_ok_and(|found| found.as_os_str().as_bytes() == target)
             }
-            Kind::Directory => {
+            EntryKind::Directory => {
                 directories += 1;
                 true
             }
-            Kind::HardLink { target } if layer.summary.regular => {
+            EntryKind::HardLink { target } if layer.summary.regular => {
                 let other = layer.directory.join(place_of(target, Place::Named, 0));
                 let inode =
                     |path: &Path| fs::symlink_metadata(path).map(|found| (found.dev(), found.ino())).ok();
                 let (one, two) = (inode(&at(Place::Named)), inode(&other));
                 one.is_some() && one == two
             }
-            Kind::HardLink { .. } | Kind::Whiteout | Kind::Opaque | Kind::Dropped => true,
+            EntryKind::HardLink { .. } | EntryKind::Whiteout | EntryKind::Opaque | EntryKind::Dropped => true,
         })
     })?;
     // Only a layer that is mounted as it is shows its directories.
@@ -66,7 +66,7 @@ pub(in crate::store) fn check(layer: &Layer) -> Result<(), Unsound> {
 fn check_directories(layer: &Layer, round: usize, rounds: usize) -> Result<(), Unsound> {
     let of_this_round = |entry: &Entry| {
         let hash = xxhash_rust::xxh3::xxh3_64(entry.name.as_bytes());
-        (matches!(entry.kind, Kind::Directory) && hash % rounds as u64 == round as u64).then_some(hash)
+        (matches!(entry.kind, EntryKind::Directory) && hash % rounds as u64 == round as u64).then_some(hash)
     };
     let mut modes: HashMap<u64, u16> = HashMap::new();
     each(layer, &mut |_, entry| {

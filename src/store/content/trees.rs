@@ -16,7 +16,7 @@ use crate::store::content::blobs::Blobs;
 use crate::store::content::build::{self, Build};
 use crate::store::content::file_list;
 use crate::store::content::layers::Layers;
-use crate::store::content::link::{Made, Source};
+use crate::store::content::link::{Made, TreeSource};
 use crate::store::disk::{Disk, children, now, remove};
 use crate::store::durable::facts::Facts;
 use crate::store::durable::ledger::Ledger;
@@ -163,8 +163,8 @@ impl Trees {
         let made = self.or_give_up(&sources, made)?;
         let layers = || {
             sources.iter().filter_map(|source| match source {
-                Source::Layer(layer) => Some(layer),
-                Source::Blob(..) | Source::Text(_) => None,
+                TreeSource::Layer(layer) => Some(layer),
+                TreeSource::Blob(..) | TreeSource::Text(_) => None,
             })
         };
         let blobs = build.plan.files().map(|(_, file)| file.blob.digest.clone());
@@ -200,7 +200,7 @@ impl Trees {
     }
 
     /// Links a tree and gives it its name.
-    fn link(&self, build: &Build, sources: &[Source]) -> Result<Made, Error> {
+    fn link(&self, build: &Build, sources: &[TreeSource]) -> Result<Made, Error> {
         let staging = self.disk.temporary();
         let linked = build::link_tree(&self.disk, &staging.join(FILES), build, sources).and_then(|made| {
             failpoint::reached("merge.finished");
@@ -221,10 +221,10 @@ impl Trees {
     }
 
     /// Gives up the layers of which the disk has lost something, if that may be why `result` is an error: they are pulled again.
-    fn or_give_up<T>(&self, sources: &[Source], result: Result<T, Error>) -> Result<T, Error> {
+    fn or_give_up<T>(&self, sources: &[TreeSource], result: Result<T, Error>) -> Result<T, Error> {
         if result.as_ref().is_err_and(Error::is_loss) {
             for source in sources {
-                if let Source::Layer(layer) = source {
+                if let TreeSource::Layer(layer) = source {
                     self.layers.give_up_if_lost(layer)?;
                 }
             }
@@ -242,8 +242,8 @@ impl Trees {
             return Ok(0);
         }
         let memory = sources.iter().map(|source| match source {
-            Source::Layer(layer) => layer.summary.memory,
-            Source::Blob(..) | Source::Text(_) => 0,
+            TreeSource::Layer(layer) => layer.summary.memory,
+            TreeSource::Blob(..) | TreeSource::Text(_) => 0,
         });
         Ok(memory.sum())
     }

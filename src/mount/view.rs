@@ -1,4 +1,4 @@
-//! A look at what is mounted that keeps nobody from unmounting it.
+//! A view of what is mounted that keeps nobody from unmounting it.
 
 use std::os::fd::OwnedFd;
 
@@ -14,5 +14,5 @@ use crate::mount::target::Target;
 /// [`Error::Kernel`].
 pub fn private(target: &Target) -> Result<OwnedFd, Error> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    open_tree(CWD, target.path(), flags).map_err(kernel("look at", target.path()))
+    open_tree(CWD, target.path(), flags).map_err(kernel("take a view of", target.path()))
 }
