@@ -32,9 +32,9 @@ pub const HELPERS: u64 = 24;
 /// Bytes of a piece on its way from a connection to the writer.
 pub const PIECE: usize = 64 * 1024;
 /// Bytes of all pieces of one transfer on that way.
-pub const QUEUE_BYTES: usize = 384 * 1024;
+pub const QUEUE_BYTES: usize = 256 * 1024;
 /// Bytes of a large transfer that wait in memory for what hashes or unpacks them; there may be a piece more.
-pub const RECENT_BYTES: usize = 192 * 1024;
+pub const RECENT_BYTES: usize = 384 * 1024;
 /// Bytes of a transfer that are read back at a time, when that is behind.
 pub const READ_BACK: usize = 128 * 1024;
 /// Bytes that an HTTP connection holds while they come: hyper's largest buffer.

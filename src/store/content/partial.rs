@@ -2,11 +2,11 @@
 //!
 //! The writer drains the network and never does more with a piece than to put it where it belongs. The *follower*, which hashes
 //! or unpacks, takes the bytes one after the other: from memory what has just come, from the file what came before its turn.
-//! So a blob that comes in order is written once and read by nobody, and nothing that the follower does, however much it has to
-//! catch up with, keeps the writer from the network.
+//! So a blob that comes in order is written once and read by nobody; and a follower that has much to catch up with, after a
+//! restart or because parts came before their turn, does not keep the writer from the network.
 //!
 //! A partial is *spooled* when all of it goes into its file (blobs that are files), or *streamed* when only what comes before
-//! its turn does (layers); then the writer waits when the follower is slower than the network.
+//! its turn does (layers).
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
+use rustix::buffer::spare_capacity;
 
 use crate::host::limits::{READ_BACK, RECENT_BYTES};
 use crate::host::sys;
@@ -54,7 +55,17 @@ struct State {
     closed: bool,
     /// Nobody wants it any more.
     abandoned: bool,
+    /// The follower waits for bytes.
+    follower_waits: bool,
+    /// The writer waits for room.
+    writer_waits: bool,
+    /// How many wait for ranges.
+    others_wait: usize,
 }
+
+/// Bytes that a follower which waits is woken for, and of which a writer that waits is woken when fewer are left: each time costs
+/// two switches of threads.
+const WAKE_AT: usize = RECENT_BYTES / 2;
 
 impl Partial {
     /// A blob of `size` bytes that goes into the file at `path`, which has `there` of it.
@@ -83,6 +94,9 @@ impl Partial {
             spooled,
             closed: false,
             abandoned: false,
+            follower_waits: false,
+            writer_waits: false,
+            others_wait: 0,
         };
         Self {
             size,
@@ -124,7 +138,9 @@ impl Partial {
         self.present() == self.size
     }
 
-    /// Takes bytes in. *Caller:* one thread. Of a streamed partial it waits until the follower has room for them.
+    /// Takes bytes in. *Caller:* one thread. While the follower has what came before in memory, and no room for more, it waits:
+    /// reading back from the file would cost more. A follower that is further behind is not waited for, unless the partial is
+    /// streamed.
     ///
     /// # Errors
     /// [`Error::NoSpace`], [`Error::Io`]; [`Error::Abandoned`] when the follower has ended.
@@ -140,9 +156,14 @@ impl Partial {
                 self.file()?.write_all_at(&bytes, offset).map_err(io("write", &self.path))?;
             }
             let mut state = self.lock();
-            while !in_file && state.recent_bytes >= RECENT_BYTES && !state.abandoned && !state.spooled {
+            while state.recent_bytes >= RECENT_BYTES
+                && !state.abandoned
+                && (if in_file { state.is_in_memory_up_to(offset) } else { !state.spooled })
+            {
+                state.writer_waits = true;
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
+            state.writer_waits = false;
             if state.abandoned {
                 return Err(Error::Abandoned);
             }
@@ -164,8 +185,12 @@ impl Partial {
             state.recent_bytes += bytes.len();
             state.recent.push_back((offset, bytes));
         }
+        let is_enough = state.recent_bytes >= WAKE_AT || !follows || state.recent.is_empty();
+        let wakes = (state.follower_waits && is_enough) || state.others_wait > 0;
         drop(state);
-        self.changed.notify_all();
+        if wakes {
+            self.changed.notify_all();
+        }
         Ok(())
     }
 
@@ -198,8 +223,11 @@ impl Partial {
             if state.recent.front().is_some_and(|(offset, _)| *offset == position) {
                 let Some(bytes) = state.forget_first() else { return Ok(None) };
                 state.followed += bytes.len() as u64;
+                let wakes = state.writer_waits && state.recent_bytes < WAKE_AT;
                 drop(state);
-                self.changed.notify_all();
+                if wakes {
+                    self.changed.notify_all();
+                }
                 return Ok(Some(bytes));
             }
             let end = state.in_file.contiguous_from(position);
@@ -211,7 +239,9 @@ impl Partial {
             if state.closed || !wait {
                 return Ok(None);
             }
+            state.follower_waits = true;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.follower_waits = false;
         };
         drop(state);
         self.read_at(from_file).map(Some)
@@ -222,8 +252,20 @@ impl Partial {
     /// # Errors
     /// [`Error::Io`].
     pub fn read_at(&self, range: Range<u64>) -> Result<Bytes, Error> {
-        let mut buffer = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
-        self.file()?.read_exact_at(&mut buffer, range.start).map_err(io("read", &self.path))?;
+        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let (file, mut buffer) = (self.file()?, Vec::with_capacity(length));
+        while buffer.len() < length {
+            let at = range.start + buffer.len() as u64;
+            match rustix::io::pread(file, spare_capacity(&mut buffer), at) {
+                Ok(0) => {
+                    let cut = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+                    return Err(io("read", &self.path)(cut));
+                }
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(io("read", &self.path)(error.into())),
+            }
+        }
+        buffer.truncate(length);
         Ok(buffer.into())
     }
 
@@ -237,7 +279,9 @@ impl Partial {
             if state.closed || state.abandoned {
                 return false;
             }
+            state.others_wait += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.others_wait -= 1;
         }
     }
 
@@ -308,6 +352,11 @@ impl Partial {
 }
 
 impl State {
+    /// Whether all that the follower has not taken, up to `offset`, is in memory.
+    fn is_in_memory_up_to(&self, offset: u64) -> bool {
+        self.followed + self.recent_bytes as u64 == offset
+    }
+
     fn forget_first(&mut self) -> Option<Bytes> {
         let (_, bytes) = self.recent.pop_front()?;
         self.recent_bytes -= bytes.len();
