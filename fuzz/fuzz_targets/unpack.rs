@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use ocivol::layer::format::{INDEX, Profile, place_of};
 use ocivol::layer::index::{EntryKind, Reader};
 use ocivol::layer::merge::{Merge, Rename};
-use ocivol::unpack::extract::Limits;
+use ocivol::unpack::extract::{DirectoryMemory, Limits};
 use ocivol::unpack::pipeline::Unpack;
 
 #[derive(Debug, Arbitrary)]
@@ -153,7 +153,7 @@ fuzz_target!(|case: Case| {
     let profile = if case.image { Profile::Image } else { Profile::Archive };
     let bytes = archive(&case, &probe);
     let mut unpack =
-        Unpack::start(&layer, profile, Limits { bytes: 1 << 26, reserve: 0 }, None).expect("space");
+        Unpack::start(&layer, profile, Limits { bytes: 1 << 26, reserve: 0, directories: DirectoryMemory::Own }, None).expect("space");
     let result = unpack.push(Bytes::from(bytes)).and_then(|_| unpack.finish());
 
     assert_eq!(before, look(), "the probe was changed");

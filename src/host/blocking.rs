@@ -23,8 +23,10 @@ pub enum Lane {
 const MOUNTS: usize = 32;
 const STORE: usize = 48;
 const WORK: usize = 16;
+/// Threads that look up the addresses of hosts, which takes as long as name servers do.
+const RESOLVERS: usize = 64;
 /// Threads of all lanes.
-pub const THREADS: usize = MOUNTS + STORE + WORK;
+pub const THREADS: usize = MOUNTS + STORE + WORK + RESOLVERS;
 
 /// Threads of [`on_own_thread`] that run.
 static OWN: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
@@ -65,9 +67,9 @@ pub async fn on_own_thread<T: Send + 'static>(
     let work = AssertUnwindSafe(work);
     let running = Running::start();
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        let done = std::panic::catch_unwind(work);
+        // Who no longer waits does not need it; then it is dropped here.
+        drop(sender.send(std::panic::catch_unwind(work)));
         drop(running);
-        let _ = sender.send(done); // Who no longer waits does not need it.
     })?;
     match receiver.await {
         Ok(Ok(value)) => Ok(value),
@@ -120,8 +122,14 @@ impl<T: Send + 'static> DropAway<T> {
 
 impl<T: Send + 'static> Drop for DropAway<T> {
     fn drop(&mut self) {
-        if let (Some(value), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
-            runtime.spawn_blocking(move || drop(value));
+        let Some(value) = self.0.take() else { return };
+        if tokio::runtime::Handle::try_current().is_ok() {
+            // Without a thread it is dropped where it is.
+            let running = Running::start();
+            let _ = std::thread::Builder::new().name("drop".into()).spawn(move || {
+                drop(value);
+                drop(running);
+            });
         }
     }
 }

@@ -203,6 +203,11 @@ impl State {
 }
 
 impl Permit {
+    /// Who has it.
+    pub fn tenant(&self) -> &Tenant {
+        &self.tenant
+    }
+
     /// Gives back all but `units`.
     pub fn shrink(&mut self, units: u64) {
         let returned = self.units.saturating_sub(units);

@@ -52,8 +52,12 @@ pub const WORK_BYTES: u64 = 204 * MIB;
 /// of it.
 pub const MERGE_BYTES: u64 = 196 * MIB;
 /// Bytes of memory for directories of layers that are unpacked, beyond what each layer has. A layer that finds none left is
-/// unpacked again later.
+/// unpacked when all of it is here, with memory of [`WORK_BYTES`].
 pub const DIRECTORY_BYTES: u64 = 20 * MIB;
+/// Bytes of memory for directories that one layer may have, beyond what each has.
+pub const LAYER_DIRECTORY_BYTES: u64 = 15 * MIB;
+/// Bytes of memory that unpacking takes which needs much of it: the largest window, and the most directories.
+pub const LARGE_UNPACK: u64 = LARGE_WINDOW + UNPACK_BYTES + LAYER_DIRECTORY_BYTES;
 /// Bytes of memory that decompressing takes with the largest window: it is taken from [`WORK_BYTES`].
 pub const LARGE_WINDOW: u64 = 128 * MIB;
 /// Bytes of memory that the window of a decompressor takes, without asking.
@@ -65,7 +69,7 @@ pub const RING_BYTES: u64 = MIB;
 /// Bytes of the extended headers of an entry of an archive, and of the attributes of its directories.
 pub const HEADER_BYTES: u64 = MIB;
 /// Bytes of memory that one layer takes that is unpacked.
-const UNPACK_BYTES: u64 = COMMON_WINDOW + RING_BYTES + OWN_DIRECTORY_BYTES + 2 * HEADER_BYTES + MIB / 2;
+pub const UNPACK_BYTES: u64 = COMMON_WINDOW + RING_BYTES + OWN_DIRECTORY_BYTES + 2 * HEADER_BYTES + MIB / 2;
 /// First looks at layers at a time, after a crash.
 pub const FIRST_LOOKS: usize = 2;
 /// Bytes of memory of a first look.

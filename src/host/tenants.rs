@@ -4,37 +4,41 @@
 //! that.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::host::fair_queue::{FairQueue, Permit};
 use crate::tenant::Tenant;
 
-/// Who waits for one thing.
-#[derive(Debug, Default)]
+/// Who waits for one thing, or has waited.
+#[derive(Debug)]
 pub struct Tenants {
-    all: Mutex<HashSet<Tenant>>,
-    changed: Notify,
+    all: watch::Sender<HashSet<Tenant>>,
+}
+
+impl Default for Tenants {
+    fn default() -> Self {
+        Self { all: watch::Sender::new(HashSet::new()) }
+    }
 }
 
 impl Tenants {
     /// One more waits.
     pub fn add(&self, tenant: &Tenant) {
-        if self.lock().insert(tenant.clone()) {
-            self.changed.notify_one();
-        }
+        self.all.send_if_modified(|all| all.insert(tenant.clone()));
     }
 
-    /// Waits until one of them has `units` of one of `queues`. *Caller:* one at a time; there is at least one tenant.
+    /// Waits until one of them has `units` of one of `queues`. *Caller:* there is at least one tenant.
     pub async fn acquire(&self, queues: &[&FairQueue], units: u64) -> Permit {
+        let mut changes = self.all.subscribe();
         let mut waiting = FuturesUnordered::new();
         let mut known = HashSet::new();
         loop {
             // Who waits already keeps the place.
-            for tenant in self.lock().iter().filter(|tenant| known.insert((*tenant).clone())) {
+            let all = changes.borrow_and_update().clone();
+            for tenant in all.into_iter().filter(|tenant| known.insert(tenant.clone())) {
                 for queue in queues {
                     let tenant = tenant.clone();
                     waiting.push(async move { queue.acquire(&tenant, "", units).await });
@@ -43,13 +47,10 @@ impl Tenants {
             tokio::select! {
                 biased;
                 Some(permit) = waiting.next() => return permit,
-                () = self.changed.notified() => {}
+                // The sender is `self`.
+                _ = changes.changed() => {}
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashSet<Tenant>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

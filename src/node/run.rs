@@ -96,7 +96,11 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     if lost.is_some() || tokio::time::timeout(CONTROL, control).await.is_err() {
         ending.abort();
     }
-    if tokio::time::timeout(THREADS, blocking::own_threads_ended()).await.is_err() {
+    let ended = async {
+        volumes.end_pulls().await;
+        blocking::own_threads_ended().await;
+    };
+    if tokio::time::timeout(THREADS, ended).await.is_err() {
         tracing::warn!("not all work ended in time; what is left of it is cleared at the next start");
     }
     if tokio::time::timeout(FLUSH, volumes.flush()).await.is_err() {

@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 /// Time for calls to end after SIGTERM. Kubernetes kills after 30 s, and all these times together are less.
-pub(in crate::node) const DRAIN: Duration = Duration::from_secs(15);
+pub(in crate::node) const DRAIN: Duration = Duration::from_secs(12);
 /// How long the command line's operations may then take.
 pub(in crate::node) const CONTROL: Duration = Duration::from_secs(2);
 /// How long downloads may take to note how far they are.

@@ -110,6 +110,11 @@ impl Puller {
         &self.store
     }
 
+    /// Ends all pulls; what they have so far is kept.
+    pub fn stop(&self) {
+        self.requests.stop();
+    }
+
     /// Starts to pull `request`, or joins the pull of an equal one. The waiter's state is its progress.
     pub fn pull(self: &Arc<Self>, request: PullRequest) -> Waiter<Progress, Shared> {
         let key = RequestKey {

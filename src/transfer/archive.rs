@@ -12,21 +12,23 @@ use crate::store::open::Store;
 use crate::transfer::error::Error;
 use crate::transfer::follower::Follower;
 use crate::transfer::needed::{Form, Needed, Stored};
+use crate::unpack::extract::DirectoryMemory;
 
 /// All bytes of a layer, in a file.
 pub struct Archive {
     partial: Arc<Partial>,
+    /// Of a blob of the store.
     origins: Vec<Origin>,
     /// What was downloaded, and compared with its digest, is in its directory, and goes with that.
     download: Option<Box<LayerIngest>>,
 }
 
 /// How much memory unpacking may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Window {
-    /// What every layer may have.
-    Common,
-    /// 128 MiB for decompression.
+#[derive(Debug, Clone)]
+pub enum Room {
+    /// What every layer may have, and as many directories as there is memory for.
+    Common(DirectoryMemory),
+    /// [`limits::LARGE_UNPACK`].
     Large,
 }
 
@@ -37,31 +39,42 @@ impl Archive {
         Self { partial, origins: file.origins.clone(), download: None }
     }
 
-    /// What was downloaded from `origin`, and has the right digest.
-    pub fn downloaded(download: Box<LayerIngest>, partial: Arc<Partial>, origin: Origin) -> Self {
-        Self { partial, origins: vec![origin], download: Some(download) }
+    /// What was downloaded, and has the right digest.
+    pub fn downloaded(download: Box<LayerIngest>, partial: Arc<Partial>) -> Self {
+        Self { partial, origins: Vec::new(), download: Some(download) }
     }
 
-    /// Unpacks it as `needed`, and publishes that. Nothing, when it needs a large window and may not have one.
+    /// Unpacks it as `needed`, and publishes that. Nothing, when it needs more room.
     ///
     /// # Errors
     /// [`StoreError::Mismatch`] when the file no longer has the content that it had, [`Error::Unpack`] when the content cannot be
     /// unpacked, and those of the store.
-    pub fn unpack(&self, store: &Store, needed: &Needed, window: Window) -> Result<Option<Stored>, Error> {
+    pub fn unpack(&self, store: &Store, needed: &Needed, room: Room) -> Result<Option<Stored>, Error> {
         let Form::Layer { profile, content } = &needed.form else { return Err(Error::Fault) };
         let expected = &needed.blob.digest;
-        let ingest = store.layers.ingest(&needed.blob, *profile, self.origins.clone())?;
-        let mut follower = Follower::unpacking(store, expected.clone(), &ingest, content.clone())?;
+        let ingest = match &self.download {
+            Some(download) => download.again()?,
+            None => store.layers.ingest(&needed.blob, *profile, self.origins.clone())?,
+        };
+        let (is_large, directories) = match room {
+            Room::Common(directories) => (false, directories),
+            Room::Large => (true, DirectoryMemory::Own),
+        };
+        let unpacking = Follower::unpacking(store, expected.clone(), &ingest, content.clone(), directories);
+        let mut follower = unpacking?;
         if self.download.is_some() {
             follower = follower.of_verified();
         }
-        if window == Window::Large {
+        if is_large {
             follower.allow_large_window();
         }
         let mut at = 0;
         while at < self.partial.size() {
             let end = (at + READ_BACK as u64).min(self.partial.size());
-            follower.take(self.partial.read_at(at..end)?)?;
+            match follower.take(self.partial.read_at(at..end)?) {
+                Err(error) if error.is_short_of_memory() && !is_large => return Ok(None),
+                taken => taken?,
+            };
             if follower.needs_large_window() {
                 return Ok(None);
             }
@@ -71,7 +84,10 @@ impl Archive {
         if got != *expected {
             return Err(StoreError::Mismatch { expected: expected.clone(), got }.into());
         }
-        let summary = follower.finish(&self.partial)?;
+        let summary = match follower.finish(&self.partial) {
+            Err(error) if error.is_short_of_memory() && !is_large => return Ok(None),
+            summary => summary?,
+        };
         Ok(Some(Stored::Layer(ingest.publish(summary, content.clone())?)))
     }
 }

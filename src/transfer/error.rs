@@ -51,6 +51,11 @@ impl Error {
         }
     }
 
+    /// Whether a layer needs more memory than it could have at that moment.
+    pub fn is_short_of_memory(&self) -> bool {
+        matches!(self, Self::Unpack { source: crate::unpack::error::Error::Busy(_), .. })
+    }
+
     /// Whether it says what is in a blob.
     pub fn tells_content(&self) -> bool {
         match self {

@@ -101,6 +101,8 @@ pub struct Speed {
     received: AtomicU64,
     /// Once it is known.
     pace: Mutex<Option<Pace>>,
+    /// Nothing more is to come.
+    done: AtomicBool,
     given_up: tokio::sync::Notify,
 }
 
@@ -162,9 +164,15 @@ impl Speed {
         self.given_up.notified().await;
     }
 
-    /// Nothing more is to come: how fast it was is no reason to give it up.
-    pub fn is_done(&self) {
+    /// Notes that nothing more is to come: how fast it was is no reason to give it up.
+    pub fn end(&self) {
+        self.done.store(true, Relaxed);
         self.set(None);
+    }
+
+    /// Whether nothing more is to come.
+    pub fn has_ended(&self) -> bool {
+        self.done.load(Relaxed)
     }
 
     fn set(&self, pace: Option<Pace>) {
@@ -387,7 +395,11 @@ impl Fetch<'_> {
         if self.parts().is_complete(id) {
             return Ok(());
         }
-        let reason = format!("the answer ended at byte {position} of {}", self.blob.size);
+        // How long an answer is that came from elsewhere is nobody's business.
+        let reason = match self.came_from_elsewhere() {
+            true => "the answer of where it redirects to ended too early".to_owned(),
+            false => format!("the answer ended at byte {position} of {}", self.blob.size),
+        };
         if self.oddity().is_some() {
             return Err(self.wrong(reason));
         }

@@ -12,6 +12,8 @@ pub struct Flights<K, S, T> {
     running: Arc<Mutex<HashMap<K, Flight<S, T>>>>,
     /// How long work goes on when nobody waits.
     grace: Duration,
+    /// Becomes true when all work is to end.
+    stopped: watch::Sender<bool>,
 }
 
 struct Flight<S, T> {
@@ -35,7 +37,12 @@ where
 {
     /// No flights yet; work is dropped when nobody has waited for `grace`.
     pub fn new(grace: Duration) -> Self {
-        Self { running: Arc::default(), grace }
+        Self { running: Arc::default(), grace, stopped: watch::Sender::new(false) }
+    }
+
+    /// Ends all work, also what begins later, without an outcome.
+    pub fn stop(&self) {
+        self.stopped.send_replace(true);
     }
 
     /// How many are running.
@@ -69,12 +76,16 @@ where
             landed: false,
         };
         let (mut waiters, grace) = (flight.waiting.subscribe(), self.grace);
+        let mut stopped = self.stopped.subscribe();
         running.insert(key, flight);
         drop(running);
         tokio::spawn(async move {
             tokio::pin!(work);
             let outcome = loop {
                 tokio::select! {
+                    biased;
+                    // Without a sender nobody can ask for it any more.
+                    Ok(_) = stopped.wait_for(|stopped| *stopped) => break None,
                     outcome = &mut work => break Some(outcome),
                     () = nobody(&mut waiters, grace) => if landing.leave_if_unwanted() { break None },
                 }
@@ -214,6 +225,25 @@ mod tests {
         drop(back);
         tokio::time::sleep(Duration::from_secs(601)).await;
         assert_eq!((flights.len(), Arc::strong_count(&dropped)), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn told_to_stop_all_work_is_dropped() {
+        let flights: Flights<u8, (), ()> = Flights::new(Duration::from_secs(600));
+        let held = Arc::new(());
+        let start = || {
+            let held = Arc::clone(&held);
+            let work = async move {
+                let _held = held;
+                std::future::pending::<()>().await;
+            };
+            (Arc::new(()), work)
+        };
+        let mut before = flights.join(1, start);
+        flights.stop();
+        assert_eq!(before.wait().await, None);
+        assert_eq!(flights.join(2, start).wait().await, None);
+        assert_eq!(Arc::strong_count(&held), 1);
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use crate::store::content::partial::Partial;
 use crate::store::open::Store;
 use crate::transfer::error::Error;
 use crate::unpack::error::Error as UnpackError;
-use crate::unpack::extract::Limits;
+use crate::unpack::extract::{DirectoryMemory, Limits};
 use crate::unpack::pipeline::Unpack;
 
 /// Takes all bytes of a blob, in their order.
@@ -36,7 +36,8 @@ impl Follower {
         Self { hasher, digest, taken: 0, unpack: None, refused: None, stopped_at: None }
     }
 
-    /// Unpacks into the directory of `ingest` as well. `content` is what the uncompressed archive has to be.
+    /// Unpacks into the directory of `ingest` as well. `content` is what the uncompressed archive has to be, `directories` where
+    /// memory for many of them comes from.
     ///
     /// # Errors
     /// Those of the store and of unpacking.
@@ -45,8 +46,9 @@ impl Follower {
         digest: Digest,
         ingest: &LayerIngest,
         content: Option<Digest>,
+        directories: DirectoryMemory,
     ) -> Result<Self, Error> {
-        let limits = Limits { bytes: LAYER_LIMIT, reserve: store.disk.reserve()? };
+        let limits = Limits { bytes: LAYER_LIMIT, reserve: store.disk.reserve()?, directories };
         let started = Unpack::start(ingest.directory(), ingest.profile(), limits, content);
         let unpack = started.map_err(|source| Error::Unpack { digest: digest.clone(), source })?;
         Ok(Self { unpack: Some(unpack), ..Self::hashing(digest) })

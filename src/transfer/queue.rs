@@ -9,6 +9,8 @@ use crate::host::fair_queue::{FairQueue, Permit};
 use crate::host::limits;
 use crate::host::tenants::Tenants;
 use crate::registry::source::Asker;
+use crate::tenant::Tenant;
+use crate::unpack::extract::DirectoryMemory;
 
 /// Turns for transfers, and to unpack.
 #[derive(Debug)]
@@ -17,6 +19,8 @@ pub struct Queue {
     large: Lane,
     /// Connections beside the first of a transfer.
     helpers: FairQueue,
+    /// Memory for directories of layers that are unpacked.
+    directories: FairQueue,
 }
 
 /// Turns for blobs of like size.
@@ -42,7 +46,9 @@ impl Queue {
             unpacks_while_coming: FairQueue::new(limits::LARGE_UNPACKS_WHILE_COMING),
             unpacks: FairQueue::new(limits::LARGE_UNPACKS),
         };
-        Self { small, large, helpers: FairQueue::new(limits::HELPERS) }
+        let (helpers, directories) =
+            (FairQueue::new(limits::HELPERS), FairQueue::new(limits::DIRECTORY_BYTES));
+        Self { small, large, helpers, directories }
     }
 
     /// Whether a blob of `size` bytes is small.
@@ -64,6 +70,11 @@ impl Queue {
     pub async fn unpack(&self, tenants: &Tenants, size: u64) -> Permit {
         let lane = self.lane(size);
         tenants.acquire(&[&lane.unpacks_while_coming, &lane.unpacks], 1).await
+    }
+
+    /// Memory for directories, on behalf of `tenant`.
+    pub fn directories(&self, tenant: &Tenant) -> DirectoryMemory {
+        DirectoryMemory::Shared(self.directories.clone(), tenant.clone())
     }
 
     /// One more connection for `asker`, if it can be had at once.

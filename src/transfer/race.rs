@@ -1,13 +1,14 @@
-//! Sources of one blob that are compared: which one goes on.
+//! Sources of one blob that are compared: which ones go on.
 //!
-//! What counts is when a source would be done, not how fast it is: one that has most of a blob already is not given up for one that
-//! would begin anew.
+//! What counts is when a source would be done, and that nothing is lost: one is given up only when another has as much of the
+//! blob, and would not be done later. So nobody can end what somebody else's source has got so far by a short burst.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::registry::source::Asker;
-use crate::transfer::fetch::{HELP_BELOW, Speed};
+use crate::tenant::Tenant;
+use crate::transfer::fetch::{HELP_BELOW, Pace, Speed};
 
 /// One source that is being fetched from.
 pub struct Attempt {
@@ -18,25 +19,41 @@ pub struct Attempt {
     began: Instant,
     /// When bytes came for the first time, as far as that was seen.
     first_byte: Option<Instant>,
+    /// Since when its pace is not known: because it has just begun, or what it sends keeps disk or processor busy.
+    unknown_since: Option<Instant>,
+}
+
+/// The sources that run, seen by one that may join them.
+pub struct Rivals {
+    /// When the first of them would be done.
+    pub seconds_left: f64,
+    /// Those whose sources run, when more than one does: each may have only one then.
+    tenants: Vec<Tenant>,
 }
 
 /// How much sooner another source has to be done, so that two do not take turns.
 pub const SOONER: f64 = 1.2;
 /// How long a source may show what it can before it is compared.
 const TRIAL: Duration = Duration::from_secs(2);
-/// How long one from which nothing comes is waited for before it is compared.
+/// How long one from which nothing comes, or of which nothing is known, is waited for.
 const SILENCE: Duration = Duration::from_secs(10);
+/// Sources that run at a time.
+const ATTEMPTS: usize = 4;
 
 impl Attempt {
     /// It begins now.
     pub fn new(asker: Asker, speed: Arc<Speed>) -> Self {
-        Self { asker, speed, began: Instant::now(), first_byte: None }
+        Self { asker, speed, began: Instant::now(), first_byte: None, unknown_since: None }
     }
 
-    /// Notes when bytes have come. To be called often.
-    pub fn note_first_byte(&mut self) {
+    /// Notes what can be seen. To be called often.
+    pub fn note(&mut self) {
         if self.speed.received() > 0 {
             self.first_byte.get_or_insert_with(Instant::now);
+        }
+        match self.speed.pace() {
+            Some(_) => self.unknown_since = None,
+            None => drop(self.unknown_since.get_or_insert_with(Instant::now)),
         }
     }
 
@@ -47,23 +64,67 @@ impl Attempt {
             None => self.began.elapsed() >= SILENCE,
         }
     }
+
+    /// How many seconds are left, if it is slow for this network, and another could be worth a trial.
+    fn slow(&self) -> Option<f64> {
+        match self.speed.pace() {
+            _ if self.speed.has_ended() => None,
+            Some(pace) if pace.rate >= HELP_BELOW => None,
+            Some(pace) => {
+                Some(pace.seconds_left()).filter(|seconds_left| *seconds_left > TRIAL.as_secs_f64())
+            }
+            None => {
+                self.unknown_since.is_some_and(|since| since.elapsed() >= SILENCE).then_some(f64::INFINITY)
+            }
+        }
+    }
 }
 
-/// How many seconds are left, if the only source that runs is slow for this network, and another could be worth a trial.
-pub fn slow(attempts: &[Attempt]) -> Option<f64> {
-    let [only] = attempts else { return None };
-    let pace = only.speed.pace().filter(|pace| pace.rate < HELP_BELOW)?;
-    Some(pace.seconds_left()).filter(|seconds_left| *seconds_left > TRIAL.as_secs_f64())
+impl Rivals {
+    /// Whether the source of `asker` may join them.
+    pub fn admit(&self, asker: &Asker) -> bool {
+        !self.tenants.contains(&asker.tenant)
+    }
 }
 
-/// Which of two sources that run is to be given up, once both had time to show what they can.
-pub fn slower(attempts: &[Attempt]) -> Option<usize> {
-    let [first, second] = attempts else { return None };
-    if !first.is_tried() || !second.is_tried() {
+/// Whether another source may join those that run: all of them are slow, and had their trial.
+pub fn wants_another(attempts: &[Attempt]) -> Option<Rivals> {
+    if attempts.is_empty() || attempts.len() >= ATTEMPTS {
         return None;
     }
-    let (one, two) = (first.speed.pace()?.seconds_left(), second.speed.pace()?.seconds_left());
-    Some(if SOONER * two < one { 0 } else { 1 })
+    let others = attempts.len() > 1;
+    let slow = |attempt: &Attempt| attempt.slow().filter(|_| !others || attempt.is_tried());
+    let all: Option<Vec<f64>> = attempts.iter().map(slow).collect();
+    let seconds_left = all?.into_iter().fold(f64::INFINITY, f64::min);
+    let tenants = attempts.iter().filter(|_| others).map(|attempt| attempt.asker.tenant.clone());
+    Some(Rivals { seconds_left, tenants: tenants.collect() })
+}
+
+/// Which of the sources that run is to be given up: another has as much, and would be done sooner, or began before and would be
+/// done no later. When no more may join, the last one makes place.
+pub fn loser(attempts: &[Attempt]) -> Option<usize> {
+    let known: Vec<(usize, Pace)> = (0..)
+        .zip(attempts)
+        .filter(|(_, attempt)| attempt.is_tried())
+        .filter_map(|(at, attempt)| Some((at, attempt.speed.pace()?)))
+        .collect();
+    let loses = |(at, pace): &(usize, Pace)| {
+        known.iter().any(|(other, others)| {
+            let (mine, theirs) = (pace.seconds_left(), others.seconds_left());
+            let is_sooner = SOONER * theirs < mine || (other < at && theirs <= SOONER * mine);
+            other != at && others.missing <= pace.missing && is_sooner
+        })
+    };
+    let beaten = known.iter().find(|one| loses(one)).map(|(at, _)| *at);
+    beaten.or_else(|| {
+        let is_full = attempts.len() >= ATTEMPTS && known.len() == attempts.len();
+        let most = known.iter().map(|(_, pace)| pace.missing).min().filter(|_| is_full)?;
+        let behind = known.iter().filter(|(_, pace)| pace.missing > most);
+        let last = behind
+            .max_by(|(_, one), (_, other)| one.seconds_left().total_cmp(&other.seconds_left()))
+            .map(|(at, _)| *at);
+        last.filter(|_| attempts.iter().all(|attempt| attempt.slow().is_some()))
+    })
 }
 
 #[cfg(test)]
@@ -71,41 +132,81 @@ mod tests {
     use super::*;
     use crate::oci::repository::Repository;
     use crate::registry::source::Source;
-    use crate::tenant::Tenant;
-    use crate::transfer::fetch::Pace;
 
-    const MB: f64 = 1e6;
+    const MB: u64 = 1_000_000;
+    const LONG: Duration = Duration::from_secs(30);
 
-    fn attempt(rate: f64, missing: u64, since_first_byte: Option<Duration>, since: Duration) -> Attempt {
-        let repository = Repository { host: "host".into(), name: "r".into() };
-        let asker =
-            Asker { source: Source { repository, credential: None }, tenant: Tenant::of_namespace(None) };
-        let before = |age: Duration| Instant::now().checked_sub(age).expect("the clock is older");
-        let speed = Arc::new(Speed::at(Pace { rate, missing }));
-        Attempt { asker, speed, began: before(since), first_byte: since_first_byte.map(before) }
+    fn before(age: Duration) -> Instant {
+        Instant::now().checked_sub(age).expect("the clock is older")
+    }
+
+    /// A source with so many bytes a second, of which so many are missing.
+    fn attempt(tenant: &str, rate: u64, missing: u64) -> Attempt {
+        let repository = Repository { host: tenant.into(), name: "r".into() };
+        let source = Source { repository, credential: None };
+        let asker = Asker { source, tenant: Tenant::of_namespace(Some(tenant)) };
+        let speed = Arc::new(Speed::at(Pace { rate: rate as f64, missing }));
+        Attempt { asker, speed, began: before(LONG), first_byte: Some(before(LONG)), unknown_since: None }
     }
 
     #[test]
-    fn regression_one_that_is_nearly_done_is_not_given_up_for_a_faster_one() {
-        let long = Duration::from_secs(30);
-        let nearly = || attempt(10.0 * MB, 100_000_000, Some(long), long);
-        let faster = || attempt(15.0 * MB, 9_000_000_000, Some(long), long);
-        assert_eq!(slower(&[nearly(), faster()]), Some(1));
-        let much_faster = attempt(2_000.0 * MB, 9_000_000_000, Some(long), long);
-        assert_eq!(slower(&[nearly(), much_faster]), Some(0));
-        assert_eq!(slow(&[nearly()]), Some(10.0));
-        assert_eq!(slow(&[attempt(10.0 * MB, 1_000_000, Some(long), long)]), None, "it is done before");
+    fn regression_nothing_that_a_source_has_is_lost_to_a_burst() {
+        let nearly = || attempt("a", 10 * MB, 1_000 * MB);
+        let burst = |missing| attempt("b", 2_000 * MB, missing);
+        assert_eq!(loser(&[nearly(), burst(9_000 * MB)]), None, "it has less");
+        assert_eq!(loser(&[nearly(), burst(1_000 * MB)]), Some(0), "it has as much, and is faster");
+        assert_eq!(loser(&[nearly(), attempt("b", 15 * MB, 9_000 * MB)]), Some(1), "it would be done later");
+        assert_eq!(loser(&[nearly(), attempt("b", 11 * MB, 1_000 * MB)]), Some(1), "hardly faster");
+        // The one that has most may do badly for a moment.
+        assert_eq!(loser(&[attempt("a", 0, 1_000 * MB), burst(9_000 * MB)]), None);
     }
 
     #[test]
     fn regression_one_that_is_slow_to_begin_is_waited_for() {
-        let long = Duration::from_secs(3_600);
-        let trickle = || attempt(0.02 * MB, 1_000_000_000, Some(long), long);
-        let after = |seconds| attempt(0.0, 1_000_000_000, None, Duration::from_secs(seconds));
-        assert_eq!(slower(&[trickle(), after(3)]), None);
-        assert_eq!(slower(&[trickle(), after(11)]), Some(1), "nothing came");
-        let began =
-            attempt(50.0 * MB, 1_000_000_000, Some(Duration::from_millis(2_100)), Duration::from_secs(9));
-        assert_eq!(slower(&[trickle(), began]), Some(0));
+        let trickle = || attempt("a", MB / 50, 1_000 * MB);
+        let after = |seconds| Attempt {
+            began: before(Duration::from_secs(seconds)),
+            first_byte: None,
+            ..attempt("b", 0, 1_000 * MB)
+        };
+        assert_eq!(loser(&[trickle(), after(3)]), None);
+        assert_eq!(loser(&[trickle(), after(11)]), Some(1), "nothing came");
+        let began = Attempt {
+            first_byte: Some(before(Duration::from_millis(2_100))),
+            ..attempt("b", 50 * MB, 1_000 * MB)
+        };
+        assert_eq!(loser(&[trickle(), began]), Some(0));
+    }
+
+    #[test]
+    fn regression_sources_of_some_tenants_leave_room_for_another() {
+        let slow = |tenant: &str| attempt(tenant, MB, 1_000 * MB);
+        let rivals = wants_another(&[slow("a")]).expect("it is slow");
+        assert!(rivals.admit(&slow("a").asker), "one that is alone may be compared with its own");
+        // Two that are slow, and each the better one in some way.
+        let two = || vec![attempt("a", MB, 900 * MB), attempt("b", 2 * MB, 1_000 * MB)];
+        assert_eq!(loser(&two()), None);
+        let rivals = wants_another(&two()).expect("a third");
+        assert!(!rivals.admit(&slow("a").asker) && rivals.admit(&slow("c").asker));
+        let mut four = two();
+        four.extend([attempt("c", 3 * MB, 1_100 * MB), attempt("d", 4 * MB, 1_200 * MB)]);
+        assert!(wants_another(&four).is_none());
+        assert_eq!(loser(&four), Some(1), "the one that would be done last, but not the one that has most");
+        assert!(wants_another(&[attempt("a", 200 * MB, 10_000 * MB)]).is_none(), "it is fast");
+        assert!(wants_another(&[attempt("a", 10 * MB, MB)]).is_none(), "it is done before");
+    }
+
+    #[test]
+    fn regression_what_keeps_the_processor_busy_is_compared_as_well() {
+        let busy = |since| {
+            let mut attempt = attempt("a", MB, MB);
+            attempt.speed = Arc::default();
+            Attempt { unknown_since: Some(before(since)), ..attempt }
+        };
+        assert!(wants_another(&[busy(Duration::from_secs(3))]).is_none());
+        assert!(wants_another(&[busy(Duration::from_secs(11))]).is_some());
+        let done = busy(LONG);
+        done.speed.end();
+        assert!(wants_another(&[done]).is_none(), "all has come");
     }
 }

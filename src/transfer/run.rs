@@ -21,15 +21,15 @@ use crate::registry::client::Registry;
 use crate::registry::source::{Asker, Source};
 use crate::store::error::Error as StoreError;
 use crate::store::open::Store;
-use crate::transfer::archive::{Archive, Window};
+use crate::transfer::archive::{Archive, Room};
 use crate::transfer::counter::{Counter, Fetched};
 use crate::transfer::error::Error;
 use crate::transfer::fetch::{Failed, Fetch, Means, Pace, Speed, Wanted, wrong_content};
 use crate::transfer::flight::{Flights, Waiter};
 use crate::transfer::needed::{Form, Needed, Stored, origin};
 use crate::transfer::queue::Queue;
-use crate::transfer::race::{Attempt, slow, slower};
-use crate::transfer::sink::{Finished, Sink};
+use crate::transfer::race::{self, Attempt};
+use crate::transfer::sink::{Finished, Sink, Turn as UnpackTurn};
 use crate::transfer::sources::Sources;
 use crate::transfer::verdicts::Verdicts;
 
@@ -63,6 +63,15 @@ struct Key {
 const QUEUE: usize = limits::QUEUE_BYTES / limits::PIECE;
 /// How often the sources that run are compared.
 const COMPARE_EVERY: Duration = Duration::from_millis(250);
+/// How a source is asked.
+#[derive(Clone, Copy)]
+struct How {
+    /// For all of the blob at once: the parts may not belong together.
+    whole: bool,
+    /// A layer is not unpacked while it comes.
+    as_archive: bool,
+}
+
 /// Ends with the outcome, or with none when it was given up for a faster one.
 type Attempting<'a> = BoxFuture<'a, (Asker, Option<Result<Stored, Failed>>)>;
 /// Ends with the next source, and the turn to fetch from it.
@@ -133,14 +142,20 @@ impl Transfers {
                 };
                 futures.push(self.attempt(needed, asker, turn, sources, &mut attempts));
             }
-            let wants_another =
-                slow(&attempts).is_some_and(|seconds_left| !sources.challengers(seconds_left).is_empty());
-            if !wants_another {
-                challenger = None;
-            } else if challenger.is_none() {
-                let seconds_left = slow(&attempts).unwrap_or(f64::INFINITY);
-                let challengers = move |sources: &Sources| sources.challengers(seconds_left);
-                challenger = Some(Box::pin(self.next(sources, needed, challengers)));
+            let challengers = race::wants_another(&attempts).map(|rivals| {
+                move |sources: &Sources| {
+                    let mut all = sources.challengers(rivals.seconds_left);
+                    all.retain(|asker| rivals.admit(asker));
+                    all
+                }
+            });
+            let challengers = challengers.filter(|challengers| !challengers(sources).is_empty());
+            match challengers {
+                Some(challengers) if challenger.is_none() => {
+                    challenger = Some(Box::pin(self.next(sources, needed, challengers)));
+                }
+                Some(_) => {}
+                None => challenger = None,
             }
             tokio::select! {
                 biased;
@@ -175,9 +190,9 @@ impl Transfers {
                     }
                 }
                 _ = compares.tick() => {
-                    attempts.iter_mut().for_each(Attempt::note_first_byte);
-                    if let Some(slower) = slower(&attempts) {
-                        let Attempt { asker, speed, .. } = attempts.remove(slower);
+                    attempts.iter_mut().for_each(Attempt::note);
+                    if let Some(loser) = race::loser(&attempts) {
+                        let Attempt { asker, speed, .. } = attempts.remove(loser);
                         let (host, pace) = (&asker.source.repository.host, speed.pace());
                         let rate = pace.map_or(0.0, |pace| pace.rate);
                         tracing::info!(digest = %needed.blob.digest, host, rate, "giving a slow source up for a faster one");
@@ -235,14 +250,21 @@ impl Transfers {
         Box::pin(async move {
             let mut turn = Some(turn);
             let fetching = async {
-                let mut result = self.fetch(needed, &asker, sources, &speed, &mut turn, false).await;
-                if let Err(Failed { in_parts: true, .. }) = result {
+                let mut how = How { whole: false, as_archive: false };
+                loop {
+                    let result = self.fetch(needed, &asker, sources, &speed, &mut turn, how).await;
+                    match result {
+                        Err(Failed { in_parts: true, .. }) if !how.whole => how.whole = true,
+                        // It finds room when all of it is here.
+                        Err(Failed { error, .. }) if error.is_short_of_memory() && !how.as_archive => {
+                            how.as_archive = true;
+                        }
+                        result => return result,
+                    }
                     if turn.is_none() {
                         turn = Some(self.queue.transfer(&asker, needed.blob.size).await);
                     }
-                    result = self.fetch(needed, &asker, sources, &speed, &mut turn, true).await;
                 }
-                result
             };
             let outcome = tokio::select! {
                 result = fetching => Some(result),
@@ -259,15 +281,16 @@ impl Transfers {
         sources: &Sources,
         speed: &Speed,
         turn: &mut Option<Permit>,
-        whole: bool,
+        how: How,
     ) -> Result<Stored, Failed> {
         let (store, from, opened) = (Arc::clone(&self.store), origin(&asker.source), needed.clone());
         let unpack = match &needed.form {
-            Form::Layer { .. } => self.queue.unpack_while_coming(asker, needed.blob.size),
-            Form::File | Form::Nothing => None,
+            Form::Layer { .. } if !how.as_archive => self.queue.unpack_while_coming(asker, needed.blob.size),
+            Form::Layer { .. } | Form::File | Form::Nothing => None,
         };
-        let unpacks = unpack.is_some();
-        let sink = blocking::run(Lane::Store, move || Sink::open(&store, &opened, from, unpacks)).await?;
+        let directories = self.queue.directories(&asker.tenant);
+        let unpack = unpack.map(|permit| UnpackTurn { permit, directories });
+        let sink = blocking::run(Lane::Store, move || Sink::open(&store, &opened, from, unpack)).await?;
         let counter: &Arc<Counter> = &sources.counter;
         counter.here.fetch_max(sink.partial().present(), Relaxed);
         let (writer, pieces) = mpsc::channel(QUEUE);
@@ -276,7 +299,7 @@ impl Transfers {
             blob: &needed.blob,
             missing: sink.partial().missing(),
             resumed: sink.partial().present() > 0,
-            whole,
+            whole: how.whole,
             in_parts: sink.takes_parts(),
         };
         let fetch = Fetch::new(means, asker, wanted, speed, counter, writer);
@@ -293,7 +316,7 @@ impl Transfers {
                 return Err(Error::Fault.into());
             }
         };
-        speed.is_done();
+        speed.end();
         let (in_parts, oddity, elsewhere) =
             (fetch.came_in_parts(), fetch.oddity(), fetch.came_from_elsewhere());
         drop(fetch);
@@ -309,10 +332,10 @@ impl Transfers {
                 return Err(failed);
             }
         };
-        if sink.is_archive() || sink.needs_large_window() {
+        if sink.needs_large_window() {
             turn.take(); // All bytes are here; who waits now keeps nobody from the network.
         }
-        let finished = self.finish(sink, sources, unpack).await.map_err(|error| match error {
+        let finished = self.finish(sink, sources).await.map_err(|error| match error {
             Error::Store(StoreError::Mismatch { got, .. }) => {
                 let got = oddity.unwrap_or_else(|| got.to_string());
                 let error = wrong_content(asker, &needed.blob, got, elsewhere).into();
@@ -322,13 +345,14 @@ impl Transfers {
         })?;
         match finished {
             Finished::Stored(stored) => Ok(stored),
-            Finished::Archive(archive) => Ok(self.unpack(needed, archive, sources).await?),
+            // It keeps its place in the queue: so not more wait for their turn to be unpacked than there are places.
+            Finished::Archive(archive) => Ok(self.unpack(needed, archive, sources, turn.take()).await?),
         }
     }
 
-    /// Checks and publishes what a sink has, when there is memory for it. The memory, and the turn to unpack, are given back when
-    /// the work ends, which it does although nobody may wait for it any more.
-    async fn finish(&self, sink: Sink, sources: &Sources, unpack: Option<Permit>) -> Result<Finished, Error> {
+    /// Checks and publishes what a sink has, when there is memory for it. The memory is given back when the work ends, which it does
+    /// although nobody may wait for it any more.
+    async fn finish(&self, sink: Sink, sources: &Sources) -> Result<Finished, Error> {
         let large = sink.needs_large_window();
         let sink = DropAway::new(sink);
         let memory = match large {
@@ -337,7 +361,7 @@ impl Transfers {
         };
         let finish = move || {
             let finished = sink.into_inner().map_or(Err(Error::Fault), Sink::finish);
-            drop((memory, unpack));
+            drop(memory);
             finished
         };
         blocking::on_own_thread("finish", finish).await.map_err(Error::Thread)?
@@ -355,7 +379,7 @@ impl Transfers {
         if file.size != needed.blob.size {
             return Ok(None);
         }
-        match self.unpack(needed, Archive::published(&file), sources).await {
+        match self.unpack(needed, Archive::published(&file), sources, None).await {
             Err(Error::Store(StoreError::Mismatch { expected, got })) => {
                 tracing::warn!(%expected, %got, "discarding a blob that did not keep");
                 let store = Arc::clone(&self.store);
@@ -366,28 +390,41 @@ impl Transfers {
         }
     }
 
-    /// Unpacks what is here, in its turn; once more, when it turns out to need much memory. Who waits for that has no turn that others
-    /// could use meanwhile.
-    async fn unpack(&self, needed: &Needed, archive: Archive, sources: &Sources) -> Result<Stored, Error> {
+    /// Unpacks what is here, in its turn; `place` is given up then. What turns out to need much memory is unpacked once more when
+    /// there is that: it is for one at a time, so it needs no turn beside it.
+    async fn unpack(
+        &self,
+        needed: &Needed,
+        archive: Archive,
+        sources: &Sources,
+        place: Option<Permit>,
+    ) -> Result<Stored, Error> {
         let archive = Arc::new(DropAway::new(archive));
-        for window in [Window::Common, Window::Large] {
-            let memory = match window {
-                Window::Common => None,
-                Window::Large => Some(sources.tenants.acquire(&[&self.memory], limits::LARGE_WINDOW).await),
-            };
-            let turn = self.queue.unpack(&sources.tenants, needed.blob.size).await;
-            let (store, needed, archive) = (Arc::clone(&self.store), needed.clone(), Arc::clone(&archive));
-            let unpack = move || {
-                let unpacked =
-                    archive.get().map_or(Err(Error::Fault), |it| it.unpack(&store, &needed, window));
-                drop((memory, turn)); // Also when nobody waits any more.
-                unpacked
-            };
-            if let Some(stored) = blocking::on_own_thread("unpack", unpack).await.map_err(Error::Thread)?? {
-                return Ok(stored);
-            }
+        let turn = self.queue.unpack(&sources.tenants, needed.blob.size).await;
+        drop(place);
+        let directories = self.queue.directories(turn.tenant());
+        if let Some(stored) = self.unpack_with(turn, Room::Common(directories), needed, &archive).await? {
+            return Ok(stored);
         }
-        Err(Error::Fault)
+        let memory = sources.tenants.acquire(&[&self.memory], limits::LARGE_UNPACK).await;
+        self.unpack_with(memory, Room::Large, needed, &archive).await?.ok_or(Error::Fault)
+    }
+
+    /// Unpacks on a thread that has `permit` until it ends, also when nobody waits any more.
+    async fn unpack_with(
+        &self,
+        permit: Permit,
+        room: Room,
+        needed: &Needed,
+        archive: &Arc<DropAway<Archive>>,
+    ) -> Result<Option<Stored>, Error> {
+        let (store, needed, archive) = (Arc::clone(&self.store), needed.clone(), Arc::clone(archive));
+        let unpack = move || {
+            let unpacked = archive.get().map_or(Err(Error::Fault), |it| it.unpack(&store, &needed, room));
+            drop(permit);
+            unpacked
+        };
+        blocking::on_own_thread("unpack", unpack).await.map_err(Error::Thread)?
     }
 }
 

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use crate::host::fair_queue::Permit;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::store::access::origin::Origin;
@@ -27,14 +28,25 @@ use crate::transfer::fetch::Piece;
 use crate::transfer::follower::Follower;
 use crate::transfer::needed::{Form, Needed, Stored};
 use crate::transfer::queue::Queue;
+use crate::unpack::extract::DirectoryMemory;
 use crate::unpack::pipeline::yield_to_others;
 
 /// Where the bytes of one transfer go.
+///
+/// *Invariant:* fields are dropped in their order: the follower is told to end, has ended, and then its directory goes.
 pub struct Sink {
     blob: Descriptor,
-    target: Target,
-    follower: Following,
     abandon: Abandon,
+    follower: Following,
+    target: Target,
+}
+
+/// To unpack while it comes.
+pub struct Turn {
+    /// Held until all is unpacked, or nothing is left of it.
+    pub permit: Permit,
+    /// Memory for many directories.
+    pub directories: DirectoryMemory,
 }
 
 /// Ends the follower of a sink that is given up.
@@ -54,12 +66,12 @@ enum Target {
         ingest: Box<LayerIngest>,
         partial: Arc<Partial>,
         content: Option<Digest>,
+        permit: Permit,
     },
     /// They are kept until all are here, and unpacked then.
     Archive {
         ingest: Box<LayerIngest>,
         partial: Arc<Partial>,
-        origin: Origin,
     },
     /// They are only hashed.
     Nothing {
@@ -79,33 +91,35 @@ pub enum Finished {
 enum Following {
     /// The writer itself.
     Here(Follower),
-    Thread(JoinHandle<Result<Follower, Error>>),
+    Thread(FollowerThread),
     /// All was followed.
     Done(Follower),
 }
 
 impl Sink {
-    /// Opens a sink for what `origin` will send. A layer is unpacked `while_coming`, or is a file until all of it is here.
+    /// Opens a sink for what `origin` will send. A layer is unpacked while it comes, if there is a `turn` for that; else it is a
+    /// file until all of it is here.
     ///
     /// # Errors
     /// Those of the store; [`Error::Thread`].
-    pub fn open(store: &Store, needed: &Needed, origin: Origin, while_coming: bool) -> Result<Self, Error> {
+    pub fn open(store: &Store, needed: &Needed, origin: Origin, turn: Option<Turn>) -> Result<Self, Error> {
         let blob = needed.blob.clone();
         let mut follower = Follower::hashing(blob.digest.clone());
-        let target = match &needed.form {
-            Form::File => Target::File(Arc::new(store.ingests.open(&blob, origin)?)),
-            Form::Layer { profile, content } if while_coming => {
+        let target = match (&needed.form, turn) {
+            (Form::File, _) => Target::File(Arc::new(store.ingests.open(&blob, origin)?)),
+            (Form::Layer { profile, content }, Some(Turn { permit, directories })) => {
                 let ingest = Box::new(store.layers.ingest(&blob, *profile, vec![origin])?);
-                follower = Follower::unpacking(store, blob.digest.clone(), &ingest, content.clone())?;
+                let (digest, content) = (blob.digest.clone(), content.clone());
+                follower = Follower::unpacking(store, digest, &ingest, content.clone(), directories)?;
                 let partial = Arc::new(Partial::streamed(ingest.early(), blob.size));
-                Target::Layer { ingest, partial, content: content.clone() }
+                Target::Layer { ingest, partial, content, permit }
             }
-            Form::Layer { profile, .. } => {
-                let ingest = Box::new(store.layers.ingest(&blob, *profile, vec![origin.clone()])?);
+            (Form::Layer { profile, .. }, None) => {
+                let ingest = Box::new(store.layers.ingest(&blob, *profile, vec![origin])?);
                 let partial = Partial::spooled(ingest.early(), blob.size, Ranges::default());
-                Target::Archive { ingest, partial: Arc::new(partial), origin }
+                Target::Archive { ingest, partial: Arc::new(partial) }
             }
-            Form::Nothing => {
+            (Form::Nothing, _) => {
                 let partial = Partial::streamed(PathBuf::new(), blob.size);
                 Target::Nothing { partial: Arc::new(partial) }
             }
@@ -113,10 +127,10 @@ impl Sink {
         let follower = if Queue::is_small(blob.size) {
             Following::Here(follower)
         } else {
-            Following::Thread(follow(follower, target.handle())?)
+            Following::Thread(FollowerThread::start(follower, target.handle())?)
         };
         let abandon = Abandon(target.handle());
-        Ok(Self { blob, target, follower, abandon })
+        Ok(Self { blob, abandon, follower, target })
     }
 
     /// What is there, and what is missing.
@@ -149,11 +163,8 @@ impl Sink {
             self.partial().abandon();
         }
         self.follower = match self.follower {
-            Following::Thread(thread) => match thread.join() {
-                // The follower's own error says more than the writer's, which it ended.
-                Ok(followed) => Following::Done(followed?),
-                Err(panic) => std::panic::resume_unwind(panic),
-            },
+            // The follower's own error says more than the writer's, which it ended.
+            Following::Thread(thread) => Following::Done(thread.end()?),
             Following::Here(mut follower) => {
                 // A blob that was all here when it was resumed has had no piece that it was followed after.
                 let partial = self.target.partial();
@@ -172,7 +183,10 @@ impl Sink {
     fn write(&mut self, piece: Piece) -> Result<(), Error> {
         match &self.target {
             Target::File(ingest) => ingest.write(piece.offset, piece.bytes)?,
-            other => other.partial().write(piece.offset, piece.bytes)?,
+            Target::Layer { ingest, partial, .. } | Target::Archive { ingest, partial } => {
+                ingest.write(partial, piece.offset, piece.bytes)?;
+            }
+            Target::Nothing { partial } => partial.write(piece.offset, piece.bytes)?,
         }
         if let Following::Here(follower) = &mut self.follower {
             let partial = self.target.partial();
@@ -199,7 +213,7 @@ impl Sink {
     /// [`StoreError::Mismatch`] when the content is not what the digest names, [`Error::Unpack`] when it is and
     /// cannot be unpacked, and those of the store.
     pub fn finish(self) -> Result<Finished, Error> {
-        let Self { blob, target, follower, abandon } = self;
+        let Self { blob, abandon, follower, target } = self;
         drop(abandon);
         let Following::Done(mut follower) = follower else { return Err(Error::Fault) };
         let expected = blob.digest;
@@ -209,13 +223,17 @@ impl Sink {
                 let ingest = Arc::into_inner(ingest).ok_or(Error::Fault)?;
                 Stored::Blob(ingest.publish(&got)?)
             }
-            _ if got != expected => return Err(StoreError::Mismatch { expected, got }.into()),
-            Target::Archive { ingest, partial, origin } => {
-                return Ok(Finished::Archive(Archive::downloaded(ingest, partial, origin)));
+            _ if got != expected => {
+                drop(follower); // Before its directory.
+                return Err(StoreError::Mismatch { expected, got }.into());
+            }
+            Target::Archive { ingest, partial } => {
+                return Ok(Finished::Archive(Archive::downloaded(ingest, partial)));
             }
             Target::Nothing { .. } => Stored::Nothing,
-            Target::Layer { ingest, partial, content } => {
+            Target::Layer { ingest, partial, content, permit } => {
                 let summary = follower.finish(&partial)?;
+                drop(permit);
                 Stored::Layer(ingest.publish(summary, content)?)
             }
         };
@@ -223,20 +241,43 @@ impl Sink {
     }
 }
 
-/// Starts the thread that follows the writer of `partial`.
-fn follow(mut follower: Follower, partial: Handle) -> Result<JoinHandle<Result<Follower, Error>>, Error> {
-    let work = move || {
-        if follower.unpacks() {
-            yield_to_others();
+/// The thread of a follower; it has ended when this is dropped.
+struct FollowerThread(Option<JoinHandle<Result<Follower, Error>>>);
+
+impl FollowerThread {
+    /// Starts the thread that follows the writer of `partial`.
+    fn start(mut follower: Follower, partial: Handle) -> Result<Self, Error> {
+        let work = move || {
+            if follower.unpacks() {
+                yield_to_others();
+            }
+            // Dropped, also by a panic, it ends a writer that would wait for a follower that is no more.
+            let partial = Abandon(partial);
+            while let Some(bytes) = partial.0.partial().follow()? {
+                take(&mut follower, bytes, partial.0.partial())?;
+            }
+            Ok(follower)
+        };
+        let thread = std::thread::Builder::new().name("follow".into()).spawn(work);
+        Ok(Self(Some(thread.map_err(Error::Thread)?)))
+    }
+
+    /// Waits for its end.
+    fn end(mut self) -> Result<Follower, Error> {
+        match self.0.take().map(JoinHandle::join) {
+            Some(Ok(followed)) => followed,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => Err(Error::Fault),
         }
-        // Dropped, also by a panic, it ends a writer that would wait for a follower that is no more.
-        let partial = Abandon(partial);
-        while let Some(bytes) = partial.0.partial().follow()? {
-            take(&mut follower, bytes, partial.0.partial())?;
+    }
+}
+
+impl Drop for FollowerThread {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            let _ = thread.join(); // It was told to end, and what it has is not wanted.
         }
-        Ok(follower)
-    };
-    std::thread::Builder::new().name("follow".into()).spawn(work).map_err(Error::Thread)
+    }
 }
 
 /// Has `follower` take the next bytes of `partial`, which becomes a file when they are needed again.

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::host::fair_queue::FairQueue;
 use crate::host::file_metadata;
 use crate::host::limits::MERGE_BYTES;
 use crate::layer::checksum::Checksum;
@@ -29,6 +30,7 @@ use crate::layer::format::{Dropped, FILES, INDEX, Profile, SHADOWED, Summary};
 use crate::layer::index::ENTRY_LIMIT;
 use crate::layer::index::{Entry, EntryKind, EntryMetadata, Place, Writer};
 use crate::layer::name::{AUFS_LINKS, Name, shown};
+use crate::tenant::Tenant;
 use crate::unpack::error::{Error, io};
 use crate::unpack::extract::files::{Directories, Parent};
 use crate::unpack::tar::{Archive, Header, Type};
@@ -55,12 +57,23 @@ pub struct Extract {
 }
 
 /// What may be used.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Limits {
     /// Bytes of all files.
     pub bytes: u64,
     /// Bytes that stay free on the file system.
     pub reserve: u64,
+    /// Memory for directories beyond what every layer has.
+    pub directories: DirectoryMemory,
+}
+
+/// Where memory for directories comes from, beyond [what every layer has](limits::OWN_DIRECTORY_BYTES).
+#[derive(Debug, Clone)]
+pub enum DirectoryMemory {
+    /// From what all share, on behalf of a tenant.
+    Shared(FairQueue, Tenant),
+    /// [All that a layer may have](limits::LAYER_DIRECTORY_BYTES): who says so has made room for it.
+    Own,
 }
 
 /// How often the free space is checked.
@@ -98,7 +111,10 @@ impl Extract {
         let index = File::create_new(directory.join(INDEX)).map_err(io("create", INDEX.as_bytes()))?;
         Ok(Self {
             directory: directory.to_owned(),
-            directories: Directories::new(fs.try_clone().map_err(io("open", FILES.as_bytes()))?),
+            directories: Directories::new(
+                fs.try_clone().map_err(io("open", FILES.as_bytes()))?,
+                limits.directories.clone(),
+            ),
             fs,
             shadowed,
             index: Writer::new(index),

@@ -131,6 +131,13 @@ impl Volumes {
         self.stopping.send_replace(true);
     }
 
+    /// Ends all pulls; what they have so far is kept.
+    pub async fn end_pulls(&self) {
+        if let Some(puller) = self.puller.lock().await.as_ref() {
+            puller.stop();
+        }
+    }
+
     /// Waits until what the store has is durable; what is not, the next process checks.
     pub async fn flush(&self) {
         let puller = self.puller.lock().await.clone();

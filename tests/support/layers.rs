@@ -18,7 +18,7 @@ use ocivol::store::access::origin::Origin;
 use ocivol::store::content::build::Build;
 use ocivol::store::key::{LayerKey, TreeKey};
 use ocivol::store::open::Store;
-use ocivol::unpack::extract::Limits;
+use ocivol::unpack::extract::{DirectoryMemory, Limits};
 use ocivol::unpack::pipeline::Unpack;
 use serde_json::json;
 use tempfile::TempDir;
@@ -37,7 +37,7 @@ impl Drop for Layers {
 }
 
 /// What a layer is unpacked with.
-pub const LIMITS: Limits = Limits { bytes: 1 << 40, reserve: 0 };
+pub const LIMITS: Limits = Limits { bytes: 1 << 40, reserve: 0, directories: DirectoryMemory::Own };
 
 pub fn descriptor(blob: &[u8]) -> Descriptor {
     Descriptor {

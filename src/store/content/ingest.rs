@@ -64,7 +64,7 @@ struct Sidecar {
 /// How often the finished ranges are recorded: what a killed process downloads again, at most.
 const RECORD_EVERY: u64 = 64 * 1024 * 1024;
 /// How often writeback is started, so that the disk works while the network does.
-const WRITE_BACK_EVERY: u64 = 32 * 1024 * 1024;
+pub(in crate::store) const WRITE_BACK_EVERY: u64 = 32 * 1024 * 1024;
 
 impl Ingests {
     pub(in crate::store) fn new(disk: Arc<Disk>, ledger: Arc<Ledger>, blobs: Arc<Blobs>) -> Self {

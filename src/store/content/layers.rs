@@ -9,8 +9,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::host::failpoint;
@@ -19,7 +21,9 @@ use crate::layer::format::{EARLY, FILES, Profile, Summary};
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::store::access::origin::{Origin, note_origin};
+use crate::store::content::ingest::WRITE_BACK_EVERY;
 use crate::store::content::layer::Layer;
+use crate::store::content::partial::Partial;
 use crate::store::content::soundness::{self, Unsound};
 use crate::store::disk::{Disk, children, create_private, remove};
 use crate::store::durable::facts::Facts;
@@ -51,6 +55,8 @@ pub struct LayerIngest {
     origins: Vec<Origin>,
     /// [`Ledger::losses`] when it was begun.
     losses: u64,
+    /// Bytes of the archive that came since writeback was started, and the free space looked at.
+    dirty: AtomicU64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,6 +89,33 @@ impl LayerIngest {
     /// How its archive is read.
     pub fn profile(&self) -> Profile {
         self.profile
+    }
+
+    /// Another directory to unpack the same to. What the disk has lost since this was begun counts for that as well: what is
+    /// unpacked was kept here.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`].
+    pub fn again(&self) -> Result<Self, Error> {
+        let origins = self.origins.clone();
+        let mut again = self.layers.ingest(&self.blob, self.profile, origins)?;
+        again.losses = self.losses;
+        Ok(again)
+    }
+
+    /// Writes bytes of the archive that are kept in a file, in `partial`. *Caller:* one thread.
+    ///
+    /// # Errors
+    /// As [`Partial::write`].
+    pub fn write(&self, partial: &Partial, offset: u64, bytes: Bytes) -> Result<(), Error> {
+        let length = bytes.len() as u64;
+        partial.write(offset, bytes)?;
+        if self.dirty.fetch_add(length, Ordering::Relaxed) + length >= WRITE_BACK_EVERY {
+            self.dirty.store(0, Ordering::Relaxed);
+            partial.write_back();
+            self.layers.disk.check_space(1)?; // Others write as well.
+        }
+        Ok(())
     }
 
     /// Where bytes of the archive go that come before their turn.
@@ -136,7 +169,8 @@ impl LayerIngest {
                 let recorded = recorded
                     .and_then(|()| record::write(&layers.disk, &layers.record_path(&self.key), &record));
                 if let Err(error) = recorded {
-                    layers.disk.discard(&directory)?; // Without its record it is nothing.
+                    // Without its record it is nothing. It is deleted with this ingest, when nobody waits for that.
+                    fs::rename(&directory, &self.directory).map_err(io("take back", &directory))?;
                     return Err(error);
                 }
             }
@@ -176,7 +210,16 @@ impl Layers {
         create_private(&directory).map_err(io("create", &directory))?;
         let key = LayerKey::new(&blob.digest, profile);
         let blob = blob.clone();
-        Ok(LayerIngest { layers: Arc::clone(self), directory, key, profile, blob, origins, losses })
+        Ok(LayerIngest {
+            layers: Arc::clone(self),
+            directory,
+            key,
+            profile,
+            blob,
+            origins,
+            losses,
+            dirty: AtomicU64::new(0),
+        })
     }
 
     /// The layer with `key`, if it is here.

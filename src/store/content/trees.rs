@@ -187,9 +187,9 @@ impl Trees {
             let _guard = self.ledger.publishing();
             self.ledger.check_losses(losses, &format!("tree {}", build.key))?;
             if let Err(error) = record::write(&self.disk, &self.record_path(&build.key), &image) {
-                // Without its record it is nothing.
+                // Without its record it is nothing; to delete it here would take long.
                 if image.only_layer.is_none() {
-                    self.disk.discard(&self.directory(&build.key))?;
+                    self.disk.retire(&self.directory(&build.key))?;
                 }
                 return Err(error);
             }

@@ -4,17 +4,18 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::host::fair_queue::Permit;
 use crate::host::limits;
 use crate::layer::checksum::Checksum;
 use crate::layer::format::Profile;
 use crate::layer::name::Name;
 use crate::unpack::error::{Error, io};
+use crate::unpack::extract::DirectoryMemory;
 
 /// The directories that were made, and the few that are open.
 pub(super) struct Directories {
@@ -22,16 +23,12 @@ pub(super) struct Directories {
     made: HashSet<Name>,
     /// Bytes of memory they take, about.
     memory: u64,
-    /// And how many of these are of what all share.
-    shared: u64,
+    /// Where more comes from than every layer has, how much came, and what is held of it.
+    more: DirectoryMemory,
+    taken: u64,
+    held: Vec<Permit>,
     /// Most recently used last.
     open: VecDeque<(Name, OwnedFd)>,
-}
-
-impl Drop for Directories {
-    fn drop(&mut self) {
-        SHARED.fetch_sub(self.shared, Ordering::Relaxed);
-    }
 }
 
 /// A directory that something is to be created in.
@@ -42,9 +39,6 @@ pub(super) enum Parent<'a> {
     Blocked,
 }
 
-/// Bytes that layers have taken beyond what each has: see [`limits::DIRECTORY_BYTES`].
-static SHARED: AtomicU64 = AtomicU64::new(0);
-
 /// Directories that are open at a time: archives go through a tree depth first.
 const OPEN: usize = 16;
 
@@ -52,8 +46,16 @@ const DIRECTORY: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Directories {
-    pub fn new(root: OwnedFd) -> Self {
-        Self { root, made: HashSet::new(), memory: 0, shared: 0, open: VecDeque::new() }
+    pub fn new(root: OwnedFd, more: DirectoryMemory) -> Self {
+        Self {
+            root,
+            made: HashSet::new(),
+            memory: 0,
+            more,
+            taken: 0,
+            held: Vec::new(),
+            open: VecDeque::new(),
+        }
     }
 
     /// How many were made.
@@ -132,18 +134,17 @@ impl Directories {
     }
 
     fn take_memory(&mut self, bytes: u64) -> Result<(), Error> {
+        const STEP: u64 = limits::OWN_DIRECTORY_BYTES;
         self.memory += bytes;
-        if self.memory - self.shared > limits::OWN_DIRECTORY_BYTES {
-            let others =
-                SHARED.fetch_add(limits::OWN_DIRECTORY_BYTES, Ordering::Relaxed).saturating_sub(self.shared);
-            self.shared += limits::OWN_DIRECTORY_BYTES;
-            if self.shared > limits::DIRECTORY_BYTES / 4 * 3 {
+        while self.memory > limits::OWN_DIRECTORY_BYTES + self.taken {
+            if self.taken + STEP > limits::LAYER_DIRECTORY_BYTES {
                 return Err(Error::TooMuch("can be kept in memory of its directories".into())); // However long it waited.
             }
-            // A layer may have three quarters of what the others leave: so no one keeps all others from going on.
-            if self.shared > limits::DIRECTORY_BYTES.saturating_sub(others) / 4 * 3 {
-                return Err(Error::Busy("directories"));
+            if let DirectoryMemory::Shared(all, tenant) = &self.more {
+                let permit = all.try_acquire(tenant, "", STEP).ok_or(Error::Busy("directories"))?;
+                self.held.push(permit);
             }
+            self.taken += STEP;
         }
         Ok(())
     }
