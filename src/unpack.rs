@@ -6,6 +6,7 @@
 //! digest of all that was pushed.
 
 pub mod decompress;
+pub mod directory_memory;
 pub mod error;
 pub mod extract;
 mod field;

@@ -12,7 +12,8 @@ use libfuzzer_sys::fuzz_target;
 use ocivol::layer::format::{INDEX, Profile, place_of};
 use ocivol::layer::index::{EntryKind, Reader};
 use ocivol::layer::merge::{Merge, Rename};
-use ocivol::unpack::extract::{DirectoryMemory, Limits};
+use ocivol::unpack::directory_memory::DirectoryMemory;
+use ocivol::unpack::extract::Limits;
 use ocivol::unpack::pipeline::Unpack;
 
 #[derive(Debug, Arbitrary)]

@@ -12,7 +12,7 @@ use crate::store::open::Store;
 use crate::transfer::error::Error;
 use crate::transfer::follower::Follower;
 use crate::transfer::needed::{Form, Needed, Stored};
-use crate::unpack::extract::DirectoryMemory;
+use crate::unpack::directory_memory::DirectoryMemory;
 
 /// All bytes of a layer, in a file.
 pub struct Archive {
@@ -28,7 +28,7 @@ pub struct Archive {
 pub enum Room {
     /// What every layer may have, and as many directories as there is memory for.
     Common(DirectoryMemory),
-    /// [`limits::LARGE_UNPACK`].
+    /// [`LARGE_UNPACK`](crate::host::limits::LARGE_UNPACK).
     Large,
 }
 

@@ -9,8 +9,9 @@ use crate::store::content::layers::LayerIngest;
 use crate::store::content::partial::Partial;
 use crate::store::open::Store;
 use crate::transfer::error::Error;
+use crate::unpack::directory_memory::DirectoryMemory;
 use crate::unpack::error::Error as UnpackError;
-use crate::unpack::extract::{DirectoryMemory, Limits};
+use crate::unpack::extract::Limits;
 use crate::unpack::pipeline::Unpack;
 
 /// Takes all bytes of a blob, in their order.

@@ -10,7 +10,7 @@ use crate::host::limits;
 use crate::host::tenants::Tenants;
 use crate::registry::source::Asker;
 use crate::tenant::Tenant;
-use crate::unpack::extract::DirectoryMemory;
+use crate::unpack::directory_memory::DirectoryMemory;
 
 /// Turns for transfers, and to unpack.
 #[derive(Debug)]

@@ -28,7 +28,7 @@ use crate::transfer::fetch::Piece;
 use crate::transfer::follower::Follower;
 use crate::transfer::needed::{Form, Needed, Stored};
 use crate::transfer::queue::Queue;
-use crate::unpack::extract::DirectoryMemory;
+use crate::unpack::directory_memory::DirectoryMemory;
 use crate::unpack::pipeline::yield_to_others;
 
 /// Where the bytes of one transfer go.

@@ -22,7 +22,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::host::fair_queue::FairQueue;
 use crate::host::file_metadata;
 use crate::host::limits::MERGE_BYTES;
 use crate::layer::checksum::Checksum;
@@ -30,7 +29,7 @@ use crate::layer::format::{Dropped, FILES, INDEX, Profile, SHADOWED, Summary};
 use crate::layer::index::ENTRY_LIMIT;
 use crate::layer::index::{Entry, EntryKind, EntryMetadata, Place, Writer};
 use crate::layer::name::{AUFS_LINKS, Name, shown};
-use crate::tenant::Tenant;
+use crate::unpack::directory_memory::DirectoryMemory;
 use crate::unpack::error::{Error, io};
 use crate::unpack::extract::files::{Directories, Parent};
 use crate::unpack::tar::{Archive, Header, Type};
@@ -65,15 +64,6 @@ pub struct Limits {
     pub reserve: u64,
     /// Memory for directories beyond what every layer has.
     pub directories: DirectoryMemory,
-}
-
-/// Where memory for directories comes from, beyond [what every layer has](limits::OWN_DIRECTORY_BYTES).
-#[derive(Debug, Clone)]
-pub enum DirectoryMemory {
-    /// From what all share, on behalf of a tenant.
-    Shared(FairQueue, Tenant),
-    /// [All that a layer may have](limits::LAYER_DIRECTORY_BYTES): who says so has made room for it.
-    Own,
 }
 
 /// How often the free space is checked.

@@ -8,6 +8,7 @@ use axum::http::Method;
 use ocivol::demo::push::Layer;
 use ocivol::demo::registry::Seen;
 use ocivol::demo::tarball::{Tarball, gzip};
+use ocivol::layer::format::EARLY;
 use ocivol::oci::digest::Digest;
 
 use crate::support::answers::is_blob;
@@ -52,8 +53,8 @@ async fn take_all_turns(stage: &Stage, stalling: &Scripted) -> Vec<Publishing> {
     for (tenant, reference) in &references {
         publishing.push(stage.begin(tenant, reference));
     }
-    // Of both sizes somebody has all.
-    settled("layers that stall", usize::from(HOSTILE), || asked_for(stalling, gets_blob)).await;
+    // Three blobs of each namespace: of both sizes somebody has all, and others are kept in files.
+    settled("layers that stall", 3 * usize::from(HOSTILE), || asked_for(stalling, gets_blob)).await;
     publishing
 }
 
@@ -86,7 +87,7 @@ fn regression_t44_layers_that_stall_do_not_hold_up_those_of_another_tenant() {
                 }
             }
         };
-        for first in [500, 510, 520, 530] {
+        for first in [500, 510, 520, 530, 540, 550, 570] {
             let mut layers: Vec<Layer> = (0..3)
                 .map(|at| Layer::archive(layer(&format!("f{at}"), first + at as u64, sizes[at])))
                 .collect();
@@ -102,7 +103,28 @@ fn regression_t44_layers_that_stall_do_not_hold_up_those_of_another_tenant() {
         pull(500).await;
         let alone = pull(510).await.max(pull(520).await);
         let others = take_all_turns(&stage, &stalling).await;
-        let beside = pull(530).await;
+        let waiting = archives(&stage.node.root);
+        let mut waits = Vec::new();
+        for first in [530, 540, 550] {
+            waits.push(pull(first).await);
+        }
+        waits.sort_unstable();
+        let beside = waits[1];
+        // None of them found a turn to be unpacked while it came: a large one is a file while it does.
+        let line = Line::of(8_000_000);
+        let slow = layer("f0", 570, sizes[0]);
+        let digest = Digest::sha256(&slow);
+        let slow = Blob::new(slow.clone(), slow.len());
+        quiet.script(move |seen| {
+            (gets_blob(seen) && seen.path.contains(digest.hex())).then(|| slow.answer(seen, &line))
+        });
+        let late = stage.begin("victim-late", &quiet.reference("image:v570"));
+        eventually("a layer that is a file", || {
+            assert!(!late.is_finished(), "it was none");
+            archives(&stage.node.root) > waiting
+        })
+        .await;
+        late.await.expect("no panic").expect("published");
         assert!(others.iter().all(|other| !other.is_finished()), "nothing of the others came whole");
         assert!(is_within(SECOND.max(3 * alone), "an image of four layers", alone, beside));
     });
@@ -150,6 +172,12 @@ fn what_is_unpacked_when_it_is_here_is_checked_all_the_same() {
         }
         eventually("what was downloaded is removed", || unfinished(&stage.node.root) == before).await;
     });
+}
+
+/// Layers of which something is kept in a file, to be unpacked later.
+fn archives(root: &Path) -> usize {
+    let all = std::fs::read_dir(root.join("v1/ingest")).expect("a directory").flatten();
+    all.filter(|entry| entry.path().join(EARLY).exists()).count()
 }
 
 /// Layers that are not there whole.

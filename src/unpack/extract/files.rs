@@ -14,8 +14,8 @@ use crate::host::limits;
 use crate::layer::checksum::Checksum;
 use crate::layer::format::Profile;
 use crate::layer::name::Name;
+use crate::unpack::directory_memory::DirectoryMemory;
 use crate::unpack::error::{Error, io};
-use crate::unpack::extract::DirectoryMemory;
 
 /// The directories that were made, and the few that are open.
 pub(super) struct Directories {
@@ -134,7 +134,7 @@ impl Directories {
     }
 
     fn take_memory(&mut self, bytes: u64) -> Result<(), Error> {
-        const STEP: u64 = limits::OWN_DIRECTORY_BYTES;
+        const STEP: u64 = DirectoryMemory::STEP;
         self.memory += bytes;
         while self.memory > limits::OWN_DIRECTORY_BYTES + self.taken {
             if self.taken + STEP > limits::LAYER_DIRECTORY_BYTES {
