@@ -74,7 +74,10 @@ fuzz_target!(|case: Case| {
                     assert_eq!(Name::parse(path.as_bytes()).as_ref(), Ok(path));
                     let (parent, _) = path.split().expect("the root is a directory");
                     assert_eq!(open.last().expect("a directory").as_bytes(), parent);
-                    assert!(matches!(merge.entry(at).kind, EntryKind::File { .. } | EntryKind::Symlink { .. }));
+                    assert!(matches!(
+                        merge.entry(at).kind,
+                        EntryKind::File { .. } | EntryKind::Symlink { .. }
+                    ));
                     leaves.push(path.clone());
                 }
             }

@@ -153,8 +153,13 @@ fuzz_target!(|case: Case| {
 
     let profile = if case.image { Profile::Image } else { Profile::Archive };
     let bytes = archive(&case, &probe);
-    let mut unpack =
-        Unpack::start(&layer, profile, Limits { bytes: 1 << 26, reserve: 0, directories: DirectoryMemory::Own }, None).expect("space");
+    let mut unpack = Unpack::start(
+        &layer,
+        profile,
+        Limits { bytes: 1 << 26, reserve: 0, directories: DirectoryMemory::Own },
+        None,
+    )
+    .expect("space");
     let result = unpack.push(Bytes::from(bytes)).and_then(|_| unpack.finish());
 
     assert_eq!(before, look(), "the probe was changed");
