@@ -218,6 +218,7 @@ impl Fetch<'_> {
         connections.push(self.connection(None));
         let mut looks = tokio::time::interval_at((Instant::now() + LOOK_EVERY).into(), LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.speed.done.store(false, Relaxed); // An earlier fetch of this attempt may have ended.
         let mut rate = Rate::new(Instant::now());
         rate.excuse(Instant::now(), self.speed.received()); // What an earlier fetch got does not count.
         let (mut is_helped, mut is_refused_help) = (false, false);

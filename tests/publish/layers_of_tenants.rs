@@ -174,6 +174,47 @@ fn what_is_unpacked_when_it_is_here_is_checked_all_the_same() {
     });
 }
 
+/// An image layer of so many directories, that begins with them.
+fn many_directories(name: &str, count: usize, rest: usize) -> Vec<u8> {
+    let base = format!("{name}/{}", "n".repeat(200));
+    let tar = (0..count).fold(Tarball::new(), |tar, number| tar.directory(format!("{base}/{number:05}")));
+    gzip(&tar.file("last", &noise(800, rest)).finish()).expect("memory")
+}
+
+#[test]
+fn regression_t44_layers_of_many_directories_that_stall_do_not_fail_those_of_another_tenant() {
+    isolated(async {
+        let (stalling, quiet) = (Scripted::start_with_many_names().await, Scripted::start().await);
+        let stage = start(&stalling, &quiet).await;
+        // What all share is 20 MiB; 15,000 such directories take 9.
+        let (mut blobs, mut references) = (BTreeMap::new(), Vec::new());
+        for (number, host) in stalling.hosts(5).iter().enumerate() {
+            let layer = many_directories(&format!("{number}"), 15_000, 5 * MIB);
+            blobs.insert(Digest::sha256(&layer).to_string(), Blob::new(layer.clone(), layer.len()));
+            let layers = [Layer::archive(layer)];
+            stalling.pusher(&format!("many-{number}")).image("v1", &layers, &[]).await.expect("pushed");
+            references.push((format!("hostile-{number}"), format!("{host}/many-{number}:v1")));
+        }
+        stalling.script(move |seen| {
+            let blob = blobs.get(seen.path.rsplit('/').next()?).filter(|_| gets_blob(seen))?;
+            Some(blob.answer_until(blob.size() - 20, seen, &Line::fast()))
+        });
+        let others: Vec<_> =
+            references.iter().map(|(tenant, reference)| stage.begin(tenant, reference)).collect();
+        settled("layers that stall", 5, || asked_for(&stalling, gets_blob)).await;
+        let count = 12_000;
+        let layer = many_directories("victim", count, MIB);
+        quiet.pusher("image").image("v1", &[Layer::archive(layer)], &[]).await.expect("pushed");
+        let check = |target: &Path| {
+            let base = target.join("victim").join("n".repeat(200));
+            assert_eq!(std::fs::read_dir(base).expect("a directory").count(), count);
+        };
+        let took = stage.wait_for("victim", &quiet.reference("image:v1"), check).await;
+        println!("{count} directories in {took:.1?}");
+        assert!(others.iter().all(|other| !other.is_finished()), "nothing of the others came whole");
+    });
+}
+
 /// Layers of which something is kept in a file, to be unpacked later.
 fn archives(root: &Path) -> usize {
     let all = std::fs::read_dir(root.join("v1/ingest")).expect("a directory").flatten();
