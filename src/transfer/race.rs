@@ -19,8 +19,8 @@ pub struct Attempt {
     began: Instant,
     /// When bytes came for the first time, as far as that was seen.
     first_byte: Option<Instant>,
-    /// Since when its pace is not known: because it has just begun, or what it sends keeps disk or processor busy.
-    unknown_since: Option<Instant>,
+    /// Since when its pace is not known, and what had come then: it has just begun, or what it sends keeps disk or processor busy.
+    unknown_since: Option<(Instant, u64)>,
 }
 
 /// The sources that run, seen by one that may join them.
@@ -37,6 +37,8 @@ pub const SOONER: f64 = 1.2;
 const TRIAL: Duration = Duration::from_secs(2);
 /// How long one from which nothing comes, or of which nothing is known, is waited for.
 const SILENCE: Duration = Duration::from_secs(10);
+/// Bytes per second that are too few for what keeps disk or processor busy.
+const BUSY_BELOW: f64 = 1e6;
 /// Sources that run at a time.
 const ATTEMPTS: usize = 4;
 
@@ -53,7 +55,9 @@ impl Attempt {
         }
         match self.speed.pace() {
             Some(_) => self.unknown_since = None,
-            None => drop(self.unknown_since.get_or_insert_with(Instant::now)),
+            None => {
+                self.unknown_since.get_or_insert_with(|| (Instant::now(), self.speed.received()));
+            }
         }
     }
 
@@ -73,9 +77,12 @@ impl Attempt {
             Some(pace) => {
                 Some(pace.seconds_left()).filter(|seconds_left| *seconds_left > TRIAL.as_secs_f64())
             }
-            None => {
-                self.unknown_since.is_some_and(|since| since.elapsed() >= SILENCE).then_some(f64::INFINITY)
-            }
+            // A disk that is slow is so for another as well; few bytes that take long are made for that.
+            None => self.unknown_since.and_then(|(since, before)| {
+                let came = self.speed.received().saturating_sub(before) as f64;
+                let is_long = since.elapsed() >= SILENCE;
+                (is_long && came < BUSY_BELOW * since.elapsed().as_secs_f64()).then_some(f64::INFINITY)
+            }),
         }
     }
 }
@@ -201,7 +208,7 @@ mod tests {
         let busy = |since| {
             let mut attempt = attempt("a", MB, MB);
             attempt.speed = Arc::default();
-            Attempt { unknown_since: Some(before(since)), ..attempt }
+            Attempt { unknown_since: Some((before(since), 0)), ..attempt }
         };
         assert!(wants_another(&[busy(Duration::from_secs(3))]).is_none());
         assert!(wants_another(&[busy(Duration::from_secs(11))]).is_some());

@@ -59,8 +59,8 @@ struct Key {
     source: Option<Source>,
 }
 
-/// Pieces on the way to the writer.
-const QUEUE: usize = limits::QUEUE_BYTES / limits::PIECE;
+/// Pieces on the way to the writer, beside the one that it has in hand.
+const QUEUE: usize = limits::QUEUE_BYTES / limits::PIECE - 1;
 /// How often the sources that run are compared.
 const COMPARE_EVERY: Duration = Duration::from_millis(250);
 /// How a source is asked.
@@ -328,7 +328,7 @@ impl Transfers {
                 return Err(error.into());
             }
             (Err(failed), written) => {
-                blocking::run(Lane::Work, move || drop(written)).await; // What was unpacked in vain is removed.
+                drop(DropAway::new(written)); // What was unpacked in vain is removed.
                 return Err(failed);
             }
         };
@@ -390,7 +390,7 @@ impl Transfers {
         }
     }
 
-    /// Unpacks what is here, in its turn; `place` is given up then. What turns out to need much memory is unpacked once more when
+    /// Unpacks what is here, in its turn; `place` in the queue of downloads is given up then. What turns out to need much memory is unpacked once more when
     /// there is that: it is for one at a time, so it needs no turn beside it.
     async fn unpack(
         &self,
@@ -401,12 +401,12 @@ impl Transfers {
     ) -> Result<Stored, Error> {
         let archive = Arc::new(DropAway::new(archive));
         let turn = self.queue.unpack(&sources.tenants, needed.blob.size).await;
-        drop(place);
         let directories = self.queue.directories(turn.tenant());
         if let Some(stored) = self.unpack_with(turn, Room::Common(directories), needed, &archive).await? {
             return Ok(stored);
         }
         let memory = sources.tenants.acquire(&[&self.memory], limits::LARGE_UNPACK).await;
+        drop(place); // Not sooner: those that wait are as many as there are places.
         self.unpack_with(memory, Room::Large, needed, &archive).await?.ok_or(Error::Fault)
     }
 

@@ -213,12 +213,15 @@ impl Partial {
     fn next(&self, wait: bool) -> Result<Option<Bytes>, Error> {
         let mut state = self.lock();
         let from_file = loop {
-            if state.abandoned || state.followed >= self.size {
-                return Ok(None);
-            }
             let position = state.followed;
             while state.recent.front().is_some_and(|(offset, _)| *offset < position) {
                 state.forget_first();
+            }
+            if state.abandoned || position >= self.size {
+                return Ok(None);
+            }
+            if state.writer_waits && state.recent_bytes < WAKE_AT {
+                self.changed.notify_all();
             }
             if state.recent.front().is_some_and(|(offset, _)| *offset == position) {
                 let Some(bytes) = state.forget_first() else { return Ok(None) };
@@ -354,7 +357,9 @@ impl Partial {
 impl State {
     /// Whether all that the follower has not taken, up to `offset`, is in memory.
     fn is_in_memory_up_to(&self, offset: u64) -> bool {
-        self.followed + self.recent_bytes as u64 == offset
+        // What is in memory may be behind the follower, which has read it from the file; then the sum says nothing.
+        self.recent.front().is_some_and(|(first, _)| *first == self.followed)
+            && self.followed + self.recent_bytes as u64 == offset
     }
 
     fn forget_first(&mut self) -> Option<Bytes> {
@@ -417,6 +422,32 @@ mod tests {
                 assert!(passed(partial, &content, order) == content, "order {number}, spooled {spooled}");
             }
         }
+    }
+
+    #[test]
+    fn regression_a_writer_does_not_wait_for_what_the_follower_has_read_from_the_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let there: Ranges = std::iter::once(0..131_000).collect();
+        let path = directory.path().join("a");
+        std::fs::write(&path, vec![0; 131_000]).expect("written");
+        let partial = Arc::new(Partial::spooled(path, 600_000, there));
+        let mut at = 131_000;
+        let write = |at: &mut u64, length: usize| {
+            partial.write(*at, Bytes::from(vec![0; length])).expect("written");
+            *at += length as u64;
+        };
+        (0..6).for_each(|_| write(&mut at, 65_536));
+        write(&mut at, 72);
+        // Across the end of what was there before: all of what is in memory begins behind it.
+        assert_eq!(partial.follow().expect("readable").expect("bytes").len(), 131_072);
+        let follower = {
+            let partial = Arc::clone(&partial);
+            std::thread::spawn(move || while partial.follow().expect("readable").is_some() {})
+        };
+        write(&mut at, 65_536);
+        partial.close();
+        follower.join().expect("no panic");
+        assert_eq!(partial.followed(), at);
     }
 
     #[test]

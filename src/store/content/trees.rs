@@ -184,12 +184,15 @@ impl Trees {
             stamp: stamp.clone(),
         };
         {
-            let _guard = self.ledger.publishing();
+            let guard = self.ledger.publishing();
             self.ledger.check_losses(losses, &format!("tree {}", build.key))?;
             if let Err(error) = record::write(&self.disk, &self.record_path(&build.key), &image) {
-                // Without its record it is nothing; to delete it here would take long.
+                // Without its record it is nothing; to delete it under the guard would take long.
                 if image.only_layer.is_none() {
-                    self.disk.retire(&self.directory(&build.key))?;
+                    let (directory, away) = (self.directory(&build.key), self.disk.temporary());
+                    fs::rename(&directory, &away).map_err(io("take back", &directory))?;
+                    drop(guard);
+                    remove(&away)?;
                 }
                 return Err(error);
             }
