@@ -9,6 +9,7 @@ pub mod client;
 pub mod credentials;
 pub mod error;
 pub mod http;
+mod resolver;
 pub mod retry;
 pub mod source;
 pub mod transport;

@@ -23,10 +23,11 @@ pub enum Lane {
 const MOUNTS: usize = 32;
 const STORE: usize = 48;
 const WORK: usize = 16;
-/// Threads that look up the addresses of hosts, which takes as long as name servers do.
-const RESOLVERS: usize = 64;
-/// Threads of all lanes.
-pub const THREADS: usize = MOUNTS + STORE + WORK + RESOLVERS;
+/// Look-ups of the addresses of hosts at a time, which take as long as name servers do: those of a host that does not answer go on
+/// although nobody waits any more.
+pub const LOOKUPS: usize = 64;
+/// Threads of all lanes, and of look-ups.
+pub const THREADS: usize = MOUNTS + STORE + WORK + LOOKUPS;
 
 /// Threads of [`on_own_thread`] that run.
 static OWN: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));

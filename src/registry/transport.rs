@@ -16,6 +16,7 @@ use crate::registry::auth::{Slot, Token, Tokens};
 use crate::registry::challenge::Challenge;
 use crate::registry::error::Error;
 use crate::registry::http::{Asked, Body};
+use crate::registry::resolver::Resolver;
 use crate::registry::source::Source;
 use crate::registry::{auth, challenge, http};
 
@@ -81,6 +82,7 @@ impl Transport {
         let http = reqwest::Client::builder()
             .user_agent(concat!("ocivol/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(settings.connect_timeout)
+            .dns_resolver(Arc::new(Resolver::default()))
             .redirect(reqwest::redirect::Policy::none())
             .tcp_nodelay(true)
             .pool_max_idle_per_host(8)
