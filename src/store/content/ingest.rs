@@ -47,8 +47,6 @@ pub struct Ingest {
     /// [`Ledger::losses`] when it was opened.
     losses: u64,
     partial: Partial,
-    /// Bytes written since writeback was last started.
-    dirty: AtomicU64,
     /// Bytes written since `ranges.json` was.
     unrecorded: AtomicU64,
 }
@@ -63,8 +61,6 @@ struct Sidecar {
 
 /// How often the finished ranges are recorded: what a killed process downloads again, at most.
 const RECORD_EVERY: u64 = 64 * 1024 * 1024;
-/// How often writeback is started, so that the disk works while the network does.
-pub(in crate::store) const WRITE_BACK_EVERY: u64 = 32 * 1024 * 1024;
 
 impl Ingests {
     pub(in crate::store) fn new(disk: Arc<Disk>, ledger: Arc<Ledger>, blobs: Arc<Blobs>) -> Self {
@@ -111,7 +107,6 @@ impl Ingests {
             origin,
             losses,
             partial,
-            dirty: AtomicU64::new(0),
             unrecorded: AtomicU64::new(0),
         };
         ingest.partial.file()?;
@@ -235,15 +230,8 @@ impl Ingest {
     /// As [`Partial::write`].
     pub fn write(&self, offset: u64, bytes: Bytes) -> Result<(), Error> {
         let length = bytes.len() as u64;
-        self.partial.write(offset, bytes)?;
+        self.partial.write_on(&self.ingests.disk, offset, bytes)?;
         let unrecorded = self.unrecorded.fetch_add(length, Ordering::Relaxed) + length;
-        let dirty = self.dirty.fetch_add(length, Ordering::Relaxed) + length;
-        if dirty >= WRITE_BACK_EVERY {
-            self.partial.write_back();
-            self.dirty.store(0, Ordering::Relaxed);
-            // Others write as well.
-            self.ingests.disk.check_space(1)?;
-        }
         failpoint::reached("pull.received");
         if unrecorded >= RECORD_EVERY {
             self.record()?;

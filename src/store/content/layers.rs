@@ -9,7 +9,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -21,7 +20,6 @@ use crate::layer::format::{EARLY, FILES, Profile, Summary};
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::store::access::origin::{Origin, note_origin};
-use crate::store::content::ingest::WRITE_BACK_EVERY;
 use crate::store::content::layer::Layer;
 use crate::store::content::partial::Partial;
 use crate::store::content::soundness::{self, Unsound};
@@ -55,8 +53,6 @@ pub struct LayerIngest {
     origins: Vec<Origin>,
     /// [`Ledger::losses`] when it was begun.
     losses: u64,
-    /// Bytes of the archive that came since writeback was started, and the free space looked at.
-    dirty: AtomicU64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -108,14 +104,7 @@ impl LayerIngest {
     /// # Errors
     /// As [`Partial::write`].
     pub fn write(&self, partial: &Partial, offset: u64, bytes: Bytes) -> Result<(), Error> {
-        let length = bytes.len() as u64;
-        partial.write(offset, bytes)?;
-        if self.dirty.fetch_add(length, Ordering::Relaxed) + length >= WRITE_BACK_EVERY {
-            self.dirty.store(0, Ordering::Relaxed);
-            partial.write_back();
-            self.layers.disk.check_space(1)?; // Others write as well.
-        }
-        Ok(())
+        partial.write_on(&self.layers.disk, offset, bytes)
     }
 
     /// Where bytes of the archive go that come before their turn.
@@ -210,16 +199,7 @@ impl Layers {
         create_private(&directory).map_err(io("create", &directory))?;
         let key = LayerKey::new(&blob.digest, profile);
         let blob = blob.clone();
-        Ok(LayerIngest {
-            layers: Arc::clone(self),
-            directory,
-            key,
-            profile,
-            blob,
-            origins,
-            losses,
-            dirty: AtomicU64::new(0),
-        })
+        Ok(LayerIngest { layers: Arc::clone(self), directory, key, profile, blob, origins, losses })
     }
 
     /// The layer with `key`, if it is here.

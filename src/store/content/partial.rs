@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use rustix::buffer::spare_capacity;
 use crate::host::limits::{READ_BACK, RECENT_BYTES};
 use crate::host::sys;
 use crate::store::content::ranges::Ranges;
+use crate::store::disk::Disk;
 use crate::store::error::{Error, io};
 
 /// A blob of which parts are there.
@@ -33,6 +35,8 @@ pub struct Partial {
     published: bool,
     /// Made when it is needed first.
     file: OnceLock<File>,
+    /// Bytes that came since writeback was started, and the free space looked at.
+    dirty: AtomicU64,
     state: Mutex<State>,
     /// Something came, was taken, or ended.
     changed: Condvar,
@@ -44,7 +48,8 @@ struct State {
     there: Ranges,
     /// What of it is in the file.
     in_file: Ranges,
-    /// Pieces that have just come, for the follower. What is between two of them is in the file.
+    /// Pieces that have just come, one after the other, for the follower. What is spooled is in the file as well, and may have been
+    /// read from there meanwhile.
     recent: VecDeque<(u64, Bytes)>,
     recent_bytes: usize,
     /// How far the follower is.
@@ -66,6 +71,8 @@ struct State {
 /// Bytes that a follower which waits is woken for, and of which a writer that waits is woken when fewer are left: each time costs
 /// two switches of threads.
 const WAKE_AT: usize = RECENT_BYTES / 2;
+/// How often writeback is started.
+const WRITE_BACK_EVERY: u64 = 32 * 1024 * 1024;
 
 impl Partial {
     /// A blob of `size` bytes that goes into the file at `path`, which has `there` of it.
@@ -103,6 +110,7 @@ impl Partial {
             path,
             published: false,
             file: OnceLock::new(),
+            dirty: AtomicU64::new(0),
             state: Mutex::new(state),
             changed: Condvar::new(),
         }
@@ -190,6 +198,22 @@ impl Partial {
         drop(state);
         if wakes {
             self.changed.notify_all();
+        }
+        Ok(())
+    }
+
+    /// The same for what is kept on `disk`: writeback is started now and then, so that the disk works while the network does, and
+    /// others write as well, so its free space is looked at.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub(in crate::store) fn write_on(&self, disk: &Disk, offset: u64, bytes: Bytes) -> Result<(), Error> {
+        let length = bytes.len() as u64;
+        self.write(offset, bytes)?;
+        if self.dirty.fetch_add(length, Ordering::Relaxed) + length >= WRITE_BACK_EVERY {
+            self.dirty.store(0, Ordering::Relaxed);
+            self.write_back();
+            disk.check_space(1)?;
         }
         Ok(())
     }
@@ -325,7 +349,7 @@ impl Partial {
     }
 
     /// Starts to write back what is in the file, so that the disk works while the network does. Only a hint.
-    pub(in crate::store) fn write_back(&self) {
+    fn write_back(&self) {
         let Some(file) = self.file.get() else { return };
         if let Err(error) = sys::start_writeback(file.as_fd(), 0..self.size) {
             tracing::debug!(%error, "cannot start writeback");
