@@ -20,6 +20,8 @@ pub struct Follower {
     hasher: Option<Hasher>,
     digest: Digest,
     taken: u64,
+    /// Of all that was taken, once that is known.
+    got: Option<Digest>,
     unpack: Option<Unpack>,
     /// The content is bad; the rest is only hashed, to know whether it is the right one.
     refused: Option<UnpackError>,
@@ -34,7 +36,7 @@ impl Follower {
     /// Only hashes, to compare with `digest`.
     pub fn hashing(digest: Digest) -> Self {
         let hasher = Some(digest.algorithm().hasher());
-        Self { hasher, digest, taken: 0, unpack: None, refused: None, stopped_at: None }
+        Self { hasher, digest, taken: 0, got: None, unpack: None, refused: None, stopped_at: None }
     }
 
     /// Unpacks into the directory of `ingest` as well. `content` is what the uncompressed archive has to be, `directories` where
@@ -114,9 +116,10 @@ impl Follower {
         self.stopped_at.is_some() && self.unpack.is_some()
     }
 
-    /// The digest of all that was taken. *Caller:* once.
+    /// The digest of all that was taken. *Caller:* nothing is taken after that.
     pub fn digest(&mut self) -> Digest {
-        self.hasher.take().map_or_else(|| self.digest.clone(), Hasher::finish)
+        let hasher = self.hasher.take();
+        self.got.get_or_insert_with(|| hasher.map_or_else(|| self.digest.clone(), Hasher::finish)).clone()
     }
 
     /// What was unpacked, when all was taken. What is left of that is read from `partial`.

@@ -1,8 +1,8 @@
 //! A blob's transfer: once for all who need it, from the best of the sources that they bring.
 //!
 //! The transfer belongs to nobody. Whoever needs the blob joins it, and adds the source that it may ask itself. While the source
-//! that runs is slow for this network, one that was not tried is raced with it, and the faster one goes on: so nobody's slow, or
-//! lying, registry holds up those who know a better one for the same digest.
+//! that runs is slow for this network, others are [raced](race) with it: so nobody's slow, or lying, registry holds up those who
+//! know a better one for the same digest.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -63,6 +63,7 @@ struct Key {
 const QUEUE: usize = limits::QUEUE_BYTES / limits::PIECE - 1;
 /// How often the sources that run are compared.
 const COMPARE_EVERY: Duration = Duration::from_millis(250);
+
 /// How a source is asked.
 #[derive(Clone, Copy)]
 struct How {
@@ -321,7 +322,7 @@ impl Transfers {
             (fetch.came_in_parts(), fetch.oddity(), fetch.came_from_elsewhere());
         drop(fetch);
         let written = writing.await.map_err(Error::Thread)?;
-        let sink = match (fetched, written) {
+        let mut sink = match (fetched, written) {
             (Ok(()), written) => written?,
             // Why nobody reads any more is for who wrote to say.
             (Err(Failed { error: Error::Store(StoreError::Abandoned), .. }), Err(error)) => {
@@ -352,7 +353,7 @@ impl Transfers {
 
     /// Checks and publishes what a sink has, when there is memory for it. The memory is given back when the work ends, which it does
     /// although nobody may wait for it any more.
-    async fn finish(&self, sink: Sink, sources: &Sources) -> Result<Finished, Error> {
+    async fn finish(&self, mut sink: Sink, sources: &Sources) -> Result<Finished, Error> {
         let large = sink.needs_large_window();
         let sink = DropAway::new(sink);
         let memory = match large {
@@ -390,8 +391,8 @@ impl Transfers {
         }
     }
 
-    /// Unpacks what is here, in its turn; `place` in the queue of downloads is given up then. What turns out to need much memory is unpacked once more when
-    /// there is that: it is for one at a time, so it needs no turn beside it.
+    /// Unpacks what is here, in its turn. What turns out to need much memory is unpacked once more when there is that: it is for one
+    /// at a time, so it needs no turn beside it. `place`, in the queue of downloads, is kept while it waits for either.
     async fn unpack(
         &self,
         needed: &Needed,
@@ -406,7 +407,7 @@ impl Transfers {
             return Ok(stored);
         }
         let memory = sources.tenants.acquire(&[&self.memory], limits::LARGE_UNPACK).await;
-        drop(place); // Not sooner: those that wait are as many as there are places.
+        drop(place); // So not more wait than there are places.
         self.unpack_with(memory, Room::Large, needed, &archive).await?.ok_or(Error::Fault)
     }
 

@@ -197,9 +197,11 @@ impl Sink {
         Ok(())
     }
 
-    /// Whether [`Self::finish`] takes 128 MiB of memory; who calls it bounds how many do.
-    pub fn needs_large_window(&self) -> bool {
-        matches!(&self.follower, Following::Done(follower) if follower.needs_large_window())
+    /// Whether [`Self::finish`] takes 128 MiB of memory; who calls it bounds how many do. Not for what has the wrong digest: that is
+    /// told at once, so that another source is asked.
+    pub fn needs_large_window(&mut self) -> bool {
+        let Following::Done(follower) = &mut self.follower else { return false };
+        follower.needs_large_window() && follower.digest() == self.blob.digest
     }
 
     /// Whether what is finished is to be unpacked still.
