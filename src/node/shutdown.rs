@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Time for calls to end after SIGTERM. Kubernetes kills after 30 s, and all these times together are less.
+/// Time for calls to end after SIGTERM.
 pub(in crate::node) const DRAIN: Duration = Duration::from_secs(12);
 /// How long the command line's operations may then take.
 pub(in crate::node) const CONTROL: Duration = Duration::from_secs(2);
@@ -15,6 +15,11 @@ pub(in crate::node) const THREADS: Duration = Duration::from_secs(2);
 pub(in crate::node) const FLUSH: Duration = Duration::from_secs(5);
 /// How long what blocks may take: what is left behind then is cleared at the next start.
 pub const GRACE: Duration = Duration::from_secs(3);
+
+/// Kubernetes kills after 30 s, and all these times together are clearly less.
+const _: () = assert!(
+    DRAIN.as_secs() + CONTROL.as_secs() + THREADS.as_secs() + FLUSH.as_secs() + GRACE.as_secs() <= 25
+);
 
 /// Becomes true when the process is told to end.
 pub async fn stop_on_signal(stop: watch::Sender<bool>) {
