@@ -15,7 +15,7 @@ use tonic::Code;
 use crate::archives::unpacking::{directory_layer, image};
 use crate::support::node::mount_at;
 use crate::support::raw::block;
-use crate::support::{Node, PATIENCE, Scripted, isolated, noise};
+use crate::support::{Node, PATIENCE, Scripted, isolated, noise, zstd_with_window};
 
 /// A blob whose first answer ends after `part` bytes.
 fn cut_once(registry: &Scripted, blob: &[u8], part: usize) {
@@ -154,21 +154,15 @@ fn content_that_is_not_the_right_one_is_told_from_a_bad_layer() {
     });
 }
 
-/// A frame whose decoder needs 32 MiB: `zstd --long=25`.
-fn large_window(tar: &[u8]) -> Vec<u8> {
-    use std::io::Write as _;
-    let mut encoder = ::zstd::Encoder::new(Vec::new(), 3).expect("memory");
-    encoder.window_log(25).expect("a window");
-    encoder.write_all(tar).expect("memory");
-    encoder.finish().expect("memory")
-}
-
 #[test]
 fn regression_layers_that_need_much_memory_do_not_hold_up_others() {
     isolated(async {
         let registry = Scripted::start().await;
         let layer = |number: u64| {
-            large_window(&Tarball::new().file(format!("f{number}"), &noise(20 + number, 3 << 20)).finish())
+            zstd_with_window(
+                &Tarball::new().file(format!("f{number}"), &noise(20 + number, 3 << 20)).finish(),
+                25,
+            )
         };
         let layers: Vec<Vec<u8>> = (0..5).map(layer).collect();
         let stalled = layer(9);
@@ -213,7 +207,7 @@ fn regression_a_file_that_is_a_layer_with_a_large_window_is_unpacked_and_stays_a
     isolated(async {
         let registry = Scripted::start().await;
         let content = noise(40, 3 << 20);
-        let layer = large_window(&Tarball::new().file("inside", &content).finish());
+        let layer = zstd_with_window(&Tarball::new().file("inside", &content).finish(), 25);
         let titled = Layer::titled("layer.tar.zst", layer.clone());
         registry.pusher("files").files("v1", &[titled]).await.expect("pushed");
         image(&registry.pusher("image"), "v1", std::slice::from_ref(&layer)).await;

@@ -4,27 +4,21 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use axum::http::Method;
 use ocivol::demo::push::Layer;
-use ocivol::demo::registry::Seen;
 use ocivol::demo::tarball::{Tarball, gzip};
 use ocivol::layer::format::EARLY;
 use ocivol::oci::digest::Digest;
 
-use crate::support::answers::is_blob;
+use crate::support::answers::gets_blob;
 use crate::support::node::mount_at;
 use crate::support::slow::{Blob, Line};
 use crate::support::tenants::{Publishing, Stage, asked_for, is_within, settled};
-use crate::support::{Scripted, eventually, isolated, noise};
+use crate::support::{Scripted, eventually, isolated, noise, zstd_with_window};
 
 const MIB: usize = 1 << 20;
 const SECOND: Duration = Duration::from_secs(1);
 /// Namespaces, each with a registry of its own, that hold all they can get.
 const HOSTILE: u8 = 12;
-
-fn gets_blob(seen: &Seen) -> bool {
-    seen.method == Method::GET && is_blob(seen)
-}
 
 /// A layer with one file of noise.
 fn layer(name: &str, seed: u64, size: usize) -> Vec<u8> {
@@ -63,15 +57,6 @@ async fn start(stalling: &Scripted, quiet: &Scripted) -> Stage {
     Stage::start(&hosts, &["--stall-timeout", "300"]).await
 }
 
-/// A frame whose decoder needs 32 MiB: `zstd --long=25`.
-fn large_window(tar: &[u8]) -> Vec<u8> {
-    use std::io::Write as _;
-    let mut encoder = ::zstd::Encoder::new(Vec::new(), 3).expect("memory");
-    encoder.window_log(25).expect("a window");
-    encoder.write_all(tar).expect("memory");
-    encoder.finish().expect("memory")
-}
-
 #[test]
 fn regression_t44_layers_that_stall_do_not_hold_up_those_of_another_tenant() {
     isolated(async {
@@ -91,8 +76,9 @@ fn regression_t44_layers_that_stall_do_not_hold_up_those_of_another_tenant() {
             let mut layers: Vec<Layer> = (0..3)
                 .map(|at| Layer::archive(layer(&format!("f{at}"), first + at as u64, sizes[at])))
                 .collect();
-            layers.push(Layer::archive(large_window(
+            layers.push(Layer::archive(zstd_with_window(
                 &Tarball::new().file("f3", &noise(first + 3, sizes[3])).finish(),
+                25,
             )));
             pusher.image(&format!("v{first}"), &layers, &[]).await.expect("pushed");
         }

@@ -25,21 +25,16 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Request, Response, Status};
 
 use crate::publish::listeners::probe;
-use crate::support::answers::{is_blob, is_manifest};
+use crate::support::answers::{gets_blob, is_manifest};
 use crate::support::node::{BINARY, memory_of, mount_at};
 use crate::support::slow::{Blob, Line, push_promises};
 use crate::support::tenants::{LIMIT, Publishing, Stage, asked_for, distinct, is_within, settled};
-use crate::support::{Node, Scripted, eventually, isolated, noise};
+use crate::support::{Node, Scripted, eventually, isolated, noise, zstd_with_window};
 
 const GET: Method = Method::GET;
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 const SECOND: Duration = Duration::from_secs(1);
-
-/// A GET of a blob: what is scripted here.
-fn gets_blob(seen: &Seen) -> bool {
-    seen.method == GET && is_blob(seen)
-}
 
 /// The digest of nothing that there is.
 fn made_up(name: &str) -> Digest {
@@ -566,15 +561,11 @@ fn many_names() -> Vec<u8> {
 
 /// An archive of a file of zeros, and of `files` without content, which takes a window of `1 << window` bytes.
 fn window(window: u32, name: &str, zeros: usize, files: usize) -> Vec<u8> {
-    use std::io::Write as _;
     let mut tar = Tarball::new().file(name, &vec![0; zeros]);
     for number in 0..files {
         tar = tar.file(format!("{name}-{number}"), b"");
     }
-    let mut encoder = ::zstd::Encoder::new(Vec::new(), 1).expect("memory");
-    encoder.window_log(window).expect("a window");
-    encoder.write_all(&tar.finish()).expect("memory");
-    encoder.finish().expect("memory")
+    zstd_with_window(&tar.finish(), window)
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a registry answers when it does not do what it should.
 
 use axum::body::Body;
-use axum::http::header;
+use axum::http::{Method, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use ocivol::demo::push::Layer;
@@ -26,6 +26,11 @@ pub async fn setup_with(content: &[u8], flags: &[&str]) -> (Scripted, Node, Stri
 
 pub fn is_blob(seen: &Seen) -> bool {
     seen.path.contains("/blobs/")
+}
+
+/// A GET of a blob: what is mostly scripted.
+pub fn gets_blob(seen: &Seen) -> bool {
+    seen.method == Method::GET && is_blob(seen)
 }
 
 pub fn is_manifest(seen: &Seen) -> bool {

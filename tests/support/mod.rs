@@ -40,6 +40,15 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Frames of zstd whose decoder needs `1 << window` bytes: `zstd --long=25` for 32 MiB.
+pub fn zstd_with_window(content: &[u8], window: u32) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut encoder = ::zstd::Encoder::new(Vec::new(), 1).expect("memory");
+    encoder.window_log(window).expect("a window");
+    encoder.write_all(content).expect("memory");
+    encoder.finish().expect("memory")
+}
+
 /// Bytes that do not repeat soon, the same for the same seed.
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
