@@ -29,31 +29,33 @@ pub const SMALL_UNPACKS: u64 = 2;
 pub const CONNECTIONS: usize = 6;
 /// Connections beside the first of each transfer.
 pub const HELPERS: u64 = 24;
-/// Bytes of a piece on its way from a connection to the writer.
-pub const PIECE: usize = 64 * 1024;
-/// Bytes of all pieces of one transfer on that way.
-pub const QUEUE_BYTES: usize = 256 * 1024;
-/// Bytes of a large transfer that wait in memory for what hashes or unpacks them; there may be a piece more.
-pub const RECENT_BYTES: usize = 384 * 1024;
+/// Bytes of a piece on its way from a connection to the writer: hyper's largest buffer. Cut smaller, a piece would cost as much
+/// of the processor, and hold as much memory: all of the buffer it came in.
+pub const PIECE: usize = 408 * 1024;
+/// Bytes of all pieces of one transfer on that way, with the one that is written.
+pub const QUEUE_BYTES: usize = 2 * PIECE;
+/// Pieces of one transfer that wait for the writer, however small.
+pub const QUEUE: usize = 8;
+/// Bytes of a large transfer that wait in memory for what hashes or unpacks them; with the last piece there may be more, of which
+/// the writer waits to be rid.
+pub const RECENT_BYTES: usize = 64 * 1024;
 /// Bytes of a transfer that are read back at a time, when that is behind.
 pub const READ_BACK: usize = 128 * 1024;
-/// Bytes that an HTTP connection holds while they come: hyper's largest buffer.
-const CONNECTION_BYTES: u64 = 408 * KIB;
 /// Bytes of manifests on their way.
 pub const MANIFEST_BYTES: u64 = 8 * MIB;
 /// Requests for manifests and other small answers at a time.
 pub const SMALL_REQUESTS: u64 = 24;
 /// Bytes of memory for plans, which pulls have as long as they last.
-pub const PLAN_BYTES: u64 = 40 * MIB;
+pub const PLAN_BYTES: u64 = 30 * MIB;
 /// Bytes of memory for what takes much of it and does not take long: merges, plans that are made, configs that are read, one
 /// large window for decompression. The largest of them fit: [`MERGE_BYTES`], [`LARGE_WINDOW`].
-pub const WORK_BYTES: u64 = 204 * MIB;
-/// Bytes of memory that the indexes of one tree may take in a merge. Names and attributes of the largest images take half
-/// of it.
-pub const MERGE_BYTES: u64 = 196 * MIB;
+pub const WORK_BYTES: u64 = 160 * MIB;
+/// Bytes of memory that the indexes of one tree may take in a merge. Names and attributes of the largest images take two
+/// thirds of it.
+pub const MERGE_BYTES: u64 = 152 * MIB;
 /// Bytes of memory for directories of layers that are unpacked, beyond what each layer has. A layer that finds none left is
 /// unpacked when all of it is here, with memory of [`WORK_BYTES`].
-pub const DIRECTORY_BYTES: u64 = 20 * MIB;
+pub const DIRECTORY_BYTES: u64 = 16 * MIB;
 /// Bytes of memory for directories that one layer may have, beyond what each has.
 pub const LAYER_DIRECTORY_BYTES: u64 = 15 * MIB;
 /// Bytes of memory that unpacking takes which needs much of it: the largest window, and the most directories.
@@ -80,18 +82,21 @@ pub const PUBLISHES: u64 = 1024;
 pub const PUBLISHES_OF_A_POD: u64 = 64;
 
 /// What the program is, idle, and what small things take that are bounded in number: tasks, stacks, tokens.
-const BASE: u64 = 35 * MIB;
+const BASE: u64 = 30 * MIB;
 
 /// Every bound of memory, in bytes. The first column says what it is for.
-pub fn table() -> [(&'static str, u64); 10] {
+pub fn table() -> [(&'static str, u64); 11] {
     let transfers = LARGE_TRANSFERS + SMALL_TRANSFERS;
     let large_unpacks = LARGE_UNPACKS_WHILE_COMING + LARGE_UNPACKS;
     let unpacks = large_unpacks + SMALL_UNPACKS_WHILE_COMING + SMALL_UNPACKS;
+    let piece = PIECE as u64;
     [
         ("the program", BASE),
         ("received and not yet written", transfers * QUEUE_BYTES as u64),
         ("written and not yet followed", LARGE_TRANSFERS * (RECENT_BYTES + PIECE + READ_BACK) as u64),
-        ("connections", (transfers + HELPERS + SMALL_REQUESTS) * CONNECTION_BYTES),
+        // One piece waits for room in the queue, and the next is read meanwhile.
+        ("connections of transfers", (transfers + HELPERS) * 2 * piece),
+        ("connections of other requests", SMALL_REQUESTS * piece),
         ("layers that are unpacked", unpacks * UNPACK_BYTES),
         ("their directories, beyond what each has", DIRECTORY_BYTES),
         ("manifests on their way", MANIFEST_BYTES),

@@ -9,18 +9,18 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use reqwest::{StatusCode, header};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use crate::host::fair_queue::Permit;
-use crate::host::limits::{CONNECTIONS, PIECE};
+use crate::host::limits::{CONNECTIONS, PIECE, QUEUE_BYTES};
 use crate::oci::descriptor::Descriptor;
 use crate::registry;
 use crate::registry::client::Registry;
@@ -45,6 +45,8 @@ pub struct Piece {
     pub offset: u64,
     /// Its bytes.
     pub bytes: Bytes,
+    /// What it takes of [`QUEUE_BYTES`], until it is dropped.
+    pub room: OwnedSemaphorePermit,
 }
 
 /// What is shared by all transfers.
@@ -92,6 +94,8 @@ pub struct Fetch<'a> {
     speed: &'a Speed,
     counter: &'a Counter,
     writer: mpsc::Sender<Piece>,
+    /// Bytes that may be on their way to the writer.
+    room: Arc<Semaphore>,
 }
 
 /// How fast a fetch is, for those who compare it with another.
@@ -204,6 +208,7 @@ impl<'a> Fetch<'a> {
             speed,
             counter,
             writer,
+            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
         }
     }
 }
@@ -254,8 +259,8 @@ impl Fetch<'_> {
                         self.speed.set(Some(self.pace(0.0)));
                         continue;
                     }
-                    // A full queue says that the disk is what is slow.
-                    if self.writer.capacity() == 0 {
+                    // No room for another piece says that the disk is what is slow.
+                    if self.writer.capacity() == 0 || self.room.available_permits() < PIECE {
                         rate.excuse(now, received);
                         self.speed.set(None);
                         continue;
@@ -445,11 +450,13 @@ impl Fetch<'_> {
         self.means.fetched.inc_by(length);
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(PIECE));
-            let next = offset + piece.len() as u64;
-            // The writer ended; its own error says why.
-            let sent = self.writer.send(Piece { offset, bytes: piece }).await;
-            sent.map_err(|_| crate::store::error::Error::Abandoned)?;
-            offset = next;
+            let ended = || crate::store::error::Error::Abandoned;
+            let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+            let room = Arc::clone(&self.room).acquire_many_owned(length).await;
+            let piece = Piece { offset, bytes: piece, room: room.map_err(|_| ended())? };
+            // When the writer ended, its own error says why.
+            self.writer.send(piece).await.map_err(|_| ended())?;
+            offset += u64::from(length);
         }
         Ok(())
     }

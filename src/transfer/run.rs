@@ -59,8 +59,6 @@ struct Key {
     source: Option<Source>,
 }
 
-/// Pieces on the way to the writer, beside the one that it has in hand.
-const QUEUE: usize = limits::QUEUE_BYTES / limits::PIECE - 1;
 /// How often the sources that run are compared.
 const COMPARE_EVERY: Duration = Duration::from_millis(250);
 
@@ -294,7 +292,7 @@ impl Transfers {
         let sink = blocking::run(Lane::Store, move || Sink::open(&store, &opened, from, unpack)).await?;
         let counter: &Arc<Counter> = &sources.counter;
         counter.here.fetch_max(sink.partial().present(), Relaxed);
-        let (writer, pieces) = mpsc::channel(QUEUE);
+        let (writer, pieces) = mpsc::channel(limits::QUEUE);
         let means = Means { registry: &self.registry, queue: &self.queue, fetched: &self.fetched };
         let wanted = Wanted {
             blob: &needed.blob,

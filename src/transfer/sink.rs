@@ -180,14 +180,15 @@ impl Sink {
         written.map(|()| self)
     }
 
-    fn write(&mut self, piece: Piece) -> Result<(), Error> {
+    fn write(&mut self, Piece { offset, bytes, room }: Piece) -> Result<(), Error> {
         match &self.target {
-            Target::File(ingest) => ingest.write(piece.offset, piece.bytes)?,
+            Target::File(ingest) => ingest.write(offset, bytes)?,
             Target::Layer { ingest, partial, .. } | Target::Archive { ingest, partial } => {
-                ingest.write(partial, piece.offset, piece.bytes)?;
+                ingest.write(partial, offset, bytes)?;
             }
-            Target::Nothing { partial } => partial.write(piece.offset, piece.bytes)?,
+            Target::Nothing { partial } => partial.write(offset, bytes)?,
         }
+        drop(room);
         if let Following::Here(follower) = &mut self.follower {
             let partial = self.target.partial();
             while let Some(bytes) = partial.follow_what_is_there()? {

@@ -172,10 +172,10 @@ fn regression_t44_layers_of_many_directories_that_stall_do_not_fail_those_of_ano
     isolated(async {
         let (stalling, quiet) = (Scripted::start_with_many_names().await, Scripted::start().await);
         let stage = start(&stalling, &quiet).await;
-        // What all share is 20 MiB; 15,000 such directories take 9.
+        // What all share is 16 MiB; 12,000 such directories take 7.
         let (mut blobs, mut references) = (BTreeMap::new(), Vec::new());
         for (number, host) in stalling.hosts(5).iter().enumerate() {
-            let layer = many_directories(&format!("{number}"), 15_000, 5 * MIB);
+            let layer = many_directories(&format!("{number}"), 12_000, 5 * MIB);
             blobs.insert(Digest::sha256(&layer).to_string(), Blob::new(layer.clone(), layer.len()));
             let layers = [Layer::archive(layer)];
             stalling.pusher(&format!("many-{number}")).image("v1", &layers, &[]).await.expect("pushed");
@@ -188,7 +188,7 @@ fn regression_t44_layers_of_many_directories_that_stall_do_not_fail_those_of_ano
         let others: Vec<_> =
             references.iter().map(|(tenant, reference)| stage.begin(tenant, reference)).collect();
         settled("layers that stall", 5, || asked_for(&stalling, gets_blob)).await;
-        let count = 12_000;
+        let count = 9_600;
         let layer = many_directories("victim", count, MIB);
         quiet.pusher("image").image("v1", &[Layer::archive(layer)], &[]).await.expect("pushed");
         let check = |target: &Path| {
