@@ -9,3 +9,4 @@ pub mod limits;
 pub mod socket;
 pub mod sys;
 pub mod tenants;
+pub mod work_memory;

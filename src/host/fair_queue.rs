@@ -1,12 +1,14 @@
 //! A bound that is shared fairly: between tenants first, and between the registries of each tenant then.
 //!
-//! Three rules keep a tenant from holding a bound against others, however long what it holds takes.
+//! Four rules keep a tenant from holding a bound against others, however long what it holds takes.
 //! - *A tenant may hold at most as much as is free.* Alone, it gets half of the bound; the next one still finds half of the
 //!   rest, and so on (dynamic thresholds, Choudhury and Hahne, 1998). A tenant that holds nothing gets whatever fits.
 //! - *A registry may hold at most as much of its tenant's share as is free there*, where a queue says so: one that does not answer
 //!   leaves room for the others of the same tenant.
 //! - *Who holds least goes first.* Among the tenants that wait it is the one that holds least, then of its registries the one
 //!   that holds least, and then who came first.
+//! - *Nobody is passed over for ever.* A tenant that holds nothing and waits for much is next, when those that came later have got
+//!   as much as the whole bound meanwhile: nobody gets anything until there is enough.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -64,6 +66,8 @@ struct Line {
 struct Waiting {
     units: u64,
     arrival: u64,
+    /// Units that were given to those that came later.
+    passed_over: u64,
     permit: oneshot::Sender<Permit>,
 }
 
@@ -91,7 +95,12 @@ impl FairQueue {
             let (permit, receiver) = oneshot::channel();
             state.arrivals += 1;
             let arrival = state.arrivals;
-            state.line(tenant, registry).waiting.push_back(Waiting { units, arrival, permit });
+            state.line(tenant, registry).waiting.push_back(Waiting {
+                units,
+                arrival,
+                passed_over: 0,
+                permit,
+            });
             self.shared.dispatch(&mut state);
             receiver
         };
@@ -106,9 +115,13 @@ impl FairQueue {
     pub fn try_acquire(&self, tenant: &Tenant, registry: &str, units: u64) -> Option<Permit> {
         let mut state = self.shared.lock();
         let registry: Arc<str> = registry.into();
-        if !self.shared.may_take(&state, tenant, &registry, units) {
+        if state.patient(self.shared.capacity).is_some()
+            || !self.shared.may_take(&state, tenant, &registry, units)
+        {
             return None;
         }
+        let arrival = state.arrivals + 1;
+        state.pass_over(arrival, units);
         Some(self.shared.grant(&mut state, tenant.clone(), registry, units))
     }
 }
@@ -147,6 +160,7 @@ impl Shared {
     fn dispatch(self: &Arc<Self>, state: &mut State) {
         while let Some((tenant, registry)) = self.next(state) {
             let Some(waiting) = state.line(&tenant, &registry).waiting.pop_front() else { return };
+            state.pass_over(waiting.arrival, waiting.units);
             let permit = self.grant(state, tenant, registry, waiting.units);
             if let Err(mut unwanted) = waiting.permit.send(permit) {
                 // Who waited has gone. A permit of nothing does not take the lock, which is held here.
@@ -167,6 +181,9 @@ impl Shared {
             holding.registries.retain(|_, line| line.units > 0 || !line.waiting.is_empty());
         }
         state.tenants.retain(|_, holding| !holding.registries.is_empty());
+        if let Some((tenant, registry, units)) = state.patient(self.capacity) {
+            return self.may_take(state, &tenant, &registry, units).then_some((tenant, registry));
+        }
         /// What the tenant holds, what it holds for the registry, and when who waits came.
         type Rank = (u64, u64, u64);
         let mut best: Option<(Rank, &Tenant, &Arc<str>)> = None;
@@ -189,6 +206,27 @@ impl State {
     fn line(&mut self, tenant: &Tenant, registry: &str) -> &mut Line {
         let holding = self.tenants.entry(tenant.clone()).or_default();
         holding.registries.entry(registry.into()).or_default()
+    }
+
+    /// Notes that `units` go to who came at `arrival`, or comes now.
+    fn pass_over(&mut self, arrival: u64, units: u64) {
+        for holding in self.tenants.values_mut().filter(|holding| holding.units == 0) {
+            let firsts = holding.registries.values_mut().filter_map(|line| line.waiting.front_mut());
+            for first in firsts.filter(|first| first.arrival < arrival) {
+                first.passed_over = first.passed_over.saturating_add(units);
+            }
+        }
+    }
+
+    /// Who was passed over for long enough, with what it waits for.
+    fn patient(&self, capacity: u64) -> Option<(Tenant, Arc<str>, u64)> {
+        let nothing = self.tenants.iter().filter(|(_, holding)| holding.units == 0);
+        nothing
+            .flat_map(|(tenant, holding)| holding.registries.iter().map(move |line| (tenant, line)))
+            .filter_map(|(tenant, (registry, line))| Some((tenant, registry, line.waiting.front()?)))
+            .filter(|(.., first)| first.passed_over >= capacity && !first.permit.is_closed())
+            .min_by_key(|(.., first)| first.arrival)
+            .map(|(tenant, registry, first)| (tenant.clone(), Arc::clone(registry), first.units))
     }
 
     fn take_back(&mut self, tenant: &Tenant, registry: &str, units: u64) {
@@ -279,6 +317,26 @@ mod tests {
         let held: Vec<Permit> = std::iter::from_fn(|| take(&queue, "a", "slow")).collect();
         assert_eq!(held.len(), 8);
         assert!((0..3).all(|number| take(&queue, "a", &number.to_string()).is_some()));
+    }
+
+    #[tokio::test]
+    async fn regression_who_waits_for_much_is_not_passed_over_for_ever() {
+        let queue = FairQueue::new(10);
+        let small = async |number: u64| queue.acquire(&tenant(&format!("t{number}")), "", 3).await;
+        let mut held = [small(0).await, small(1).await];
+        let patient = tenant("patient");
+        let mut large = Box::pin(queue.acquire(&patient, "", 8));
+        // Others come and go, and there are never 8 units.
+        for number in 2..20 {
+            assert!(large.as_mut().now_or_never().is_none());
+            let Some(next) = Box::pin(small(number)).as_mut().now_or_never() else { break };
+            held[number as usize % 2] = next;
+        }
+        assert!(queue.try_acquire(&tenant("late"), "", 1).is_none(), "it is the turn of who waits");
+        drop(held);
+        let large = large.await;
+        assert!(queue.try_acquire(&tenant("late"), "", 1).is_some());
+        drop(large);
     }
 
     #[tokio::test]

@@ -28,16 +28,18 @@ pub const SMALL_UNPACKS: u64 = 2;
 /// Connections for one blob.
 pub const CONNECTIONS: usize = 6;
 /// Connections beside the first of each transfer.
-pub const HELPERS: u64 = 24;
+pub const HELPERS: u64 = 16;
 /// Bytes of a piece on its way from a connection to the writer: hyper's largest buffer. Cut smaller, a piece would cost as much
 /// of the processor, and hold as much memory: all of the buffer it came in.
 pub const PIECE: usize = 408 * 1024;
-/// Bytes of all pieces of one transfer on that way, with the one that is written.
-pub const QUEUE_BYTES: usize = 2 * PIECE;
+/// Bytes of all pieces of one large transfer that are in memory, from its connections on: on the way to the writer, written,
+/// hashed, and unpacked.
+pub const LARGE_PIECES: usize = 2 * PIECE;
+/// The same of a small one.
+pub const SMALL_PIECES: usize = PIECE;
 /// Pieces of one transfer that wait for the writer, however small.
 pub const QUEUE: usize = 8;
-/// Bytes of a large transfer that wait in memory for what hashes or unpacks them; with the last piece there may be more, of which
-/// the writer waits to be rid.
+/// Bytes of a transfer that may wait in memory for what hashes or unpacks them, before the writer waits for that, too.
 pub const RECENT_BYTES: usize = 64 * 1024;
 /// Bytes of a transfer that are read back at a time, when that is behind.
 pub const READ_BACK: usize = 128 * 1024;
@@ -46,13 +48,23 @@ pub const MANIFEST_BYTES: u64 = 8 * MIB;
 /// Requests for manifests and other small answers at a time.
 pub const SMALL_REQUESTS: u64 = 24;
 /// Bytes of memory for plans, which pulls have as long as they last.
-pub const PLAN_BYTES: u64 = 30 * MIB;
-/// Bytes of memory for what takes much of it and does not take long: merges, plans that are made, configs that are read, one
-/// large window for decompression. The largest of them fit: [`MERGE_BYTES`], [`LARGE_WINDOW`].
-pub const WORK_BYTES: u64 = 160 * MIB;
-/// Bytes of memory that the indexes of one tree may take in a merge. Names and attributes of the largest images take two
-/// thirds of it.
-pub const MERGE_BYTES: u64 = 152 * MIB;
+pub const PLAN_BYTES: u64 = 12 * MIB;
+/// Bytes of memory of a plan that is kept while a registry is waited for, at most: of a manifest of some 100 KiB.
+pub const KEPT_PLAN: u64 = MIB;
+/// Bytes of memory of the largest plan.
+pub const LARGEST_PLAN: u64 = 40 * MIB;
+/// Bytes of memory for what takes much of it and does not take long: merges, large plans, configs that are read, one large window
+/// for decompression. The largest of them fit: [`MERGE_BYTES`], [`LARGE_UNPACK`].
+pub const WORK_BYTES: u64 = 183 * MIB;
+/// Bytes of memory for small work of that kind, in a lane of its own.
+pub const SMALL_WORK_BYTES: u64 = 20 * MIB;
+/// Bytes of memory that small work takes at most: the tree of an image of some 40,000 files, or manifests of 512 KiB.
+pub const SMALL_WORK: u64 = 8 * MIB;
+/// Bytes of memory that the indexes of one tree may take in a merge: of 700,000 entries with names of 30 bytes.
+pub const MERGE_BYTES: u64 = WORK_BYTES;
+/// The same for a tree whose plan is large, and in the same room.
+pub const MERGE_BYTES_OF_LARGE_PLAN: u64 = WORK_BYTES - LARGEST_PLAN;
+const _: () = assert!(LARGE_UNPACK <= WORK_BYTES);
 /// Bytes of memory for directories of layers that are unpacked, beyond what each layer has. A layer that finds none left is
 /// unpacked when all of it is here, with memory of [`WORK_BYTES`].
 pub const DIRECTORY_BYTES: u64 = 16 * MIB;
@@ -82,26 +94,28 @@ pub const PUBLISHES: u64 = 1024;
 pub const PUBLISHES_OF_A_POD: u64 = 64;
 
 /// What the program is, idle, and what small things take that are bounded in number: tasks, stacks, tokens.
-const BASE: u64 = 30 * MIB;
+const BASE: u64 = 32 * MIB;
 
 /// Every bound of memory, in bytes. The first column says what it is for.
-pub fn table() -> [(&'static str, u64); 11] {
+pub fn table() -> [(&'static str, u64); 12] {
     let transfers = LARGE_TRANSFERS + SMALL_TRANSFERS;
     let large_unpacks = LARGE_UNPACKS_WHILE_COMING + LARGE_UNPACKS;
     let unpacks = large_unpacks + SMALL_UNPACKS_WHILE_COMING + SMALL_UNPACKS;
-    let piece = PIECE as u64;
+    let (piece, large, small) = (PIECE as u64, LARGE_PIECES as u64, SMALL_PIECES as u64);
     [
         ("the program", BASE),
-        ("received and not yet written", transfers * QUEUE_BYTES as u64),
-        ("written and not yet followed", LARGE_TRANSFERS * (RECENT_BYTES + PIECE + READ_BACK) as u64),
+        ("received, written, hashed, unpacked", LARGE_TRANSFERS * large + SMALL_TRANSFERS * small),
+        ("read back", transfers * READ_BACK as u64),
         // One piece waits for room in the queue, and the next is read meanwhile.
         ("connections of transfers", (transfers + HELPERS) * 2 * piece),
+        // What of an answer is more than that is counted with manifests.
         ("connections of other requests", SMALL_REQUESTS * piece),
         ("layers that are unpacked", unpacks * UNPACK_BYTES),
         ("their directories, beyond what each has", DIRECTORY_BYTES),
         ("manifests on their way", MANIFEST_BYTES),
         ("plans", PLAN_BYTES),
-        ("merges, configs, one large window", WORK_BYTES),
+        ("merges, large plans, configs, one large window", WORK_BYTES),
+        ("small merges and configs, manifests that are read", SMALL_WORK_BYTES),
         ("first looks after a crash", (FIRST_LOOKS * FIRST_LOOK_BYTES) as u64),
     ]
 }

@@ -39,21 +39,33 @@ impl Contents {
         Self { store, registry, rights, transfers }
     }
 
+    /// Says what is to come, and makes space for it; returns it.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSpace`] before anything is fetched, when it is clear that it does not fit.
+    pub async fn expect(
+        &self,
+        all: Vec<Needed>,
+        asker: &Asker,
+        progress: &Progress,
+    ) -> Result<Vec<Needed>, Error> {
+        let total = all.iter().fold(0_u64, |sum, needed| sum.saturating_add(needed.blob.size));
+        progress.expect(all.len(), total);
+        let (store, asking) = (Arc::clone(&self.store), asker.clone());
+        let make_space = move || make_space(&store, &all, &asking).map(|()| all);
+        Ok(blocking::run::<Result<_, StoreError>>(Lane::Work, make_space).await?)
+    }
+
     /// Brings all that is needed, and makes sure that `asker` may read each.
     ///
     /// # Errors
-    /// Those of transfers; [`StoreError::NoSpace`] before anything is fetched, when it is clear that it does not fit.
+    /// Those of transfers.
     pub async fn ensure_all(
         &self,
         all: Vec<Needed>,
         asker: &Asker,
         progress: &Progress,
     ) -> Result<(), Error> {
-        let total = all.iter().fold(0_u64, |sum, needed| sum.saturating_add(needed.blob.size));
-        progress.expect(all.len(), total);
-        let all = Arc::new(all);
-        let (store, needed, asking) = (Arc::clone(&self.store), Arc::clone(&all), asker.clone());
-        blocking::run(Lane::Work, move || make_space(&store, &needed, &asking)).await?;
         futures_util::stream::iter(all.iter().map(Ok))
             .try_for_each_concurrent(BLOBS_AT_A_TIME, |needed| self.ensure(needed, asker, progress))
             .await

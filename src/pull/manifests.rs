@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::failure::Kind;
 use crate::host::blocking::{self, Lane};
-use crate::host::fair_queue::FairQueue;
+use crate::host::work_memory::WorkMemory;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::oci::manifest::{Document, SIZE_LIMIT, parse, parse_kept};
@@ -24,8 +24,7 @@ use crate::transfer::needed::origin;
 pub struct Manifests {
     store: Arc<Store>,
     registry: Registry,
-    /// Bytes of memory for what takes much of it and does not take long.
-    memory: FairQueue,
+    memory: WorkMemory,
 }
 
 /// What is made of a manifest while it is read takes so many times its size.
@@ -33,7 +32,7 @@ const PARSE_FACTOR: u64 = 8;
 
 impl Manifests {
     /// Parsing takes memory from `memory`.
-    pub fn new(store: Arc<Store>, registry: Registry, memory: FairQueue) -> Self {
+    pub fn new(store: Arc<Store>, registry: Registry, memory: WorkMemory) -> Self {
         Self { store, registry, memory }
     }
 
@@ -76,7 +75,7 @@ impl Manifests {
     /// Those of the registry and of the store.
     pub async fn fetch(&self, asker: &Asker, target: &str) -> Result<Digest, Error> {
         let fetched = self.registry.manifest(asker, target).await?;
-        let memory = self.memory.acquire(&asker.tenant, "", PARSE_FACTOR * fetched.bytes.len() as u64).await;
+        let memory = self.memory.acquire(&asker.tenant, PARSE_FACTOR * fetched.bytes.len() as u64).await;
         let (store, digest, from) = (Arc::clone(&self.store), fetched.digest.clone(), origin(&asker.source));
         let (host, name) = (from.repository.host.clone(), from.repository.name.clone());
         let what = format!("manifest {name}:{target}");
@@ -112,14 +111,27 @@ impl Manifests {
         offline: bool,
     ) -> Result<(Document, u64), Error> {
         let not_present = || Error::NotPresent { reference: reference.to_string() };
-        match self.load(reference, asker, digest).await? {
+        match self.load(reference, asker, digest, true).await? {
             Some(document) => Ok(document),
             None if offline => Err(not_present()),
             None => {
                 self.fetch(asker, &digest.to_string()).await?;
-                self.load(reference, asker, digest).await?.ok_or_else(not_present)
+                self.load(reference, asker, digest, true).await?.ok_or_else(not_present)
             }
         }
+    }
+
+    /// The same from the store alone. *Caller:* has memory for reading it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn read_here(
+        &self,
+        reference: &Reference,
+        asker: &Asker,
+        digest: &Digest,
+    ) -> Result<Option<(Document, u64)>, Error> {
+        self.load(reference, asker, digest, false).await
     }
 
     async fn load(
@@ -127,6 +139,7 @@ impl Manifests {
         reference: &Reference,
         asker: &Asker,
         digest: &Digest,
+        takes_memory: bool,
     ) -> Result<Option<(Document, u64)>, Error> {
         let (store, digest, from) = (Arc::clone(&self.store), digest.clone(), origin(&asker.source));
         let readable = {
@@ -139,7 +152,10 @@ impl Manifests {
             })
         };
         let Some(blob) = readable else { return Ok(None) };
-        let memory = self.memory.acquire(&asker.tenant, "", PARSE_FACTOR * blob.size).await;
+        let memory = match takes_memory {
+            true => Some(self.memory.acquire(&asker.tenant, PARSE_FACTOR * blob.size).await),
+            false => None,
+        };
         let name = reference.to_string();
         blocking::run(Lane::Work, move || {
             let _memory = memory;

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use crate::host::blocking::{self, Lane};
 use crate::host::fair_queue::{FairQueue, Permit};
+use crate::host::limits;
+use crate::host::work_memory::WorkMemory;
 use crate::layout;
 use crate::layout::artifact::{Artifact, CONFIG_LIMIT};
 use crate::layout::decide::Family;
 use crate::layout::plan::Plan;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
-use crate::oci::manifest::Manifest;
+use crate::oci::manifest::{Manifest, SIZE_LIMIT};
 use crate::oci::reference::Reference;
 use crate::pull::content::Contents;
 use crate::pull::error::Error;
@@ -30,8 +32,7 @@ pub struct Planner {
     verify_diff_ids: bool,
     /// Bytes of memory for plans, as long as their pulls last.
     plans: FairQueue,
-    /// Bytes of memory for what takes much of it and does not take long.
-    memory: FairQueue,
+    memory: WorkMemory,
 }
 
 /// What a request's tree is made of.
@@ -42,6 +43,15 @@ pub struct Planned {
     pub room: Permit,
 }
 
+/// What a plan is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To see what is needed.
+    Needed,
+    /// To link the tree, for which a large plan has memory in its room.
+    Tree,
+}
+
 /// What is made of a manifest takes so many times its size: names, a plan, and a tree's record. From the peak of
 /// `regression_manifests_of_long_names`: 153 MiB above idle, with 16 MiB of manifests of the longest names.
 const PLAN_FACTOR: u64 = 10;
@@ -50,17 +60,33 @@ const SMALLEST_PLAN: u64 = 16 * 1024;
 /// What is made of a config takes so many times its size.
 const CONFIG_FACTOR: u64 = 4;
 
+const _: () = {
+    assert!(PLAN_FACTOR * SIZE_LIMIT as u64 <= limits::LARGEST_PLAN);
+    assert!(2 * limits::LARGEST_PLAN + CONFIG_FACTOR * CONFIG_LIMIT as u64 <= limits::WORK_BYTES);
+};
+
 impl Planner {
-    /// Plans take memory from `plans`, and making one from `memory`.
+    /// Plans that are kept take memory from `plans`; making a plan, and having a large one, from `memory`.
     pub fn new(
         store: Arc<Store>,
         resolver: Resolver,
         contents: Contents,
         verify_diff_ids: bool,
         plans: FairQueue,
-        memory: FairQueue,
+        memory: WorkMemory,
     ) -> Self {
         Self { store, resolver, contents, verify_diff_ids, plans, memory }
+    }
+
+    /// Whether the plan of what was resolved takes more memory than may be held while a registry is waited for. Such a plan is
+    /// let go meanwhile, and made again.
+    pub fn is_large(resolved: &Resolved) -> bool {
+        plan_bytes(resolved) > limits::KEPT_PLAN
+    }
+
+    /// Memory for a part of what a large plan needs, while registries are waited for.
+    pub async fn room_for_part(&self, resolved: &Resolved) -> Permit {
+        self.plans.acquire(&resolved.asker.tenant, "", limits::KEPT_PLAN).await
     }
 
     /// Lays `manifest` out, with its config where names depend on that.
@@ -71,73 +97,116 @@ impl Planner {
         &self,
         resolved: &Resolved,
         manifest: Manifest,
-        family: &Family,
+        family: &'static Family,
         request: &PullRequest,
         progress: &Progress,
     ) -> Result<Planned, Error> {
-        let (manifest, room) = self.make_room(resolved, manifest, &request.reference).await?;
-        let manifest = Arc::new(manifest);
         let config = manifest.config.bare();
-        let mut plan = match self.lay_out(resolved, &manifest, request, None).await {
+        let mut manifest = Some(manifest);
+        let is_checked = self.checks(family);
+        if is_checked {
+            manifest = None; // It is read again, when the registry has sent the config.
+            self.ensure_config(resolved, &config, &request.reference, progress).await?;
+        }
+        match self.lay_out(resolved, manifest, family, request, is_checked, Purpose::Needed).await {
             Err(Error::Layout(layout::error::Error::NeedsConfig)) => {
                 self.ensure_config(resolved, &config, &request.reference, progress).await?;
-                self.lay_out(resolved, &manifest, request, Some(&config)).await?
+                self.lay_out(resolved, None, family, request, true, Purpose::Needed).await
             }
-            planned => planned?,
-        };
-        if family.name == layout::families::image::NAME && self.verify_diff_ids {
-            self.ensure_config(resolved, &config, &request.reference, progress).await?;
-            let memory = self.memory.acquire(&resolved.asker.tenant, "", CONFIG_FACTOR * config.size).await;
-            let store = Arc::clone(&self.store);
-            let read = move || {
-                let _memory = memory;
-                Ok::<_, Error>(layout::families::image::diff_ids(&read_config(&store, &config.digest)?)?)
-            };
-            plan.promise(blocking::run(Lane::Work, read).await?)?;
+            planned => planned,
         }
-        Ok(Planned { plan, room })
+    }
+
+    /// The plan once more, when all it is made of is here.
+    ///
+    /// # Errors
+    /// Those of layouts and of the store.
+    pub async fn plan_again(
+        &self,
+        resolved: &Resolved,
+        family: &'static Family,
+        request: &PullRequest,
+        purpose: Purpose,
+    ) -> Result<Planned, Error> {
+        match self.lay_out(resolved, None, family, request, self.checks(family), purpose).await {
+            Err(Error::Layout(layout::error::Error::NeedsConfig)) => {
+                self.lay_out(resolved, None, family, request, true, purpose).await
+            }
+            planned => planned,
+        }
+    }
+
+    /// Whether the config says what the content of layers has to be, and that is to be compared.
+    fn checks(&self, family: &Family) -> bool {
+        self.verify_diff_ids && family.name == layout::families::image::NAME
+    }
+
+    /// Thousands of names and patterns are work for a thread that may take its time, and memory for a few at a time. Without
+    /// `manifest` it is read again.
+    async fn lay_out(
+        &self,
+        resolved: &Resolved,
+        manifest: Option<Manifest>,
+        family: &'static Family,
+        request: &PullRequest,
+        with_config: bool,
+        purpose: Purpose,
+    ) -> Result<Planned, Error> {
+        let (manifest, room) = self.make_room(resolved, manifest, &request.reference, purpose).await?;
+        let config = with_config.then(|| manifest.config.bare());
+        let memory = if Self::is_large(resolved) {
+            None // There is enough in its room.
+        } else {
+            let bytes =
+                plan_bytes(resolved) + CONFIG_FACTOR * config.as_ref().map_or(0, |config| config.size);
+            Some(self.memory.acquire(&resolved.asker.tenant, bytes).await)
+        };
+        let (store, is_checked) = (Arc::clone(&self.store), self.checks(family));
+        let (digest, options) = (resolved.manifest_digest.clone(), request.options.clone());
+        let size = resolved.manifest_size;
+        blocking::run(Lane::Work, move || {
+            let _memory = memory;
+            // Read only now: it may have megabytes, and those that wait for their turn are many.
+            let config = config.map(|config| read_config(&store, &config.digest)).transpose()?;
+            let artifact = Artifact { manifest: &manifest, digest: &digest, size, config: config.as_deref() };
+            let mut plan = layout::decide::plan(&artifact, &options)?;
+            if let Some(config) = config.filter(|_| is_checked) {
+                plan.promise(layout::families::image::diff_ids(&config)?)?;
+            }
+            Ok(Planned { plan, room })
+        })
+        .await
     }
 
     /// Plans share a bound. A manifest that has to wait is let go, and read again.
     async fn make_room(
         &self,
         resolved: &Resolved,
-        manifest: Manifest,
+        manifest: Option<Manifest>,
         reference: &Reference,
+        purpose: Purpose,
     ) -> Result<(Manifest, Permit), Error> {
-        let tenant = &resolved.asker.tenant;
-        let bytes = (PLAN_FACTOR * resolved.manifest_size).max(SMALLEST_PLAN);
-        if let Some(room) = self.plans.try_acquire(tenant, "", bytes) {
-            return Ok((manifest, room));
+        let (tenant, bytes) = (&resolved.asker.tenant, plan_bytes(resolved));
+        if Self::is_large(resolved) {
+            drop(manifest);
+            let bytes = match purpose {
+                Purpose::Needed => 2 * bytes + CONFIG_FACTOR * CONFIG_LIMIT as u64,
+                Purpose::Tree => limits::WORK_BYTES,
+            };
+            let room = self.memory.acquire(tenant, bytes).await;
+            return Ok((self.resolver.read_here(resolved, reference).await?, room));
         }
-        drop(manifest);
-        let room = self.plans.acquire(tenant, "", bytes).await;
-        let manifest = self.resolver.read_again(resolved, reference).await?;
-        Ok((manifest, room))
-    }
-
-    /// Thousands of names and patterns are work for a thread that may take its time, and memory for a few at a time.
-    async fn lay_out(
-        &self,
-        resolved: &Resolved,
-        manifest: &Arc<Manifest>,
-        request: &PullRequest,
-        config: Option<&Descriptor>,
-    ) -> Result<Plan, Error> {
-        let bytes =
-            PLAN_FACTOR * resolved.manifest_size + CONFIG_FACTOR * config.map_or(0, |config| config.size);
-        let memory = self.memory.acquire(&resolved.asker.tenant, "", bytes).await;
-        let (store, manifest) = (Arc::clone(&self.store), Arc::clone(manifest));
-        let (digest, config) = (resolved.manifest_digest.clone(), config.map(|config| config.digest.clone()));
-        let (options, size) = (request.options.clone(), resolved.manifest_size);
-        blocking::run(Lane::Work, move || {
-            let _memory = memory;
-            // Read only now: it may have megabytes, and those that wait for their turn are many.
-            let config = config.map(|config| read_config(&store, &config)).transpose()?;
-            let artifact = Artifact { manifest: &manifest, digest: &digest, size, config: config.as_deref() };
-            Ok(layout::decide::plan(&artifact, &options)?)
-        })
-        .await
+        let room = match self.plans.try_acquire(tenant, "", bytes) {
+            Some(room) => match manifest {
+                Some(manifest) => return Ok((manifest, room)),
+                None => room,
+            },
+            None => {
+                drop(manifest);
+                self.plans.acquire(tenant, "", bytes).await
+            }
+        };
+        Ok((self.resolver.read_again(resolved, reference).await?, room))
     }
 
     /// Brings the artifact's config into the store.
@@ -161,6 +230,11 @@ impl Planner {
         }
         Err(Error::NotPresent { reference: reference.to_string() })
     }
+}
+
+/// Bytes of memory that the plan of what was resolved takes.
+fn plan_bytes(resolved: &Resolved) -> u64 {
+    (PLAN_FACTOR * resolved.manifest_size).max(SMALLEST_PLAN)
 }
 
 /// A config that is here.

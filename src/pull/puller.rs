@@ -9,16 +9,19 @@ use crate::failure;
 use crate::host::blocking::{self, Lane};
 use crate::host::fair_queue::FairQueue;
 use crate::host::limits;
+use crate::host::work_memory::WorkMemory;
 use crate::layout;
+use crate::layout::decide::Family;
+use crate::oci::manifest::Manifest;
 use crate::oci::reference::Reference;
 use crate::pull::content::Contents;
 use crate::pull::error::Error;
 use crate::pull::manifests::{Carried, Manifests};
 use crate::pull::metrics::Metrics;
-use crate::pull::plan::{Planned, Planner};
+use crate::pull::plan::{Planned, Planner, Purpose};
 use crate::pull::progress::Progress;
 use crate::pull::request::{PullPolicy, PullRequest, PullSettings, Pulled};
-use crate::pull::resolve::Resolver;
+use crate::pull::resolve::{Resolved, Resolver};
 use crate::pull::rights::Rights;
 use crate::pull::tree::TreeBuilder;
 use crate::registry::client::Registry;
@@ -61,6 +64,9 @@ struct RequestKey {
     unused_helper: Option<String>,
 }
 
+/// Blobs of a large plan that are brought before it is made again for the next.
+const NEEDED_AT_A_TIME: usize = 2_048;
+
 impl Puller {
     /// Pulls into `store` from registries.
     pub fn new(
@@ -69,7 +75,7 @@ impl Puller {
         settings: &PullSettings,
         metrics: Metrics,
     ) -> Arc<Self> {
-        let memory = FairQueue::new(limits::WORK_BYTES);
+        let memory = WorkMemory::default();
         let plans = FairQueue::new(limits::PLAN_BYTES);
         let transfers = Transfers::new(
             Arc::clone(&store),
@@ -158,21 +164,12 @@ impl Puller {
         let tree = match present.filter(|_| granted) {
             Some(tree) => tree,
             None => {
-                let carried = Carried::of(manifest.layers.iter());
-                self.manifests.keep_embedded(&manifest.config, &asker.source).await?;
                 let Planned { plan, room } =
-                    self.planner.plan(&resolved, manifest, family, request, progress).await?;
-                let needed = Needed::of(&plan);
-                for needed in &needed {
-                    if let Some(carrying) = carried.get(&needed.blob.digest) {
-                        self.manifests.keep_embedded(carrying, &asker.source).await?;
-                    }
-                }
-                if !resolved.offline {
-                    self.contents.ensure_all(needed, asker, progress).await?;
-                } else if !self.contents.are_here(&needed, asker).await? {
-                    return Err(Error::NotPresent { reference: request.reference.to_string() });
-                }
+                    self.gather(&resolved, manifest, family, request, progress).await?;
+                let (merge_bytes, room, memory) = match Planner::is_large(&resolved) {
+                    true => (limits::MERGE_BYTES_OF_LARGE_PLAN, None, Some(room)),
+                    false => (limits::MERGE_BYTES, Some(room), None),
+                };
                 let build = Build {
                     key: key.clone(),
                     plan,
@@ -180,8 +177,9 @@ impl Puller {
                     readable,
                     manifest: resolved.manifest_digest.clone(),
                     family: family.name.to_owned(),
+                    merge_bytes,
                 };
-                let tree = self.trees.build(build, &asker.tenant).await?;
+                let tree = self.trees.build(build, memory, &asker.tenant).await?;
                 drop(room); // The plan is gone.
                 tree
             }
@@ -205,5 +203,73 @@ impl Puller {
             noted => noted?,
         }
         Ok(Pulled { tree, digest: resolved.digest, fetched: progress.snapshot().fetched, _pin: pin })
+    }
+
+    /// The plan of what was resolved, when all it needs is here.
+    async fn gather(
+        &self,
+        resolved: &Resolved,
+        manifest: Manifest,
+        family: &'static Family,
+        request: &PullRequest,
+        progress: &Progress,
+    ) -> Result<Planned, Error> {
+        let asker = &resolved.asker;
+        let carried = Carried::of(manifest.layers.iter());
+        self.manifests.keep_embedded(&manifest.config, &asker.source).await?;
+        let planned = self.planner.plan(resolved, manifest, family, request, progress).await?;
+        let mut needed = Needed::of(&planned.plan);
+        for needed in &needed {
+            if let Some(carrying) = carried.get(&needed.blob.digest) {
+                self.manifests.keep_embedded(carrying, &asker.source).await?;
+            }
+        }
+        if !resolved.offline {
+            needed = self.contents.expect(needed, asker, progress).await?;
+        }
+        if !Planner::is_large(resolved) {
+            self.bring(resolved, needed, request, progress).await?;
+            return Ok(planned);
+        }
+        let all = needed.len();
+        drop((planned, needed, carried));
+        self.gather_in_parts(resolved, family, request, progress, all).await
+    }
+
+    /// The same for a large plan, which needs `all` blobs. Memory for it is there for as long as processor and disk take, not for as
+    /// long as a registry likes: so it is made once for each part of them, and in the end for the tree.
+    async fn gather_in_parts(
+        &self,
+        resolved: &Resolved,
+        family: &'static Family,
+        request: &PullRequest,
+        progress: &Progress,
+        all: usize,
+    ) -> Result<Planned, Error> {
+        let _room = self.planner.room_for_part(resolved).await;
+        for done in (0..all).step_by(NEEDED_AT_A_TIME) {
+            let planned = self.planner.plan_again(resolved, family, request, Purpose::Needed).await?;
+            let part = Needed::of(&planned.plan).into_iter().skip(done).take(NEEDED_AT_A_TIME).collect();
+            drop(planned);
+            self.bring(resolved, part, request, progress).await?;
+        }
+        self.planner.plan_again(resolved, family, request, Purpose::Tree).await
+    }
+
+    /// Brings what is needed, or sees that it is here.
+    async fn bring(
+        &self,
+        resolved: &Resolved,
+        needed: Vec<Needed>,
+        request: &PullRequest,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        if !resolved.offline {
+            return self.contents.ensure_all(needed, &resolved.asker, progress).await;
+        }
+        match self.contents.are_here(&needed, &resolved.asker).await? {
+            true => Ok(()),
+            false => Err(Error::NotPresent { reference: request.reference.to_string() }),
+        }
     }
 }

@@ -121,6 +121,18 @@ impl Resolver {
         self.manifests.fetch(asker, &target).await
     }
 
+    /// The manifest that was resolved to, once more, from the store alone. *Caller:* has memory for reading it.
+    ///
+    /// # Errors
+    /// [`Error::NotPresent`] when it is gone, since the disk failed meanwhile; those of the store.
+    pub async fn read_here(&self, resolved: &Resolved, reference: &Reference) -> Result<Manifest, Error> {
+        let Resolved { asker, manifest_digest, .. } = resolved;
+        match self.manifests.read_here(reference, asker, manifest_digest).await? {
+            Some((Document::Manifest(manifest), _)) => Ok(manifest),
+            _ => Err(Error::NotPresent { reference: reference.to_string() }),
+        }
+    }
+
     /// The manifest that was resolved to, once more.
     ///
     /// # Errors

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::host::blocking;
-use crate::host::fair_queue::FairQueue;
+use crate::host::fair_queue::Permit;
 use crate::host::limits;
 use crate::host::tenants::Tenants;
+use crate::host::work_memory::WorkMemory;
 use crate::pull::error::Error;
 use crate::store::content::build::Build;
 use crate::store::content::file_list;
 use crate::store::content::trees::Tree;
+use crate::store::error::Error as StoreError;
 use crate::store::key::TreeKey;
 use crate::store::open::Store;
 use crate::tenant::Tenant;
@@ -21,8 +23,7 @@ use crate::transfer::flight::Flights;
 pub struct TreeBuilder {
     store: Arc<Store>,
     flights: Flights<TreeKey, Tenants, Result<Tree, Arc<TransferError>>>,
-    /// Bytes of memory for what takes much of it and does not take long.
-    memory: FairQueue,
+    memory: WorkMemory,
 }
 
 /// Bytes of memory that linking a tree takes at least.
@@ -30,22 +31,28 @@ const SMALLEST: u64 = 1024 * 1024;
 
 impl TreeBuilder {
     /// Merges take memory from `memory`.
-    pub fn new(store: Arc<Store>, memory: FairQueue) -> Self {
+    pub fn new(store: Arc<Store>, memory: WorkMemory) -> Self {
         Self { store, flights: Flights::new(Duration::ZERO), memory }
     }
 
-    /// Links the tree, or joins who does.
+    /// Links the tree, or joins who does. What has no `memory` for it waits for some.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn build(&self, build: Build, tenant: &Tenant) -> Result<Tree, Error> {
+    pub async fn build(&self, build: Build, memory: Option<Permit>, tenant: &Tenant) -> Result<Tree, Error> {
         let key = build.key.clone();
         let mut waiter = self.flights.join(key, || {
             let tenants = Arc::new(Tenants::default());
             tenants.add(tenant);
-            let (store, memory, waiting) =
+            let (store, queue, waiting) =
                 (Arc::clone(&self.store), self.memory.clone(), Arc::clone(&tenants));
-            let work = async move { link(store, memory, &waiting, build).await.map_err(Arc::new) };
+            let work = async move {
+                let linked = match memory {
+                    Some(memory) => link_with(store, memory, build).await,
+                    None => link(store, queue, &waiting, build).await,
+                };
+                linked.map_err(Arc::new)
+            };
             (tenants, work)
         });
         waiter.state().add(tenant);
@@ -56,17 +63,18 @@ impl TreeBuilder {
 
 async fn link(
     store: Arc<Store>,
-    memory: FairQueue,
+    memory: WorkMemory,
     tenants: &Tenants,
     build: Build,
 ) -> Result<Tree, TransferError> {
     let build = Arc::new(build);
     if build.plan.file_list().is_some() {
-        let permit = tenants.acquire(&[&memory], file_list::MEMORY).await;
-        let (store, checked) = (Arc::clone(&store), Arc::clone(&build));
+        let permit = memory.acquire_for(tenants, file_list::MEMORY).await;
+        let (store, build) = (Arc::clone(&store), Arc::clone(&build));
+        // Who has it keeps it until it is done, also when nobody waits any more.
         let check = move || {
-            let _permit = permit; // Until it is done, also when nobody waits any more.
-            store.trees.check_file_list(&checked)
+            let _permit = permit;
+            store.trees.check_file_list(&build)
         };
         blocking::on_own_thread("check-list", check).await.map_err(TransferError::Thread)??;
     }
@@ -75,13 +83,29 @@ async fn link(
         let look = move || store.trees.merge_memory(&build);
         blocking::run(blocking::Lane::Work, look).await?.clamp(SMALLEST, limits::MERGE_BYTES)
     };
-    let permit = tenants.acquire(&[&memory], needed).await;
+    let permit = memory.acquire_for(tenants, needed).await;
     let link = move || {
-        let _permit = permit; // Until it is done, also when nobody waits any more.
-        match store.trees.get(&build.key)? {
-            Some(tree) => Ok(tree),
-            None => store.trees.build(&build),
-        }
+        let _permit = permit;
+        get_or_build(&store, &build)
     };
     Ok(blocking::on_own_thread("merge", link).await.map_err(TransferError::Thread)??)
+}
+
+/// The same with `memory` for all of it.
+async fn link_with(store: Arc<Store>, memory: Permit, build: Build) -> Result<Tree, TransferError> {
+    let link = move || {
+        let _memory = memory;
+        if build.plan.file_list().is_some() {
+            store.trees.check_file_list(&build)?;
+        }
+        get_or_build(&store, &build)
+    };
+    Ok(blocking::on_own_thread("merge", link).await.map_err(TransferError::Thread)??)
+}
+
+fn get_or_build(store: &Store, build: &Build) -> Result<Tree, StoreError> {
+    match store.trees.get(&build.key)? {
+        Some(tree) => Ok(tree),
+        None => store.trees.build(build),
+    }
 }

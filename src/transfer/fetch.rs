@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use crate::host::fair_queue::Permit;
-use crate::host::limits::{CONNECTIONS, PIECE, QUEUE_BYTES};
+use crate::host::limits::{CONNECTIONS, LARGE_PIECES, PIECE, SMALL_PIECES};
 use crate::oci::descriptor::Descriptor;
 use crate::registry;
 use crate::registry::client::Registry;
@@ -45,8 +45,19 @@ pub struct Piece {
     pub offset: u64,
     /// Its bytes.
     pub bytes: Bytes,
-    /// What it takes of [`QUEUE_BYTES`], until it is dropped.
-    pub room: OwnedSemaphorePermit,
+}
+
+/// Bytes with the room that they take, which is given back when nobody has any of them any more: not the writer, nor the follower,
+/// nor who unpacks them.
+struct WithRoom {
+    bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for WithRoom {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// What is shared by all transfers.
@@ -94,7 +105,7 @@ pub struct Fetch<'a> {
     speed: &'a Speed,
     counter: &'a Counter,
     writer: mpsc::Sender<Piece>,
-    /// Bytes that may be on their way to the writer.
+    /// Bytes of pieces that may be in memory.
     room: Arc<Semaphore>,
 }
 
@@ -194,6 +205,7 @@ impl<'a> Fetch<'a> {
         counter: &'a Counter,
         writer: mpsc::Sender<Piece>,
     ) -> Self {
+        let is_small = Queue::is_small(wanted.blob.size);
         Self {
             means,
             blob: wanted.blob,
@@ -208,7 +220,7 @@ impl<'a> Fetch<'a> {
             speed,
             counter,
             writer,
-            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+            room: Arc::new(Semaphore::new(if is_small { SMALL_PIECES } else { LARGE_PIECES })),
         }
     }
 }
@@ -453,9 +465,9 @@ impl Fetch<'_> {
             let ended = || crate::store::error::Error::Abandoned;
             let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
             let room = Arc::clone(&self.room).acquire_many_owned(length).await;
-            let piece = Piece { offset, bytes: piece, room: room.map_err(|_| ended())? };
+            let bytes = Bytes::from_owner(WithRoom { bytes: piece, _room: room.map_err(|_| ended())? });
             // When the writer ended, its own error says why.
-            self.writer.send(piece).await.map_err(|_| ended())?;
+            self.writer.send(Piece { offset, bytes }).await.map_err(|_| ended())?;
             offset += u64::from(length);
         }
         Ok(())

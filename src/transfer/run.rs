@@ -14,8 +14,9 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
 use crate::host::blocking::{self, DropAway, Lane};
-use crate::host::fair_queue::{FairQueue, Permit};
+use crate::host::fair_queue::Permit;
 use crate::host::limits;
+use crate::host::work_memory::WorkMemory;
 use crate::oci::digest::Digest;
 use crate::registry::client::Registry;
 use crate::registry::source::{Asker, Source};
@@ -41,8 +42,7 @@ pub struct Transfers {
     store: Arc<Store>,
     registry: Registry,
     queue: Queue,
-    /// Bytes of memory for what takes much of it and does not take long.
-    memory: FairQueue,
+    memory: WorkMemory,
     flights: Flights<Key, Sources, Shared>,
     /// What was learnt of sources and of content.
     pub verdicts: Verdicts,
@@ -82,7 +82,7 @@ impl Transfers {
         store: Arc<Store>,
         registry: Registry,
         per_registry: usize,
-        memory: FairQueue,
+        memory: WorkMemory,
         fetched: Fetched,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -355,7 +355,7 @@ impl Transfers {
         let large = sink.needs_large_window();
         let sink = DropAway::new(sink);
         let memory = match large {
-            true => Some(sources.tenants.acquire(&[&self.memory], limits::LARGE_WINDOW).await),
+            true => Some(self.memory.acquire_for(&sources.tenants, limits::LARGE_WINDOW).await),
             false => None,
         };
         let finish = move || {
@@ -404,7 +404,7 @@ impl Transfers {
         if let Some(stored) = self.unpack_with(turn, Room::Common(directories), needed, &archive).await? {
             return Ok(stored);
         }
-        let memory = sources.tenants.acquire(&[&self.memory], limits::LARGE_UNPACK).await;
+        let memory = self.memory.acquire_for(&sources.tenants, limits::LARGE_UNPACK).await;
         drop(place); // So not more wait than there are places.
         self.unpack_with(memory, Room::Large, needed, &archive).await?.ok_or(Error::Fault)
     }

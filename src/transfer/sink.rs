@@ -180,7 +180,7 @@ impl Sink {
         written.map(|()| self)
     }
 
-    fn write(&mut self, Piece { offset, bytes, room }: Piece) -> Result<(), Error> {
+    fn write(&mut self, Piece { offset, bytes }: Piece) -> Result<(), Error> {
         match &self.target {
             Target::File(ingest) => ingest.write(offset, bytes)?,
             Target::Layer { ingest, partial, .. } | Target::Archive { ingest, partial } => {
@@ -188,7 +188,6 @@ impl Sink {
             }
             Target::Nothing { partial } => partial.write(offset, bytes)?,
         }
-        drop(room);
         if let Following::Here(follower) = &mut self.follower {
             let partial = self.target.partial();
             while let Some(bytes) = partial.follow_what_is_there()? {

@@ -89,13 +89,15 @@ impl Read for Receiver {
 impl BufRead for Receiver {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.read == self.current.content().len() && !matches!(self.current, Full::End) {
-            // A channel that closes without an end was cut off.
-            let next = self.full.recv().map_err(|_| io::Error::other(Error::archive(0, "it was cut off")))?;
+            // What was read is let go before more is waited for: more may only come when there is room for it.
             self.read = 0;
-            if let Full::Buffer(mut used) = std::mem::replace(&mut self.current, next) {
+            if let Full::Buffer(mut used) = std::mem::replace(&mut self.current, Full::Shared(Bytes::new())) {
                 used.clear();
                 let _ = self.empty.send(used); // Nobody fills it any more: fine.
             }
+            // A channel that closes without an end was cut off.
+            self.current =
+                self.full.recv().map_err(|_| io::Error::other(Error::archive(0, "it was cut off")))?;
         }
         Ok(self.current.content().get(self.read..).unwrap_or_default())
     }
@@ -112,5 +114,43 @@ impl Full {
             Self::Shared(bytes) => bytes,
             Self::End => &[],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Says when it is dropped.
+    struct Told(std::sync::mpsc::Sender<()>);
+
+    impl AsRef<[u8]> for Told {
+        fn as_ref(&self) -> &[u8] {
+            b"content"
+        }
+    }
+
+    impl Drop for Told {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+        }
+    }
+
+    #[test]
+    fn regression_what_was_read_is_let_go_before_more_is_waited_for() {
+        let (told, is_told) = std::sync::mpsc::channel();
+        let (mut sender, mut receiver) = new();
+        assert!(sender.send(Piece::Shared(Bytes::from_owner(Told(told)))));
+        let reader = std::thread::spawn(move || {
+            let mut read = Vec::new();
+            receiver.read_to_end(&mut read).expect("readable");
+            read
+        });
+        let let_go = is_told.recv_timeout(Duration::from_secs(20));
+        sender.end();
+        assert_eq!(reader.join().expect("no panic"), b"content");
+        assert!(let_go.is_ok(), "it was kept until the end");
     }
 }

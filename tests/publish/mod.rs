@@ -6,6 +6,7 @@ mod events;
 mod inline;
 mod layers_of_tenants;
 mod listeners;
+mod plans;
 mod read_only;
 mod registration;
 mod stats;

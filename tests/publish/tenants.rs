@@ -28,7 +28,9 @@ use crate::publish::listeners::probe;
 use crate::support::answers::{gets_blob, is_manifest};
 use crate::support::node::{BINARY, memory_of, mount_at};
 use crate::support::slow::{Blob, Line, push_promises};
-use crate::support::tenants::{LIMIT, Publishing, Stage, asked_for, distinct, is_within, settled};
+use crate::support::tenants::{
+    LIMIT, Publishing, Stage, asked_for, distinct, is_within, settled, wide_manifest,
+};
 use crate::support::{Node, Scripted, eventually, isolated, noise, zstd_with_window};
 
 const GET: Method = Method::GET;
@@ -513,23 +515,6 @@ impl Peak {
     }
 }
 
-/// A manifest of nearly 4 MiB, of very many small files, all of the same content.
-fn wide_manifest(number: usize, content: &Digest, config: &Digest) -> String {
-    let entry = |at: usize| {
-        format!(
-            r#"{{"mediaType":"a/b","digest":"{content}","size":1,"annotations":{{"org.opencontainers.image.title":"{number}-{at:x}"}}}}"#
-        )
-    };
-    let entries: Vec<String> = (0..21_500).map(entry).collect();
-    let config_type = media_type::OCI_EMPTY;
-    let manifest = format!(
-        r#"{{"schemaVersion":2,"artifactType":"a/b","config":{{"mediaType":"{config_type}","digest":"{config}","size":2}},"layers":[{}]}}"#,
-        entries.join(",")
-    );
-    assert!((3_500_000..4 << 20).contains(&manifest.len()), "{} bytes", manifest.len());
-    manifest
-}
-
 /// A directory with a name of 2,800 bytes that begins with `first`.
 fn long_name(first: &str) -> String {
     [first]
@@ -598,7 +583,8 @@ fn regression_t44_everything_at_once_has_bounds_of_memory_and_time() {
         let content = made_up("one byte");
         endless.insert(content.to_string(), Blob::zeros(1));
         for number in 0..8 {
-            let manifest = wide_manifest(number, &content, &config);
+            let manifest = wide_manifest(number, 21_500, &content, &config);
+            assert!((3_500_000..4 << 20).contains(&manifest.len()), "{} bytes", manifest.len());
             wide.manifest(&format!("v{number}"), media_type::OCI_MANIFEST, &manifest).await.expect("pushed");
             begun.push((format!("wide-{}", number / 2), at_its_own(&format!("wide:v{number}"))));
         }

@@ -117,6 +117,7 @@ impl Layers {
         }
         let manifest = Digest::sha256(format!("{plan:?}").as_bytes());
         let build = Build {
+            merge_bytes: ocivol::host::limits::MERGE_BYTES,
             key: TreeKey::new(&manifest, options, readable, false),
             plan,
             options: options.clone(),

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use ocivol::demo::kubelet::Pod;
 use ocivol::demo::push::Layer;
 use ocivol::demo::registry::Seen;
+use ocivol::oci::digest::Digest;
+use ocivol::oci::media_type;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
@@ -173,4 +175,19 @@ pub async fn settled(what: &str, at_least: usize, mut count: impl FnMut() -> usi
 pub fn is_within(bound: Duration, what: &str, alone: Duration, beside: Duration) -> bool {
     println!("{what}: {beside:.3?} beside the others, {alone:.3?} alone, {bound:.3?} allowed");
     beside <= bound
+}
+
+/// A manifest of as many small files, all of the same content: one byte.
+pub fn wide_manifest(number: usize, files: usize, content: &Digest, config: &Digest) -> String {
+    let entry = |at: usize| {
+        format!(
+            r#"{{"mediaType":"a/b","digest":"{content}","size":1,"annotations":{{"org.opencontainers.image.title":"{number}-{at:x}"}}}}"#
+        )
+    };
+    let entries: Vec<String> = (0..files).map(entry).collect();
+    let config_type = media_type::OCI_EMPTY;
+    format!(
+        r#"{{"schemaVersion":2,"artifactType":"a/b","config":{{"mediaType":"{config_type}","digest":"{config}","size":2}},"layers":[{}]}}"#,
+        entries.join(",")
+    )
 }

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use crate::host::limits::MERGE_BYTES;
 use crate::layer::checksum::Checksum;
 use crate::layer::format::Profile;
 use crate::layer::format::place_of;
@@ -36,6 +35,8 @@ pub struct Build {
     pub manifest: Digest,
     /// The artifact family.
     pub family: String,
+    /// Bytes of memory that the indexes of its layers may take.
+    pub merge_bytes: u64,
 }
 
 /// What `plan` needs, in its order.
@@ -69,7 +70,7 @@ pub(in crate::store) fn link_tree(
     sources: &[TreeSource],
 ) -> Result<Made, Error> {
     let profile = build.plan.profile();
-    check_bounds(&build.plan, sources)?;
+    check_bounds(build, sources)?;
     let indexes = indexes(&build.plan, sources)?;
     let mut merge = Merge::new(profile);
     for (item, source) in build.plan.items().iter().zip(sources) {
@@ -144,16 +145,16 @@ fn indexes<'a>(plan: &'a Plan, sources: &'a [TreeSource]) -> Result<HashMap<&'a 
 }
 
 /// Bounds time and memory of a merge, before any index is read.
-fn check_bounds(plan: &Plan, sources: &[TreeSource]) -> Result<(), Error> {
+fn check_bounds(build: &Build, sources: &[TreeSource]) -> Result<(), Error> {
     let mut seen = HashSet::new();
     let (mut applied, mut memory) = (0_usize, 0_u64);
-    for (item, source) in plan.items().iter().zip(sources) {
+    for (item, source) in build.plan.items().iter().zip(sources) {
         let (Item::Archive(archive), TreeSource::Layer(layer)) = (item, source) else { continue };
         applied += layer.summary.entries;
         if seen.insert(&layer.key) {
             memory += layer.summary.memory;
         }
-        if applied > 2 * ENTRY_LIMIT || memory > MERGE_BYTES {
+        if applied > 2 * ENTRY_LIMIT || memory > build.merge_bytes {
             let rule = "with the layers below it, it has more entries or names than one tree may have";
             let source = Refused { name: Name::default(), rule: rule.into() };
             return Err(Error::Refused { digest: archive.blob.digest.clone(), source });
