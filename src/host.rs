@@ -6,7 +6,7 @@ pub mod failpoint;
 pub mod fair_queue;
 pub mod file_metadata;
 pub mod limits;
+pub mod memory;
 pub mod socket;
 pub mod sys;
 pub mod tenants;
-pub mod work_memory;

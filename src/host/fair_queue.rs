@@ -7,8 +7,8 @@
 //!   leaves room for the others of the same tenant.
 //! - *Who holds least goes first.* Among the tenants that wait it is the one that holds least, then of its registries the one
 //!   that holds least, and then who came first.
-//! - *Nobody is passed over for ever.* A tenant that holds nothing and waits for much is next, when those that came later have got
-//!   as much as the whole bound meanwhile: nobody gets anything until there is enough.
+//! - *Nobody is passed over for ever*, where what is held ends by itself. A tenant that holds nothing and waits for much is next, when
+//!   those that came later have got as much as the whole bound meanwhile: nobody gets anything until there is enough.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,6 +37,8 @@ struct Shared {
     capacity: u64,
     /// What a tenant holds for one registry, if that has a bound of its own.
     per_registry: Option<u64>,
+    /// Nobody is passed over for ever.
+    is_patient: bool,
     state: Mutex<State>,
 }
 
@@ -71,25 +73,47 @@ struct Waiting {
     permit: oneshot::Sender<Permit>,
 }
 
+/// Somebody who waits. Those behind may go on when they leave.
+struct Leaving<'a> {
+    shared: &'a Arc<Shared>,
+    waits: bool,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if self.waits {
+            self.shared.dispatch(&mut self.shared.lock());
+        }
+    }
+}
+
 impl FairQueue {
     /// A bound of `capacity` units.
     pub fn new(capacity: u64) -> Self {
-        Self::with(capacity, None)
+        Self::with(capacity, None, false)
+    }
+
+    /// The same queue, in which nobody is passed over for ever. For what is held as long as others like that would be a way to hold
+    /// them up. *Caller:* nobody has it yet.
+    pub fn with_patience(self) -> Self {
+        Self::with(self.shared.capacity, self.shared.per_registry, true)
     }
 
     /// A bound of `capacity` units, of which a tenant holds at most `per_registry` for one registry, and leaves room for others.
     pub fn with_registries(capacity: u64, per_registry: u64) -> Self {
-        Self::with(capacity, Some(per_registry.max(1)))
+        Self::with(capacity, Some(per_registry.max(1)), false)
     }
 
-    fn with(capacity: u64, per_registry: Option<u64>) -> Self {
+    fn with(capacity: u64, per_registry: Option<u64>, is_patient: bool) -> Self {
         let state = Mutex::new(State { free: capacity, tenants: HashMap::new(), arrivals: 0 });
-        Self { shared: Arc::new(Shared { capacity, per_registry, state }) }
+        Self { shared: Arc::new(Shared { capacity, per_registry, is_patient, state }) }
     }
 
     /// Waits for `units`, or for all there are if that is less.
     pub async fn acquire(&self, tenant: &Tenant, registry: &str, units: u64) -> Permit {
         let units = units.min(self.shared.capacity);
+        // Declared first, so it is dropped when the place in the line is gone.
+        let mut leaving = Leaving { shared: &self.shared, waits: true };
         let permit = {
             let mut state = self.shared.lock();
             let (permit, receiver) = oneshot::channel();
@@ -105,7 +129,10 @@ impl FairQueue {
             receiver
         };
         match permit.await {
-            Ok(permit) => permit,
+            Ok(permit) => {
+                leaving.waits = false;
+                permit
+            }
             // The sender is dropped by nobody but the queue, which `self` keeps.
             Err(_) => std::future::pending().await,
         }
@@ -115,9 +142,7 @@ impl FairQueue {
     pub fn try_acquire(&self, tenant: &Tenant, registry: &str, units: u64) -> Option<Permit> {
         let mut state = self.shared.lock();
         let registry: Arc<str> = registry.into();
-        if state.patient(self.shared.capacity).is_some()
-            || !self.shared.may_take(&state, tenant, &registry, units)
-        {
+        if self.shared.patient(&state).is_some() || !self.shared.may_take(&state, tenant, &registry, units) {
             return None;
         }
         let arrival = state.arrivals + 1;
@@ -156,6 +181,17 @@ impl Shared {
         Permit { shared: Arc::clone(self), tenant, registry, units }
     }
 
+    /// Who was passed over for long enough, with what it waits for.
+    fn patient(&self, state: &State) -> Option<(Tenant, Arc<str>, u64)> {
+        let nothing = state.tenants.iter().filter(|(_, holding)| self.is_patient && holding.units == 0);
+        nothing
+            .flat_map(|(tenant, holding)| holding.registries.iter().map(move |line| (tenant, line)))
+            .filter_map(|(tenant, (registry, line))| Some((tenant, registry, line.waiting.front()?)))
+            .filter(|(.., first)| first.passed_over >= self.capacity && !first.permit.is_closed())
+            .min_by_key(|(.., first)| first.arrival)
+            .map(|(tenant, registry, first)| (tenant.clone(), Arc::clone(registry), first.units))
+    }
+
     /// Gives permits to those who wait, as long as somebody may have one.
     fn dispatch(self: &Arc<Self>, state: &mut State) {
         while let Some((tenant, registry)) = self.next(state) {
@@ -181,7 +217,7 @@ impl Shared {
             holding.registries.retain(|_, line| line.units > 0 || !line.waiting.is_empty());
         }
         state.tenants.retain(|_, holding| !holding.registries.is_empty());
-        if let Some((tenant, registry, units)) = state.patient(self.capacity) {
+        if let Some((tenant, registry, units)) = self.patient(state) {
             return self.may_take(state, &tenant, &registry, units).then_some((tenant, registry));
         }
         /// What the tenant holds, what it holds for the registry, and when who waits came.
@@ -216,17 +252,6 @@ impl State {
                 first.passed_over = first.passed_over.saturating_add(units);
             }
         }
-    }
-
-    /// Who was passed over for long enough, with what it waits for.
-    fn patient(&self, capacity: u64) -> Option<(Tenant, Arc<str>, u64)> {
-        let nothing = self.tenants.iter().filter(|(_, holding)| holding.units == 0);
-        nothing
-            .flat_map(|(tenant, holding)| holding.registries.iter().map(move |line| (tenant, line)))
-            .filter_map(|(tenant, (registry, line))| Some((tenant, registry, line.waiting.front()?)))
-            .filter(|(.., first)| first.passed_over >= capacity && !first.permit.is_closed())
-            .min_by_key(|(.., first)| first.arrival)
-            .map(|(tenant, registry, first)| (tenant.clone(), Arc::clone(registry), first.units))
     }
 
     fn take_back(&mut self, tenant: &Tenant, registry: &str, units: u64) {
@@ -321,7 +346,7 @@ mod tests {
 
     #[tokio::test]
     async fn regression_who_waits_for_much_is_not_passed_over_for_ever() {
-        let queue = FairQueue::new(10);
+        let queue = FairQueue::new(10).with_patience();
         let small = async |number: u64| queue.acquire(&tenant(&format!("t{number}")), "", 3).await;
         let mut held = [small(0).await, small(1).await];
         let patient = tenant("patient");
@@ -334,9 +359,24 @@ mod tests {
         }
         assert!(queue.try_acquire(&tenant("late"), "", 1).is_none(), "it is the turn of who waits");
         drop(held);
-        let large = large.await;
+        let _large = large.await;
         assert!(queue.try_acquire(&tenant("late"), "", 1).is_some());
+    }
+
+    #[tokio::test]
+    async fn when_who_is_next_leaves_others_go_on() {
+        let queue = FairQueue::new(10).with_patience();
+        let (a, b, c, d) = (tenant("a"), tenant("b"), tenant("c"), tenant("d"));
+        let _held = queue.acquire(&a, "", 4).await;
+        let mut large = Box::pin(queue.acquire(&b, "", 8));
+        assert!(large.as_mut().now_or_never().is_none());
+        for _ in 0..2 {
+            drop(queue.acquire(&c, "", 6).await);
+        }
+        let mut other = Box::pin(queue.acquire(&d, "", 1));
+        assert!(other.as_mut().now_or_never().is_none(), "it is the turn of who waits for much");
         drop(large);
+        assert!(other.as_mut().now_or_never().is_some());
     }
 
     #[tokio::test]

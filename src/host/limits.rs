@@ -32,6 +32,8 @@ pub const HELPERS: u64 = 16;
 /// Bytes of a piece on its way from a connection to the writer: hyper's largest buffer. Cut smaller, a piece would cost as much
 /// of the processor, and hold as much memory: all of the buffer it came in.
 pub const PIECE: usize = 408 * 1024;
+/// Bytes of a piece that is copied, at most, so that it holds no buffer that is much larger. A larger one counts as [`PIECE`].
+pub const COPIED_PIECE: usize = 128 * 1024;
 /// Bytes of all pieces of one large transfer that are in memory, from its connections on: on the way to the writer, written,
 /// hashed, and unpacked.
 pub const LARGE_PIECES: usize = 2 * PIECE;
@@ -48,22 +50,24 @@ pub const MANIFEST_BYTES: u64 = 8 * MIB;
 /// Requests for manifests and other small answers at a time.
 pub const SMALL_REQUESTS: u64 = 24;
 /// Bytes of memory for plans, which pulls have as long as they last.
-pub const PLAN_BYTES: u64 = 12 * MIB;
+pub const PLAN_BYTES: u64 = 8 * MIB;
+/// Bytes of memory for small plans, in a lane of their own.
+pub const SMALL_PLAN_BYTES: u64 = 4 * MIB;
+/// Bytes of memory of a small plan, at most: of a manifest of some 25 KiB, as images have.
+pub const SMALL_PLAN: u64 = MIB / 4;
 /// Bytes of memory of a plan that is kept while a registry is waited for, at most: of a manifest of some 100 KiB.
 pub const KEPT_PLAN: u64 = MIB;
 /// Bytes of memory of the largest plan.
 pub const LARGEST_PLAN: u64 = 40 * MIB;
 /// Bytes of memory for what takes much of it and does not take long: merges, large plans, configs that are read, one large window
 /// for decompression. The largest of them fit: [`MERGE_BYTES`], [`LARGE_UNPACK`].
-pub const WORK_BYTES: u64 = 183 * MIB;
-/// Bytes of memory for small work of that kind, in a lane of its own.
-pub const SMALL_WORK_BYTES: u64 = 20 * MIB;
-/// Bytes of memory that small work takes at most: the tree of an image of some 40,000 files, or manifests of 512 KiB.
+pub const WORK_BYTES: u64 = 172 * MIB;
+/// Bytes of memory for small work of that kind, and for reading manifests, in a lane of its own.
+pub const SMALL_WORK_BYTES: u64 = 32 * MIB;
+/// Bytes of memory that small work takes at most: the tree of an image of some 30,000 files, or the plan of a manifest of 400 KiB.
 pub const SMALL_WORK: u64 = 8 * MIB;
-/// Bytes of memory that the indexes of one tree may take in a merge: of 700,000 entries with names of 30 bytes.
+/// Bytes of memory that the indexes of one tree may take in a merge: of 620,000 entries with names of 50 bytes.
 pub const MERGE_BYTES: u64 = WORK_BYTES;
-/// The same for a tree whose plan is large, and in the same room.
-pub const MERGE_BYTES_OF_LARGE_PLAN: u64 = WORK_BYTES - LARGEST_PLAN;
 const _: () = assert!(LARGE_UNPACK <= WORK_BYTES);
 /// Bytes of memory for directories of layers that are unpacked, beyond what each layer has. A layer that finds none left is
 /// unpacked when all of it is here, with memory of [`WORK_BYTES`].
@@ -113,7 +117,7 @@ pub fn table() -> [(&'static str, u64); 12] {
         ("layers that are unpacked", unpacks * UNPACK_BYTES),
         ("their directories, beyond what each has", DIRECTORY_BYTES),
         ("manifests on their way", MANIFEST_BYTES),
-        ("plans", PLAN_BYTES),
+        ("plans", PLAN_BYTES + SMALL_PLAN_BYTES),
         ("merges, large plans, configs, one large window", WORK_BYTES),
         ("small merges and configs, manifests that are read", SMALL_WORK_BYTES),
         ("first looks after a crash", (FIRST_LOOKS * FIRST_LOOK_BYTES) as u64),

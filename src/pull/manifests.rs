@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::failure::Kind;
 use crate::host::blocking::{self, Lane};
-use crate::host::work_memory::WorkMemory;
+use crate::host::memory::Memory;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::oci::manifest::{Document, SIZE_LIMIT, parse, parse_kept};
@@ -24,7 +24,7 @@ use crate::transfer::needed::origin;
 pub struct Manifests {
     store: Arc<Store>,
     registry: Registry,
-    memory: WorkMemory,
+    memory: Memory,
 }
 
 /// What is made of a manifest while it is read takes so many times its size.
@@ -32,7 +32,7 @@ const PARSE_FACTOR: u64 = 8;
 
 impl Manifests {
     /// Parsing takes memory from `memory`.
-    pub fn new(store: Arc<Store>, registry: Registry, memory: WorkMemory) -> Self {
+    pub fn new(store: Arc<Store>, registry: Registry, memory: Memory) -> Self {
         Self { store, registry, memory }
     }
 
@@ -75,7 +75,8 @@ impl Manifests {
     /// Those of the registry and of the store.
     pub async fn fetch(&self, asker: &Asker, target: &str) -> Result<Digest, Error> {
         let fetched = self.registry.manifest(asker, target).await?;
-        let memory = self.memory.acquire(&asker.tenant, PARSE_FACTOR * fetched.bytes.len() as u64).await;
+        let memory =
+            self.memory.acquire_for_a_moment(&asker.tenant, PARSE_FACTOR * fetched.bytes.len() as u64).await;
         let (store, digest, from) = (Arc::clone(&self.store), fetched.digest.clone(), origin(&asker.source));
         let (host, name) = (from.repository.host.clone(), from.repository.name.clone());
         let what = format!("manifest {name}:{target}");
@@ -153,7 +154,7 @@ impl Manifests {
         };
         let Some(blob) = readable else { return Ok(None) };
         let memory = match takes_memory {
-            true => Some(self.memory.acquire(&asker.tenant, PARSE_FACTOR * blob.size).await),
+            true => Some(self.memory.acquire_for_a_moment(&asker.tenant, PARSE_FACTOR * blob.size).await),
             false => None,
         };
         let name = reference.to_string();

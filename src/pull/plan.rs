@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::host::blocking::{self, Lane};
-use crate::host::fair_queue::{FairQueue, Permit};
+use crate::host::fair_queue::Permit;
 use crate::host::limits;
-use crate::host::work_memory::WorkMemory;
+use crate::host::memory::Memory;
 use crate::layout;
 use crate::layout::artifact::{Artifact, CONFIG_LIMIT};
 use crate::layout::decide::Family;
@@ -31,8 +31,8 @@ pub struct Planner {
     contents: Contents,
     verify_diff_ids: bool,
     /// Bytes of memory for plans, as long as their pulls last.
-    plans: FairQueue,
-    memory: WorkMemory,
+    plans: Memory,
+    memory: Memory,
 }
 
 /// What a request's tree is made of.
@@ -41,15 +41,8 @@ pub struct Planned {
     pub plan: Plan,
     /// Memory, held as long as the plan is.
     pub room: Permit,
-}
-
-/// What a plan is made for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// To see what is needed.
-    Needed,
-    /// To link the tree, for which a large plan has memory in its room.
-    Tree,
+    /// Whether it needed the config.
+    pub with_config: bool,
 }
 
 /// What is made of a manifest takes so many times its size: names, a plan, and a tree's record. From the peak of
@@ -72,8 +65,8 @@ impl Planner {
         resolver: Resolver,
         contents: Contents,
         verify_diff_ids: bool,
-        plans: FairQueue,
-        memory: WorkMemory,
+        plans: Memory,
+        memory: Memory,
     ) -> Self {
         Self { store, resolver, contents, verify_diff_ids, plans, memory }
     }
@@ -84,9 +77,17 @@ impl Planner {
         plan_bytes(resolved) > limits::KEPT_PLAN
     }
 
+    /// Bytes of memory that the indexes of the tree's layers may take, beside its plan.
+    pub fn merge_bytes(resolved: &Resolved) -> u64 {
+        match Self::is_large(resolved) {
+            true => limits::WORK_BYTES.saturating_sub(plan_bytes(resolved)),
+            false => limits::MERGE_BYTES,
+        }
+    }
+
     /// Memory for a part of what a large plan needs, while registries are waited for.
     pub async fn room_for_part(&self, resolved: &Resolved) -> Permit {
-        self.plans.acquire(&resolved.asker.tenant, "", limits::KEPT_PLAN).await
+        self.plans.acquire(&resolved.asker.tenant, limits::KEPT_PLAN).await
     }
 
     /// Lays `manifest` out, with its config where names depend on that.
@@ -108,16 +109,16 @@ impl Planner {
             manifest = None; // It is read again, when the registry has sent the config.
             self.ensure_config(resolved, &config, &request.reference, progress).await?;
         }
-        match self.lay_out(resolved, manifest, family, request, is_checked, Purpose::Needed).await {
+        match self.lay_out(resolved, manifest, family, request, is_checked, 0).await {
             Err(Error::Layout(layout::error::Error::NeedsConfig)) => {
                 self.ensure_config(resolved, &config, &request.reference, progress).await?;
-                self.lay_out(resolved, None, family, request, true, Purpose::Needed).await
+                self.lay_out(resolved, None, family, request, true, 0).await
             }
             planned => planned,
         }
     }
 
-    /// The plan once more, when all it is made of is here.
+    /// A large plan once more, when all it is made of is here, with memory for so many bytes `beside` it.
     ///
     /// # Errors
     /// Those of layouts and of the store.
@@ -126,14 +127,10 @@ impl Planner {
         resolved: &Resolved,
         family: &'static Family,
         request: &PullRequest,
-        purpose: Purpose,
+        with_config: bool,
+        beside: u64,
     ) -> Result<Planned, Error> {
-        match self.lay_out(resolved, None, family, request, self.checks(family), purpose).await {
-            Err(Error::Layout(layout::error::Error::NeedsConfig)) => {
-                self.lay_out(resolved, None, family, request, true, purpose).await
-            }
-            planned => planned,
-        }
+        self.lay_out(resolved, None, family, request, with_config, beside).await
     }
 
     /// Whether the config says what the content of layers has to be, and that is to be compared.
@@ -150,9 +147,10 @@ impl Planner {
         family: &'static Family,
         request: &PullRequest,
         with_config: bool,
-        purpose: Purpose,
+        beside: u64,
     ) -> Result<Planned, Error> {
-        let (manifest, room) = self.make_room(resolved, manifest, &request.reference, purpose).await?;
+        let (manifest, room) =
+            self.make_room(resolved, manifest, &request.reference, with_config, beside).await?;
         let config = with_config.then(|| manifest.config.bare());
         let memory = if Self::is_large(resolved) {
             None // There is enough in its room.
@@ -173,7 +171,7 @@ impl Planner {
             if let Some(config) = config.filter(|_| is_checked) {
                 plan.promise(layout::families::image::diff_ids(&config)?)?;
             }
-            Ok(Planned { plan, room })
+            Ok(Planned { plan, room, with_config })
         })
         .await
     }
@@ -184,26 +182,26 @@ impl Planner {
         resolved: &Resolved,
         manifest: Option<Manifest>,
         reference: &Reference,
-        purpose: Purpose,
+        with_config: bool,
+        beside: u64,
     ) -> Result<(Manifest, Permit), Error> {
         let (tenant, bytes) = (&resolved.asker.tenant, plan_bytes(resolved));
         if Self::is_large(resolved) {
             drop(manifest);
-            let bytes = match purpose {
-                Purpose::Needed => 2 * bytes + CONFIG_FACTOR * CONFIG_LIMIT as u64,
-                Purpose::Tree => limits::WORK_BYTES,
-            };
+            // Either is needed at a time: what is made while the plan is, or what the tree needs beside it.
+            let config = if with_config { CONFIG_FACTOR * CONFIG_LIMIT as u64 } else { 0 };
+            let bytes = bytes + beside.max(bytes + config);
             let room = self.memory.acquire(tenant, bytes).await;
             return Ok((self.resolver.read_here(resolved, reference).await?, room));
         }
-        let room = match self.plans.try_acquire(tenant, "", bytes) {
+        let room = match self.plans.try_acquire(tenant, bytes) {
             Some(room) => match manifest {
                 Some(manifest) => return Ok((manifest, room)),
                 None => room,
             },
             None => {
                 drop(manifest);
-                self.plans.acquire(tenant, "", bytes).await
+                self.plans.acquire(tenant, bytes).await
             }
         };
         Ok((self.resolver.read_again(resolved, reference).await?, room))

@@ -7,18 +7,18 @@ use std::sync::Arc;
 
 use crate::failure;
 use crate::host::blocking::{self, Lane};
-use crate::host::fair_queue::FairQueue;
 use crate::host::limits;
-use crate::host::work_memory::WorkMemory;
+use crate::host::memory::Memory;
 use crate::layout;
 use crate::layout::decide::Family;
+use crate::layout::plan::Plan;
 use crate::oci::manifest::Manifest;
 use crate::oci::reference::Reference;
 use crate::pull::content::Contents;
 use crate::pull::error::Error;
-use crate::pull::manifests::{Carried, Manifests};
+use crate::pull::manifests::Manifests;
 use crate::pull::metrics::Metrics;
-use crate::pull::plan::{Planned, Planner, Purpose};
+use crate::pull::plan::{Planned, Planner};
 use crate::pull::progress::Progress;
 use crate::pull::request::{PullPolicy, PullRequest, PullSettings, Pulled};
 use crate::pull::resolve::{Resolved, Resolver};
@@ -64,9 +64,6 @@ struct RequestKey {
     unused_helper: Option<String>,
 }
 
-/// Blobs of a large plan that are brought before it is made again for the next.
-const NEEDED_AT_A_TIME: usize = 2_048;
-
 impl Puller {
     /// Pulls into `store` from registries.
     pub fn new(
@@ -75,8 +72,8 @@ impl Puller {
         settings: &PullSettings,
         metrics: Metrics,
     ) -> Arc<Self> {
-        let memory = WorkMemory::default();
-        let plans = FairQueue::new(limits::PLAN_BYTES);
+        let memory = Memory::for_work();
+        let plans = Memory::for_plans();
         let transfers = Transfers::new(
             Arc::clone(&store),
             registry.clone(),
@@ -164,21 +161,23 @@ impl Puller {
         let tree = match present.filter(|_| granted) {
             Some(tree) => tree,
             None => {
-                let Planned { plan, room } =
-                    self.gather(&resolved, manifest, family, request, progress).await?;
-                let (merge_bytes, room, memory) = match Planner::is_large(&resolved) {
-                    true => (limits::MERGE_BYTES_OF_LARGE_PLAN, None, Some(room)),
-                    false => (limits::MERGE_BYTES, Some(room), None),
-                };
-                let build = Build {
+                let build = |plan| Build {
                     key: key.clone(),
                     plan,
                     options: request.options.clone(),
                     readable,
                     manifest: resolved.manifest_digest.clone(),
                     family: family.name.to_owned(),
-                    merge_bytes,
+                    merge_bytes: Planner::merge_bytes(&resolved),
                 };
+                let Planned { plan, room, .. } =
+                    self.gather(&resolved, manifest, family, request, progress, &build).await?;
+                // There is enough for the tree in the room of a large plan.
+                let (room, memory) = match Planner::is_large(&resolved) {
+                    true => (None, Some(room)),
+                    false => (Some(room), None),
+                };
+                let build = build(plan);
                 let tree = self.trees.build(build, memory, &asker.tenant).await?;
                 drop(room); // The plan is gone.
                 tree
@@ -213,17 +212,14 @@ impl Puller {
         family: &'static Family,
         request: &PullRequest,
         progress: &Progress,
+        build: &(dyn Fn(Plan) -> Build + Sync),
     ) -> Result<Planned, Error> {
         let asker = &resolved.asker;
-        let carried = Carried::of(manifest.layers.iter());
-        self.manifests.keep_embedded(&manifest.config, &asker.source).await?;
+        for descriptor in std::iter::once(&manifest.config).chain(&manifest.layers) {
+            self.manifests.keep_embedded(descriptor, &asker.source).await?;
+        }
         let planned = self.planner.plan(resolved, manifest, family, request, progress).await?;
         let mut needed = Needed::of(&planned.plan);
-        for needed in &needed {
-            if let Some(carrying) = carried.get(&needed.blob.digest) {
-                self.manifests.keep_embedded(carrying, &asker.source).await?;
-            }
-        }
         if !resolved.offline {
             needed = self.contents.expect(needed, asker, progress).await?;
         }
@@ -231,29 +227,24 @@ impl Puller {
             self.bring(resolved, needed, request, progress).await?;
             return Ok(planned);
         }
-        let all = needed.len();
-        drop((planned, needed, carried));
-        self.gather_in_parts(resolved, family, request, progress, all).await
-    }
-
-    /// The same for a large plan, which needs `all` blobs. Memory for it is there for as long as processor and disk take, not for as
-    /// long as a registry likes: so it is made once for each part of them, and in the end for the tree.
-    async fn gather_in_parts(
-        &self,
-        resolved: &Resolved,
-        family: &'static Family,
-        request: &PullRequest,
-        progress: &Progress,
-        all: usize,
-    ) -> Result<Planned, Error> {
+        let (all, with_config) = (needed.len(), planned.with_config);
+        drop((planned, needed));
+        // Memory for such a plan is there for as long as processor and disk take, not for as long as a registry likes: so it is
+        // made once for each part of what it needs, and in the end for the tree.
+        let again = |beside| self.planner.plan_again(resolved, family, request, with_config, beside);
         let _room = self.planner.room_for_part(resolved).await;
-        for done in (0..all).step_by(NEEDED_AT_A_TIME) {
-            let planned = self.planner.plan_again(resolved, family, request, Purpose::Needed).await?;
-            let part = Needed::of(&planned.plan).into_iter().skip(done).take(NEEDED_AT_A_TIME).collect();
+        let mut done = 0;
+        while done < all {
+            let planned = again(0).await?;
+            let part = part_of(&Needed::of(&planned.plan), done);
             drop(planned);
+            done += part.len();
             self.bring(resolved, part, request, progress).await?;
         }
-        self.planner.plan_again(resolved, family, request, Purpose::Tree).await
+        let Planned { plan, room, .. } = again(0).await?;
+        let beside = self.trees.memory(build(plan)).await?;
+        drop(room);
+        again(beside).await
     }
 
     /// Brings what is needed, or sees that it is here.
@@ -272,4 +263,18 @@ impl Puller {
             false => Err(Error::NotPresent { reference: request.reference.to_string() }),
         }
     }
+}
+
+/// Some of what a large plan needs, from the one at `first` on: as much as has room while it is waited for.
+fn part_of(all: &[Needed], first: usize) -> Vec<Needed> {
+    /// Of the record, its digest, and what a map and a future have of it.
+    const EACH: u64 = 512;
+    let mut room = limits::KEPT_PLAN;
+    let fits = |needed: &&Needed| {
+        let takes = EACH + needed.blob.media_type.len() as u64;
+        let is_first = room == limits::KEPT_PLAN;
+        room = room.saturating_sub(takes);
+        is_first || room > 0
+    };
+    all.iter().skip(first).take_while(fits).cloned().collect()
 }

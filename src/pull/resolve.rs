@@ -8,6 +8,7 @@ use crate::pull::manifests::{Manifests, Readable};
 use crate::pull::request::{PullPolicy, PullRequest};
 use crate::pull::rights::{Known, Rights};
 use crate::registry::source::{Asker, Source};
+use crate::store::error::Error as StoreError;
 
 /// A reference that was resolved.
 #[derive(Debug)]
@@ -124,12 +125,12 @@ impl Resolver {
     /// The manifest that was resolved to, once more, from the store alone. *Caller:* has memory for reading it.
     ///
     /// # Errors
-    /// [`Error::NotPresent`] when it is gone, since the disk failed meanwhile; those of the store.
+    /// [`StoreError::Damaged`] when it is gone, since the disk failed meanwhile; those of the store.
     pub async fn read_here(&self, resolved: &Resolved, reference: &Reference) -> Result<Manifest, Error> {
         let Resolved { asker, manifest_digest, .. } = resolved;
         match self.manifests.read_here(reference, asker, manifest_digest).await? {
             Some((Document::Manifest(manifest), _)) => Ok(manifest),
-            _ => Err(Error::NotPresent { reference: reference.to_string() }),
+            _ => Err(StoreError::Damaged(format!("manifest {manifest_digest} is gone")).into()),
         }
     }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::host::blocking;
 use crate::host::fair_queue::Permit;
 use crate::host::limits;
+use crate::host::memory::Memory;
 use crate::host::tenants::Tenants;
-use crate::host::work_memory::WorkMemory;
 use crate::pull::error::Error;
 use crate::store::content::build::Build;
 use crate::store::content::file_list;
@@ -23,7 +23,7 @@ use crate::transfer::flight::Flights;
 pub struct TreeBuilder {
     store: Arc<Store>,
     flights: Flights<TreeKey, Tenants, Result<Tree, Arc<TransferError>>>,
-    memory: WorkMemory,
+    memory: Memory,
 }
 
 /// Bytes of memory that linking a tree takes at least.
@@ -31,8 +31,19 @@ const SMALLEST: u64 = 1024 * 1024;
 
 impl TreeBuilder {
     /// Merges take memory from `memory`.
-    pub fn new(store: Arc<Store>, memory: WorkMemory) -> Self {
+    pub fn new(store: Arc<Store>, memory: Memory) -> Self {
         Self { store, flights: Flights::new(Duration::ZERO), memory }
+    }
+
+    /// Bytes of memory that linking the tree takes, beside its plan.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn memory(&self, build: Build) -> Result<u64, Error> {
+        let store = Arc::clone(&self.store);
+        let list = build.plan.file_list().map_or(0, |_| file_list::MEMORY);
+        let look = move || store.trees.merge_memory(&build);
+        Ok(blocking::run(blocking::Lane::Work, look).await?.max(list))
     }
 
     /// Links the tree, or joins who does. What has no `memory` for it waits for some.
@@ -63,7 +74,7 @@ impl TreeBuilder {
 
 async fn link(
     store: Arc<Store>,
-    memory: WorkMemory,
+    memory: Memory,
     tenants: &Tenants,
     build: Build,
 ) -> Result<Tree, TransferError> {

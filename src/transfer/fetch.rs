@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use crate::host::fair_queue::Permit;
-use crate::host::limits::{CONNECTIONS, LARGE_PIECES, PIECE, SMALL_PIECES};
+use crate::host::limits::{CONNECTIONS, COPIED_PIECE, LARGE_PIECES, PIECE, SMALL_PIECES};
 use crate::oci::descriptor::Descriptor;
 use crate::registry;
 use crate::registry::client::Registry;
@@ -461,14 +461,20 @@ impl Fetch<'_> {
         self.counter.fetched.fetch_add(length, Relaxed);
         self.means.fetched.inc_by(length);
         while !bytes.is_empty() {
-            let piece = bytes.split_to(bytes.len().min(PIECE));
+            let mut piece = bytes.split_to(bytes.len().min(PIECE));
+            let length = piece.len() as u64;
             let ended = || crate::store::error::Error::Abandoned;
-            let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
-            let room = Arc::clone(&self.room).acquire_many_owned(length).await;
-            let bytes = Bytes::from_owner(WithRoom { bytes: piece, _room: room.map_err(|_| ended())? });
+            // What it takes of memory: all of the buffer that it came in, if it is not copied.
+            let is_copied = piece.len() <= COPIED_PIECE;
+            let takes = u32::try_from(if is_copied { piece.len() } else { PIECE }).unwrap_or(u32::MAX);
+            let room = Arc::clone(&self.room).acquire_many_owned(takes).await.map_err(|_| ended())?;
+            if is_copied {
+                piece = Bytes::copy_from_slice(&piece);
+            }
+            let bytes = Bytes::from_owner(WithRoom { bytes: piece, _room: room });
             // When the writer ended, its own error says why.
             self.writer.send(Piece { offset, bytes }).await.map_err(|_| ended())?;
-            offset += u64::from(length);
+            offset += length;
         }
         Ok(())
     }

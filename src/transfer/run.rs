@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::host::blocking::{self, DropAway, Lane};
 use crate::host::fair_queue::Permit;
 use crate::host::limits;
-use crate::host::work_memory::WorkMemory;
+use crate::host::memory::Memory;
 use crate::oci::digest::Digest;
 use crate::registry::client::Registry;
 use crate::registry::source::{Asker, Source};
@@ -42,7 +42,7 @@ pub struct Transfers {
     store: Arc<Store>,
     registry: Registry,
     queue: Queue,
-    memory: WorkMemory,
+    memory: Memory,
     flights: Flights<Key, Sources, Shared>,
     /// What was learnt of sources and of content.
     pub verdicts: Verdicts,
@@ -82,7 +82,7 @@ impl Transfers {
         store: Arc<Store>,
         registry: Registry,
         per_registry: usize,
-        memory: WorkMemory,
+        memory: Memory,
         fetched: Fetched,
     ) -> Arc<Self> {
         Arc::new(Self {

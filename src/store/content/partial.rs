@@ -20,7 +20,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
 
-use crate::host::limits::{READ_BACK, RECENT_BYTES};
+use crate::host::limits::{QUEUE, READ_BACK, RECENT_BYTES};
 use crate::host::sys;
 use crate::store::content::ranges::Ranges;
 use crate::store::disk::Disk;
@@ -184,16 +184,17 @@ impl Partial {
         if in_file {
             state.in_file.insert(range);
         }
-        let follows = match state.recent.back() {
-            Some((last, piece)) => last + piece.len() as u64 == offset,
-            None => is_next,
-        };
-        // What finds no room is read back from the file.
-        if !in_file || (follows && state.recent_bytes < RECENT_BYTES) {
+        // What finds no room is read back from the file, and so is what comes while the follower has older bytes to read: it would
+        // take room in memory until then.
+        let is_at_hand = state.is_at_hand(offset);
+        if !in_file || (is_at_hand && state.recent_bytes < RECENT_BYTES) {
             state.recent_bytes += bytes.len();
             state.recent.push_back((offset, bytes));
         }
-        let is_enough = state.recent_bytes >= WAKE_AT || !follows || state.recent.is_empty();
+        let is_enough = state.recent_bytes >= WAKE_AT
+            || state.recent.len() >= QUEUE
+            || !is_at_hand
+            || state.recent.is_empty();
         let wakes = (state.follower_waits && is_enough) || state.others_wait > 0;
         drop(state);
         if wakes {
@@ -344,7 +345,11 @@ impl Partial {
 
     /// Nobody wants it any more: writer and follower end at once.
     pub fn abandon(&self) {
-        self.lock().abandoned = true;
+        let mut state = self.lock();
+        state.abandoned = true;
+        state.recent.clear();
+        state.recent_bytes = 0;
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -384,6 +389,11 @@ impl State {
         // What is in memory may be behind the follower, which has read it from the file; then the sum says nothing.
         self.recent.front().is_some_and(|(first, _)| *first == self.followed)
             && self.followed + self.recent_bytes as u64 == offset
+    }
+
+    /// Whether the follower comes to `offset` next, after what it has in memory.
+    fn is_at_hand(&self, offset: u64) -> bool {
+        self.recent.is_empty() && self.followed == offset || self.is_in_memory_up_to(offset)
     }
 
     fn forget_first(&mut self) -> Option<Bytes> {
