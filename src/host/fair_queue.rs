@@ -145,8 +145,10 @@ impl FairQueue {
         if self.shared.patient(&state).is_some() || !self.shared.may_take(&state, tenant, &registry, units) {
             return None;
         }
-        let arrival = state.arrivals + 1;
-        state.pass_over(arrival, units);
+        if self.shared.is_patient {
+            let arrival = state.arrivals + 1;
+            state.pass_over(arrival, units);
+        }
         Some(self.shared.grant(&mut state, tenant.clone(), registry, units))
     }
 }
@@ -183,7 +185,10 @@ impl Shared {
 
     /// Who was passed over for long enough, with what it waits for.
     fn patient(&self, state: &State) -> Option<(Tenant, Arc<str>, u64)> {
-        let nothing = state.tenants.iter().filter(|(_, holding)| self.is_patient && holding.units == 0);
+        if !self.is_patient {
+            return None;
+        }
+        let nothing = state.tenants.iter().filter(|(_, holding)| holding.units == 0);
         nothing
             .flat_map(|(tenant, holding)| holding.registries.iter().map(move |line| (tenant, line)))
             .filter_map(|(tenant, (registry, line))| Some((tenant, registry, line.waiting.front()?)))
@@ -196,7 +201,9 @@ impl Shared {
     fn dispatch(self: &Arc<Self>, state: &mut State) {
         while let Some((tenant, registry)) = self.next(state) {
             let Some(waiting) = state.line(&tenant, &registry).waiting.pop_front() else { return };
-            state.pass_over(waiting.arrival, waiting.units);
+            if self.is_patient {
+                state.pass_over(waiting.arrival, waiting.units);
+            }
             let permit = self.grant(state, tenant, registry, waiting.units);
             if let Err(mut unwanted) = waiting.permit.send(permit) {
                 // Who waited has gone. A permit of nothing does not take the lock, which is held here.
