@@ -134,7 +134,7 @@ impl Planner {
     }
 
     /// Whether the config says what the content of layers has to be, and that is to be compared.
-    fn checks(&self, family: &Family) -> bool {
+    pub fn checks(&self, family: &Family) -> bool {
         self.verify_diff_ids && family.name == layout::families::image::NAME
     }
 

@@ -48,7 +48,6 @@ pub struct Puller {
     planner: Planner,
     contents: Contents,
     trees: TreeBuilder,
-    verify_diff_ids: bool,
     metrics: Metrics,
 }
 
@@ -103,7 +102,6 @@ impl Puller {
             resolver,
             planner,
             contents,
-            verify_diff_ids,
             metrics,
         })
     }
@@ -149,8 +147,8 @@ impl Puller {
         let (resolved, manifest) = self.resolver.resolve(request).await?;
         let family = layout::decide::decide(&manifest, &request.options.layout)?.family;
         let readable = request.readable.unwrap_or(family.readable);
-        let checked = self.verify_diff_ids && family.name == layout::families::image::NAME;
-        let key = TreeKey::new(&resolved.manifest_digest, &request.options, readable, checked);
+        let is_checked = self.planner.checks(family);
+        let key = TreeKey::new(&resolved.manifest_digest, &request.options, readable, is_checked);
         let pin = Arc::new(self.store.pins.pin(&key));
         let asker = &resolved.asker;
         let granted = self.rights.holds_tree(asker, &key, resolved.offline).await?;

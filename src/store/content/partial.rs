@@ -458,30 +458,49 @@ mod tests {
         }
     }
 
+    /// Says when it is dropped.
+    struct Told(std::sync::mpsc::Sender<()>);
+
+    impl AsRef<[u8]> for Told {
+        fn as_ref(&self) -> &[u8] {
+            &[0; RECENT_BYTES]
+        }
+    }
+
+    impl Drop for Told {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+        }
+    }
+
     #[test]
-    fn regression_a_writer_does_not_wait_for_what_the_follower_has_read_from_the_file() {
+    fn regression_a_follower_that_is_behind_keeps_no_pieces_and_no_writer() {
         let directory = tempfile::tempdir().expect("a directory");
         let there: Ranges = std::iter::once(0..131_000).collect();
         let path = directory.path().join("a");
         std::fs::write(&path, vec![0; 131_000]).expect("written");
         let partial = Arc::new(Partial::spooled(path, 600_000, there));
-        let write = |at: usize, length: usize| {
-            partial.write(at as u64, Bytes::from(vec![0; length])).expect("written");
-            at + length
-        };
-        // As much as finds room in memory, and a little that does not: the follower has not begun.
-        let at = write(write(131_000, RECENT_BYTES), 72);
-        // Across the end of what was there before: all of what is in memory begins behind it.
-        assert_eq!(partial.follow().expect("readable").expect("bytes").len(), 131_072);
-        let (written, is_written) = std::sync::mpsc::channel();
+        let (told, is_told) = std::sync::mpsc::channel();
         let writer = {
-            let partial = Arc::clone(&partial);
-            std::thread::spawn(move || written.send(partial.write(at as u64, Bytes::from_static(&[0; 9]))))
+            let (partial, told) = (Arc::clone(&partial), told.clone());
+            std::thread::spawn(move || {
+                for number in 0..3 {
+                    let piece = Bytes::from_owner(Told(told.clone()));
+                    partial.write(131_000 + number * piece.len() as u64, piece).expect("written");
+                }
+            })
         };
-        let outcome = is_written.recv_timeout(std::time::Duration::from_secs(20));
+        let let_go = (0..3).map(|_| is_told.recv_timeout(std::time::Duration::from_secs(20)));
+        let let_go: Vec<_> = let_go.collect();
         partial.abandon();
-        writer.join().expect("no panic").expect("somebody listens");
-        assert!(matches!(outcome, Ok(Ok(()))), "{outcome:?}");
+        writer.join().expect("no panic");
+        assert_eq!(let_go, [Ok(()); 3]);
+        // What the follower is at the end of is followed from memory.
+        let partial = Partial::spooled(directory.path().join("b"), 600_000, Ranges::default());
+        partial.write(0, Bytes::from_owner(Told(told))).expect("written");
+        assert!(is_told.try_recv().is_err(), "it would be read back");
+        assert_eq!(partial.follow().expect("readable").expect("bytes").len(), RECENT_BYTES);
+        assert!(is_told.try_recv().is_ok());
     }
 
     #[test]
