@@ -13,7 +13,6 @@ use crate::layout::plan::Plan;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::oci::manifest::{Manifest, SIZE_LIMIT};
-use crate::oci::reference::Reference;
 use crate::pull::content::Contents;
 use crate::pull::error::Error;
 use crate::pull::progress::Progress;
@@ -43,6 +42,19 @@ pub struct Planned {
     pub room: Permit,
     /// Whether it needed the config.
     pub with_config: bool,
+}
+
+/// What a pull is about, once it is resolved.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// What is pulled, and for whom.
+    pub resolved: &'a Resolved,
+    /// What it is.
+    pub family: &'static Family,
+    /// What is wanted of it.
+    pub request: &'a PullRequest,
+    /// How far the pull is.
+    pub progress: &'a Progress,
 }
 
 /// What is made of a manifest takes so many times its size: names, a plan, and a tree's record. From the peak of
@@ -94,25 +106,18 @@ impl Planner {
     ///
     /// # Errors
     /// Those of layouts, and of fetching a config.
-    pub async fn plan(
-        &self,
-        resolved: &Resolved,
-        manifest: Manifest,
-        family: &'static Family,
-        request: &PullRequest,
-        progress: &Progress,
-    ) -> Result<Planned, Error> {
+    pub async fn plan(&self, job: Job<'_>, manifest: Manifest) -> Result<Planned, Error> {
         let config = manifest.config.bare();
         let mut manifest = Some(manifest);
-        let is_checked = self.checks(family);
+        let is_checked = self.checks(job.family);
         if is_checked {
             manifest = None; // It is read again, when the registry has sent the config.
-            self.ensure_config(resolved, &config, &request.reference, progress).await?;
+            self.ensure_config(job, &config).await?;
         }
-        match self.lay_out(resolved, manifest, family, request, is_checked, 0).await {
+        match self.lay_out(job, manifest, is_checked, 0).await {
             Err(Error::Layout(layout::error::Error::NeedsConfig)) => {
-                self.ensure_config(resolved, &config, &request.reference, progress).await?;
-                self.lay_out(resolved, None, family, request, true, 0).await
+                self.ensure_config(job, &config).await?;
+                self.lay_out(job, None, true, 0).await
             }
             planned => planned,
         }
@@ -122,15 +127,8 @@ impl Planner {
     ///
     /// # Errors
     /// Those of layouts and of the store.
-    pub async fn plan_again(
-        &self,
-        resolved: &Resolved,
-        family: &'static Family,
-        request: &PullRequest,
-        with_config: bool,
-        beside: u64,
-    ) -> Result<Planned, Error> {
-        self.lay_out(resolved, None, family, request, with_config, beside).await
+    pub async fn plan_again(&self, job: Job<'_>, with_config: bool, beside: u64) -> Result<Planned, Error> {
+        self.lay_out(job, None, with_config, beside).await
     }
 
     /// Whether the config says what the content of layers has to be, and that is to be compared.
@@ -142,15 +140,13 @@ impl Planner {
     /// `manifest` it is read again.
     async fn lay_out(
         &self,
-        resolved: &Resolved,
+        job: Job<'_>,
         manifest: Option<Manifest>,
-        family: &'static Family,
-        request: &PullRequest,
         with_config: bool,
         beside: u64,
     ) -> Result<Planned, Error> {
-        let (manifest, room) =
-            self.make_room(resolved, manifest, &request.reference, with_config, beside).await?;
+        let (manifest, room) = self.make_room(job, manifest, with_config, beside).await?;
+        let Job { resolved, family, request, .. } = job;
         let config = with_config.then(|| manifest.config.bare());
         let memory = if Self::is_large(resolved) {
             None // There is enough in its room.
@@ -179,9 +175,8 @@ impl Planner {
     /// Plans share a bound. A manifest that has to wait is let go, and read again.
     async fn make_room(
         &self,
-        resolved: &Resolved,
+        Job { resolved, request, .. }: Job<'_>,
         manifest: Option<Manifest>,
-        reference: &Reference,
         with_config: bool,
         beside: u64,
     ) -> Result<(Manifest, Permit), Error> {
@@ -192,7 +187,7 @@ impl Planner {
             let config = if with_config { CONFIG_FACTOR * CONFIG_LIMIT as u64 } else { 0 };
             let bytes = bytes + beside.max(bytes + config);
             let room = self.memory.acquire(tenant, bytes).await;
-            return Ok((self.resolver.read_here(resolved, reference).await?, room));
+            return Ok((self.resolver.read_here(resolved, &request.reference).await?, room));
         }
         let room = match self.plans.try_acquire(tenant, bytes) {
             Some(room) => match manifest {
@@ -204,29 +199,31 @@ impl Planner {
                 self.plans.acquire(tenant, bytes).await
             }
         };
-        Ok((self.resolver.read_again(resolved, reference).await?, room))
+        Ok((self.resolver.read_again(resolved, &request.reference).await?, room))
     }
 
     /// Brings the artifact's config into the store.
-    async fn ensure_config(
-        &self,
-        resolved: &Resolved,
-        config: &Descriptor,
-        reference: &Reference,
-        progress: &Progress,
-    ) -> Result<(), Error> {
+    async fn ensure_config(&self, job: Job<'_>, config: &Descriptor) -> Result<(), Error> {
         if config.size > CONFIG_LIMIT as u64 {
             let (size, limit) = (config.size, CONFIG_LIMIT);
             return Err(layout::error::Error::LargeConfig { size, limit }.into());
         }
-        let needed = Needed::file(config);
-        if !resolved.offline {
-            return self.contents.ensure(&needed, &resolved.asker, progress).await;
-        }
-        if self.contents.are_here(&[needed], &resolved.asker).await? {
-            return Ok(());
-        }
-        Err(Error::NotPresent { reference: reference.to_string() })
+        bring(&self.contents, job, vec![Needed::file(config)]).await
+    }
+}
+
+/// Brings what is needed, or sees that it is here.
+///
+/// # Errors
+/// [`Error::NotPresent`] when the registry must not be asked and something is not here; those of transfers.
+pub async fn bring(contents: &Contents, job: Job<'_>, needed: Vec<Needed>) -> Result<(), Error> {
+    let Job { resolved, request, progress, .. } = job;
+    if !resolved.offline {
+        return contents.ensure_all(needed, &resolved.asker, progress).await;
+    }
+    match contents.are_here(&needed, &resolved.asker).await? {
+        true => Ok(()),
+        false => Err(Error::NotPresent { reference: request.reference.to_string() }),
     }
 }
 

@@ -10,7 +10,6 @@ use crate::host::blocking::{self, Lane};
 use crate::host::limits;
 use crate::host::memory::Memory;
 use crate::layout;
-use crate::layout::decide::Family;
 use crate::layout::plan::Plan;
 use crate::oci::manifest::Manifest;
 use crate::oci::reference::Reference;
@@ -18,10 +17,10 @@ use crate::pull::content::Contents;
 use crate::pull::error::Error;
 use crate::pull::manifests::Manifests;
 use crate::pull::metrics::Metrics;
-use crate::pull::plan::{Planned, Planner};
+use crate::pull::plan::{Job, Planned, Planner, bring};
 use crate::pull::progress::Progress;
 use crate::pull::request::{PullPolicy, PullRequest, PullSettings, Pulled};
-use crate::pull::resolve::{Resolved, Resolver};
+use crate::pull::resolve::Resolver;
 use crate::pull::rights::Rights;
 use crate::pull::tree::TreeBuilder;
 use crate::registry::client::Registry;
@@ -168,8 +167,8 @@ impl Puller {
                     family: family.name.to_owned(),
                     merge_bytes: Planner::merge_bytes(&resolved),
                 };
-                let Planned { plan, room, .. } =
-                    self.gather(&resolved, manifest, family, request, progress, &build).await?;
+                let job = Job { resolved: &resolved, family, request, progress };
+                let Planned { plan, room, .. } = self.gather(job, manifest, &build).await?;
                 // There is enough for the tree in the room of a large plan.
                 let (room, memory) = match Planner::is_large(&resolved) {
                     true => (None, Some(room)),
@@ -205,31 +204,29 @@ impl Puller {
     /// The plan of what was resolved, when all it needs is here.
     async fn gather(
         &self,
-        resolved: &Resolved,
+        job: Job<'_>,
         manifest: Manifest,
-        family: &'static Family,
-        request: &PullRequest,
-        progress: &Progress,
         build: &(dyn Fn(Plan) -> Build + Sync),
     ) -> Result<Planned, Error> {
+        let Job { resolved, progress, .. } = job;
         let asker = &resolved.asker;
         for descriptor in std::iter::once(&manifest.config).chain(&manifest.layers) {
             self.manifests.keep_embedded(descriptor, &asker.source).await?;
         }
-        let planned = self.planner.plan(resolved, manifest, family, request, progress).await?;
+        let planned = self.planner.plan(job, manifest).await?;
         let mut needed = Needed::of(&planned.plan);
         if !resolved.offline {
             needed = self.contents.expect(needed, asker, progress).await?;
         }
         if !Planner::is_large(resolved) {
-            self.bring(resolved, needed, request, progress).await?;
+            bring(&self.contents, job, needed).await?;
             return Ok(planned);
         }
         let (all, with_config) = (needed.len(), planned.with_config);
         drop((planned, needed));
         // Memory for such a plan is there for as long as processor and disk take, not for as long as a registry likes: so it is
         // made once for each part of what it needs, and in the end for the tree.
-        let again = |beside| self.planner.plan_again(resolved, family, request, with_config, beside);
+        let again = |beside| self.planner.plan_again(job, with_config, beside);
         let _room = self.planner.room_for_part(resolved).await;
         let mut done = 0;
         while done < all {
@@ -237,29 +234,12 @@ impl Puller {
             let part = part_of(&Needed::of(&planned.plan), done);
             drop(planned);
             done += part.len();
-            self.bring(resolved, part, request, progress).await?;
+            bring(&self.contents, job, part).await?;
         }
         let Planned { plan, room, .. } = again(0).await?;
         let beside = self.trees.memory(build(plan)).await?;
         drop(room);
         again(beside).await
-    }
-
-    /// Brings what is needed, or sees that it is here.
-    async fn bring(
-        &self,
-        resolved: &Resolved,
-        needed: Vec<Needed>,
-        request: &PullRequest,
-        progress: &Progress,
-    ) -> Result<(), Error> {
-        if !resolved.offline {
-            return self.contents.ensure_all(needed, &resolved.asker, progress).await;
-        }
-        match self.contents.are_here(&needed, &resolved.asker).await? {
-            true => Ok(()),
-            false => Err(Error::NotPresent { reference: request.reference.to_string() }),
-        }
     }
 }
 
