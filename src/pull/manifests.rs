@@ -202,12 +202,18 @@ pub struct Readable<'a> {
     asker: &'a Asker,
     offline: bool,
     carried: Carried,
+    read: Vec<Digest>,
 }
 
 impl<'a> Readable<'a> {
     /// `reference` is for errors. When `offline`, the registry must not be asked.
     pub fn new(manifests: &'a Manifests, reference: &'a Reference, asker: &'a Asker, offline: bool) -> Self {
-        Self { manifests, reference, asker, offline, carried: Carried::default() }
+        Self { manifests, reference, asker, offline, carried: Carried::default(), read: Vec::new() }
+    }
+
+    /// What was read so far.
+    pub fn into_read(self) -> Vec<Digest> {
+        self.read
     }
 }
 
@@ -222,6 +228,7 @@ impl Documents for Readable<'_> {
         if let Document::Index(index) = &document {
             self.carried.add(&index.manifests);
         }
+        self.read.push(digest.clone());
         Ok((document, size))
     }
 

@@ -20,15 +20,17 @@ use crate::pull::metrics::Metrics;
 use crate::pull::plan::{Job, Planned, Planner, bring};
 use crate::pull::progress::Progress;
 use crate::pull::request::{PullPolicy, PullRequest, PullSettings, Pulled};
-use crate::pull::resolve::Resolver;
+use crate::pull::resolve::{Resolved, Resolver};
 use crate::pull::rights::Rights;
 use crate::pull::tree::TreeBuilder;
 use crate::registry::client::Registry;
 use crate::registry::credentials::secret::Credential;
 use crate::store::content::build::Build;
+use crate::store::content::trees::Use;
 use crate::store::error::Error as StoreError;
 use crate::store::key::TreeKey;
 use crate::store::open::Store;
+use crate::store::usage::holds::{Hold, Name};
 use crate::tenant::Tenant;
 use crate::transfer::flight::{Flights, Waiter};
 use crate::transfer::needed::Needed;
@@ -143,14 +145,15 @@ impl Puller {
     }
 
     async fn run(&self, request: &PullRequest, progress: &Progress) -> Result<Pulled, Error> {
-        let (resolved, manifest) = self.resolver.resolve(request).await?;
+        let (resolved, mut manifest) = self.resolver.resolve(request).await?;
         let family = layout::decide::decide(&manifest, &request.options.layout)?.family;
         let readable = request.readable.unwrap_or(family.readable);
         let is_checked = self.planner.checks(family);
         let key = TreeKey::new(&resolved.manifest_digest, &request.options, readable, is_checked);
-        let pin = Arc::new(self.store.pins.pin(&key));
+        let hold = self.hold(&key, &resolved, &manifest).await;
         let asker = &resolved.asker;
         let granted = self.rights.holds_tree(asker, &key, resolved.offline).await?;
+        let config = manifest.config.digest.clone();
         let present = {
             let (store, key) = (Arc::clone(&self.store), key.clone());
             blocking::run(Lane::Work, move || store.trees.get(&key)).await?
@@ -158,6 +161,10 @@ impl Puller {
         let tree = match present.filter(|_| granted) {
             Some(tree) => tree,
             None => {
+                // It may have been collected in the moment before it was held.
+                if !self.manifests.holds(&resolved.manifest_digest).await? {
+                    manifest = self.resolver.read_again(&resolved, &request.reference).await?;
+                }
                 let build = |plan| Build {
                     key: key.clone(),
                     plan,
@@ -175,7 +182,7 @@ impl Puller {
                     false => (Some(room), None),
                 };
                 let build = build(plan);
-                let tree = self.trees.build(build, memory, &asker.tenant).await?;
+                let tree = self.trees.build(build, memory, &asker.tenant, Arc::clone(&hold)).await?;
                 drop(room); // The plan is gone.
                 tree
             }
@@ -189,7 +196,13 @@ impl Puller {
                 self.rights.grant_manifest(asker, &request.reference, &resolved.digest).await?;
             }
             let (store, reference) = (Arc::clone(&self.store), request.reference.to_string());
-            blocking::run(Lane::Store, move || store.trees.touch(&key, &reference)).await
+            let (tenant, mut documents) = (asker.tenant.clone(), resolved.documents);
+            documents.push(config);
+            let used = move || {
+                let used = Use { reference: &reference, documents: &documents, tenant: &tenant };
+                store.trees.used(&key, &used)
+            };
+            blocking::run(Lane::Store, used).await
         };
         match noted.await {
             // What is here can be mounted all the same.
@@ -198,7 +211,16 @@ impl Puller {
             }
             noted => noted?,
         }
-        Ok(Pulled { tree, digest: resolved.digest, fetched: progress.snapshot().fetched, _pin: pin })
+        Ok(Pulled { tree, digest: resolved.digest, fetched: progress.snapshot().fetched, _hold: hold })
+    }
+
+    /// Holds the tree, and all that it may be made of.
+    async fn hold(&self, key: &TreeKey, resolved: &Resolved, manifest: &Manifest) -> Arc<Hold> {
+        let descriptors = std::iter::once(&manifest.config).chain(&manifest.layers);
+        let contents = descriptors.map(|descriptor| &descriptor.digest).chain(&resolved.documents);
+        let names: Vec<_> = std::iter::once(Name::tree(key)).chain(contents.map(Name::content)).collect();
+        let holds = self.store.holds.clone();
+        Arc::new(blocking::run(Lane::Store, move || holds.hold(names)).await)
     }
 
     /// The plan of what was resolved, when all it needs is here.
@@ -247,10 +269,13 @@ impl Puller {
 fn part_of(all: &[Needed], first: usize) -> Vec<Needed> {
     /// Of the record, its digest, and what a map and a future have of it.
     const EACH: u64 = 512;
-    let mut room = limits::KEPT_PLAN;
+    // All of them are held meanwhile.
+    let held = all.len() as u64 * Name::BYTES;
+    let all_room = limits::KEPT_PLAN.saturating_sub(held).max(limits::KEPT_PLAN / 4);
+    let mut room = all_room;
     let fits = |needed: &&Needed| {
         let takes = EACH + needed.blob.media_type.len() as u64;
-        let is_first = room == limits::KEPT_PLAN;
+        let is_first = room == all_room;
         room = room.saturating_sub(takes);
         is_first || room > 0
     };

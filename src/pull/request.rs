@@ -9,7 +9,7 @@ use crate::oci::reference::Reference;
 use crate::pull::choose::Choice;
 use crate::registry::credentials::secret::Credential;
 use crate::store::content::trees::Tree;
-use crate::store::usage::pins::Pin;
+use crate::store::usage::holds::Hold;
 use crate::tenant::Tenant;
 
 /// What to pull, and as whom. Equal requests share one pull.
@@ -81,5 +81,5 @@ pub struct Pulled {
     /// Bytes that came over the network for it.
     pub fetched: u64,
     /// Holds the tree.
-    pub(in crate::pull) _pin: Arc<Pin>,
+    pub(in crate::pull) _hold: Arc<Hold>,
 }

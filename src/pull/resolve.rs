@@ -19,6 +19,8 @@ pub struct Resolved {
     pub manifest_digest: Digest,
     /// Its bytes.
     pub manifest_size: u64,
+    /// The manifests and indexes that were read on the way to it, and itself.
+    pub documents: Vec<Digest>,
     /// Who has shown a right to it.
     pub asker: Asker,
     /// The registry must not be asked.
@@ -103,7 +105,8 @@ impl Resolver {
             found => (digest, asked, found?),
         };
         let (manifest_digest, manifest_size) = (found.digest, found.size);
-        let resolved = Resolved { digest, manifest_digest, manifest_size, asker, offline, asked };
+        let documents = documents.into_read();
+        let resolved = Resolved { digest, manifest_digest, manifest_size, documents, asker, offline, asked };
         Ok((resolved, found.manifest))
     }
 

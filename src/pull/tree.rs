@@ -15,6 +15,7 @@ use crate::store::content::trees::Tree;
 use crate::store::error::Error as StoreError;
 use crate::store::key::TreeKey;
 use crate::store::open::Store;
+use crate::store::usage::holds::Hold;
 use crate::tenant::Tenant;
 use crate::transfer::error::Error as TransferError;
 use crate::transfer::flight::Flights;
@@ -46,11 +47,17 @@ impl TreeBuilder {
         Ok(blocking::run(blocking::Lane::Work, look).await?.max(list))
     }
 
-    /// Links the tree, or joins who does. What has no `memory` for it waits for some.
+    /// Links the tree, or joins who does. What has no `memory` for it waits for some. `hold` holds what it is made of.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn build(&self, build: Build, memory: Option<Permit>, tenant: &Tenant) -> Result<Tree, Error> {
+    pub async fn build(
+        &self,
+        build: Build,
+        memory: Option<Permit>,
+        tenant: &Tenant,
+        hold: Arc<Hold>,
+    ) -> Result<Tree, Error> {
         let key = build.key.clone();
         let mut waiter = self.flights.join(key, || {
             let tenants = Arc::new(Tenants::default());
@@ -59,8 +66,8 @@ impl TreeBuilder {
                 (Arc::clone(&self.store), self.memory.clone(), Arc::clone(&tenants));
             let work = async move {
                 let linked = match memory {
-                    Some(memory) => link_with(store, memory, build).await,
-                    None => link(store, queue, &waiting, build).await,
+                    Some(memory) => link_with(store, memory, build, hold).await,
+                    None => link(store, queue, &waiting, build, hold).await,
                 };
                 linked.map_err(Arc::new)
             };
@@ -77,14 +84,15 @@ async fn link(
     memory: Memory,
     tenants: &Tenants,
     build: Build,
+    hold: Arc<Hold>,
 ) -> Result<Tree, TransferError> {
     let build = Arc::new(build);
     if build.plan.file_list().is_some() {
         let permit = memory.acquire_for(tenants, file_list::MEMORY).await;
-        let (store, build) = (Arc::clone(&store), Arc::clone(&build));
+        let (store, build, hold) = (Arc::clone(&store), Arc::clone(&build), Arc::clone(&hold));
         // Who has it keeps it until it is done, also when nobody waits any more.
         let check = move || {
-            let _permit = permit;
+            let (_permit, _hold) = (permit, hold);
             store.trees.check_file_list(&build)
         };
         blocking::on_own_thread("check-list", check).await.map_err(TransferError::Thread)??;
@@ -96,16 +104,21 @@ async fn link(
     };
     let permit = memory.acquire_for(tenants, needed).await;
     let link = move || {
-        let _permit = permit;
+        let (_permit, _hold) = (permit, hold);
         get_or_build(&store, &build)
     };
     Ok(blocking::on_own_thread("merge", link).await.map_err(TransferError::Thread)??)
 }
 
 /// The same with `memory` for all of it.
-async fn link_with(store: Arc<Store>, memory: Permit, build: Build) -> Result<Tree, TransferError> {
+async fn link_with(
+    store: Arc<Store>,
+    memory: Permit,
+    build: Build,
+    hold: Arc<Hold>,
+) -> Result<Tree, TransferError> {
     let link = move || {
-        let _memory = memory;
+        let (_memory, _hold) = (memory, hold);
         if build.plan.file_list().is_some() {
             store.trees.check_file_list(&build)?;
         }

@@ -18,8 +18,8 @@ use crate::store::durable::ledger::Ledger;
 use crate::store::durable::{flush, recovery};
 use crate::store::error::{Error, io};
 use crate::store::lock::Lock;
+use crate::store::usage::holds::Holds;
 use crate::store::usage::leases::Leases;
-use crate::store::usage::pins::Pins;
 use crate::store::usage::volumes::VolumeRecords;
 
 /// What a directory may hold that is nobody's but the store's. The last one is made with a file system.
@@ -62,8 +62,8 @@ pub struct Store {
     pub tags: Tags,
     /// Published targets.
     pub volumes: VolumeRecords,
-    /// Trees that this process needs.
-    pub pins: Pins,
+    /// What this process needs.
+    pub holds: Holds,
     /// Trees that commands need.
     pub leases: Leases,
     ledger: Arc<Ledger>,
@@ -149,7 +149,7 @@ impl Store {
             grants,
             tags,
             volumes: VolumeRecords::new(Arc::clone(&disk)),
-            pins: Pins::default(),
+            holds: Holds::default(),
             leases: Leases::new(Arc::clone(&disk)),
             ledger,
             disk,

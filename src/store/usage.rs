@@ -1,5 +1,5 @@
-//! What is in use: pins of this process, leases of commands, volumes that are published.
+//! What is in use: holds of this process, leases of commands, volumes that are published.
 
+pub mod holds;
 pub mod leases;
-pub mod pins;
 pub mod volumes;

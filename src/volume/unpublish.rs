@@ -68,12 +68,13 @@ impl Volumes {
         .await
     }
 
-    /// Removes the record, before anybody else can publish at the target.
+    /// Removes the record, before anybody else can publish at the target. The tree was in use until now: it is not collected as
+    /// long as another mount namespace may still have the mount.
     async fn forget(&self, path: PathBuf, guard: TargetGuard) {
         let Some(store) = self.store_if_at_hand().await else { return };
         let removed = blocking::run(Lane::Mounts, move || {
             crate::host::failpoint::reached("unpublish.target_gone");
-            let removed = store.volumes.remove(&path);
+            let removed = store.volumes.end(&path, &store.trees);
             crate::host::failpoint::reached("unpublish.forgotten");
             drop(guard);
             removed

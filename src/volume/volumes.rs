@@ -175,7 +175,7 @@ impl Volumes {
             let forget = move || {
                 let _guard = guard;
                 if Table::read()?.at(&record.target).is_none() {
-                    store.volumes.remove(&record.target)?;
+                    store.volumes.end(&record.target, &store.trees)?;
                 }
                 Ok::<_, Error>(())
             };

@@ -23,6 +23,7 @@ use crate::store::durable::ledger::Ledger;
 use crate::store::durable::record::{self, Stamp};
 use crate::store::error::{Error, io};
 use crate::store::key::{Entry, LayerKey, TreeKey};
+use crate::tenant::Tenant;
 
 /// The owner of `trees/` and `images/`.
 #[derive(Debug)]
@@ -87,13 +88,34 @@ pub struct TreeFacts {
     /// References it was pulled as.
     #[serde(default)]
     pub references: BTreeSet<String>,
-    /// Seconds since the epoch of the last publish.
+    /// Seconds since the epoch of the last publish or unpublish.
     #[serde(default)]
     pub last_use: u64,
+    /// Manifests and indexes that led to it, and its config.
+    #[serde(default)]
+    pub documents: BTreeSet<Digest>,
+    /// Tenants that used it, as text; not more than two: then it is nobody's.
+    #[serde(default)]
+    pub tenants: BTreeSet<String>,
+}
+
+/// What is to be remembered of a use of a tree.
+#[derive(Debug)]
+pub struct Use<'a> {
+    /// What it was pulled as.
+    pub reference: &'a str,
+    /// Manifests and indexes that led to it, and its config.
+    pub documents: &'a [Digest],
+    /// Who used it.
+    pub tenant: &'a Tenant,
 }
 
 /// References remembered of a tree.
 const REFERENCES_LIMIT: usize = 32;
+/// Documents remembered of a tree.
+const DOCUMENTS_LIMIT: usize = 64;
+/// Tenants remembered of a tree.
+const TENANTS_LIMIT: usize = 2;
 
 impl Tree {
     /// The name in the store of what is mounted: the tree's, or its only layer's.
@@ -263,16 +285,35 @@ impl Trees {
         self.or_give_up(&sources, file_list::check(&self.blobs, &sources, build))
     }
 
-    /// Notes that the tree was used now, as `reference`.
+    /// Notes that the tree was used now.
     ///
     /// # Errors
     /// [`Error::NoSpace`], [`Error::Io`].
-    pub fn touch(&self, key: &TreeKey, reference: &str) -> Result<(), Error> {
+    pub fn used(&self, key: &TreeKey, used: &Use<'_>) -> Result<(), Error> {
         self.facts.update(&Entry::Tree(key.clone()), |known: &mut TreeFacts| {
             known.last_use = now();
             if known.references.len() < REFERENCES_LIMIT {
-                known.references.insert(reference.to_owned());
+                known.references.insert(used.reference.to_owned());
             }
+            let room = DOCUMENTS_LIMIT.saturating_sub(known.documents.len());
+            known.documents.extend(used.documents.iter().take(room).cloned());
+            if known.tenants.len() < TENANTS_LIMIT {
+                known.tenants.insert(used.tenant.to_string());
+            }
+            true
+        })
+    }
+
+    /// Notes that the tree was still in use until now. One that is not there is fine.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`].
+    pub fn was_mounted(&self, key: &TreeKey) -> Result<(), Error> {
+        if !self.record_path(key).exists() {
+            return Ok(());
+        }
+        self.facts.update(&Entry::Tree(key.clone()), |known: &mut TreeFacts| {
+            known.last_use = now();
             true
         })
     }

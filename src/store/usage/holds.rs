@@ -1,0 +1,171 @@
+//! Holds: what this process needs, or is about to need. What is held is not collected.
+//!
+//! Whoever needs something holds it first and looks for it then; whoever collects claims it first and takes it away then. So
+//! what was found stays, and what is not there any more is seen to be gone.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::oci::digest::Digest;
+use crate::store::key::TreeKey;
+
+/// The holds of this process.
+#[derive(Debug, Clone, Default)]
+pub struct Holds(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// A claim ended.
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// How many hold it.
+    held: HashMap<Name, u32>,
+    /// What is being taken away.
+    claimed: HashSet<Name>,
+}
+
+/// What is held: a tree; or content, as a file and unpacked. It is a hash, so that a pull of many thousand blobs holds them in
+/// little memory; of two that have the same, one is kept for a while because of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Name(u64);
+
+impl Name {
+    /// Bytes of memory that something takes which is held.
+    pub const BYTES: u64 = 32;
+
+    /// A tree, whether it is here already or not.
+    pub fn tree(key: &TreeKey) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_64(key.as_str().as_bytes()))
+    }
+
+    /// A blob, and the layers that are unpacked from it, whether they are here already or not.
+    pub fn content(digest: &Digest) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_64(digest.hex().as_bytes()))
+    }
+}
+
+/// Keeps what it names until it is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    holds: Holds,
+    names: Vec<Name>,
+}
+
+/// Whoever has it may take away what it names: nobody needs it, and who is about to waits.
+#[derive(Debug)]
+pub(in crate::store) struct Claim {
+    holds: Holds,
+    name: Name,
+}
+
+impl Holds {
+    /// Holds all of `names`. Waits for what is being taken away: for the time of a rename.
+    pub fn hold(&self, names: impl IntoIterator<Item = Name>) -> Hold {
+        let names: Vec<Name> = names.into_iter().collect();
+        let mut state = self.lock();
+        while names.iter().any(|name| state.claimed.contains(name)) {
+            state = self.0.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        for name in &names {
+            *state.held.entry(*name).or_default() += 1;
+        }
+        drop(state);
+        Hold { holds: self.clone(), names }
+    }
+
+    /// The right to take `name` away; `None` while somebody holds it.
+    pub(in crate::store) fn claim(&self, name: Name) -> Option<Claim> {
+        let mut state = self.lock();
+        if state.held.contains_key(&name) || !state.claimed.insert(name) {
+            return None;
+        }
+        Some(Claim { holds: self.clone(), name })
+    }
+
+    /// Whether somebody holds it.
+    pub fn is_held(&self, name: Name) -> bool {
+        self.lock().held.contains_key(&name)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.holds.lock();
+        for name in &self.names {
+            if let Some(count) = state.held.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    state.held.remove(name);
+                }
+            }
+        }
+        // A pull of very many blobs does not leave its room behind.
+        if state.held.is_empty() {
+            state.held.shrink_to(64);
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.holds.lock().claimed.remove(&self.name);
+        self.holds.0.ended.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn what_is_held_cannot_be_claimed_until_the_last_hold_is_dropped() {
+        let (one, two) = (Name(1), Name(2));
+        let holds = Holds::default();
+        let (first, second) = (holds.hold([one]), holds.hold([one, two]));
+        drop(first);
+        assert!(holds.claim(one).is_none());
+        drop(second);
+        let claim = holds.claim(one);
+        assert!(claim.is_some() && holds.claim(one).is_none());
+        assert!(holds.claim(two).is_some());
+    }
+
+    /// Two threads of each kind, at random moments: what was found while it was held is there until the hold ends.
+    #[test]
+    fn what_was_found_stays_while_it_is_held() {
+        let holds = Holds::default();
+        let is_there = AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        let hold = holds.hold([Name(1)]);
+                        if is_there.load(Ordering::SeqCst) {
+                            assert!(is_there.load(Ordering::SeqCst), "it was taken away");
+                        } else {
+                            is_there.store(true, Ordering::SeqCst);
+                        }
+                        drop(hold);
+                    }
+                });
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        if let Some(_claim) = holds.claim(Name(1)) {
+                            is_there.store(false, Ordering::SeqCst);
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
