@@ -3,6 +3,7 @@
 pub mod args;
 pub mod context;
 pub mod demo;
+pub mod gc;
 pub mod inspect;
 pub mod list;
 pub mod mount;

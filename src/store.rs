@@ -30,6 +30,7 @@
 //! Everything here blocks; async code calls it through [`crate::host::blocking`].
 
 pub mod access;
+pub mod collect;
 pub mod content;
 pub mod disk;
 pub mod durable;
@@ -37,4 +38,5 @@ pub mod error;
 pub mod key;
 pub mod lock;
 pub mod open;
+pub mod space;
 pub mod usage;

@@ -13,5 +13,6 @@ mod field;
 mod pax;
 pub mod pipeline;
 pub mod ring;
+pub mod space;
 pub mod sparse;
 pub mod tar;

@@ -4,6 +4,7 @@
 //! unpublish, stats and repeated publishes work while the store is lost, full, newer, or held by another process.
 
 pub mod attributes;
+pub mod collect;
 pub mod error;
 pub mod list;
 pub mod order;
@@ -12,5 +13,4 @@ pub mod slots;
 pub mod stats;
 pub mod store_mounts;
 pub mod unpublish;
-
 pub mod volumes;

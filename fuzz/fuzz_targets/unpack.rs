@@ -15,6 +15,7 @@ use ocivol::layer::merge::{Merge, Rename};
 use ocivol::unpack::directory_memory::DirectoryMemory;
 use ocivol::unpack::extract::Limits;
 use ocivol::unpack::pipeline::Unpack;
+use ocivol::unpack::space::Space;
 
 #[derive(Debug, Arbitrary)]
 struct Case {
@@ -156,7 +157,7 @@ fuzz_target!(|case: Case| {
     let mut unpack = Unpack::start(
         &layer,
         profile,
-        Limits { bytes: 1 << 26, reserve: 0, directories: DirectoryMemory::Own },
+        Limits { bytes: 1 << 26, space: Space::ALL, directories: DirectoryMemory::Own },
         None,
     )
     .expect("space");

@@ -8,7 +8,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::failure::Failure;
 use crate::mount::locked::Lock;
-use crate::node::config::{NodeConfig, NodeFlags, PullFlags};
+use crate::node::config::{DiskFlags, NodeConfig, NodeFlags, PullFlags};
 use crate::telemetry::logs::Format;
 
 /// Mounts what an OCI registry holds (models, images, files) as read-only directories.
@@ -85,6 +85,8 @@ pub enum Command {
     Inspect(ContentArgs),
     /// List what the store holds
     Ls,
+    /// Take away what nothing needs
+    Gc(GcArgs),
     /// Show the whole path: registry, plugin, kubelet, mount; in a temporary directory
     Demo,
 }
@@ -121,6 +123,24 @@ pub struct NodeArgs {
     /// Flags of a volume's mount that no container can clear; readOnly is for nodes whose runc is older than 1.2
     #[arg(long, env = "OCIVOL_MOUNT_LOCK", value_enum, default_value_t = MountLock::All)]
     pub mount_lock: MountLock,
+    /// Collect what is unused when so much of the store's disk is used: a percentage, or bytes as 80GiB
+    #[arg(long, env = "OCIVOL_GC_START", value_name = "LEVEL", default_value = "80%")]
+    pub gc_start: String,
+    /// Collect until no more than this is used
+    #[arg(long, env = "OCIVOL_GC_STOP", value_name = "LEVEL", default_value = "75%")]
+    pub gc_stop: String,
+    /// Bytes of the disk that pulls leave free
+    #[arg(long, env = "OCIVOL_KEEP_FREE", value_name = "LEVEL", default_value = "15%")]
+    pub keep_free: String,
+    /// Inodes of the disk that pulls leave free: a percentage, or a number
+    #[arg(long, env = "OCIVOL_KEEP_FREE_INODES", value_name = "LEVEL", default_value = "8%")]
+    pub keep_free_inodes: String,
+    /// Seconds for which what was in use is not collected: other mount namespaces may still have it mounted
+    #[arg(long, env = "OCIVOL_GC_MIN_AGE", value_name = "SECONDS", default_value_t = 600)]
+    pub gc_min_age: u64,
+    /// Pull this reference at the start, and keep it; may be given several times
+    #[arg(long, env = "OCIVOL_PINS", value_name = "REF", value_delimiter = ',')]
+    pub pin: Vec<String>,
     /// Accept access modes for writing and mount read-only anyway; for csi-sanity
     #[arg(long, env = "OCIVOL_ALLOW_WRITER_MODES")]
     pub allow_writer_modes: bool,
@@ -198,6 +218,14 @@ pub struct MountArgs {
 pub struct UmountArgs {
     /// Where it is mounted
     pub directory: PathBuf,
+}
+
+/// Flags of `gc`.
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// Only say what would go, and why the rest stays
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 impl Common {
@@ -280,6 +308,14 @@ impl NodeArgs {
                 MountLock::All => Lock::All,
                 MountLock::ReadOnly => Lock::ReadOnly,
             },
+            disk: DiskFlags {
+                gc_start: self.gc_start,
+                gc_stop: self.gc_stop,
+                keep_free: self.keep_free,
+                keep_free_inodes: self.keep_free_inodes,
+                gc_min_age: self.gc_min_age,
+            },
+            pins: self.pin,
             pulls: common.pulls(),
         };
         flags.check().map_err(|error| Failure::usage(&error.to_string()))

@@ -1,5 +1,6 @@
 //! What every command works with: a runtime, and the volumes of the store that its flags name.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use crate::host::blocking;
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
 use crate::registry::client::Registry;
-use crate::volume::volumes::Volumes;
+use crate::store::space::budget::Budget;
+use crate::volume::volumes::{MIN_AGE, Settings, Volumes};
 
 /// Runs `work`, and ends with it: what blocks meanwhile has `grace` to end, and is then left behind.
 ///
@@ -39,5 +41,13 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 pub fn volumes(common: &Common) -> Result<Arc<Volumes>, Failure> {
     let (registry, pulls) = common.pulls().check().map_err(|error| Failure::usage(&error.to_string()))?;
     let registry = Registry::new(registry).map_err(|error| Failure::internal(&error.to_string()))?;
-    Ok(Volumes::new(common.root()?, registry, pulls, Default::default(), Policy::anywhere(), Lock::All))
+    let settings = Settings {
+        pulls,
+        budget: Budget::COMMAND,
+        pinned: BTreeSet::new(),
+        min_age: MIN_AGE,
+        policy: Policy::anywhere(),
+        lock: Lock::All,
+    };
+    Ok(Volumes::new(common.root()?, registry, settings, Default::default()))
 }

@@ -20,8 +20,9 @@ use crate::demo::tarball::Tarball;
 use crate::failure::Failure;
 use crate::mount::locked::Lock;
 use crate::mount::mountinfo::Table;
-use crate::node::config::{NodeFlags, PullFlags};
+use crate::node::config::{DiskFlags, NodeFlags, PullFlags};
 use crate::oci::digest::Digest;
+use crate::store::space::budget::Budget;
 
 /// Bytes of the demo's weights.
 const WEIGHTS: usize = 64 * 1024 * 1024;
@@ -98,9 +99,13 @@ async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
         target_roots: Vec::new(),
         allow_writers: false,
         lock: Lock::All,
+        disk: DiskFlags::default(),
+        pins: Vec::new(),
         pulls: PullFlags { plain_http: vec![host], ..common.pulls() },
     };
-    let config = flags.check().map_err(|error| failed("bad flags", &error))?;
+    let mut config = flags.check().map_err(|error| failed("bad flags", &error))?;
+    // It runs on any machine, however full its disk is.
+    config.budget = Budget::COMMAND;
     let registration = registry_dir.join("csi.ocivol.dev-reg.sock");
     let (stop, stopped) = watch::channel(false);
     let plugin = tokio::spawn(crate::node::run::run(config, stopped));

@@ -31,13 +31,7 @@ fn table(listed: &[Listed]) -> String {
     let head = ["REFERENCE", "DIGEST", "SIZE", "FILES", "LAST USE", "MOUNTED BY"].map(str::to_owned);
     let mut rows = vec![head];
     rows.extend(listed.iter().map(row));
-    let widths: Vec<usize> =
-        (0..6).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
-    let lines = rows.iter().map(|row| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    });
-    lines.collect::<Vec<_>>().join("\n")
+    output::table(rows)
 }
 
 fn row(tree: &Listed) -> [String; 6] {

@@ -30,6 +30,17 @@ pub fn result(common: &Common, value: &impl Serialize, text: impl FnOnce() -> St
     }
 }
 
+/// Rows in columns as wide as they need to be.
+pub fn table<const COLUMNS: usize>(rows: Vec<[String; COLUMNS]>) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
+    let lines = rows.iter().map(|row| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// Shows how far a pull is: a bar on a terminal, else a line now and then.
 pub struct Progress {
     bar: Option<ProgressBar>,

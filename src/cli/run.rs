@@ -2,6 +2,7 @@
 
 use crate::cli::context::{self, GRACE};
 use crate::cli::demo;
+use crate::cli::gc;
 use crate::cli::inspect;
 use crate::cli::list;
 use crate::cli::mount;
@@ -54,6 +55,7 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
         Command::Umount(flags) => context::run(GRACE, mount::umount(&common, &flags)),
         Command::Inspect(flags) => context::run(GRACE, inspect::run(&common, &flags)),
         Command::Ls => context::run(GRACE, list::run(&common)),
+        Command::Gc(flags) => context::run(GRACE, gc::run(&common, &flags)),
         Command::Demo => demo::run(&common),
     }
 }

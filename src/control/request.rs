@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::layer::format::Dropped;
 use crate::pull::progress::Snapshot;
+use crate::store::collect::report::Report;
 use crate::volume::list::Listed;
 
 /// The socket's name in the store's directory.
@@ -39,6 +40,11 @@ pub enum ControlRequest {
     },
     /// List the store.
     List,
+    /// Take away what nothing needs.
+    Collect {
+        /// Only say what that is.
+        dry_run: bool,
+    },
 }
 
 /// What to pull, and as whom.
@@ -70,6 +76,8 @@ pub enum Reply {
     Unmounted,
     /// What the store holds.
     List(Vec<Listed>),
+    /// What went, or would.
+    Collected(Report),
     /// It failed.
     Failed(Failure),
 }

@@ -100,6 +100,14 @@ impl StoreLocation {
         let below = |name| mount.root.starts_with(join(&self.root, Path::new(name)));
         mount.device == self.device && (below("v1/trees") || below("v1/layers"))
     }
+
+    /// The directory of this store that `mount` shows some of: `trees/<name>` or `layers/<name>`.
+    pub fn directory_of(&self, mount: &Mount) -> Option<String> {
+        let below = mount.root.strip_prefix(join(&self.root, Path::new("v1"))).ok()?;
+        let mut parts = below.components().map(|part| part.as_os_str().to_string_lossy());
+        let (kind, name) = (parts.next()?, parts.next()?);
+        self.holds(mount).then(|| format!("{kind}/{name}"))
+    }
 }
 
 impl Mount {

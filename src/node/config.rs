@@ -8,7 +8,10 @@ use std::time::Duration;
 use crate::csi::registration;
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
+use crate::oci::reference::{InvalidReference, Reference};
 use crate::oci::repository::host_identity;
+use crate::store::space::budget::{Budget, Level};
+use crate::volume::volumes::MIN_AGE;
 use crate::{pull, registry};
 
 /// Everything `ocivol node` needs to know.
@@ -36,6 +39,12 @@ pub struct NodeConfig {
     pub registry: registry::transport::RegistrySettings,
     /// Bounds of pulls.
     pub pulls: pull::request::PullSettings,
+    /// How much of its disk the store may take.
+    pub budget: Budget,
+    /// What was in use within this time is not collected.
+    pub min_age: Duration,
+    /// What is pulled at the start, and kept.
+    pub pins: Vec<Reference>,
 }
 
 /// Flags of `ocivol node`, as they were given.
@@ -61,8 +70,27 @@ pub struct NodeFlags {
     pub allow_writers: bool,
     /// `--mount-lock`
     pub lock: Lock,
+    /// Flags about the disk.
+    pub disk: DiskFlags,
+    /// `--pin`
+    pub pins: Vec<String>,
     /// Flags about registries and pulls.
     pub pulls: PullFlags,
+}
+
+/// Flags about the disk, as they were given.
+#[derive(Debug, Clone)]
+pub struct DiskFlags {
+    /// `--gc-start`
+    pub gc_start: String,
+    /// `--gc-stop`
+    pub gc_stop: String,
+    /// `--keep-free`
+    pub keep_free: String,
+    /// `--keep-free-inodes`
+    pub keep_free_inodes: String,
+    /// `--gc-min-age`, seconds.
+    pub gc_min_age: u64,
 }
 
 /// Flags about registries and pulls, as they were given.
@@ -146,6 +174,7 @@ impl NodeFlags {
             None => None,
         };
         let (registry, pulls) = self.pulls.check()?;
+        let pins = self.pins.into_iter().map(check_pin).collect::<Result<_, _>>()?;
         Ok(NodeConfig {
             root: self.root,
             socket,
@@ -158,6 +187,54 @@ impl NodeFlags {
             lock: self.lock,
             registry,
             pulls,
+            min_age: Duration::from_secs(self.disk.gc_min_age),
+            budget: self.disk.check()?,
+            pins,
+        })
+    }
+}
+
+impl Default for DiskFlags {
+    fn default() -> Self {
+        let Budget { start, stop, keep_free, keep_free_inodes } = Budget::NODE;
+        Self {
+            gc_start: start.map_or_else(String::new, |start| start.to_string()),
+            gc_stop: stop.to_string(),
+            keep_free: keep_free.to_string(),
+            keep_free_inodes: keep_free_inodes.to_string(),
+            gc_min_age: MIN_AGE.as_secs(),
+        }
+    }
+}
+
+impl DiskFlags {
+    /// Checks every flag.
+    ///
+    /// # Errors
+    /// [`Error`] names the first flag that cannot be used, and says why.
+    pub fn check(self) -> Result<Budget, Error> {
+        let level = |flag, value: &str| {
+            value.parse::<Level>().map_err(|error| Error {
+                flag,
+                value: value.to_owned(),
+                reason: error.to_string(),
+            })
+        };
+        let (start, stop) = (level("--gc-start", &self.gc_start)?, level("--gc-stop", &self.gc_stop)?);
+        let is_above = match (start, stop) {
+            (Level::Percent(start), Level::Percent(stop)) => stop > start,
+            (Level::Count(start), Level::Count(stop)) => stop > start,
+            _ => false,
+        };
+        if is_above {
+            let reason = format!("it must not be more than --gc-start, which is {start}");
+            return Err(Error { flag: "--gc-stop", value: self.gc_stop, reason });
+        }
+        Ok(Budget {
+            start: Some(start),
+            stop,
+            keep_free: level("--keep-free", &self.keep_free)?,
+            keep_free_inodes: level("--keep-free-inodes", &self.keep_free_inodes)?,
         })
     }
 }
@@ -247,6 +324,13 @@ fn check_driver_name(name: &str) -> Result<(), Error> {
     Err(Error { flag: "--driver-name", value: name.to_owned(), reason })
 }
 
+fn check_pin(value: String) -> Result<Reference, Error> {
+    value.parse().map_err(|error: InvalidReference| {
+        let reason = error.to_string();
+        Error { flag: "--pin", value, reason }
+    })
+}
+
 fn check_absolute(flag: &'static str, path: &Path) -> Result<(), Error> {
     let plain = path.is_absolute()
         && path
@@ -303,6 +387,8 @@ mod tests {
             target_roots: Vec::new(),
             allow_writers: false,
             lock: Lock::All,
+            disk: DiskFlags::default(),
+            pins: Vec::new(),
             pulls: PullFlags {
                 plain_http: Vec::new(),
                 stall_timeout: 30,
@@ -334,7 +420,15 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_refused_with_the_flags_name() {
-        let table: [(&str, NodeFlags); 12] = [
+        let disk = |change: fn(&mut DiskFlags)| {
+            let mut disk = DiskFlags::default();
+            change(&mut disk);
+            NodeFlags { disk, ..flags() }
+        };
+        let table: [(&str, NodeFlags); 15] = [
+            ("--gc-start", disk(|disk| disk.gc_start = "80 percent".into())),
+            ("--gc-stop", disk(|disk| disk.gc_stop = "81%".into())),
+            ("--keep-free", disk(|disk| disk.keep_free = "-1".into())),
             ("--endpoint", NodeFlags { endpoint: "tcp://0.0.0.0:1".into(), ..flags() }),
             ("--endpoint", NodeFlags { endpoint: "unix://csi.sock".into(), ..flags() }),
             ("--endpoint", NodeFlags { endpoint: "unix:///csi/socket".into(), ..flags() }),

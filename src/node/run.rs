@@ -17,7 +17,7 @@ use crate::node::serve::serve;
 use crate::node::shutdown::{CONTROL, DRAIN, FLUSH, THREADS, wait_for};
 use crate::registry::client::Registry;
 use crate::telemetry::health;
-use crate::volume::volumes::Volumes;
+use crate::volume::volumes::{Settings, Volumes};
 use crate::{control, pull};
 
 /// Serves until `stop` is true; then takes the registration away, lets running calls end, and returns.
@@ -30,14 +30,15 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     let registry =
         Registry::new(config.registry.clone()).map_err(|error| Failure::internal(&error.to_string()))?;
     let pull_metrics = pull::metrics::Metrics::default();
-    let volumes = Volumes::new(
-        config.root.clone(),
-        registry,
-        config.pulls.clone(),
-        pull_metrics.clone(),
-        config.policy.clone(),
-        config.lock,
-    );
+    let settings = Settings {
+        pulls: config.pulls.clone(),
+        budget: config.budget,
+        pinned: config.pins.iter().map(ToString::to_string).collect(),
+        min_age: config.min_age,
+        policy: config.policy.clone(),
+        lock: config.lock,
+    };
+    let volumes = Volumes::new(config.root.clone(), registry, settings, pull_metrics.clone());
     let metrics = Metrics::new(config.driver_name.clone());
     let bind = |path: &PathBuf| {
         socket::bind(path)
@@ -64,6 +65,10 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     propagation::check(&config)?;
     let control =
         tokio::spawn(open(config.root.join(control::request::SOCKET), Arc::clone(&volumes), stop.clone()));
+    let collecting = {
+        let volumes = Arc::clone(&volumes);
+        tokio::spawn(async move { volumes.collect_at_watermark().await })
+    };
     let state = Arc::new(watch::Sender::new(State::Waiting));
     let mut registering = config
         .registration
@@ -97,6 +102,7 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         ending.abort();
     }
     let ended = async {
+        let _ = collecting.await; // It ends with `volumes`, after what it deletes.
         volumes.end_pulls().await;
         blocking::own_threads_ended().await;
     };

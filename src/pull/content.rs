@@ -15,8 +15,12 @@ use crate::registry::client::Registry;
 use crate::registry::source::Asker;
 use crate::store::error::Error as StoreError;
 use crate::store::open::Store;
+use crate::store::space::amount::Amount;
+use crate::store::space::room::Promise;
+use crate::store::usage::holds::Name;
 use crate::transfer::error::Error as TransferError;
-use crate::transfer::needed::{Form, Needed, Promise, Stored, origin};
+use crate::transfer::needed::Promise as ContentPromise;
+use crate::transfer::needed::{Form, Needed, Stored, origin};
 use crate::transfer::run::Transfers;
 
 /// Brings content, for askers that have a right to it.
@@ -26,20 +30,27 @@ pub struct Contents {
     registry: Registry,
     rights: Rights,
     transfers: Arc<Transfers>,
+    /// Held by who makes room.
+    making_room: Arc<tokio::sync::Mutex<()>>,
 }
+
+/// Room, or how much is missing.
+type Promised = Result<Promise, Amount>;
 
 /// Blobs of one pull that are looked after at a time; transfers are bounded apart.
 const BLOBS_AT_A_TIME: usize = 16;
+/// Blobs of one pull that room is promised for.
+const PROMISES: usize = 4096;
 /// Transfers of one blob that one asker waits for: each but the last ended without its own source being tried.
 const ROUNDS: usize = 4;
 
 impl Contents {
     /// Brings content by `transfers`.
     pub fn new(store: Arc<Store>, registry: Registry, rights: Rights, transfers: Arc<Transfers>) -> Self {
-        Self { store, registry, rights, transfers }
+        Self { store, registry, rights, transfers, making_room: Arc::default() }
     }
 
-    /// Says what is to come, and makes space for it; returns it.
+    /// Says what is to come, and makes sure that there is room for it, which is kept as long as the promise.
     ///
     /// # Errors
     /// [`StoreError::NoSpace`] before anything is fetched, when it is clear that it does not fit.
@@ -48,12 +59,39 @@ impl Contents {
         all: Vec<Needed>,
         asker: &Asker,
         progress: &Progress,
-    ) -> Result<Vec<Needed>, Error> {
+    ) -> Result<(Vec<Needed>, Promise), Error> {
         let total = all.iter().fold(0_u64, |sum, needed| sum.saturating_add(needed.blob.size));
         progress.expect(all.len(), total);
         let (store, asking) = (Arc::clone(&self.store), asker.clone());
-        let make_space = move || make_space(&store, &all, &asking).map(|()| all);
-        Ok(blocking::run::<Result<_, StoreError>>(Lane::Work, make_space).await?)
+        let missing = move || missing(&store, &all, &asking).map(|missing| (all, missing));
+        let (all, missing) = blocking::run::<Result<_, StoreError>>(Lane::Work, missing).await?;
+        let (promised, missing) = self.promise(missing).await?;
+        if let Ok(promise) = promised {
+            return Ok((all, promise));
+        }
+        // One after the other: what the first makes room for may be enough.
+        let _one = self.making_room.lock().await;
+        let (promised, missing) = self.promise(missing).await?;
+        if let Ok(promise) = promised {
+            return Ok((all, promise));
+        }
+        let room = Arc::clone(&self.store.disk.room);
+        let make_room = move || {
+            room.make_room_for(&missing);
+            missing
+        };
+        let made = blocking::on_own_thread("collect", make_room).await;
+        let missing = made.map_err(TransferError::Thread)?;
+        match self.promise(missing).await? {
+            (Ok(promise), _) => Ok((all, promise)),
+            (Err(short), missing) => Err(self.store.disk.room.full_for(&missing, short).into()),
+        }
+    }
+
+    async fn promise(&self, contents: Vec<(Name, u64)>) -> Result<(Promised, Vec<(Name, u64)>), StoreError> {
+        let room = Arc::clone(&self.store.disk.room);
+        let promise = move || room.promise(&contents).map(|promised| (promised, contents));
+        blocking::run(Lane::Store, promise).await
     }
 
     /// Brings all that is needed, and makes sure that `asker` may read each.
@@ -82,7 +120,7 @@ impl Contents {
         for round in 0..=ROUNDS {
             if let Some(found) = self.find(needed).await? {
                 let promise = needed.promise(&found);
-                if !matches!(promise, Promise::Unknown) {
+                if !matches!(promise, ContentPromise::Unknown) {
                     if !found.is_rightful(&asker.source) {
                         self.show_right(needed, asker, &found, progress).await?;
                     }
@@ -91,7 +129,7 @@ impl Contents {
                         let (host, wanted) = (asker.source.repository.host.clone(), blob.digest.clone());
                         return Err(registry::error::Error::WrongContent { host, wanted, got }.into());
                     }
-                    if let Promise::Broken(error) = promise {
+                    if let ContentPromise::Broken(error) = promise {
                         return Err(error.into());
                     }
                     progress.blob_done(if fetched_here { 0 } else { blob.size });
@@ -147,9 +185,9 @@ impl Contents {
     async fn is_here(&self, needed: &Needed, asker: &Asker) -> Result<bool, Error> {
         if let Some(found) = self.find(needed).await?.filter(|found| found.is_rightful(&asker.source)) {
             match needed.promise(&found) {
-                Promise::Kept => return Ok(true),
-                Promise::Broken(error) => return Err(error.into()),
-                Promise::Unknown => {}
+                ContentPromise::Kept => return Ok(true),
+                ContentPromise::Broken(error) => return Err(error.into()),
+                ContentPromise::Unknown => {}
             }
         }
         // What is here as a file can be unpacked without asking.
@@ -207,24 +245,25 @@ impl Contents {
     }
 }
 
-/// Makes place for what is missing. What is here and not for this asker counts as missing: that there is room for it would say
-/// that it is here.
-fn make_space(store: &Store, all: &[Needed], asker: &Asker) -> Result<(), StoreError> {
+/// What has to be written of each blob that is missing, the largest first. What is here and not for this asker counts as missing:
+/// that there is room for it would say that it is here.
+fn missing(store: &Store, all: &[Needed], asker: &Asker) -> Result<Vec<(Name, u64)>, StoreError> {
     let from = origin(&asker.source);
-    let mut missing = 0_u64;
-    for needed in all {
+    let mut missing = Vec::new();
+    // Of many thousand, those that are not the largest are found to fit or not when they come.
+    for needed in all.iter().take(PROMISES) {
         let found = needed.find(store)?;
         let usable = found.filter(|found| found.is_rightful(&asker.source));
-        if usable.is_some_and(|found| !matches!(needed.promise(&found), Promise::Unknown)) {
+        if usable.is_some_and(|found| !matches!(needed.promise(&found), ContentPromise::Unknown)) {
             continue;
         }
-        missing = missing.saturating_add(match needed.form {
+        let bytes = match needed.form {
             Form::File => store.ingests.missing_of(&needed.blob, &from)?,
             // What is in it takes more; that is looked at while it is unpacked.
             Form::Layer { .. } => needed.blob.size,
-            Form::Nothing => 0,
-        });
+            Form::Nothing => continue,
+        };
+        missing.push((Name::content(&needed.blob.digest), bytes));
     }
-    let blobs: Vec<Descriptor> = all.iter().map(|needed| needed.blob.clone()).collect();
-    store.ingests.make_space(missing, &blobs, &from)
+    Ok(missing)
 }

@@ -237,8 +237,10 @@ impl Puller {
         }
         let planned = self.planner.plan(job, manifest).await?;
         let mut needed = Needed::of(&planned.plan);
+        let mut _promise = None;
         if !resolved.offline {
-            needed = self.contents.expect(needed, asker, progress).await?;
+            let (expected, promise) = self.contents.expect(needed, asker, progress).await?;
+            (needed, _promise) = (expected, Some(promise));
         }
         if !Planner::is_large(resolved) {
             bring(&self.contents, job, needed).await?;

@@ -1,17 +1,18 @@
-//! The directory of the store, and the space it may take.
+//! The directory of the store, and how it is changed.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crate::store::error::{Error, io};
+use crate::store::space::budget::Budget;
+use crate::store::space::room::Room;
 
 /// The directory of the format this code writes.
 pub(in crate::store) const FORMAT: &str = "v1";
-/// Bytes that pulls leave free, at most.
-const RESERVE_LIMIT: u64 = 1 << 30;
 
 /// `<root>/v1`, in which this process alone writes.
 #[derive(Debug)]
@@ -21,56 +22,28 @@ pub struct Disk {
     pub(in crate::store) boot_id: String,
     /// Whether files can share their content.
     pub(in crate::store) reflink: bool,
+    /// The space it may take.
+    pub room: Arc<Room>,
     temporaries: AtomicU64,
 }
 
 impl Disk {
-    /// The directory, which is there.
+    /// The directory, which is there. It may take what `budget` says.
     ///
     /// # Errors
     /// [`Error::Io`] when the boot ID cannot be read.
-    pub(in crate::store) fn new(directory: PathBuf) -> Result<Self, Error> {
+    pub(in crate::store) fn new(directory: PathBuf, budget: Budget) -> Result<Self, Error> {
         let reflink = probe_reflink(&directory).unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot find out whether files can be cloned");
             false
         });
-        Ok(Self { directory, boot_id: boot_id()?, reflink, temporaries: AtomicU64::new(0) })
+        let room = Room::new(&directory, budget);
+        Ok(Self { directory, boot_id: boot_id()?, reflink, room, temporaries: AtomicU64::new(0) })
     }
 
     /// `<root>/v1`.
     pub fn directory(&self) -> &Path {
         &self.directory
-    }
-
-    /// Bytes that pulls leave free: a twentieth of the file system, and at most 1 GiB. Other programs need some, and
-    /// so does kubelet.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn reserve(&self) -> Result<u64, Error> {
-        let found = self.measure()?;
-        Ok((found.f_blocks.saturating_mul(found.f_frsize) / 20).min(RESERVE_LIMIT))
-    }
-
-    /// Checks that `needed` more bytes fit, beside the [reserve](Self::reserve).
-    ///
-    /// # Errors
-    /// [`Error::NoSpace`] when they do not.
-    pub fn check_space(&self, needed: u64) -> Result<(), Error> {
-        if needed == 0 {
-            return Ok(());
-        }
-        let found = self.measure()?;
-        let available = found.f_bavail.saturating_mul(found.f_frsize).saturating_sub(self.reserve()?);
-        if needed > available {
-            tracing::warn!(store = %self.directory.display(), needed, available, "no space left in the store");
-            return Err(Error::NoSpace { store: self.directory.clone(), needed: Some(needed), available });
-        }
-        Ok(())
-    }
-
-    fn measure(&self) -> Result<rustix::fs::StatVfs, Error> {
-        rustix::fs::statvfs(&self.directory).map_err(|error| io("measure", &self.directory)(error.into()))
     }
 
     /// A name in `ingest/` that nobody else uses.
@@ -81,13 +54,22 @@ impl Disk {
 
     /// Takes `path` out of sight by one rename, then deletes it.
     pub(in crate::store) fn discard(&self, path: &Path) -> Result<(), Error> {
+        remove(&self.to_trash(path)?)
+    }
+
+    /// Takes `path` out of sight by one rename. Returns where it is now; what is not there is fine.
+    pub(in crate::store) fn to_trash(&self, path: &Path) -> Result<PathBuf, Error> {
         let number = self.temporaries.fetch_add(1, Ordering::Relaxed);
-        let trash = self.directory.join(format!("ingest/trash/{}-{number}", std::process::id()));
+        let trash = self.trash().join(format!("{}-{number}", std::process::id()));
         match fs::rename(path, &trash) {
-            Ok(()) => remove(&trash),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(io("discard", path)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("discard", path)(error)),
+            _ => Ok(trash),
         }
+    }
+
+    /// Where what is to be deleted is. A process that opens the store deletes what another has left there.
+    pub(in crate::store) fn trash(&self) -> PathBuf {
+        self.directory.join("ingest/trash")
     }
 
     /// Moves a directory that may be mounted out of the way, and leaves it as it is.

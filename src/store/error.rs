@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::Kind;
 use crate::oci::digest::Digest;
+use crate::store::space::amount::Amount;
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -37,10 +38,8 @@ pub enum Error {
     NoSpace {
         /// Where.
         store: PathBuf,
-        /// Bytes needed, where that is known.
-        needed: Option<u64>,
-        /// Bytes available.
-        available: u64,
+        /// What is missing, where that is known.
+        missing: Option<Amount>,
     },
     /// Content is not what its digest says.
     #[error("content does not match its digest: expected {expected}, got {got}")]
@@ -117,7 +116,7 @@ pub(in crate::store) fn io(action: &'static str, path: &Path) -> impl FnOnce(std
             let available = rustix::fs::statvfs(directory)
                 .map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize));
             tracing::warn!(path = %path.display(), available, "no space left");
-            Error::NoSpace { store: path, needed: None, available }
+            Error::NoSpace { store: path, missing: None }
         }
         _ => Error::Io { action, path, source },
     }

@@ -104,6 +104,29 @@ impl fmt::Display for LayerKey {
 }
 
 impl Entry {
+    /// The entry with this [name](Self::file_name).
+    pub(in crate::store) fn parse(name: &str) -> Option<Self> {
+        let (kind, rest) = name.split_once('-')?;
+        match kind {
+            "blob" => {
+                let (algorithm, hex) = rest.split_once('-')?;
+                format!("{algorithm}:{hex}").parse().ok().map(Self::Blob)
+            }
+            "layer" => LayerKey::parse(rest).map(Self::Layer),
+            "tree" => TreeKey::parse(rest).map(Self::Tree),
+            _ => None,
+        }
+    }
+
+    /// Where its record is, in the store's directory.
+    pub(in crate::store) fn record(&self) -> String {
+        match self {
+            Self::Blob(digest) => format!("blobs/{}/{}.json", digest.algorithm().as_str(), digest.hex()),
+            Self::Layer(key) => format!("layers/{key}.json"),
+            Self::Tree(key) => format!("images/{key}.json"),
+        }
+    }
+
     /// A name for files about the entry that are not beside it.
     pub(in crate::store) fn file_name(&self) -> String {
         match self {

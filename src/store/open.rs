@@ -3,11 +3,12 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::store::access::grants::Grants;
 use crate::store::access::keyed::NodeKey;
 use crate::store::access::tags::Tags;
+use crate::store::collect::past::Past;
 use crate::store::content::blobs::Blobs;
 use crate::store::content::ingest::Ingests;
 use crate::store::content::layers::Layers;
@@ -18,6 +19,7 @@ use crate::store::durable::ledger::Ledger;
 use crate::store::durable::{flush, recovery};
 use crate::store::error::{Error, io};
 use crate::store::lock::Lock;
+use crate::store::space::budget::Budget;
 use crate::store::usage::holds::Holds;
 use crate::store::usage::leases::Leases;
 use crate::store::usage::volumes::VolumeRecords;
@@ -66,17 +68,19 @@ pub struct Store {
     pub holds: Holds,
     /// Trees that commands need.
     pub leases: Leases,
+    /// Held by the one collection that runs.
+    pub(in crate::store) collections: Mutex<Past>,
     ledger: Arc<Ledger>,
     _lock: Lock,
 }
 
 impl Store {
-    /// Opens the store at `root`, and creates it where there is none.
+    /// Opens the store at `root`, and creates it where there is none. It takes what `budget` allows.
     ///
     /// # Errors
     /// [`Error::Locked`] while another process has it, [`Error::Newer`] when a later version wrote it,
     /// [`Error::Unusable`] when the directory cannot be created, belongs to another user, or cannot be written.
-    pub fn open(root: &Path) -> Result<Arc<Self>, Error> {
+    pub fn open(root: &Path, budget: Budget) -> Result<Arc<Self>, Error> {
         let unusable = |reason: String| Error::Unusable { root: root.to_owned(), reason };
         create_private(root).map_err(|error| unusable(error.to_string()))?;
         let metadata = fs::metadata(root).map_err(|error| unusable(error.to_string()))?;
@@ -110,7 +114,7 @@ impl Store {
         }
         // First: on a full disk it is what makes the rest possible.
         recovery::clear(&directory, &boot_id()?)?;
-        let disk = Arc::new(Disk::new(directory)?);
+        let disk = Arc::new(Disk::new(directory, budget)?);
         let (ledger, entries) = Ledger::new(Arc::clone(&disk));
         let ledger = Arc::new(ledger);
         let parts = || (Arc::clone(&disk), Arc::clone(&ledger));
@@ -151,6 +155,7 @@ impl Store {
             volumes: VolumeRecords::new(Arc::clone(&disk)),
             holds: Holds::default(),
             leases: Leases::new(Arc::clone(&disk)),
+            collections: Mutex::default(),
             ledger,
             disk,
             _lock: lock,
@@ -187,7 +192,7 @@ mod tests {
                 fs::write(root.join("other"), "").expect("written");
             }
             for _ in 0..2 {
-                drop(Store::open(&root).expect("a store"));
+                drop(Store::open(&root, Budget::COMMAND).expect("a store"));
                 let found = fs::metadata(&root).expect("there").mode() & 0o777;
                 assert_eq!(found, mode, "{found:o}");
             }

@@ -1,5 +1,7 @@
 //! Hashing, and unpacking, the bytes of a blob one after the other.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::host::limits::READ_BACK;
@@ -8,11 +10,13 @@ use crate::oci::digest::{Digest, Hasher};
 use crate::store::content::layers::LayerIngest;
 use crate::store::content::partial::Partial;
 use crate::store::open::Store;
+use crate::store::usage::holds::Name;
 use crate::transfer::error::Error;
 use crate::unpack::directory_memory::DirectoryMemory;
 use crate::unpack::error::Error as UnpackError;
 use crate::unpack::extract::Limits;
 use crate::unpack::pipeline::Unpack;
+use crate::unpack::space::Space;
 
 /// Takes all bytes of a blob, in their order.
 pub struct Follower {
@@ -51,7 +55,9 @@ impl Follower {
         content: Option<Digest>,
         directories: DirectoryMemory,
     ) -> Result<Self, Error> {
-        let limits = Limits { bytes: LAYER_LIMIT, reserve: store.disk.reserve()?, directories };
+        let (room, name) = (Arc::clone(&store.disk.room), Name::content(&digest));
+        let space = Space::asking(move |growth| room.has_for(name, growth.written, growth.more));
+        let limits = Limits { bytes: LAYER_LIMIT, space, directories };
         let started = Unpack::start(ingest.directory(), ingest.profile(), limits, content);
         let unpack = started.map_err(|source| Error::Unpack { digest: digest.clone(), source })?;
         Ok(Self { unpack: Some(unpack), ..Self::hashing(digest) })

@@ -1,7 +1,6 @@
 //! Why a layer was not unpacked.
 
 use std::borrow::Cow;
-use std::path::PathBuf;
 
 use crate::failure::Kind;
 use crate::layer::name::shown;
@@ -45,18 +44,8 @@ pub enum Error {
         got: crate::oci::digest::Digest,
     },
     /// The disk would become too full.
-    #[error(
-        "no space left in {}: {available} are free, and {reserve} are kept free for others; free some, or give \
-         ocivol a larger disk", directory.display()
-    )]
-    NoSpace {
-        /// Where.
-        directory: PathBuf,
-        /// What is free: bytes or inodes, in words.
-        available: String,
-        /// What stays free.
-        reserve: String,
-    },
+    #[error("no space left on the node for what is unpacked of it; free some, or give ocivol a larger disk")]
+    NoSpace,
     /// Other layers that are unpacked at this moment need the memory.
     #[error("too many layers with very many {0} are unpacked at this moment; it is tried again")]
     Busy(&'static str),
@@ -82,7 +71,7 @@ impl Error {
             | Self::Format(_)
             | Self::TooMuch(_)
             | Self::Content { .. } => Kind::FailedPrecondition,
-            Self::NoSpace { .. } => Kind::ResourceExhausted,
+            Self::NoSpace => Kind::ResourceExhausted,
             Self::Busy(_) | Self::Io { .. } => Kind::Unavailable,
         }
     }
@@ -118,11 +107,7 @@ pub fn io<E: Into<std::io::Error>>(action: &'static str, name: &[u8]) -> impl Fn
     move |source| {
         let source = source.into();
         match source.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) => Error::NoSpace {
-                directory: "the store".into(),
-                available: "0 bytes or inodes".into(),
-                reserve: "none".into(),
-            },
+            Some(libc::ENOSPC | libc::EDQUOT) => Error::NoSpace,
             Some(libc::EINVAL | libc::ENAMETOOLONG) => {
                 Error::entry(name, format!("cannot {action} it on this file system: {source}"))
             }

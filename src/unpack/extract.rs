@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufRead;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -32,12 +32,11 @@ use crate::layer::name::{AUFS_LINKS, Name, shown};
 use crate::unpack::directory_memory::DirectoryMemory;
 use crate::unpack::error::{Error, io};
 use crate::unpack::extract::files::{Directories, Parent};
+use crate::unpack::space::{Growth, Space};
 use crate::unpack::tar::{Archive, Header, Type};
 
 /// An extraction.
 pub struct Extract {
-    directory: PathBuf,
-    fs: OwnedFd,
     shadowed: OwnedFd,
     index: Writer<File>,
     profile: Profile,
@@ -60,8 +59,8 @@ pub struct Extract {
 pub struct Limits {
     /// Bytes of all files.
     pub bytes: u64,
-    /// Bytes that stay free on the file system.
-    pub reserve: u64,
+    /// Whether there is room on the disk.
+    pub space: Space,
     /// Memory for directories beyond what every layer has.
     pub directories: DirectoryMemory,
 }
@@ -69,8 +68,6 @@ pub struct Limits {
 /// How often the free space is checked.
 const CHECK_BYTES: u64 = 32 * 1024 * 1024;
 const CHECK_ENTRIES: usize = 4096;
-/// Inodes that stay free, as a part of all.
-const INODE_RESERVE: u64 = 50;
 /// Zeros of a layer that are not written, before a file with more is begun: they take no space, but a second for some
 /// gigabytes.
 const ZEROS_LIMIT: u64 = 256 << 30;
@@ -100,12 +97,7 @@ impl Extract {
         let (fs, shadowed) = (make(FILES)?, make(SHADOWED)?);
         let index = File::create_new(directory.join(INDEX)).map_err(io("create", INDEX.as_bytes()))?;
         Ok(Self {
-            directory: directory.to_owned(),
-            directories: Directories::new(
-                fs.try_clone().map_err(io("open", FILES.as_bytes()))?,
-                limits.directories.clone(),
-            ),
-            fs,
+            directories: Directories::new(fs, limits.directories.clone()),
             shadowed,
             index: Writer::new(index),
             profile,
@@ -409,30 +401,16 @@ impl Extract {
         Ok(self.summary)
     }
 
-    /// Checks that the reserve is still free, which is for others.
+    /// Checks that there is still room.
     fn check_space(&mut self) -> Result<(), Error> {
         self.check_space_for(0)
     }
 
-    /// The same after `more` bytes, which is at most what is written until the next time.
+    /// The same for `more` bytes, which is at most what is written until the next time.
     fn check_space_for(&mut self, more: u64) -> Result<(), Error> {
+        let written = self.checked.0;
         self.checked = (0, self.index.entries() + self.directories.created());
-        let found = rustix::fs::fstatvfs(&self.fs).map_err(io("measure", b"fs"))?;
-        let free = found.f_bavail.saturating_mul(found.f_frsize);
-        let no_space = |available: String, reserve: String| Error::NoSpace {
-            directory: self.directory.clone(),
-            available,
-            reserve,
-        };
-        if free < self.limits.reserve.saturating_add(more) {
-            return Err(no_space(format!("{free} bytes"), format!("{} bytes", self.limits.reserve)));
-        }
-        // File systems that make inodes as they need them say that they have none.
-        let reserve = found.f_files / INODE_RESERVE;
-        if found.f_files > 0 && found.f_favail < reserve {
-            return Err(no_space(format!("{} inodes", found.f_favail), format!("{reserve} inodes")));
-        }
-        Ok(())
+        if self.limits.space.is_enough(Growth { written, more }) { Ok(()) } else { Err(Error::NoSpace) }
     }
 }
 

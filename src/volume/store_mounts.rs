@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::mount::mountinfo::{Mount, StoreLocation, Table};
+use crate::store::collect::rules::Mounted;
 
 /// Which mounts are this store's, as far as the mount table tells.
 pub(in crate::volume) struct StoreMounts(Option<StoreLocation>);
@@ -16,6 +17,12 @@ impl StoreMounts {
     /// A tree of this store.
     pub(in crate::volume) fn holds(&self, mount: &Mount) -> bool {
         self.0.as_ref().is_some_and(|location| location.holds(mount))
+    }
+
+    /// The directories of this store that are mounted; `None` when the table does not show where the store is.
+    pub(in crate::volume) fn directories(&self, table: &Table) -> Option<Mounted> {
+        let location = self.0.as_ref()?;
+        Some(table.iter().filter_map(|mount| location.directory_of(mount)).collect())
     }
 
     /// A tree of this store, or of one that was here before: enough to unmount it.

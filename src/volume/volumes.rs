@@ -1,6 +1,6 @@
 //! The volumes of this node, and the store and the pulls that they come from.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +18,16 @@ use crate::pull::request::PullSettings;
 use crate::registry::client::Registry;
 use crate::store::disk::empty_directory;
 use crate::store::open::Store;
+use crate::store::space::budget::Budget;
 use crate::store::usage::volumes::Measured;
+use crate::volume::collect::Collector;
 use crate::volume::error::Error;
 use crate::volume::order::Order;
 use crate::volume::slots::Slots;
 use crate::volume::store_mounts::StoreMounts;
 
+/// What was in use within this time is not collected, unless something else is configured.
+pub const MIN_AGE: Duration = Duration::from_secs(10 * 60);
 /// How long what needs no store waits for one that is being opened.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -32,6 +36,7 @@ pub struct Volumes {
     pub(in crate::volume) store_root: PathBuf,
     pub(in crate::volume) registry: Registry,
     pub(in crate::volume) pulls: PullSettings,
+    pub(in crate::volume) budget: Budget,
     pub(in crate::volume) metrics: Metrics,
     pub(in crate::volume) policy: Policy,
     pub(in crate::volume) mounter: Arc<Mounter>,
@@ -41,24 +46,38 @@ pub struct Volumes {
     pub(in crate::volume) slots: Slots,
     /// What was measured, by what is mounted: trees never change.
     pub(in crate::volume) measured: std::sync::Mutex<HashMap<PathBuf, Measured>>,
+    pub(in crate::volume) collector: Arc<Collector>,
     pub(in crate::volume) stopping: watch::Sender<bool>,
+}
+
+/// How volumes are made, and what they may take.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Bounds of pulls.
+    pub pulls: PullSettings,
+    /// How much of its disk the store may take.
+    pub budget: Budget,
+    /// References that are kept.
+    pub pinned: BTreeSet<String>,
+    /// What was in use within this time is not collected.
+    pub min_age: Duration,
+    /// Which paths are targets.
+    pub policy: Policy,
+    /// Which flags of mounts are locked.
+    pub lock: Lock,
 }
 
 impl Volumes {
     /// Nothing is opened yet.
-    pub fn new(
-        store_root: PathBuf,
-        registry: Registry,
-        pulls: PullSettings,
-        metrics: Metrics,
-        policy: Policy,
-        lock: Lock,
-    ) -> Arc<Self> {
+    pub fn new(store_root: PathBuf, registry: Registry, settings: Settings, metrics: Metrics) -> Arc<Self> {
+        let Settings { pulls, budget, pinned, min_age, policy, lock } = settings;
+        let collector = Collector::new(&store_root, pinned, min_age);
         let mounter = Mounter::new(&store_root, &empty_directory(&store_root), lock);
         Arc::new(Self {
             store_root,
             registry,
             pulls,
+            budget,
             metrics,
             policy,
             mounter: Arc::new(mounter),
@@ -66,6 +85,7 @@ impl Volumes {
             order: Order::default(),
             slots: Slots::new(),
             measured: std::sync::Mutex::default(),
+            collector,
             stopping: watch::Sender::new(false),
         })
     }
@@ -83,11 +103,17 @@ impl Volumes {
         if let Some(puller) = slot.as_ref() {
             return Ok(Arc::clone(puller));
         }
-        let root = self.store_root.clone();
-        let store = blocking::run(Lane::Work, move || Store::open(&root)).await?;
+        let (root, budget) = (self.store_root.clone(), self.budget);
+        let store = blocking::run(Lane::Work, move || Store::open(&root, budget)).await?;
+        self.collector.serve(&store);
         let puller = Puller::new(store, self.registry.clone(), &self.pulls, self.metrics.clone());
         *slot = Some(Arc::clone(&puller));
         Ok(puller)
+    }
+
+    /// The store, if it is open.
+    pub(in crate::volume) async fn store_if_open(&self) -> Option<Arc<Store>> {
+        self.puller.lock().await.as_ref().map(|puller| Arc::clone(puller.store()))
     }
 
     /// The store, if it is open or can be opened; for what works without it as well.
@@ -129,6 +155,7 @@ impl Volumes {
     /// Makes waiting publishes answer at once, and refuses new ones. Mounts stay.
     pub fn stop(&self) {
         self.stopping.send_replace(true);
+        self.collector.stop();
     }
 
     /// Ends all pulls; what they have so far is kept.

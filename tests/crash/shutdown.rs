@@ -17,6 +17,7 @@ use ocivol::oci::media_type;
 use ocivol::oci::repository::Repository;
 use ocivol::store::access::origin::Origin;
 use ocivol::store::open::Store;
+use ocivol::store::space::budget::Budget;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
@@ -183,7 +184,7 @@ fn regression_it_ends_while_it_hashes_what_an_earlier_process_left() {
         let blob = Descriptor { digest: unknown(), size: SIZE, ..descriptor(b"") };
         let repository = Repository { host: work.registry.host(), name: "m".to_owned() };
         let origin = Origin { repository, anonymous: true };
-        let store = Store::open(&work.node.root).expect("a store");
+        let store = Store::open(&work.node.root, Budget::COMMAND).expect("a store");
         let ingest = store.ingests.open(&blob, origin).expect("a download");
         ingest.write(0, bytes::Bytes::from_static(&[0; 4096])).expect("a beginning");
         drop((ingest, store));

@@ -18,9 +18,11 @@ use ocivol::store::access::origin::Origin;
 use ocivol::store::content::build::Build;
 use ocivol::store::key::{LayerKey, TreeKey};
 use ocivol::store::open::Store;
+use ocivol::store::space::budget::Budget;
 use ocivol::unpack::directory_memory::DirectoryMemory;
 use ocivol::unpack::extract::Limits;
 use ocivol::unpack::pipeline::Unpack;
+use ocivol::unpack::space::Space;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -38,7 +40,7 @@ impl Drop for Layers {
 }
 
 /// What a layer is unpacked with.
-pub const LIMITS: Limits = Limits { bytes: 1 << 40, reserve: 0, directories: DirectoryMemory::Own };
+pub const LIMITS: Limits = Limits { bytes: 1 << 40, space: Space::ALL, directories: DirectoryMemory::Own };
 
 pub fn descriptor(blob: &[u8]) -> Descriptor {
     Descriptor {
@@ -65,7 +67,7 @@ pub fn unpack(directory: &Path, blob: &[u8], profile: Profile, step: usize) -> R
 impl Layers {
     pub fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("ocivol-layers-").tempdir().expect("a directory");
-        let store = Store::open(&directory.path().join("store")).expect("a store");
+        let store = Store::open(&directory.path().join("store"), Budget::COMMAND).expect("a store");
         Self { store, _directory: directory }
     }
 

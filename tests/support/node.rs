@@ -98,7 +98,15 @@ impl Node {
             socket,
             registry_dir: kubelet_dir.join("plugins_registry"),
             directory,
-            env: BTreeMap::new(),
+            // On whatever disk the tests run, and however full that is. What a test is about it says with flags.
+            env: [
+                ("OCIVOL_GC_START", "100%"),
+                ("OCIVOL_GC_STOP", "100%"),
+                ("OCIVOL_KEEP_FREE", "5%"),
+                ("OCIVOL_KEEP_FREE_INODES", "2%"),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             config_maps: Vec::new(),
             in_container,

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -108,6 +108,28 @@ impl Shelf {
         Ok(())
     }
 
+    /// Removes the files that were of no use for `limit` and that `is_lost`.
+    pub(in crate::store) fn forget(
+        &self,
+        limit: Duration,
+        is_lost: &dyn Fn(&Path) -> bool,
+    ) -> Result<(), Error> {
+        let tenants: Vec<String> = self.lock().keys().cloned().collect();
+        for tenant in tenants {
+            let mut gone = 0;
+            for path in children(&self.directory().join(&tenant))? {
+                if modified(&path).elapsed().is_ok_and(|age| age > limit) && is_lost(&path) {
+                    remove(&path)?;
+                    gone += 1;
+                }
+            }
+            if let Some(count) = self.lock().get_mut(&tenant) {
+                *count = count.saturating_sub(gone);
+            }
+        }
+        Ok(())
+    }
+
     fn forget_oldest_tenant(&self, tenants: &mut BTreeMap<String, usize>) -> Result<(), Error> {
         let directory = self.directory();
         let oldest = tenants.keys().min_by_key(|name| modified(&directory.join(name))).cloned();
@@ -166,6 +188,7 @@ fn directory_of(tenant: &Tenant) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::space::budget::Budget;
 
     #[test]
     fn a_tenant_fills_only_its_own_directory_and_is_read_by_all() {
@@ -174,7 +197,7 @@ mod tests {
         create_private(&directory.join("ingest/trash")).expect("made");
         create_private(&directory.join("tags")).expect("made");
         let open = || {
-            let disk = Arc::new(Disk::new(directory.clone()).expect("a disk"));
+            let disk = Arc::new(Disk::new(directory.clone(), Budget::COMMAND).expect("a disk"));
             Shelf::open(disk, "tags").expect("a shelf")
         };
         let shelf = open();

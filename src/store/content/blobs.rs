@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::failpoint;
 use crate::oci::digest::Digest;
 use crate::store::access::origin::{Origin, note_origin};
-use crate::store::disk::{Disk, children, remove};
+use crate::store::disk::{Disk, remove};
 use crate::store::durable::facts::Facts;
 use crate::store::durable::ledger::Ledger;
 use crate::store::durable::record::{self, Stamp};
@@ -219,19 +219,41 @@ impl Blobs {
     /// Discards every blob that is not durable. Goes on after an error, and returns the first.
     pub(in crate::store) fn discard_volatile(&self) -> Result<(), Error> {
         let mut result = Ok(());
+        self.each(&mut |digest, path| {
+            if let Ok(Some(known)) = record::read::<BlobRecord>(path)
+                && !self.ledger.is_durable(&Entry::Blob(digest.clone()), &known.stamp)
+            {
+                result = std::mem::replace(&mut result, Ok(())).and(self.discard(&digest));
+            }
+            Ok(())
+        })?;
+        result
+    }
+
+    /// Calls `take` with the digest of one blob after the other, and where its record is.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when there is no list of them; those of `take`.
+    pub(in crate::store) fn each(
+        &self,
+        take: &mut dyn FnMut(Digest, &Path) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         for algorithm in ["sha256", "sha512"] {
-            for path in children(&self.disk.directory().join("blobs").join(algorithm))? {
+            let directory = self.disk.directory().join("blobs").join(algorithm);
+            for entry in fs::read_dir(&directory).map_err(io("list", &directory))? {
+                let path = entry.map_err(io("list", &directory))?.path();
                 let hex = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
-                let digest: Option<Digest> = hex.and_then(|hex| format!("{algorithm}:{hex}").parse().ok());
-                let known = record::read::<BlobRecord>(&path);
-                if let (Some(digest), Ok(Some(known))) = (digest, known)
-                    && !self.ledger.is_durable(&Entry::Blob(digest.clone()), &known.stamp)
-                {
-                    result = result.and(self.discard(&digest));
+                if let Some(digest) = hex.and_then(|hex| format!("{algorithm}:{hex}").parse().ok()) {
+                    take(digest, &path)?;
                 }
             }
         }
-        result
+        Ok(())
+    }
+
+    /// Where the file of a blob is, or would be.
+    pub(in crate::store) fn path(&self, digest: &Digest) -> PathBuf {
+        self.paths(digest).0
     }
 
     fn checking(&self, digest: &Digest) -> MutexGuard<'_, ()> {

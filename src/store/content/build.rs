@@ -94,7 +94,7 @@ pub(in crate::store) fn link_tree(
         walk.finish()?;
     }
     let how = How { profile, readable: build.readable, reflink: disk.reflink };
-    link::make(root, &merge, sources, how, &|needed| disk.check_space(needed))
+    link::make(root, &merge, sources, how, &|needed| disk.room.ensure(None, needed))
 }
 
 /// The layer that can be mounted as it is.

@@ -25,6 +25,7 @@ use crate::store::disk::{Disk, age, children, create_private, remove};
 use crate::store::durable::ledger::Ledger;
 use crate::store::durable::record;
 use crate::store::error::{Error, io};
+use crate::store::usage::holds::Name;
 
 /// The owner of the downloads in `ingest/`.
 #[derive(Debug)]
@@ -49,6 +50,18 @@ pub struct Ingest {
     partial: Partial,
     /// Bytes written since `ranges.json` was.
     unrecorded: AtomicU64,
+}
+
+/// A download that was begun, and that nobody works on.
+#[derive(Debug, Clone)]
+pub(in crate::store) struct Idle {
+    path: PathBuf,
+    /// The blob.
+    pub digest: Digest,
+    /// Bytes that it takes on the disk.
+    pub bytes: u64,
+    /// How long ago somebody did.
+    pub age: Duration,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -113,53 +126,49 @@ impl Ingests {
         Ok(ingest)
     }
 
-    /// Checks that `needed` more bytes fit, for blobs of `wanted` from `origin`. Where they do not, downloads that nobody
-    /// works on make place, oldest first.
+    /// The downloads that nobody works on.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] when they do not fit all the same, [`Error::Io`].
-    pub fn make_space(&self, needed: u64, wanted: &[Descriptor], origin: &Origin) -> Result<(), Error> {
-        let (full, available) = match self.disk.check_space(needed) {
-            Err(full @ Error::NoSpace { available, .. }) => (full, available),
-            checked => return checked,
-        };
-        let kept: HashSet<PathBuf> = wanted.iter().map(|blob| self.directory_of(blob, origin)).collect();
-        let of_a_blob = |path: &Path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("sha256-") || name.starts_with("sha512-")
-        };
-        let mut idle: Vec<_> = children(&self.disk.directory().join("ingest"))?
-            .into_iter()
-            .filter(|path| of_a_blob(path) && !kept.contains(path) && !self.lock().contains(path))
-            .filter_map(|path| Some((age(&path.join("ranges.json"))?, path)))
-            .collect();
-        idle.sort_unstable_by(|one, two| two.cmp(one));
-        let bytes = |path: &Path| fs::metadata(path.join("data")).map_or(0, |found| found.blocks() * 512);
-        // Not when it would not help.
-        if idle.iter().fold(available, |sum, (_, path)| sum.saturating_add(bytes(path))) < needed {
-            return Err(full);
-        }
-        for (age, path) in idle {
-            let discarded = self.disk.temporary();
-            {
-                // While this is locked nobody goes on with it.
-                let open = self.lock();
-                if open.contains(&path) {
-                    continue;
-                }
-                match fs::rename(&path, &discarded) {
-                    // Another one made place, or the download has ended.
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                    renamed => renamed.map_err(io("discard", &path))?,
-                }
+    /// [`Error::Io`].
+    pub(in crate::store) fn idle(&self) -> Result<Vec<Idle>, Error> {
+        let mut idle = Vec::new();
+        for path in children(&self.disk.directory().join("ingest"))? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let mut parts = name.split('-');
+            let digest = parts
+                .next()
+                .zip(parts.next())
+                .and_then(|(algorithm, hex)| format!("{algorithm}:{hex}").parse().ok());
+            let Some(digest) = digest else { continue };
+            if self.lock().contains(&path) {
+                continue;
             }
-            remove(&discarded)?;
-            tracing::info!(path = %path.display(), ?age, "discarded an unfinished download for its space");
-            if self.disk.check_space(needed).is_ok() {
-                return Ok(());
+            let bytes = fs::metadata(path.join("data")).map_or(0, |found| found.blocks() * 512);
+            let age = age(&path.join("ranges.json")).or_else(|| age(&path)).unwrap_or_default();
+            idle.push(Idle { path, digest, bytes, age });
+        }
+        Ok(idle)
+    }
+
+    /// Takes a download away, unless somebody goes on with it meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(in crate::store) fn discard_idle(&self, idle: &Idle) -> Result<bool, Error> {
+        let discarded = self.disk.temporary();
+        {
+            // While this is locked nobody goes on with it.
+            let open = self.lock();
+            if open.contains(&idle.path) {
+                return Ok(false);
+            }
+            match fs::rename(&idle.path, &discarded) {
+                // The download has ended.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+                renamed => renamed.map_err(io("discard", &idle.path))?,
             }
         }
-        self.disk.check_space(needed)
+        remove(&discarded).map(|()| true)
     }
 
     /// Bytes of `blob` that a download from `origin` still has to fetch.
@@ -230,7 +239,7 @@ impl Ingest {
     /// As [`Partial::write`].
     pub fn write(&self, offset: u64, bytes: Bytes) -> Result<(), Error> {
         let length = bytes.len() as u64;
-        self.partial.write_on(&self.ingests.disk, offset, bytes)?;
+        self.partial.write_on(&self.ingests.disk, Name::content(&self.digest), offset, bytes)?;
         let unrecorded = self.unrecorded.fetch_add(length, Ordering::Relaxed) + length;
         failpoint::reached("pull.received");
         if unrecorded >= RECORD_EVERY {

@@ -29,6 +29,7 @@ use crate::store::durable::ledger::Ledger;
 use crate::store::durable::record::{self, Stamp};
 use crate::store::error::{Error, io};
 use crate::store::key::{Entry, LayerKey};
+use crate::store::usage::holds::Name;
 
 /// The owner of `layers/`.
 #[derive(Debug)]
@@ -104,7 +105,7 @@ impl LayerIngest {
     /// # Errors
     /// As [`Partial::write`].
     pub fn write(&self, partial: &Partial, offset: u64, bytes: Bytes) -> Result<(), Error> {
-        partial.write_on(&self.layers.disk, offset, bytes)
+        partial.write_on(&self.layers.disk, Name::content(&self.blob.digest), offset, bytes)
     }
 
     /// Where bytes of the archive go that come before their turn.
@@ -271,9 +272,7 @@ impl Layers {
     /// Forgets every layer that is not durable. Goes on after an error, and returns the first.
     pub(in crate::store) fn forget_volatile(&self) -> Result<(), Error> {
         let mut result = Ok(());
-        for path in children(&self.disk.directory().join("layers"))? {
-            let key = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
-            let Some(key) = key.and_then(LayerKey::parse) else { continue };
+        for (key, path) in self.keys()? {
             if let Ok(Some(known)) = record::read::<LayerRecord>(&path)
                 && !self.ledger.is_durable(&Entry::Layer(key.clone()), &known.stamp)
             {
@@ -281,6 +280,38 @@ impl Layers {
             }
         }
         result
+    }
+
+    /// The keys of all layers, and where their records are.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(in crate::store) fn keys(&self) -> Result<Vec<(LayerKey, PathBuf)>, Error> {
+        let records = children(&self.disk.directory().join("layers"))?;
+        let key = |path: &PathBuf| LayerKey::parse(path.file_name()?.to_str()?.strip_suffix(".json")?);
+        Ok(records.into_iter().filter_map(|path| Some((key(&path)?, path))).collect())
+    }
+
+    /// What is recorded of a layer, without looking at it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(in crate::store) fn recorded(&self, key: &LayerKey) -> Result<Option<Layer>, Error> {
+        let known = record::read::<LayerRecord>(&self.record_path(key))?;
+        known.map(|known| self.as_layer(key, known)).transpose()
+    }
+
+    /// Takes a layer out of the store, its record first. Returns where its files wait to be deleted.
+    ///
+    /// *Caller:* has claimed its content, and knows that nothing has it mounted.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(in crate::store) fn take_away(&self, key: &LayerKey) -> Result<PathBuf, Error> {
+        let _one = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forget(key)?;
+        failpoint::reached("collect.layer_forgotten");
+        self.disk.to_trash(&self.directory(key))
     }
 
     fn forget(&self, key: &LayerKey) -> Result<(), Error> {

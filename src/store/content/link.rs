@@ -20,6 +20,7 @@ use crate::store::content::blobs::Blob;
 use crate::store::content::layer::Layer;
 use crate::store::disk::create_private;
 use crate::store::error::{Error, io};
+use crate::store::space::amount::Amount;
 
 /// What the tree is made of, by the number of the layer in the merge.
 pub(in crate::store) enum TreeSource {
@@ -76,8 +77,8 @@ struct Linker<'a> {
     unchecked: (usize, u64),
 }
 
-/// Checks that so many more bytes fit.
-type Space<'a> = &'a dyn Fn(u64) -> Result<(), Error>;
+/// Makes sure that so much more fits.
+type Space<'a> = &'a dyn Fn(Amount) -> Result<(), Error>;
 
 /// How often the free space is looked at.
 const CHECK_NODES: usize = 4096;
@@ -216,7 +217,7 @@ impl Linker<'_> {
             return Ok(());
         }
         self.unchecked = (0, 0);
-        (self.space)(bytes.max(1))
+        (self.space)(Amount { bytes: bytes.max(1), inodes: CHECK_NODES as u64 })
     }
 
     fn copy(

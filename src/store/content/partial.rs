@@ -25,6 +25,8 @@ use crate::host::sys;
 use crate::store::content::ranges::Ranges;
 use crate::store::disk::Disk;
 use crate::store::error::{Error, io};
+use crate::store::space::amount::Amount;
+use crate::store::usage::holds::Name;
 
 /// A blob of which parts are there.
 #[derive(Debug)]
@@ -203,18 +205,26 @@ impl Partial {
         Ok(())
     }
 
-    /// The same for what is kept on `disk`: writeback is started now and then, so that the disk works while the network does, and
-    /// others write as well, so its free space is looked at.
+    /// The same for what is kept on `disk`, of `content`: writeback is started now and then, so that the disk works while the network
+    /// does, and others write as well, so its free space is looked at.
     ///
     /// # Errors
     /// As [`Self::write`].
-    pub(in crate::store) fn write_on(&self, disk: &Disk, offset: u64, bytes: Bytes) -> Result<(), Error> {
+    pub(in crate::store) fn write_on(
+        &self,
+        disk: &Disk,
+        content: Name,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<(), Error> {
         let length = bytes.len() as u64;
         self.write(offset, bytes)?;
-        if self.dirty.fetch_add(length, Ordering::Relaxed) + length >= WRITE_BACK_EVERY {
+        let dirty = self.dirty.fetch_add(length, Ordering::Relaxed) + length;
+        if dirty >= WRITE_BACK_EVERY {
             self.dirty.store(0, Ordering::Relaxed);
             self.write_back();
-            disk.check_space(1)?;
+            disk.room.written(content, dirty);
+            disk.room.ensure(Some(content), Amount::bytes(1))?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,8 @@ pub struct Trees {
     layers: Arc<Layers>,
     /// Held while a tree takes its name.
     naming: Mutex<()>,
+    /// How often a tree was made, or something else came to refer to content.
+    changes: AtomicU64,
 }
 
 /// A tree in the store.
@@ -132,7 +135,8 @@ impl Trees {
         blobs: Arc<Blobs>,
         layers: Arc<Layers>,
     ) -> Self {
-        Self { disk, ledger, facts, blobs, layers, naming: Mutex::default() }
+        let (naming, changes) = (Mutex::default(), AtomicU64::new(0));
+        Self { disk, ledger, facts, blobs, layers, naming, changes }
     }
 
     /// The tree with `key`, if it is here and sound.
@@ -158,13 +162,10 @@ impl Trees {
     /// [`Error::Io`].
     pub fn all(&self) -> Result<Vec<Tree>, Error> {
         let mut trees = Vec::new();
-        for (key, path) in self.keys()? {
-            match record::read::<Image>(&path) {
-                Ok(Some(image)) => trees.push(self.as_tree(&key, image)?),
-                Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "a tree is left out"),
-            }
-        }
+        self.each(&mut |tree| {
+            trees.push(tree);
+            Ok(())
+        })?;
         trees.sort_by(|one, two| one.usage.references.cmp(&two.usage.references));
         Ok(trees)
     }
@@ -219,6 +220,7 @@ impl Trees {
                 return Err(error);
             }
         }
+        self.changes.fetch_add(1, Ordering::SeqCst);
         failpoint::reached("tree.recorded");
         self.ledger.trust(Entry::Tree(build.key.clone()), &stamp);
         self.as_tree(&build.key, image)
@@ -295,6 +297,7 @@ impl Trees {
             if known.references.len() < REFERENCES_LIMIT {
                 known.references.insert(used.reference.to_owned());
             }
+            self.changes.fetch_add(1, Ordering::SeqCst);
             let room = DOCUMENTS_LIMIT.saturating_sub(known.documents.len());
             known.documents.extend(used.documents.iter().take(room).cloned());
             if known.tenants.len() < TENANTS_LIMIT {
@@ -323,6 +326,53 @@ impl Trees {
         let _guard = self.ledger.publishing();
         self.ledger.forget(&Entry::Tree(key.clone()));
         remove(&self.record_path(key))
+    }
+
+    /// How often a tree was made, or something else came to refer to content.
+    pub(in crate::store) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
+    /// Calls `take` with one tree after the other. One that cannot be read is left out.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when there is no list of them; those of `take`.
+    pub(in crate::store) fn each(
+        &self,
+        take: &mut dyn FnMut(Tree) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        for (key, path) in self.keys()? {
+            match record::read::<Image>(&path) {
+                Ok(Some(image)) => take(self.as_tree(&key, image)?)?,
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "a tree is left out"),
+            }
+        }
+        Ok(())
+    }
+
+    /// How the tree was used, as that is known now.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(in crate::store) fn usage(&self, key: &TreeKey) -> Result<TreeFacts, Error> {
+        self.facts.of(&Entry::Tree(key.clone()))
+    }
+
+    /// Takes a tree out of the store, its record first. Returns where its files wait to be deleted.
+    ///
+    /// *Caller:* has claimed it, and knows that nothing has it mounted.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(in crate::store) fn take_away(&self, key: &TreeKey) -> Result<PathBuf, Error> {
+        let _one = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forget(key)?;
+        failpoint::reached("collect.tree_forgotten");
+        let trash = self.disk.to_trash(&self.directory(key))?;
+        failpoint::reached("collect.tree_gone");
+        self.facts.forget(&Entry::Tree(key.clone()))?;
+        Ok(trash)
     }
 
     /// Forgets every tree that is not durable. Goes on after an error, and returns the first.

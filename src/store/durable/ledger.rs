@@ -157,6 +157,11 @@ pub(in crate::store) fn marker_name(entry: &Entry, generation: u64) -> String {
     format!("{}-{generation:016x}", entry.file_name())
 }
 
+/// The entry that a file in `durable/` is about.
+pub(in crate::store) fn entry_of_marker(name: &str) -> Option<Entry> {
+    Entry::parse(name.rsplit_once('-')?.0)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::oci::digest::Digest;
-use crate::store::key::TreeKey;
+use crate::store::key::{LayerKey, TreeKey};
 
 /// The holds of this process.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +40,16 @@ impl Name {
     /// A tree, whether it is here already or not.
     pub fn tree(key: &TreeKey) -> Self {
         Self(xxhash_rust::xxh3::xxh3_64(key.as_str().as_bytes()))
+    }
+
+    /// A layer. It is held by the name of its content; this one tells it from others of the same content.
+    pub(in crate::store) fn layer(key: &LayerKey) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_64(key.as_str().as_bytes()))
+    }
+
+    /// Whether it is in the part with this number, of so many equal parts of all names.
+    pub(in crate::store) fn is_in_part(self, number: u64, of: u64) -> bool {
+        self.0 % of.max(1) == number
     }
 
     /// A blob, and the layers that are unpacked from it, whether they are here already or not.

@@ -1,0 +1,124 @@
+//! Content that no tree refers to: blobs, layers, and downloads that nobody goes on with.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::store::collect::references::{Pass, References};
+use crate::store::collect::report::{Kind, RECORD, Reason};
+use crate::store::collect::run::Collection;
+use crate::store::disk::{age, remove};
+use crate::store::error::Error;
+use crate::store::space::amount::Amount;
+use crate::store::usage::holds::Name;
+
+impl Collection<'_> {
+    /// Takes away content that no tree refers to and that is older than `min_age`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn collect_content(&mut self, min_age: Duration) -> Result<(), Error> {
+        for pass in Pass::all(self.store)? {
+            let mut references = References::read(self.store, pass, &self.chosen)?;
+            self.collect_blobs(&mut references, pass, min_age)?;
+            self.collect_layers(&mut references, pass, min_age)?;
+        }
+        self.collect_downloads(min_age)
+    }
+
+    fn collect_blobs(
+        &mut self,
+        references: &mut References,
+        pass: Pass,
+        min_age: Duration,
+    ) -> Result<(), Error> {
+        let store = self.store;
+        store.blobs.each(&mut |digest, record| {
+            let name = Name::content(&digest);
+            if self.is_stopped() || !pass.has(name) || references.has(name) || is_young(record, min_age) {
+                return Ok(());
+            }
+            let Some(claim) = store.holds.claim(name) else { return Ok(()) };
+            references.renew(store, &self.chosen)?;
+            if references.has(name) {
+                return Ok(());
+            }
+            let takes = file(&store.blobs.path(&digest)).plus(RECORD);
+            if !self.is_dry_run {
+                store.blobs.discard(&digest)?;
+            }
+            drop(claim);
+            let digest = digest.to_string();
+            self.gone(Kind::Blob, &digest, &digest, takes, Reason::Unreferenced);
+            Ok(())
+        })
+    }
+
+    fn collect_layers(
+        &mut self,
+        references: &mut References,
+        pass: Pass,
+        min_age: Duration,
+    ) -> Result<(), Error> {
+        let store = self.store;
+        for (key, record) in store.layers.keys()? {
+            let name = Name::layer(&key);
+            if self.is_stopped() || !pass.has(name) || references.has(name) || is_young(&record, min_age) {
+                continue;
+            }
+            let Some(layer) = store.layers.recorded(&key)? else { continue };
+            let Some(claim) = store.holds.claim(Name::content(&layer.digest)) else { continue };
+            references.renew(store, &self.chosen)?;
+            // The record of a tree may be lost while the layer that is the tree is mounted.
+            if references.has(name) || self.is_mounted("layers", key.as_str())? {
+                continue;
+            }
+            let inodes = layer.summary.entries as u64;
+            let takes = Amount { bytes: layer.summary.bytes, inodes }.plus(RECORD);
+            let trash = if self.is_dry_run { None } else { Some(store.layers.take_away(&key)?) };
+            drop(claim);
+            self.delete(trash)?;
+            let (key, digest) = (key.to_string(), layer.digest.to_string());
+            self.gone(Kind::Layer, &key, &digest, takes, Reason::Unreferenced);
+        }
+        Ok(())
+    }
+
+    /// The oldest first, and no more than it takes.
+    fn collect_downloads(&mut self, min_age: Duration) -> Result<(), Error> {
+        let mut idle = self.store.ingests.idle()?;
+        idle.sort_unstable_by(|one, two| two.age.cmp(&one.age));
+        for download in idle {
+            if self.is_stopped() || download.age < min_age || self.missing()?.is_nothing() {
+                break;
+            }
+            let Some(claim) = self.store.holds.claim(Name::content(&download.digest)) else { continue };
+            let is_gone = self.is_dry_run || self.store.ingests.discard_idle(&download)?;
+            drop(claim);
+            if is_gone {
+                let digest = download.digest.to_string();
+                let takes = Amount { bytes: download.bytes, inodes: 3 };
+                self.gone(Kind::Download, &digest, &digest, takes, Reason::Unfinished);
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what was taken out of sight.
+    pub(super) fn delete(&self, trash: Option<std::path::PathBuf>) -> Result<(), Error> {
+        crate::host::failpoint::reached("collect.out_of_sight");
+        trash.map_or(Ok(()), |trash| remove(&trash))
+    }
+}
+
+fn is_young(path: &Path, min_age: Duration) -> bool {
+    // One whose time lies ahead was written when the clock was wrong.
+    age(path).is_some_and(|age| age < min_age)
+}
+
+/// What a file takes that has no other names.
+fn file(path: &Path) -> Amount {
+    let found = fs::symlink_metadata(path);
+    found.map_or(Amount::default(), |found| Amount { bytes: found.blocks() * 512, inodes: 1 })
+}

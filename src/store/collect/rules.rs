@@ -1,0 +1,38 @@
+//! How a collection is done.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use crate::store::error::Error;
+use crate::store::space::room::Missing;
+
+/// The directories of the store that are mounted somewhere, each as `trees/<name>` or `layers/<name>`.
+pub type Mounted = HashSet<String>;
+
+/// How a collection is done.
+#[derive(Clone, Copy)]
+pub struct Rules<'a> {
+    /// Reads what is mounted now.
+    pub mounted: &'a dyn Fn() -> Result<Mounted, Error>,
+    /// References that are kept.
+    pub pinned: &'a BTreeSet<String>,
+    /// What was in use within this time stays: another mount namespace may have a mount that this process no longer sees, and
+    /// who has just failed to pull something tries again.
+    pub min_age: Duration,
+    /// Nothing is taken away.
+    pub is_dry_run: bool,
+    /// Ends it early when it becomes true.
+    pub stop: &'a AtomicBool,
+}
+
+/// What a collection is for.
+#[derive(Clone, Copy)]
+pub enum Wanted<'a> {
+    /// All that may go.
+    Everything,
+    /// So much as this says is still missing; what was begun a moment ago goes only for this.
+    Room(&'a Missing<'a>),
+    /// So much as this says is too much.
+    Excess(&'a Missing<'a>),
+}
