@@ -8,6 +8,7 @@ pub mod collect;
 pub mod error;
 pub mod list;
 pub mod order;
+pub mod pins;
 pub mod publish;
 pub mod slots;
 pub mod stats;

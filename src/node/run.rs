@@ -69,6 +69,10 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         let volumes = Arc::clone(&volumes);
         tokio::spawn(async move { volumes.collect_at_watermark().await })
     };
+    for reference in config.pins.clone() {
+        let volumes = Arc::clone(&volumes);
+        tokio::spawn(async move { volumes.pin(&reference).await });
+    }
     let state = Arc::new(watch::Sender::new(State::Waiting));
     let mut registering = config
         .registration

@@ -17,6 +17,7 @@ use crate::registry::client::Registry;
 use crate::registry::source::{Asker, Source};
 use crate::store::error::Error as StoreError;
 use crate::store::open::Store;
+use crate::store::usage::holds::Name;
 use crate::transfer::needed::origin;
 
 /// Reads manifests, into the store.
@@ -116,6 +117,9 @@ impl Manifests {
             Some(document) => Ok(document),
             None if offline => Err(not_present()),
             None => {
+                // What comes is not collected before it is read.
+                let (holds, name) = (self.store.holds.clone(), Name::content(digest));
+                let _hold = blocking::run(Lane::Store, move || holds.hold([name])).await;
                 self.fetch(asker, &digest.to_string()).await?;
                 self.load(reference, asker, digest, true).await?.ok_or_else(not_present)
             }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -11,9 +11,10 @@ use tokio::sync::Notify;
 use crate::host::blocking;
 use crate::mount::mountinfo::Table;
 use crate::store::collect::report::Report;
-use crate::store::collect::rules::{Mounted, Rules, Wanted};
+use crate::store::collect::rules::{Mounted, Pinned, Rules, Wanted};
 use crate::store::collect::run::run;
 use crate::store::error::Error as StoreError;
+use crate::store::key::TreeKey;
 use crate::store::open::Store;
 use crate::volume::error::Error;
 use crate::volume::store_mounts::StoreMounts;
@@ -23,8 +24,8 @@ use crate::volume::volumes::Volumes;
 #[derive(Debug)]
 pub(in crate::volume) struct Collector {
     store_root: PathBuf,
-    /// References that are kept.
-    pinned: BTreeSet<String>,
+    /// What is kept.
+    pinned: Mutex<Pinned>,
     /// What was in use within this time stays.
     min_age: Duration,
     /// Ends collections, and starts no more.
@@ -43,6 +44,7 @@ impl Collector {
         min_age: Duration,
     ) -> Arc<Self> {
         let (stop, nudge) = (AtomicBool::new(false), Notify::new());
+        let pinned = Mutex::new(Pinned { references: pinned, ..Pinned::default() });
         Arc::new(Self { store_root: store_root.to_owned(), pinned, min_age, stop, nudge })
     }
 
@@ -59,7 +61,7 @@ impl Collector {
 
     fn collect(&self, store: &Store, wanted: &Wanted<'_>, is_dry_run: bool) -> Result<Report, StoreError> {
         let mounted = || self.mounted();
-        let (pinned, min_age) = (&self.pinned, self.min_age);
+        let (pinned, min_age) = (&self.pinned().clone(), self.min_age);
         let rules = Rules { mounted: &mounted, pinned, min_age, is_dry_run, stop: &self.stop };
         run(store, &rules, wanted)
     }
@@ -71,6 +73,17 @@ impl Collector {
         StoreMounts::locate(&table, &self.store_root)
             .directories(&table)
             .ok_or_else(|| unknown("the mount table does not show where it is".to_owned()))
+    }
+
+    /// Keeps `tree` for the sake of `reference`, instead of what was pulled as that before.
+    pub(in crate::volume) fn pin(&self, reference: &str, tree: &TreeKey) {
+        let mut pinned = self.pinned();
+        pinned.references.remove(reference);
+        pinned.trees.insert(tree.clone(), reference.to_owned());
+    }
+
+    fn pinned(&self) -> MutexGuard<'_, Pinned> {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(in crate::volume) fn stop(&self) {

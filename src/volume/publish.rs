@@ -193,6 +193,8 @@ impl Volumes {
                 }
             };
             let pulled = outcome.unwrap_or_else(|| Err(Arc::new(TransferError::Fault.into())));
+            // What came, or was begun in vain, may be too much.
+            self.collector.nudge.notify_one();
             Ok((pulled.map_err(Error::Pull)?, Arc::clone(puller.store())))
         };
         tokio::select! {

@@ -79,7 +79,9 @@ impl Volumes {
             drop(guard);
             removed
         });
-        if let Err(error) = removed.await {
+        let removed = removed.await;
+        self.collector.nudge.notify_one();
+        if let Err(error) = removed {
             tracing::warn!(%error, "cannot forget an unpublished volume");
         }
     }

@@ -1,5 +1,6 @@
 //! What the store holds: for whom, for how long, and in how much memory.
 
+mod collection;
 mod durability;
 mod file_systems;
 mod grants;

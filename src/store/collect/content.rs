@@ -13,6 +13,9 @@ use crate::store::error::Error;
 use crate::store::space::amount::Amount;
 use crate::store::usage::holds::Name;
 
+/// Bytes that a file takes beyond its own: half a block.
+const WASTE: u64 = 2048;
+
 impl Collection<'_> {
     /// Takes away content that no tree refers to and that is older than `min_age`.
     ///
@@ -74,8 +77,9 @@ impl Collection<'_> {
             if references.has(name) || self.is_mounted("layers", key.as_str())? {
                 continue;
             }
-            let inodes = layer.summary.entries as u64;
-            let takes = Amount { bytes: layer.summary.bytes, inodes }.plus(RECORD);
+            let (entries, files) = (layer.summary.entries as u64, layer.summary.files as u64);
+            let bytes = layer.summary.bytes.saturating_add(files * WASTE);
+            let takes = Amount { bytes, inodes: entries }.plus(RECORD);
             let trash = if self.is_dry_run { None } else { Some(store.layers.take_away(&key)?) };
             drop(claim);
             self.delete(trash)?;

@@ -39,9 +39,7 @@ impl InUse {
         if let Some(pid) = self.leased.get(&tree.key) {
             return Some(Reason::Leased(*pid));
         }
-        if let Some(reference) =
-            tree.usage.references.iter().find(|reference| rules.pinned.contains(*reference))
-        {
+        if let Some(reference) = rules.pinned.reference(tree) {
             return Some(Reason::Pinned(reference.clone()));
         }
         if store.holds.is_held(Name::tree(&tree.key)) {

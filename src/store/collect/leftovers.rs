@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::store::collect::report::{Kind, Reason};
@@ -11,8 +11,9 @@ use crate::store::collect::run::Collection;
 use crate::store::disk::{children, now, remove};
 use crate::store::durable::ledger::entry_of_marker;
 use crate::store::error::Error;
-use crate::store::key::Entry;
+use crate::store::key::{Entry, TreeKey};
 use crate::store::space::amount::Amount;
+use crate::store::usage::holds::Name;
 
 /// How long a right is remembered that nobody makes use of.
 const GRANTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -31,15 +32,16 @@ impl Collection<'_> {
             }
         }
         for (kind, records) in [("layers", "layers"), ("trees", "images")] {
-            self.collect_nameless(kind, &directory.join(records))?;
+            let candidates = self.nameless(kind, &directory.join(records))?;
+            for name in candidates {
+                self.collect_nameless(kind, &name)?;
+            }
         }
         for algorithm in ["sha256", "sha512"] {
-            let blobs = directory.join("blobs").join(algorithm);
-            for path in children(&blobs)? {
-                let is_record = path.extension().is_some_and(|extension| extension == "json");
-                if !self.is_stopped() && !is_record && self.has_no_record(&path, &blobs) {
-                    self.leftover(&path, "blobs", 1)?;
-                }
+            let kind = format!("blobs/{algorithm}");
+            for name in self.nameless(&kind, &directory.join(&kind))? {
+                let take = || store.blobs.take_nameless(algorithm, &name);
+                self.leftover(&kind, &name, 1, &take)?;
             }
         }
         if !self.is_dry_run {
@@ -53,27 +55,54 @@ impl Collection<'_> {
         Ok(())
     }
 
-    /// Directories of `kind` without a record: they were moved out of the way while they were mounted, or the process ended
-    /// between the directory and its record.
-    fn collect_nameless(&mut self, kind: &str, records: &Path) -> Result<(), Error> {
+    /// What is in the directory `kind` and has no record in `records`.
+    fn nameless(&self, kind: &str, records: &Path) -> Result<Vec<String>, Error> {
+        let all = children(&self.store.disk.directory().join(kind))?.into_iter();
+        let names = all.filter(|path| {
+            let is_record = path.extension().is_some_and(|extension| extension == "json");
+            !is_record && self.has_no_record(path, records)
+        });
+        Ok(names.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
+    }
+
+    /// Takes a directory without a record away: it was moved out of the way while it was mounted, or the process ended between the
+    /// directory and its record.
+    fn collect_nameless(&mut self, kind: &str, name: &str) -> Result<(), Error> {
         let store = self.store;
-        for path in children(&store.disk.directory().join(kind))? {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if self.is_stopped() || name.ends_with(".json") || !self.has_no_record(&path, records) {
-                continue;
-            }
-            if !self.is_mounted(kind, &name)? {
-                self.leftover(&path, kind, 2)?;
-            }
+        // Of a tree that is being made the record is written some moments after the directory.
+        let claim = match TreeKey::parse(name) {
+            Some(key) if kind == "trees" => match store.holds.claim(Name::tree(&key)) {
+                Some(claim) => Some(claim),
+                None => return Ok(()),
+            },
+            _ => None,
+        };
+        if self.is_stopped() || self.is_mounted(kind, name)? {
+            return Ok(());
         }
+        let take = || match kind {
+            "layers" => store.layers.take_nameless(name),
+            _ => store.trees.take_nameless(name),
+        };
+        self.leftover(kind, name, 2, &take)?;
+        drop(claim);
         Ok(())
     }
 
-    fn leftover(&mut self, path: &Path, kind: &str, inodes: u64) -> Result<(), Error> {
+    fn leftover(
+        &mut self,
+        kind: &str,
+        name: &str,
+        inodes: u64,
+        take: &dyn Fn() -> Result<Option<PathBuf>, Error>,
+    ) -> Result<(), Error> {
+        let path = self.store.disk.directory().join(kind).join(name);
         let bytes = fs::symlink_metadata(path).map_or(0, |found| found.blocks() * 512);
-        let trash = if self.is_dry_run { None } else { Some(self.store.disk.to_trash(path)?) };
+        let trash = if self.is_dry_run { None } else { take()? };
+        if trash.is_none() && !self.is_dry_run {
+            return Ok(());
+        }
         self.delete(trash)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = format!("{kind}/{name}");
         self.gone(Kind::Leftover, &name, &name, Amount { bytes, inodes }, Reason::NoRecord);
         Ok(())

@@ -1,10 +1,12 @@
 //! How a collection is done.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crate::store::content::trees::Tree;
 use crate::store::error::Error;
+use crate::store::key::TreeKey;
 use crate::store::space::room::Missing;
 
 /// The directories of the store that are mounted somewhere, each as `trees/<name>` or `layers/<name>`.
@@ -15,8 +17,8 @@ pub type Mounted = HashSet<String>;
 pub struct Rules<'a> {
     /// Reads what is mounted now.
     pub mounted: &'a dyn Fn() -> Result<Mounted, Error>,
-    /// References that are kept.
-    pub pinned: &'a BTreeSet<String>,
+    /// What is kept.
+    pub pinned: &'a Pinned,
     /// What was in use within this time stays: another mount namespace may have a mount that this process no longer sees, and
     /// who has just failed to pull something tries again.
     pub min_age: Duration,
@@ -24,6 +26,23 @@ pub struct Rules<'a> {
     pub is_dry_run: bool,
     /// Ends it early when it becomes true.
     pub stop: &'a AtomicBool,
+}
+
+/// What the configuration keeps.
+#[derive(Debug, Clone, Default)]
+pub struct Pinned {
+    /// References that were not pulled yet: what was pulled as one of them before is kept until then.
+    pub references: BTreeSet<String>,
+    /// Trees of those that were, and the references.
+    pub trees: BTreeMap<TreeKey, String>,
+}
+
+impl Pinned {
+    /// The reference for whose sake `tree` is kept, if it is.
+    pub(in crate::store) fn reference<'a>(&'a self, tree: &'a Tree) -> Option<&'a String> {
+        let known = || tree.usage.references.iter().find(|reference| self.references.contains(*reference));
+        self.trees.get(&tree.key).or_else(known)
+    }
 }
 
 /// What a collection is for.

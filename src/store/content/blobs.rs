@@ -146,7 +146,11 @@ impl Blobs {
     /// [`Error::Io`].
     pub fn read(&self, digest: &Digest, limit: usize) -> Result<Option<Vec<u8>>, Error> {
         let Some(blob) = self.get(digest)?.filter(|blob| blob.size <= limit as u64) else { return Ok(None) };
-        fs::read(&blob.path).map(Some).map_err(io("read", &blob.path))
+        match fs::read(&blob.path) {
+            // It was collected since.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            read => read.map(Some).map_err(io("read", &blob.path)),
+        }
     }
 
     /// Notes that `digest` was read from, or shown to be readable at, `origin`.
@@ -214,6 +218,23 @@ impl Blobs {
         remove(&record_path)?;
         self.facts.forget(&entry)?;
         self.disk.discard(&path)
+    }
+
+    /// Takes the file with this name out of sight, unless a record belongs to it or one is about to.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(in crate::store) fn take_nameless(
+        &self,
+        algorithm: &str,
+        name: &str,
+    ) -> Result<Option<PathBuf>, Error> {
+        let _one = self.ledger.publishing();
+        let directory = self.disk.directory().join("blobs").join(algorithm);
+        match directory.join(format!("{name}.json")).exists() {
+            true => Ok(None),
+            false => self.disk.to_trash(&directory.join(name)).map(Some),
+        }
     }
 
     /// Discards every blob that is not durable. Goes on after an error, and returns the first.

@@ -314,6 +314,19 @@ impl Layers {
         self.disk.to_trash(&self.directory(key))
     }
 
+    /// Takes the directory with this name out of sight, unless a record belongs to it or one is about to.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(in crate::store) fn take_nameless(&self, name: &str) -> Result<Option<PathBuf>, Error> {
+        let _one = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = self.disk.directory().join("layers");
+        match directory.join(format!("{name}.json")).exists() {
+            true => Ok(None),
+            false => self.disk.to_trash(&directory.join(name)).map(Some),
+        }
+    }
+
     fn forget(&self, key: &LayerKey) -> Result<(), Error> {
         let _guard = self.ledger.publishing();
         let entry = Entry::Layer(key.clone());

@@ -359,6 +359,20 @@ impl Trees {
         self.facts.of(&Entry::Tree(key.clone()))
     }
 
+    /// Takes the directory with this name out of sight, unless a record belongs to it. *Caller:* has claimed it, so that none is
+    /// about to.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(in crate::store) fn take_nameless(&self, name: &str) -> Result<Option<PathBuf>, Error> {
+        let _one = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = self.disk.directory();
+        match directory.join("images").join(format!("{name}.json")).exists() {
+            true => Ok(None),
+            false => self.disk.to_trash(&directory.join("trees").join(name)).map(Some),
+        }
+    }
+
     /// Takes a tree out of the store, its record first. Returns where its files wait to be deleted.
     ///
     /// *Caller:* has claimed it, and knows that nothing has it mounted.

@@ -5,7 +5,7 @@
 //! and that an entry is durable is the [ledger's](crate::store::durable::ledger) to know.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -44,13 +44,17 @@ impl Stamp {
 
 /// Reads a record. A record that is torn, foreign or too large counts as absent: no record, no entry.
 pub(in crate::store) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
-    match fs::metadata(path) {
-        Ok(found) if found.len() > LIMIT => return Ok(None),
-        Ok(_) => {}
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io("read", path)(error)),
+    };
+    let length = file.metadata().map_err(io("read", path))?.len();
+    if length > LIMIT {
+        return Ok(None);
     }
-    let bytes = fs::read(path).map_err(io("read", path))?;
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+    file.take(LIMIT).read_to_end(&mut bytes).map_err(io("read", path))?;
     match serde_json::from_slice(&bytes) {
         Ok(record) => Ok(Some(record)),
         Err(error) => {
