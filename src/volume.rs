@@ -6,6 +6,7 @@
 pub mod attributes;
 pub mod collect;
 pub mod error;
+pub mod interests;
 pub mod list;
 pub mod order;
 pub mod pins;

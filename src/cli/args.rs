@@ -138,6 +138,15 @@ pub struct NodeArgs {
     /// Seconds for which what was in use is not collected: other mount namespaces may still have it mounted
     #[arg(long, env = "OCIVOL_GC_MIN_AGE", value_name = "SECONDS", default_value_t = 600)]
     pub gc_min_age: u64,
+    /// Bytes of content that one namespace may have on the node and no other uses, as 40GiB [default: no bound]
+    #[arg(long, env = "OCIVOL_QUOTA_BYTES", value_name = "SIZE")]
+    pub quota_bytes: Option<String>,
+    /// The same in files and directories
+    #[arg(long, env = "OCIVOL_QUOTA_INODES", value_name = "N")]
+    pub quota_inodes: Option<u64>,
+    /// The same in trees: each manifest, and each other choice of its files, is one
+    #[arg(long, env = "OCIVOL_QUOTA_TREES", value_name = "N")]
+    pub quota_trees: Option<u64>,
     /// Pull this reference at the start, and keep it; may be given several times
     #[arg(long, env = "OCIVOL_PINS", value_name = "REF", value_delimiter = ',')]
     pub pin: Vec<String>,
@@ -314,6 +323,9 @@ impl NodeArgs {
                 keep_free: self.keep_free,
                 keep_free_inodes: self.keep_free_inodes,
                 gc_min_age: self.gc_min_age,
+                quota_bytes: self.quota_bytes,
+                quota_inodes: self.quota_inodes,
+                quota_trees: self.quota_trees,
             },
             pins: self.pin,
             pulls: common.pulls(),

@@ -11,6 +11,7 @@ use crate::mount::target::Policy;
 use crate::oci::reference::{InvalidReference, Reference};
 use crate::oci::repository::host_identity;
 use crate::store::space::budget::{Budget, Level};
+use crate::store::space::quota::Quota;
 use crate::volume::volumes::MIN_AGE;
 use crate::{pull, registry};
 
@@ -91,6 +92,12 @@ pub struct DiskFlags {
     pub keep_free_inodes: String,
     /// `--gc-min-age`, seconds.
     pub gc_min_age: u64,
+    /// `--quota-bytes`
+    pub quota_bytes: Option<String>,
+    /// `--quota-inodes`
+    pub quota_inodes: Option<u64>,
+    /// `--quota-trees`
+    pub quota_trees: Option<u64>,
 }
 
 /// Flags about registries and pulls, as they were given.
@@ -173,7 +180,8 @@ impl NodeFlags {
             }
             None => None,
         };
-        let (registry, pulls) = self.pulls.check()?;
+        let (registry, mut pulls) = self.pulls.check()?;
+        pulls.quota = self.disk.quota()?;
         let pins = self.pins.into_iter().map(check_pin).collect::<Result<_, _>>()?;
         Ok(NodeConfig {
             root: self.root,
@@ -203,11 +211,28 @@ impl Default for DiskFlags {
             keep_free: keep_free.to_string(),
             keep_free_inodes: keep_free_inodes.to_string(),
             gc_min_age: MIN_AGE.as_secs(),
+            quota_bytes: None,
+            quota_inodes: None,
+            quota_trees: None,
         }
     }
 }
 
 impl DiskFlags {
+    /// What each namespace may bring in.
+    fn quota(&self) -> Result<Quota, Error> {
+        let bytes = |value: &String| match value.parse() {
+            Ok(Level::Count(bytes)) => Ok(bytes),
+            _ => Err(Error {
+                flag: "--quota-bytes",
+                value: value.clone(),
+                reason: "it is no number of bytes, as 40GiB".to_owned(),
+            }),
+        };
+        let bytes = self.quota_bytes.as_ref().map(bytes).transpose()?;
+        Ok(Quota { bytes, inodes: self.quota_inodes, trees: self.quota_trees })
+    }
+
     /// Checks every flag.
     ///
     /// # Errors

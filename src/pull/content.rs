@@ -15,12 +15,8 @@ use crate::registry::client::Registry;
 use crate::registry::source::Asker;
 use crate::store::error::Error as StoreError;
 use crate::store::open::Store;
-use crate::store::space::amount::Amount;
-use crate::store::space::room::Promise;
-use crate::store::usage::holds::Name;
 use crate::transfer::error::Error as TransferError;
-use crate::transfer::needed::Promise as ContentPromise;
-use crate::transfer::needed::{Form, Needed, Stored, origin};
+use crate::transfer::needed::{Form, Needed, Promise, Stored, origin};
 use crate::transfer::run::Transfers;
 
 /// Brings content, for askers that have a right to it.
@@ -30,68 +26,17 @@ pub struct Contents {
     registry: Registry,
     rights: Rights,
     transfers: Arc<Transfers>,
-    /// Held by who makes room.
-    making_room: Arc<tokio::sync::Mutex<()>>,
 }
-
-/// Room, or how much is missing.
-type Promised = Result<Promise, Amount>;
 
 /// Blobs of one pull that are looked after at a time; transfers are bounded apart.
 const BLOBS_AT_A_TIME: usize = 16;
-/// Blobs of one pull that room is promised for.
-const PROMISES: usize = 4096;
 /// Transfers of one blob that one asker waits for: each but the last ended without its own source being tried.
 const ROUNDS: usize = 4;
 
 impl Contents {
     /// Brings content by `transfers`.
     pub fn new(store: Arc<Store>, registry: Registry, rights: Rights, transfers: Arc<Transfers>) -> Self {
-        Self { store, registry, rights, transfers, making_room: Arc::default() }
-    }
-
-    /// Says what is to come, and makes sure that there is room for it, which is kept as long as the promise.
-    ///
-    /// # Errors
-    /// [`StoreError::NoSpace`] before anything is fetched, when it is clear that it does not fit.
-    pub async fn expect(
-        &self,
-        all: Vec<Needed>,
-        asker: &Asker,
-        progress: &Progress,
-    ) -> Result<(Vec<Needed>, Promise), Error> {
-        let total = all.iter().fold(0_u64, |sum, needed| sum.saturating_add(needed.blob.size));
-        progress.expect(all.len(), total);
-        let (store, asking) = (Arc::clone(&self.store), asker.clone());
-        let missing = move || missing(&store, &all, &asking).map(|missing| (all, missing));
-        let (all, missing) = blocking::run::<Result<_, StoreError>>(Lane::Work, missing).await?;
-        let (promised, missing) = self.promise(missing).await?;
-        if let Ok(promise) = promised {
-            return Ok((all, promise));
-        }
-        // One after the other: what the first makes room for may be enough.
-        let _one = self.making_room.lock().await;
-        let (promised, missing) = self.promise(missing).await?;
-        if let Ok(promise) = promised {
-            return Ok((all, promise));
-        }
-        let room = Arc::clone(&self.store.disk.room);
-        let make_room = move || {
-            room.make_room_for(&missing);
-            missing
-        };
-        let made = blocking::on_own_thread("collect", make_room).await;
-        let missing = made.map_err(TransferError::Thread)?;
-        match self.promise(missing).await? {
-            (Ok(promise), _) => Ok((all, promise)),
-            (Err(short), missing) => Err(self.store.disk.room.full_for(&missing, short).into()),
-        }
-    }
-
-    async fn promise(&self, contents: Vec<(Name, u64)>) -> Result<(Promised, Vec<(Name, u64)>), StoreError> {
-        let room = Arc::clone(&self.store.disk.room);
-        let promise = move || room.promise(&contents).map(|promised| (promised, contents));
-        blocking::run(Lane::Store, promise).await
+        Self { store, registry, rights, transfers }
     }
 
     /// Brings all that is needed, and makes sure that `asker` may read each.
@@ -115,12 +60,13 @@ impl Contents {
     /// Those of transfers.
     pub async fn ensure(&self, needed: &Needed, asker: &Asker, progress: &Progress) -> Result<(), Error> {
         let blob = &needed.blob;
+        let _working = progress.working_on(&needed.name);
         let mut own_error = None;
         let mut fetched_here = false;
         for round in 0..=ROUNDS {
             if let Some(found) = self.find(needed).await? {
                 let promise = needed.promise(&found);
-                if !matches!(promise, ContentPromise::Unknown) {
+                if !matches!(promise, Promise::Unknown) {
                     if !found.is_rightful(&asker.source) {
                         self.show_right(needed, asker, &found, progress).await?;
                     }
@@ -129,7 +75,7 @@ impl Contents {
                         let (host, wanted) = (asker.source.repository.host.clone(), blob.digest.clone());
                         return Err(registry::error::Error::WrongContent { host, wanted, got }.into());
                     }
-                    if let ContentPromise::Broken(error) = promise {
+                    if let Promise::Broken(error) = promise {
                         return Err(error.into());
                     }
                     progress.blob_done(if fetched_here { 0 } else { blob.size });
@@ -185,9 +131,9 @@ impl Contents {
     async fn is_here(&self, needed: &Needed, asker: &Asker) -> Result<bool, Error> {
         if let Some(found) = self.find(needed).await?.filter(|found| found.is_rightful(&asker.source)) {
             match needed.promise(&found) {
-                ContentPromise::Kept => return Ok(true),
-                ContentPromise::Broken(error) => return Err(error.into()),
-                ContentPromise::Unknown => {}
+                Promise::Kept => return Ok(true),
+                Promise::Broken(error) => return Err(error.into()),
+                Promise::Unknown => {}
             }
         }
         // What is here as a file can be unpacked without asking.
@@ -234,7 +180,7 @@ impl Contents {
     /// Reads all of `blob` from the asker's own source, and compares it with its digest, without keeping it. A transfer like any
     /// other: it has its turn, is tried again where it broke off, and is one for all who ask the same.
     async fn read_once(&self, blob: &Descriptor, asker: &Asker, progress: &Progress) -> Result<(), Error> {
-        let needed = Needed { blob: blob.clone(), form: Form::Nothing };
+        let needed = Needed::new(blob, Form::Nothing);
         let mut waiter = self.transfers.join(&needed, asker, true);
         progress.follow(&waiter.state().counter);
         match waiter.wait().await {
@@ -243,27 +189,4 @@ impl Contents {
             None => Err(TransferError::Fault.into()),
         }
     }
-}
-
-/// What has to be written of each blob that is missing, the largest first. What is here and not for this asker counts as missing:
-/// that there is room for it would say that it is here.
-fn missing(store: &Store, all: &[Needed], asker: &Asker) -> Result<Vec<(Name, u64)>, StoreError> {
-    let from = origin(&asker.source);
-    let mut missing = Vec::new();
-    // Of many thousand, those that are not the largest are found to fit or not when they come.
-    for needed in all.iter().take(PROMISES) {
-        let found = needed.find(store)?;
-        let usable = found.filter(|found| found.is_rightful(&asker.source));
-        if usable.is_some_and(|found| !matches!(needed.promise(&found), ContentPromise::Unknown)) {
-            continue;
-        }
-        let bytes = match needed.form {
-            Form::File => store.ingests.missing_of(&needed.blob, &from)?,
-            // What is in it takes more; that is looked at while it is unpacked.
-            Form::Layer { .. } => needed.blob.size,
-            Form::Nothing => continue,
-        };
-        missing.push((Name::content(&needed.blob.digest), bytes));
-    }
-    Ok(missing)
 }

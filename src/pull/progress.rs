@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{BinaryBytes, HumanDuration};
@@ -21,10 +21,12 @@ pub struct Progress {
     reused: AtomicU64,
     /// The transfers of its blobs.
     downloads: Mutex<Vec<Arc<Counter>>>,
+    /// What it works on, what was begun first first.
+    current: Mutex<Vec<Box<str>>>,
 }
 
 /// The counters at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Bytes of all blobs; 0 until the manifest is read.
     pub total: u64,
@@ -38,6 +40,9 @@ pub struct Snapshot {
     pub blobs_done: usize,
     /// Since the pull began, in milliseconds.
     pub elapsed_ms: u64,
+    /// What it works on: of several, what was begun first.
+    #[serde(default)]
+    pub current: Option<Box<str>>,
 }
 
 impl Default for Progress {
@@ -49,8 +54,28 @@ impl Default for Progress {
             blobs_done: AtomicUsize::default(),
             reused: AtomicU64::default(),
             downloads: Mutex::default(),
+            current: Mutex::default(),
         }
     }
+}
+
+/// A pull works on something.
+pub(in crate::pull) struct Working<'a> {
+    progress: &'a Progress,
+    name: Box<str>,
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        let mut current = lock(&self.progress.current);
+        if let Some(place) = current.iter().position(|name| *name == self.name) {
+            current.remove(place);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Progress {
@@ -61,10 +86,16 @@ impl Progress {
 
     /// A blob is coming; `counter` counts its bytes.
     pub(in crate::pull) fn follow(&self, counter: &Arc<Counter>) {
-        let mut downloads = self.downloads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut downloads = lock(&self.downloads);
         if !downloads.iter().any(|known| Arc::ptr_eq(known, counter)) {
             downloads.push(Arc::clone(counter));
         }
+    }
+
+    /// The pull works on what has this name, until the result is dropped.
+    pub(in crate::pull) fn working_on(&self, name: &str) -> Working<'_> {
+        lock(&self.current).push(name.into());
+        Working { progress: self, name: name.into() }
     }
 
     /// A blob is complete; `reused` of its bytes did not come over the network for this pull.
@@ -76,7 +107,7 @@ impl Progress {
     /// The counters now.
     pub fn snapshot(&self) -> Snapshot {
         let (here, fetched) = {
-            let downloads = self.downloads.lock().unwrap_or_else(PoisonError::into_inner);
+            let downloads = lock(&self.downloads);
             downloads.iter().fold((0, 0), |(here, fetched), counter| {
                 (here + counter.here.load(Relaxed), fetched + counter.fetched.load(Relaxed))
             })
@@ -89,6 +120,7 @@ impl Progress {
             blobs: self.blobs.load(Relaxed),
             blobs_done: self.blobs_done.load(Relaxed),
             elapsed_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            current: lock(&self.current).first().cloned(),
         }
     }
 }
@@ -108,14 +140,18 @@ impl fmt::Display for Snapshot {
         let percent = self.done.saturating_mul(100) / self.total.max(1);
         write!(
             out,
-            "{} of {} layers, {percent}% of {}, {}/s",
+            "{} of {} layers, {} of {} ({percent}%), {}/s",
             self.blobs_done,
             self.blobs,
+            BinaryBytes(self.done),
             BinaryBytes(self.total),
             BinaryBytes(self.rate())
         )?;
         if let Some(seconds) = self.total.saturating_sub(self.done).checked_div(self.rate()) {
             write!(out, ", {} left", HumanDuration(Duration::from_secs(seconds)))?;
+        }
+        if let Some(current) = &self.current {
+            write!(out, ", now {current}")?;
         }
         Ok(())
     }
@@ -134,7 +170,9 @@ mod tests {
             blobs: 9,
             blobs_done: 3,
             elapsed_ms: 1024,
+            current: Some("model-00004.safetensors".into()),
         };
-        assert_eq!(snapshot.to_string(), "3 of 9 layers, 25% of 4.00 GiB, 1000.00 MiB/s, 3 seconds left");
+        let text = "3 of 9 layers, 1.00 GiB of 4.00 GiB (25%), 1000.00 MiB/s, 3 seconds left, now model-00004.safetensors";
+        assert_eq!(snapshot.to_string(), text);
     }
 }

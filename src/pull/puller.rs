@@ -19,9 +19,11 @@ use crate::pull::manifests::Manifests;
 use crate::pull::metrics::Metrics;
 use crate::pull::plan::{Job, Planned, Planner, bring};
 use crate::pull::progress::Progress;
+use crate::pull::quotas::Quotas;
 use crate::pull::request::{PullPolicy, PullRequest, PullSettings, Pulled};
 use crate::pull::resolve::{Resolved, Resolver};
 use crate::pull::rights::Rights;
+use crate::pull::room::Rooms;
 use crate::pull::tree::TreeBuilder;
 use crate::registry::client::Registry;
 use crate::registry::credentials::secret::Credential;
@@ -48,6 +50,7 @@ pub struct Puller {
     resolver: Resolver,
     planner: Planner,
     contents: Contents,
+    rooms: Rooms,
     trees: TreeBuilder,
     metrics: Metrics,
 }
@@ -96,6 +99,7 @@ impl Puller {
         );
         Arc::new(Self {
             requests: Flights::new(settings.abandon_after),
+            rooms: Rooms::new(Arc::clone(&store), Quotas::new(Arc::clone(&store), settings.quota)),
             trees: TreeBuilder::new(Arc::clone(&store), memory),
             store,
             manifests,
@@ -161,6 +165,7 @@ impl Puller {
         let tree = match present.filter(|_| granted) {
             Some(tree) => tree,
             None => {
+                self.trees.make_room(&resolved.manifest_digest, &asker.tenant).await?;
                 // It may have been collected in the moment before it was held.
                 if !self.manifests.holds(&resolved.manifest_digest).await? {
                     manifest = self.resolver.read_again(&resolved, &request.reference).await?;
@@ -237,10 +242,12 @@ impl Puller {
         }
         let planned = self.planner.plan(job, manifest).await?;
         let mut needed = Needed::of(&planned.plan);
-        let mut _promise = None;
+        let total = needed.iter().fold(0_u64, |sum, needed| sum.saturating_add(needed.blob.size));
+        progress.expect(needed.len(), total);
+        let mut _reservation = None;
         if !resolved.offline {
-            let (expected, promise) = self.contents.expect(needed, asker, progress).await?;
-            (needed, _promise) = (expected, Some(promise));
+            let (all, reservation) = self.rooms.reserve(needed, asker).await?;
+            (needed, _reservation) = (all, Some(reservation));
         }
         if !Planner::is_large(resolved) {
             bring(&self.contents, job, needed).await?;

@@ -9,6 +9,7 @@ use crate::oci::reference::Reference;
 use crate::pull::choose::Choice;
 use crate::registry::credentials::secret::Credential;
 use crate::store::content::trees::Tree;
+use crate::store::space::quota::Quota;
 use crate::store::usage::holds::Hold;
 use crate::tenant::Tenant;
 
@@ -57,6 +58,8 @@ pub struct PullSettings {
     pub grant_ttl: Option<Duration>,
     /// Whether the registry is asked for each volume with private content, whatever was shown before.
     pub always_verify: bool,
+    /// What each namespace may bring in that nobody else uses.
+    pub quota: Quota,
 }
 
 impl Default for PullSettings {
@@ -67,6 +70,7 @@ impl Default for PullSettings {
             verify_diff_ids: false,
             grant_ttl: None,
             always_verify: false,
+            quota: Quota::default(),
         }
     }
 }

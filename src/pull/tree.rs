@@ -8,7 +8,9 @@ use crate::host::fair_queue::Permit;
 use crate::host::limits;
 use crate::host::memory::Memory;
 use crate::host::tenants::Tenants;
+use crate::oci::digest::Digest;
 use crate::pull::error::Error;
+use crate::store::collect::variants::{self, VARIANTS};
 use crate::store::content::build::Build;
 use crate::store::content::file_list;
 use crate::store::content::trees::Tree;
@@ -45,6 +47,19 @@ impl TreeBuilder {
         let list = build.plan.file_list().map_or(0, |_| file_list::MEMORY);
         let look = move || store.trees.merge_memory(&build);
         Ok(blocking::run(blocking::Lane::Work, look).await?.max(list))
+    }
+
+    /// Makes room for one more tree of `manifest` for `tenant`, whose trees of it are bounded.
+    ///
+    /// # Errors
+    /// [`StoreError::Variants`]; those of the store.
+    pub async fn make_room(&self, manifest: &Digest, tenant: &Tenant) -> Result<(), Error> {
+        if self.store.trees.made_of(manifest) < VARIANTS {
+            return Ok(());
+        }
+        let (store, manifest, tenant) = (Arc::clone(&self.store), manifest.clone(), tenant.clone());
+        let make_room = move || variants::make_room(&store, &manifest, &tenant);
+        Ok(blocking::on_own_thread("collect", make_room).await.map_err(TransferError::Thread)??)
     }
 
     /// Links the tree, or joins who does. What has no `memory` for it waits for some. `hold` holds what it is made of.

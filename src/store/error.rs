@@ -41,6 +41,27 @@ pub enum Error {
         /// What is missing, where that is known.
         missing: Option<Amount>,
     },
+    /// A tenant has made too many trees of one manifest.
+    #[error(
+        "this namespace has more than {limit} different volumes of {manifest} that are not mounted and were used a moment ago; use \
+         fewer different attributes, or wait some minutes"
+    )]
+    Variants {
+        /// Of which.
+        manifest: Digest,
+        /// How many it may have.
+        limit: usize,
+    },
+    /// A namespace has used up its quota.
+    #[error(
+        "namespace {tenant} has as many {what} on this node as its quota allows; delete pods that use others, or ask for a larger quota"
+    )]
+    Quota {
+        /// Which.
+        tenant: String,
+        /// Of what.
+        what: &'static str,
+    },
     /// Content is not what its digest says.
     #[error("content does not match its digest: expected {expected}, got {got}")]
     Mismatch {
@@ -100,7 +121,7 @@ impl Error {
             | Self::Io { .. }
             | Self::Damaged(_) => Kind::Unavailable,
             Self::Abandoned => Kind::Aborted,
-            Self::NoSpace { .. } => Kind::ResourceExhausted,
+            Self::NoSpace { .. } | Self::Variants { .. } | Self::Quota { .. } => Kind::ResourceExhausted,
             Self::Mismatch { .. } | Self::Refused { .. } => Kind::FailedPrecondition,
             Self::Selection(error) => error.kind(),
         }

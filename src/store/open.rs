@@ -3,12 +3,13 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::store::access::grants::Grants;
 use crate::store::access::keyed::NodeKey;
 use crate::store::access::tags::Tags;
 use crate::store::collect::past::Past;
+use crate::store::collect::rules::Keeper;
 use crate::store::content::blobs::Blobs;
 use crate::store::content::ingest::Ingests;
 use crate::store::content::layers::Layers;
@@ -68,6 +69,8 @@ pub struct Store {
     pub holds: Holds,
     /// Trees that commands need.
     pub leases: Leases,
+    /// Collects what has to go at once; set by who knows what is mounted.
+    pub keeper: OnceLock<Keeper>,
     /// Held by the one collection that runs.
     pub(in crate::store) collections: Mutex<Past>,
     ledger: Arc<Ledger>,
@@ -155,6 +158,7 @@ impl Store {
             volumes: VolumeRecords::new(Arc::clone(&disk)),
             holds: Holds::default(),
             leases: Leases::new(Arc::clone(&disk)),
+            keeper: OnceLock::new(),
             collections: Mutex::default(),
             ledger,
             disk,

@@ -2,4 +2,5 @@
 
 pub mod amount;
 pub mod budget;
+pub mod quota;
 pub mod room;

@@ -1,4 +1,5 @@
-//! Single flight: work under a key runs once, whoever asks, and goes on without those who stop waiting.
+//! Single flight: work under a key runs once, whoever asks, and goes on for a while without those who stop waiting, unless the last
+//! of them says that nobody wants it any more.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -18,15 +19,32 @@ pub struct Flights<K, S, T> {
 
 struct Flight<S, T> {
     state: Arc<S>,
-    waiting: Arc<watch::Sender<usize>>,
+    wanted: Arc<watch::Sender<Wanted>>,
     outcome: watch::Receiver<Option<T>>,
+}
+
+/// Who wants a flight.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// How many wait.
+    waiting: usize,
+    /// How many do not wait and are going to come back.
+    coming_back: usize,
+    /// The last of them has said that it will not.
+    given_up: bool,
 }
 
 /// One who waits. Dropped, it no longer counts.
 pub struct Waiter<S, T> {
     state: Arc<S>,
-    waiting: Arc<watch::Sender<usize>>,
+    wanted: Arc<watch::Sender<Wanted>>,
     outcome: watch::Receiver<Option<T>>,
+}
+
+/// One who no longer waits and may come back. Dropped, it may as well not.
+#[derive(Debug)]
+pub struct Interest {
+    wanted: Arc<watch::Sender<Wanted>>,
 }
 
 impl<K, S, T> Flights<K, S, T>
@@ -66,16 +84,16 @@ where
         }
         let (state, work) = start();
         let (sender, outcome) = watch::channel(None);
-        let waiting = Arc::new(watch::Sender::new(0));
-        let flight = Flight { state, waiting, outcome };
+        let wanted = Arc::new(watch::Sender::new(Wanted::default()));
+        let flight = Flight { state, wanted, outcome };
         let waiter = flight.waiter();
         let mut landing = Landing {
             running: Arc::clone(&self.running),
             key: key.clone(),
-            waiting: Arc::clone(&flight.waiting),
+            wanted: Arc::clone(&flight.wanted),
             landed: false,
         };
-        let (mut waiters, grace) = (flight.waiting.subscribe(), self.grace);
+        let (mut wanted, grace) = (flight.wanted.subscribe(), self.grace);
         let mut stopped = self.stopped.subscribe();
         running.insert(key, flight);
         drop(running);
@@ -87,7 +105,7 @@ where
                     // Without a sender nobody can ask for it any more.
                     Ok(_) = stopped.wait_for(|stopped| *stopped) => break None,
                     outcome = &mut work => break Some(outcome),
-                    () = nobody(&mut waiters, grace) => if landing.leave_if_unwanted() { break None },
+                    () = nobody(&mut wanted, grace) => if landing.leave_if_unwanted() { break None },
                 }
             };
             drop(landing); // Who comes now starts a new flight.
@@ -101,10 +119,13 @@ where
 
 impl<S, T> Flight<S, T> {
     fn waiter(&self) -> Waiter<S, T> {
-        self.waiting.send_modify(|count| *count += 1);
+        self.wanted.send_modify(|wanted| {
+            wanted.waiting += 1;
+            wanted.given_up = false;
+        });
         Waiter {
             state: Arc::clone(&self.state),
-            waiting: Arc::clone(&self.waiting),
+            wanted: Arc::clone(&self.wanted),
             outcome: self.outcome.clone(),
         }
     }
@@ -122,9 +143,35 @@ impl<S, T: Clone> Waiter<S, T> {
     }
 }
 
+impl<S, T> Waiter<S, T> {
+    /// Stops waiting, and is going to come back.
+    pub fn leave(self) -> Interest {
+        self.wanted.send_modify(|wanted| wanted.coming_back += 1);
+        Interest { wanted: Arc::clone(&self.wanted) }
+    }
+}
+
 impl<S, T> Drop for Waiter<S, T> {
     fn drop(&mut self) {
-        self.waiting.send_modify(|count| *count -= 1);
+        self.wanted.send_modify(|wanted| wanted.waiting -= 1);
+    }
+}
+
+impl Interest {
+    /// Does not come back. If nobody else waits or is going to, the work ends at once.
+    pub fn give_up(self) {
+        self.wanted.send_modify(|wanted| wanted.given_up = wanted.waiting == 0 && wanted.coming_back == 1);
+    }
+
+    /// Whether the work has ended.
+    pub fn is_over(&self) -> bool {
+        self.wanted.receiver_count() == 0
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        self.wanted.send_modify(|wanted| wanted.coming_back -= 1);
     }
 }
 
@@ -132,7 +179,7 @@ impl<S, T> Drop for Waiter<S, T> {
 struct Landing<K: Eq + Hash, S, T> {
     running: Arc<Mutex<HashMap<K, Flight<S, T>>>>,
     key: K,
-    waiting: Arc<watch::Sender<usize>>,
+    wanted: Arc<watch::Sender<Wanted>>,
     landed: bool,
 }
 
@@ -140,7 +187,7 @@ impl<K: Eq + Hash, S, T> Landing<K, S, T> {
     /// Ends the flight unless somebody joined meanwhile; joining takes the same lock.
     fn leave_if_unwanted(&mut self) -> bool {
         let mut running = lock(&self.running);
-        if *self.waiting.borrow() == 0 {
+        if self.wanted.borrow().waiting == 0 {
             running.remove(&self.key);
             self.landed = true;
         }
@@ -156,14 +203,16 @@ impl<K: Eq + Hash, S, T> Drop for Landing<K, S, T> {
     }
 }
 
-/// Ends when nobody has waited for `grace`.
-async fn nobody(waiting: &mut watch::Receiver<usize>, grace: Duration) {
+/// Ends when nobody has waited for `grace`, or nobody wants it any more.
+async fn nobody(wanted: &mut watch::Receiver<Wanted>, grace: Duration) {
     loop {
-        if waiting.wait_for(|count| *count == 0).await.is_err() {
+        if wanted.wait_for(|wanted| wanted.waiting == 0).await.is_err() {
             return;
         }
-        if tokio::time::timeout(grace, waiting.wait_for(|count| *count > 0)).await.is_err() {
-            return;
+        let changed = wanted.wait_for(|wanted| wanted.waiting > 0 || wanted.given_up);
+        match tokio::time::timeout(grace, changed).await {
+            Ok(Ok(wanted)) if wanted.waiting > 0 => {}
+            _ => return,
         }
     }
 }
@@ -225,6 +274,30 @@ mod tests {
         drop(back);
         tokio::time::sleep(Duration::from_secs(601)).await;
         assert_eq!((flights.len(), Arc::strong_count(&dropped)), (0, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_nobody_will_come_back_for_ends_at_once() {
+        let flights: Flights<u8, (), ()> = Flights::new(Duration::from_secs(600));
+        let join = || flights.join(1, || (Arc::new(()), std::future::pending::<()>()));
+        let (one, two) = (join(), join());
+        one.leave().give_up();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(flights.len(), 1, "another waits");
+        let (two, three) = (two.leave(), join().leave());
+        three.give_up();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!((flights.len(), two.is_over()), (1, false), "another will come back");
+        two.give_up();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(flights.len(), 0);
+        // Who comes back in time starts it anew, or finds it going on.
+        let back = join();
+        let interest = join().leave();
+        interest.give_up();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(flights.len(), 1);
+        drop(back);
     }
 
     #[tokio::test]

@@ -22,7 +22,12 @@ pub struct Needed {
     pub blob: Descriptor,
     /// How.
     pub form: Form,
+    /// What people call it: the file it becomes, or a part of its digest.
+    pub name: Box<str>,
 }
+
+/// Characters of a name, from its end.
+const NAME_LIMIT: usize = 64;
 
 /// The form that a blob has in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -63,17 +68,27 @@ pub enum Stored {
 }
 
 impl Needed {
+    /// The blob in this form.
+    pub fn new(blob: &Descriptor, form: Form) -> Self {
+        Self { blob: blob.clone(), form, name: blob.digest.short().to_string().into() }
+    }
+
     /// The blob as it is.
     pub fn file(blob: &Descriptor) -> Self {
-        Self { blob: blob.clone(), form: Form::File }
+        Self::new(blob, Form::File)
+    }
+
+    fn named(self, path: &str) -> Self {
+        let skipped = path.chars().count().saturating_sub(NAME_LIMIT);
+        Self { name: path.chars().skip(skipped).collect::<String>().into(), ..self }
     }
 
     /// Everything that `plan` needs, each once, larger first: the largest decides how long the pull takes.
     pub fn of(plan: &Plan) -> Vec<Self> {
-        let files = plan.files().map(|(_, file)| Self::file(&file.blob));
+        let files = plan.files().map(|(path, file)| Self::file(&file.blob).named(path.as_str()));
         let archives = plan.archives().map(|archive| {
             let form = Form::Layer { profile: plan.profile(), content: archive.content.clone() };
-            Self { blob: archive.blob.clone(), form }
+            Self::new(&archive.blob, form)
         });
         let mut all: Vec<Self> = Vec::new();
         let mut seen = HashSet::new();

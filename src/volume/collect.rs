@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use crate::host::blocking;
 use crate::mount::mountinfo::Table;
 use crate::store::collect::report::Report;
-use crate::store::collect::rules::{Mounted, Pinned, Rules, Wanted};
+use crate::store::collect::rules::{Filter, Keeper, Mounted, Pinned, Rules, Wanted};
 use crate::store::collect::run::run;
 use crate::store::error::Error as StoreError;
 use crate::store::key::TreeKey;
@@ -48,21 +48,33 @@ impl Collector {
         Arc::new(Self { store_root: store_root.to_owned(), pinned, min_age, stop, nudge })
     }
 
-    /// Makes room in `store` from now on, whenever a pull finds too little.
+    /// Makes room in `store` from now on, whenever there is too little.
     pub(in crate::volume) fn serve(self: &Arc<Self>, store: &Arc<Store>) {
         let (collector, weak) = (Arc::clone(self), Arc::downgrade(store));
         store.disk.room.make_room_with(move |missing| {
             let Some(store) = weak.upgrade() else { return };
-            if let Err(error) = collector.collect(&store, &Wanted::Room(missing), false) {
+            if let Err(error) = collector.collect(&store, &Wanted::Room(missing), &|_| true, false) {
                 tracing::warn!(%error, "cannot make room");
             }
         });
+        let (collector, weak) = (Arc::clone(self), Arc::downgrade(store));
+        let keeper = Keeper::new(move |wanted, filter| match weak.upgrade() {
+            Some(store) => collector.collect(&store, wanted, filter, false),
+            None => Ok(Report::default()),
+        });
+        let _ = store.keeper.set(keeper); // The store was just opened.
     }
 
-    fn collect(&self, store: &Store, wanted: &Wanted<'_>, is_dry_run: bool) -> Result<Report, StoreError> {
+    fn collect(
+        &self,
+        store: &Store,
+        wanted: &Wanted<'_>,
+        filter: &Filter<'_>,
+        is_dry_run: bool,
+    ) -> Result<Report, StoreError> {
         let mounted = || self.mounted();
         let (pinned, min_age) = (&self.pinned().clone(), self.min_age);
-        let rules = Rules { mounted: &mounted, pinned, min_age, is_dry_run, stop: &self.stop };
+        let rules = Rules { mounted: &mounted, filter, pinned, min_age, is_dry_run, stop: &self.stop };
         run(store, &rules, wanted)
     }
 
@@ -100,7 +112,7 @@ impl Volumes {
     pub async fn collect(&self, is_dry_run: bool) -> Result<Report, Error> {
         let store = Arc::clone(self.puller().await?.store());
         let collector = Arc::clone(&self.collector);
-        let collect = move || collector.collect(&store, &Wanted::Everything, is_dry_run);
+        let collect = move || collector.collect(&store, &Wanted::Everything, &|_| true, is_dry_run);
         Ok(on_own_thread(collect).await?)
     }
 
@@ -118,7 +130,7 @@ impl Volumes {
             let collector = Arc::clone(&self.collector);
             let collected = on_own_thread(move || {
                 let excess = || store.disk.room.excess().map(Option::unwrap_or_default);
-                collector.collect(&store, &Wanted::Excess(&excess), false)
+                collector.collect(&store, &Wanted::Excess(&excess), &|_| true, false)
             });
             if let Err(error) = collected.await {
                 tracing::warn!(%error, "cannot collect what is unused");

@@ -179,19 +179,21 @@ impl Volumes {
         let mut far = "the store is being opened".to_owned();
         let pulling = async {
             let puller = self.puller().await?;
-            let mut pull = puller.pull(pull_request(attributes, &request.keyring, &request.tenant).await);
+            let pull = puller.pull(pull_request(attributes, &request.keyring, &request.tenant).await);
+            let mut pull = self.interests.waiting(request.target.path(), pull);
             let mut ticks = tokio::time::interval(PROGRESS_EVERY);
             let outcome = loop {
                 tokio::select! {
                     biased;
                     outcome = pull.wait() => break outcome,
                     _ = ticks.tick() => {
-                        let snapshot = pull.state().snapshot();
+                        let snapshot = pull.snapshot();
                         far = snapshot.to_string();
                         progress(snapshot);
                     }
                 }
             };
+            drop(pull);
             let pulled = outcome.unwrap_or_else(|| Err(Arc::new(TransferError::Fault.into())));
             // What came, or was begun in vain, may be too much.
             self.collector.nudge.notify_one();

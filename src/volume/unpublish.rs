@@ -21,6 +21,7 @@ impl Volumes {
     pub async fn unpublish(&self, target: Target) -> Result<(), Error> {
         let operation = self.order.unpublish(target.path());
         let guard = operation.guard().await.map_err(|_| Error::Preempted)?;
+        self.interests.give_up(target.path());
         let path = target.path().to_owned();
         let (guard, _) = self.take_away(target, true, guard).await?;
         self.forget(path, guard).await;

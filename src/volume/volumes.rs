@@ -22,6 +22,7 @@ use crate::store::space::budget::Budget;
 use crate::store::usage::volumes::Measured;
 use crate::volume::collect::Collector;
 use crate::volume::error::Error;
+use crate::volume::interests::Interests;
 use crate::volume::order::Order;
 use crate::volume::slots::Slots;
 use crate::volume::store_mounts::StoreMounts;
@@ -44,6 +45,7 @@ pub struct Volumes {
     pub(in crate::volume) puller: Mutex<Option<Arc<Puller>>>,
     pub(in crate::volume) order: Order,
     pub(in crate::volume) slots: Slots,
+    pub(in crate::volume) interests: Interests,
     /// What was measured, by what is mounted: trees never change.
     pub(in crate::volume) measured: std::sync::Mutex<HashMap<PathBuf, Measured>>,
     pub(in crate::volume) collector: Arc<Collector>,
@@ -84,6 +86,7 @@ impl Volumes {
             puller: Mutex::default(),
             order: Order::default(),
             slots: Slots::new(),
+            interests: Interests::default(),
             measured: std::sync::Mutex::default(),
             collector,
             stopping: watch::Sender::new(false),

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use ocivol::demo::kubelet::PodVolume;
 use ocivol::demo::push::Layer;
 use ocivol::demo::registry::parse_range;
 
-use crate::support::node::{mount_at, mounts_below};
+use crate::support::node::{BINARY, mount_at, mounts_below};
 use crate::support::records::make_volatile;
 use crate::support::world::{World, assert_published, assert_store_is_sound};
 use crate::support::{Node, eventually, isolated, noise};
@@ -39,6 +40,7 @@ fn node_for(world: &World) -> Node {
     let mut node = Node::prepare(&[]);
     std::fs::write(node.kubelet.directory.join("pods/probe"), "untouched").expect("a probe");
     node.env.insert("OCIVOL_PLAIN_HTTP".into(), world.registry.host());
+    node.env.insert("OCIVOL_GC_MIN_AGE".into(), "0".into());
     node
 }
 
@@ -48,7 +50,7 @@ fn prepare(node: &Node, round: &str, artifacts: &[&str]) -> Vec<(String, PodVolu
     artifacts.iter().map(|name| ((*name).to_owned(), volume(name))).collect()
 }
 
-/// Publishes and unpublishes until the plugin dies, or all is done. Whether it is.
+/// Publishes, unpublishes and collects until the plugin dies, or all is done. Whether it is.
 async fn work(node: &Node, world: &World, volumes: &[(String, PodVolume)]) -> bool {
     let mut done = true;
     for (name, volume) in volumes {
@@ -56,6 +58,12 @@ async fn work(node: &Node, world: &World, volumes: &[(String, PodVolume)]) -> bo
     }
     for (_, volume) in [&volumes[0], &volumes[volumes.len() - 1]] {
         done &= node.kubelet.unpublish(volume).await.is_ok();
+    }
+    // Without the plugin it would work on the store itself, and not die.
+    if done {
+        let collect =
+            tokio::task::spawn_blocking(|| Command::new(BINARY).arg("gc").output().expect("it runs"));
+        done &= collect.await.expect("no panic").status.success();
     }
     done
 }
@@ -168,7 +176,7 @@ fn it_dies_at_every_moment_and_goes_on() {
     isolated(async {
         let world = world().await;
         let moments = moments();
-        for step in ["pull.", "unpack.", "merge.", "publish.", "unpublish."] {
+        for step in ["pull.", "unpack.", "merge.", "publish.", "unpublish.", "collect."] {
             assert!(moments.iter().any(|moment| moment.starts_with(step)), "{step}: {moments:?}");
         }
         for moment in &moments {

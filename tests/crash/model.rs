@@ -20,7 +20,7 @@ use crate::support::{Node, isolated};
 
 const PODS: u32 = 10;
 /// Seeds, and how many operations of each are run every time. One that fails is added here, and stays.
-const KEPT: [(u64, usize); 3] = [(1, 300), (2, 300), (3, 300)];
+const KEPT: [(u64, usize); 4] = [(1, 500), (2, 500), (3, 500), (4, 500)];
 const ARTIFACTS: [&str; 4] = ["model:v1", "image:one", "image:three", "moving:latest"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,12 @@ enum Operation {
     },
     MoveTag,
     Fault(Fault),
+    /// What is unused goes.
+    Collect,
+    /// Something else takes all of the disk, or gives it back.
+    Disk {
+        full: bool,
+    },
     Restart,
     Kill,
     /// The machine goes down, and what was not on disk is lost.
@@ -66,6 +72,7 @@ struct Run {
     /// What needs no registry: it was published here, and nothing was lost since.
     known: BTreeSet<&'static str>,
     fault: Fault,
+    full: bool,
     tag: u64,
 }
 
@@ -74,6 +81,9 @@ impl Run {
         let world = World::start().await;
         let mut node = Node::prepare(&[]);
         node.env.insert("OCIVOL_PLAIN_HTTP".into(), world.registry.host());
+        node.env.insert("OCIVOL_GC_MIN_AGE".into(), "0".into());
+        // So small that it can be filled, and so large that all artifacts fit many times.
+        node.limit_store("32m");
         node.run_registered().await;
         let random = StdRng::seed_from_u64(seed);
         Self {
@@ -83,6 +93,7 @@ impl Run {
             mounted: BTreeMap::new(),
             known: BTreeSet::new(),
             fault: Fault::None,
+            full: false,
             tag: 0,
         }
     }
@@ -93,7 +104,9 @@ impl Run {
         match self.random.random_range(0..1000) {
             0..480 => Operation::Publish { pod, artifact },
             480..800 => Operation::Unpublish { pod },
-            800..880 => Operation::Stats { pod },
+            800..850 => Operation::Stats { pod },
+            850..865 => Operation::Collect,
+            865..880 => Operation::Disk { full: !self.full },
             880..890 => Operation::Pull { artifact },
             890..920 => Operation::MoveTag,
             920..960 => {
@@ -146,7 +159,9 @@ impl Run {
                 });
                 let pull = pull.await.expect("no panic");
                 let error = String::from_utf8_lossy(&pull.stderr).into_owned();
-                assert!(pull.status.success() || self.fault != Fault::None, "{when}: {error}");
+                let may_fail = self.fault != Fault::None || self.full;
+                assert!(pull.status.success() || may_fail, "{when}: {error}");
+                self.after_looking_for_room();
             }
             Operation::MoveTag => {
                 self.tag += 1;
@@ -154,6 +169,16 @@ impl Run {
                 self.known.remove("moving:latest");
             }
             Operation::Fault(fault) => self.set_fault(*fault),
+            Operation::Collect => {
+                let collect =
+                    tokio::task::spawn_blocking(|| Command::new(BINARY).arg("gc").output().expect("it runs"));
+                let collect = collect.await.expect("no panic");
+                let error = String::from_utf8_lossy(&collect.stderr).into_owned();
+                assert!(collect.status.success(), "{when}: {error}");
+                // I5: what is mounted stays.
+                self.only_mounted_is_known();
+            }
+            Operation::Disk { full } => self.set_full(*full),
             Operation::Restart => {
                 self.node.stop().await;
                 self.node.run_registered().await;
@@ -199,11 +224,38 @@ impl Run {
                 self.known.insert(artifact);
             }
             (None, Err(status)) => {
-                assert_ne!(self.fault, Fault::None, "{when}: {status}");
+                let is_full = self.full && status.code() == Code::ResourceExhausted;
+                assert!(self.fault != Fault::None || is_full, "{when}: {status}");
                 let needs_registry = artifact == "moving:latest" || !self.known.contains(artifact);
                 assert!(needs_registry, "{when}: it is known, and needs no registry: {status}");
             }
         }
+        self.after_looking_for_room();
+    }
+
+    /// On a full disk what is unused makes room for what is not here.
+    fn after_looking_for_room(&mut self) {
+        if self.full {
+            self.only_mounted_is_known();
+        }
+    }
+
+    fn only_mounted_is_known(&mut self) {
+        let mounted: BTreeSet<_> = self.mounted.values().map(|(artifact, _)| *artifact).collect();
+        self.known.retain(|artifact| mounted.contains(artifact));
+    }
+
+    fn set_full(&mut self, full: bool) {
+        self.full = full;
+        let ballast = self.node.root.join("ballast");
+        if !full {
+            return std::fs::remove_file(ballast).expect("removed");
+        }
+        let found = rustix::fs::statvfs(&self.node.root).expect("a disk");
+        // Records still fit, as they do on a disk where a share is kept free.
+        let length = (found.f_bavail * found.f_frsize).saturating_sub(1 << 20);
+        let file = std::fs::File::create(ballast).expect("created");
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length).expect("room");
     }
 
     fn set_fault(&mut self, fault: Fault) {
@@ -283,6 +335,9 @@ async fn run(seed: u64, operations: usize) {
         }
     }
     run.set_fault(Fault::None);
+    if run.full {
+        run.set_full(false);
+    }
     for pod in 0..PODS {
         run.apply(&Operation::Unpublish { pod }, "at the end").await;
     }
@@ -303,7 +358,7 @@ fn random_operations_agree_with_a_model() {
     isolated(async {
         let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
         let seed = setting("OCIVOL_SEED").unwrap_or_else(rand::random);
-        let operations = setting("OCIVOL_OPERATIONS").unwrap_or(5000);
+        let operations = setting("OCIVOL_OPERATIONS").unwrap_or(8000);
         println!("seed {seed}");
         run(seed, usize::try_from(operations).expect("a number")).await;
     });

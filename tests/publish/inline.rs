@@ -302,6 +302,39 @@ fn an_unpublish_ends_a_waiting_publish_and_nothing_is_mounted_afterwards() {
 }
 
 #[test]
+fn a_pull_ends_when_the_last_volume_that_wants_it_is_unpublished() {
+    isolated(async {
+        let (registry, mut node, reference) = model().await;
+        let (closed, mut ended) = tokio::sync::watch::channel(());
+        let closed = std::sync::Mutex::new(Some(closed));
+        let weights = noise(1, 3 << 20);
+        let digest = ocivol::oci::digest::Digest::sha256(&weights).to_string();
+        registry.script(move |seen| {
+            // The weights never come whole, and the answer tells when nobody reads it any more.
+            let is_it = seen.path.contains(&digest);
+            let held = is_it.then(|| closed.lock().expect("a lock").take()).flatten()?;
+            let body = futures_util::stream::unfold(Some(held), |held| async {
+                let _held = held;
+                std::future::pending::<Option<(Result<bytes::Bytes, std::io::Error>, _)>>().await
+            });
+            Some(axum::response::Response::new(axum::body::Body::from_stream(body)))
+        });
+        node.kubelet.deadline = Duration::from_secs(8);
+        let (one, two) = (node.volume("one"), node.volume("two"));
+        // Their calls end at their deadlines; kubelet is going to ask again for both.
+        for volume in [&one, &two] {
+            let status = node.publish(volume, &reference, &[]).await.expect_err("not yet");
+            assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+        }
+        node.kubelet.unpublish(&one).await.expect("unpublished");
+        assert!(ended.has_changed().is_ok(), "another volume wants it");
+        node.kubelet.unpublish(&two).await.expect("unpublished");
+        let over = tokio::time::timeout(Duration::from_secs(10), ended.changed()).await;
+        assert!(over.expect("it ends at once, not after ten minutes").is_err());
+    });
+}
+
+#[test]
 fn a_pull_outlives_its_call_and_the_next_one_joins_it() {
     isolated(async {
         let (registry, mut node, reference) = model().await;
@@ -328,7 +361,9 @@ fn a_pull_outlives_its_call_and_the_next_one_joins_it() {
         let status = node.publish(&volume, &reference, &[]).await.expect_err("not yet");
         assert_eq!(status.code(), Code::DeadlineExceeded, "{}", status.message());
         assert!(
-            status.message().contains("layers, ") && status.message().contains("% of 5.00 MiB"),
+            status.message().contains("layers, ")
+                && status.message().contains(" of 5.00 MiB (")
+                && status.message().contains(", now model.safetensors"),
             "{}",
             status.message()
         );

@@ -7,4 +7,5 @@ mod grants;
 mod layer_durability;
 mod memory;
 mod old_stores;
+mod quotas;
 mod rights;

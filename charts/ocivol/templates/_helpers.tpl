@@ -43,6 +43,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- define "ocivol.config" -}}
+OCIVOL_GC_START: {{ .Values.store.gcStart | quote }}
+OCIVOL_GC_STOP: {{ .Values.store.gcStop | quote }}
+OCIVOL_GC_MIN_AGE: {{ .Values.store.gcMinAge | quote }}
+OCIVOL_KEEP_FREE: {{ .Values.store.keepFree | quote }}
+OCIVOL_KEEP_FREE_INODES: {{ .Values.store.keepFreeInodes | quote }}
+{{- with .Values.store.pins }}
+OCIVOL_PINS: {{ join "," . | quote }}
+{{- end }}
 OCIVOL_PARALLEL_DOWNLOADS: {{ .Values.registry.parallelDownloads | quote }}
 OCIVOL_STALL_TIMEOUT: {{ .Values.registry.stallTimeout | quote }}
 {{- with .Values.registry.plainHTTP }}

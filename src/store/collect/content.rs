@@ -5,11 +5,15 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::oci::digest::Digest;
 use crate::store::collect::references::{Pass, References};
 use crate::store::collect::report::{Kind, RECORD, Reason};
 use crate::store::collect::run::Collection;
+use crate::store::content::layer::Layer;
 use crate::store::disk::{age, remove};
 use crate::store::error::Error;
+use crate::store::key::LayerKey;
+use crate::store::open::Store;
 use crate::store::space::amount::Amount;
 use crate::store::usage::holds::Name;
 
@@ -47,7 +51,7 @@ impl Collection<'_> {
             if references.has(name) {
                 return Ok(());
             }
-            let takes = file(&store.blobs.path(&digest)).plus(RECORD);
+            let takes = blob_takes(store, &digest);
             if !self.is_dry_run {
                 store.blobs.discard(&digest)?;
             }
@@ -77,9 +81,7 @@ impl Collection<'_> {
             if references.has(name) || self.is_mounted("layers", key.as_str())? {
                 continue;
             }
-            let (entries, files) = (layer.summary.entries as u64, layer.summary.files as u64);
-            let bytes = layer.summary.bytes.saturating_add(files * WASTE);
-            let takes = Amount { bytes, inodes: entries }.plus(RECORD);
+            let takes = takes(&layer);
             let trash = if self.is_dry_run { None } else { Some(store.layers.take_away(&key)?) };
             drop(claim);
             self.delete(trash)?;
@@ -121,8 +123,19 @@ fn is_young(path: &Path, min_age: Duration) -> bool {
     age(path).is_some_and(|age| age < min_age)
 }
 
-/// What a file takes that has no other names.
-fn file(path: &Path) -> Amount {
-    let found = fs::symlink_metadata(path);
-    found.map_or(Amount::default(), |found| Amount { bytes: found.blocks() * 512, inodes: 1 })
+/// What a blob takes, with what there is about it.
+pub(in crate::store) fn blob_takes(store: &Store, digest: &Digest) -> Amount {
+    let found = fs::symlink_metadata(store.blobs.path(digest));
+    let file = found.map(|found| Amount { bytes: found.blocks() * 512, inodes: 1 });
+    file.unwrap_or_default().plus(RECORD)
+}
+
+/// What a layer takes, with what there is about it; nothing when it is not here.
+pub(in crate::store) fn layer_takes(store: &Store, key: &LayerKey) -> Result<Amount, Error> {
+    Ok(store.layers.recorded(key)?.as_ref().map(takes).unwrap_or_default())
+}
+
+fn takes(layer: &Layer) -> Amount {
+    let (entries, files) = (layer.summary.entries as u64, layer.summary.files as u64);
+    Amount { bytes: layer.summary.bytes.saturating_add(files * WASTE), inodes: entries }.plus(RECORD)
 }

@@ -42,6 +42,11 @@ impl Pass {
         Ok((0..of).map(move |number| Self { number, of }))
     }
 
+    /// Whether it is the first of them.
+    pub(in crate::store) fn is_first(self) -> bool {
+        self.number == 0
+    }
+
     /// Whether this pass looks at the content with this name.
     pub(in crate::store) fn has(self, name: Name) -> bool {
         name.is_in_part(self.number, self.of)
@@ -77,7 +82,7 @@ impl References {
 }
 
 /// What a tree refers to: the layers and blobs it is made of, and the documents that lead to it.
-fn names(tree: &Tree) -> impl Iterator<Item = Name> {
+pub(in crate::store) fn names(tree: &Tree) -> impl Iterator<Item = Name> {
     let blobs = tree.image.blobs.iter().flatten().chain(&tree.usage.documents);
     let contents = blobs.chain(std::iter::once(&tree.image.manifest)).map(Name::content);
     contents.chain(tree.image.layers.iter().map(Name::layer))

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crate::store::collect::report::Report;
 use crate::store::content::trees::Tree;
 use crate::store::error::Error;
 use crate::store::key::TreeKey;
@@ -17,6 +18,8 @@ pub type Mounted = HashSet<String>;
 pub struct Rules<'a> {
     /// Reads what is mounted now.
     pub mounted: &'a dyn Fn() -> Result<Mounted, Error>,
+    /// Which trees may go at all.
+    pub filter: &'a Filter<'a>,
     /// What is kept.
     pub pinned: &'a Pinned,
     /// What was in use within this time stays: another mount namespace may have a mount that this process no longer sees, and
@@ -54,4 +57,37 @@ pub enum Wanted<'a> {
     Room(&'a Missing<'a>),
     /// So much as this says is too much.
     Excess(&'a Missing<'a>),
+    /// All that may go but so many trees, the ones that were used last.
+    AllBut(usize),
+}
+
+/// Which trees may go.
+pub type Filter<'a> = dyn Fn(&Tree) -> bool + 'a;
+
+/// Collects in the store that it was made for; says what went and what stays of what the filter names.
+pub struct Keeper(Box<Collect>);
+
+type Collect = dyn Fn(&Wanted<'_>, &Filter<'_>) -> Result<Report, Error> + Send + Sync;
+
+impl Keeper {
+    /// One that does `collect`.
+    pub fn new(
+        collect: impl Fn(&Wanted<'_>, &Filter<'_>) -> Result<Report, Error> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Box::new(collect))
+    }
+
+    /// Collects.
+    ///
+    /// # Errors
+    /// Those of a collection.
+    pub fn collect(&self, wanted: &Wanted<'_>, filter: &Filter<'_>) -> Result<Report, Error> {
+        (self.0)(wanted, filter)
+    }
+}
+
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Keeper")
+    }
 }

@@ -62,6 +62,9 @@ impl Collection<'_> {
         if is_for_room && !self.would_help(&in_use)? {
             return Ok(self.report);
         }
+        if let Wanted::AllBut(kept) = *self.wanted {
+            return self.collect_trees_but(&in_use, kept);
+        }
         if past.is_time_for_leftovers() || is_everything {
             self.collect_leftovers()?;
         }
@@ -84,6 +87,17 @@ impl Collection<'_> {
         trees::spared(&candidates, &mut self.report);
         if is_for_room && !self.still_missing()?.is_nothing() {
             self.collect_content(Duration::ZERO)?;
+        }
+        Ok(self.report)
+    }
+
+    /// All trees that may go but those that go last, which were used last. What is in them stays for others.
+    fn collect_trees_but(mut self, in_use: &InUse, kept: usize) -> Result<Report, Error> {
+        let mut all = trees::candidates(self.store, in_use, self.rules, Amount::ALL, &mut self.report)?;
+        let kept = all.split_off(all.len().saturating_sub(kept));
+        trees::spared(&kept, &mut self.report);
+        for candidate in all {
+            self.collect_tree(&candidate)?;
         }
         Ok(self.report)
     }
@@ -165,7 +179,7 @@ impl Collection<'_> {
     /// What is still wanted, as the file system tells it.
     pub(super) fn missing(&self) -> Result<Amount, Error> {
         match self.wanted {
-            Wanted::Everything => Ok(Amount::ALL),
+            Wanted::Everything | Wanted::AllBut(_) => Ok(Amount::ALL),
             Wanted::Room(missing) | Wanted::Excess(missing) => missing(),
         }
     }

@@ -49,6 +49,9 @@ pub(in crate::store) fn candidates(
 ) -> Result<Vec<Candidate>, Error> {
     let mut first: BinaryHeap<Reverse<Candidate>> = BinaryHeap::new();
     store.trees.each(&mut |tree| {
+        if !(rules.filter)(&tree) {
+            return Ok(());
+        }
         let takes = takes(&tree);
         if let Some(reason) = in_use.keeps(store, &tree, rules) {
             report.stays(tree.key.as_str(), &shows(&tree), takes, reason);
@@ -102,7 +105,7 @@ fn takes(tree: &Tree) -> Amount {
 }
 
 /// Files are links to those of layers and blobs.
-fn own(tree: &Tree) -> Amount {
+pub(in crate::store) fn own(tree: &Tree) -> Amount {
     let inodes = takes(tree).inodes.saturating_sub(tree.image.files as u64);
     let directories = if tree.image.only_layer.is_some() { 0 } else { inodes };
     Amount { bytes: BLOCK * directories, inodes: directories }.plus(RECORD)

@@ -2,7 +2,7 @@
 //!
 //! An image of one layer needs none: what is mounted is the layer itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,6 +38,8 @@ pub struct Trees {
     naming: Mutex<()>,
     /// How often a tree was made, or something else came to refer to content.
     changes: AtomicU64,
+    /// How many trees this process made of a manifest.
+    made: Mutex<HashMap<Digest, usize>>,
 }
 
 /// A tree in the store.
@@ -115,6 +117,8 @@ pub struct Use<'a> {
 
 /// References remembered of a tree.
 const REFERENCES_LIMIT: usize = 32;
+/// Manifests of which it is counted how many trees are made.
+const MANIFESTS_LIMIT: usize = 16 * 1024;
 /// Documents remembered of a tree.
 const DOCUMENTS_LIMIT: usize = 64;
 /// Tenants remembered of a tree.
@@ -136,7 +140,7 @@ impl Trees {
         layers: Arc<Layers>,
     ) -> Self {
         let (naming, changes) = (Mutex::default(), AtomicU64::new(0));
-        Self { disk, ledger, facts, blobs, layers, naming, changes }
+        Self { disk, ledger, facts, blobs, layers, naming, changes, made: Mutex::default() }
     }
 
     /// The tree with `key`, if it is here and sound.
@@ -221,9 +225,23 @@ impl Trees {
             }
         }
         self.changes.fetch_add(1, Ordering::SeqCst);
+        self.count(&build.manifest);
         failpoint::reached("tree.recorded");
         self.ledger.trust(Entry::Tree(build.key.clone()), &stamp);
         self.as_tree(&build.key, image)
+    }
+
+    /// How many trees this process made of `manifest`. Of very many manifests it is not known any more: then very many.
+    pub fn made_of(&self, manifest: &Digest) -> usize {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if made.len() >= MANIFESTS_LIMIT { usize::MAX } else { made.get(manifest).copied().unwrap_or(0) }
+    }
+
+    fn count(&self, manifest: &Digest) {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if made.len() < MANIFESTS_LIMIT {
+            *made.entry(manifest.clone()).or_default() += 1;
+        }
     }
 
     /// Links a tree and gives it its name.
