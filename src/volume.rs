@@ -5,6 +5,7 @@
 
 pub mod attributes;
 pub mod collect;
+pub mod collector;
 pub mod error;
 pub mod interests;
 pub mod list;

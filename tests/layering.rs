@@ -12,7 +12,7 @@ const EVERYBODYS: [&str; 3] = ["failure", "tenant", "host::failpoint"];
 
 /// A room, and the rooms that it may use beside those. A room inside another has a line of its own.
 #[rustfmt::skip]
-const ROOMS: [(&str, &[&str]); 24] = [
+const ROOMS: [(&str, &[&str]); 26] = [
     ("failure",        &[]),
     ("tenant",         &[]),
     ("oci",            &[]),
@@ -20,23 +20,25 @@ const ROOMS: [(&str, &[&str]); 24] = [
     ("layout",         &["oci", "layer"]),
     ("host",           &["layer"]),
     ("registry",       &["host", "oci"]),
-    ("store::disk",    &["store::error"]),
+    ("store::space",   &["oci", "store::error", "store::key"]),
+    ("store::disk",    &["store::error", "store::space"]),
     ("store::durable", &["oci", "store::disk", "store::error", "store::key", "store::content::ingest"]),
     ("store::access",  &["oci", "store::disk", "store::error", "store::durable"]),
-    ("store::content", &["host", "oci", "layer", "layout", "store::access::origin", "store::disk", "store::durable", "store::error", "store::key"]),
+    ("store::content", &["host", "oci", "layer", "layout", "store::access::origin", "store::disk", "store::durable", "store::error", "store::key", "store::space"]),
     ("store::usage",   &["oci", "store::disk", "store::durable", "store::error", "store::key"]),
+    ("store::collect", &["host", "oci", "store"]),
     ("store",          &["host", "oci", "layer", "layout", "store"]),
     ("unpack",         &["host", "oci", "layer"]),
     ("mount",          &["host", "oci", "layer", "layout"]),
     ("transfer",       &["host", "oci", "layer", "layout", "registry", "store", "unpack"]),
     ("pull",           &["host", "oci", "layout", "registry", "store", "transfer"]),
-    ("volume",         &["host", "oci", "layer", "layout", "registry", "store", "transfer::error", "mount", "pull"]),
+    ("volume",         &["host", "oci", "layer", "layout", "registry", "store", "transfer::error", "transfer::flight", "mount", "pull"]),
     ("csi",            &["host", "registry", "volume"]),
-    ("control",        &["host", "layer", "pull", "registry", "transfer::error", "volume"]),
+    ("control",        &["host", "layer", "pull", "registry", "store::collect::report", "transfer::error", "volume"]),
     ("telemetry",      &["host"]),
     ("demo",           &["host", "oci", "csi"]),
-    ("node",           &["host", "oci", "mount", "pull", "registry", "volume", "csi", "control", "telemetry"]),
-    ("cli",            &["host", "oci", "layout", "mount", "pull", "registry", "store::disk", "volume", "control", "csi", "demo", "node", "telemetry"]),
+    ("node",           &["host", "oci", "mount", "pull", "registry", "store::space", "volume", "csi", "control", "telemetry"]),
+    ("cli",            &["host", "oci", "layout", "mount", "pull", "registry", "store::disk", "store::space", "store::collect::report", "volume", "control", "csi", "demo", "node", "telemetry"]),
 ];
 
 /// Words that the code of a room does not contain.

@@ -31,7 +31,8 @@ fn text(report: &Report, is_dry_run: bool) -> String {
     let mut lines = Vec::new();
     if !report.items.is_empty() {
         let head = ["", "KIND", "SIZE", "WHY", "WHAT"].map(str::to_owned);
-        lines.push(output::table(std::iter::once(head).chain(report.items.iter().map(row)).collect()));
+        let rows: Vec<_> = std::iter::once(head).chain(report.items.iter().map(row)).collect();
+        lines.push(output::table(&rows));
     }
     let listed = report.items.len() as u64;
     if let Some(more @ 1..) = (report.gone + report.stays).checked_sub(listed) {

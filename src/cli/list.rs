@@ -31,7 +31,7 @@ fn table(listed: &[Listed]) -> String {
     let head = ["REFERENCE", "DIGEST", "SIZE", "FILES", "LAST USE", "MOUNTED BY"].map(str::to_owned);
     let mut rows = vec![head];
     rows.extend(listed.iter().map(row));
-    output::table(rows)
+    output::table(&rows)
 }
 
 fn row(tree: &Listed) -> [String; 6] {

@@ -53,7 +53,7 @@ pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Res
 async fn mount_for_good(common: &Common, content: Content, target: String) -> Result<ExitCode, Failure> {
     let mut progress = Progress::new(common);
     let request = ControlRequest::Mount { content, target: target.clone() };
-    let reply = client::run(&volumes(common)?, request, |now| progress.show(now)).await?;
+    let reply = client::run(&volumes(common)?, request, |now| progress.show(&now)).await?;
     drop(progress);
     match reply {
         Reply::Mounted(pulled) => {

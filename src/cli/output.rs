@@ -31,7 +31,7 @@ pub fn result(common: &Common, value: &impl Serialize, text: impl FnOnce() -> St
 }
 
 /// Rows in columns as wide as they need to be.
-pub fn table<const COLUMNS: usize>(rows: Vec<[String; COLUMNS]>) -> String {
+pub fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
     let lines = rows.iter().map(|row| {
@@ -64,7 +64,7 @@ impl Progress {
     }
 
     /// Shows `snapshot`.
-    pub fn show(&mut self, snapshot: Snapshot) {
+    pub fn show(&mut self, snapshot: &Snapshot) {
         match &self.bar {
             // Until the manifest is read there is nothing to measure against.
             Some(_) if snapshot.blobs == 0 => {}

@@ -42,7 +42,7 @@ pub async fn run(common: &Common, flags: &ContentArgs) -> Result<ExitCode, Failu
 pub(super) async fn pull(common: &Common, content: Content, lease: bool) -> Result<Pulled, Failure> {
     let mut progress = Progress::new(common);
     let reply =
-        client::run(&volumes(common)?, ControlRequest::Pull { content, lease }, |now| progress.show(now))
+        client::run(&volumes(common)?, ControlRequest::Pull { content, lease }, |now| progress.show(&now))
             .await?;
     match reply {
         Reply::Pulled(pulled) => Ok(pulled),

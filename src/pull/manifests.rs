@@ -16,8 +16,8 @@ use crate::registry;
 use crate::registry::client::Registry;
 use crate::registry::source::{Asker, Source};
 use crate::store::error::Error as StoreError;
+use crate::store::key::Name;
 use crate::store::open::Store;
-use crate::store::usage::holds::Name;
 use crate::transfer::needed::origin;
 
 /// Reads manifests, into the store.

@@ -105,6 +105,17 @@ pub(in crate::store) fn children(directory: &Path) -> Result<Vec<PathBuf>, Error
     entries.map(|entry| entry.map(|entry| entry.path()).map_err(io("list", directory))).collect()
 }
 
+/// Calls `take` with the path of one child of a directory after the other, however many there are.
+pub(in crate::store) fn each_child(
+    directory: &Path,
+    take: &mut dyn FnMut(&Path) -> Result<(), Error>,
+) -> Result<(), Error> {
+    for entry in fs::read_dir(directory).map_err(io("list", directory))? {
+        take(&entry.map_err(io("list", directory))?.path())?;
+    }
+    Ok(())
+}
+
 /// Deletes a file or a directory of our own; what is not there is fine.
 pub(in crate::store) fn remove(path: &Path) -> Result<(), Error> {
     let result = match fs::symlink_metadata(path) {

@@ -40,6 +40,36 @@ pub enum Entry {
     Tree(TreeKey),
 }
 
+/// A short name of a tree, or of content, as a file and unpacked: a hash, so that very many need little memory. Of two that have
+/// the same, one is taken for in use because of the other is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Name(u64);
+
+impl Name {
+    /// Bytes of memory that something takes which is held.
+    pub const BYTES: u64 = 32;
+
+    /// A tree, whether it is here already or not.
+    pub fn tree(key: &TreeKey) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_64(key.as_str().as_bytes()))
+    }
+
+    /// A layer. It is held by the name of its content; this one tells it from others of the same content.
+    pub(in crate::store) fn layer(key: &LayerKey) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_64(key.as_str().as_bytes()))
+    }
+
+    /// Whether it is in the part with this number, of so many equal parts of all names.
+    pub(in crate::store) fn is_in_part(self, number: u64, of: u64) -> bool {
+        self.0 % of.max(1) == number
+    }
+
+    /// A blob, and the layers that are unpacked from it, whether they are here already or not.
+    pub fn content(digest: &Digest) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_64(digest.hex().as_bytes()))
+    }
+}
+
 impl Key {
     fn of(text: &str) -> Self {
         Self(Digest::sha256(text.as_bytes()).hex().to_owned())

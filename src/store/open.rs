@@ -168,6 +168,19 @@ impl Store {
         Ok(store)
     }
 
+    /// Forgets `target`, after noting that its tree was in use until now; what is not there is fine.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn end_volume(&self, target: &Path) -> Result<(), Error> {
+        if let Some(record) = self.volumes.get(target)?
+            && let Err(error) = self.trees.was_mounted(&record.tree)
+        {
+            tracing::warn!(%error, tree = %record.tree, "cannot note when a tree was used last");
+        }
+        self.volumes.remove(target)
+    }
+
     /// Waits until everything published so far is durable. False when this process ever lost something.
     pub fn flush(&self) -> bool {
         self.ledger.flush()

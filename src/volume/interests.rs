@@ -16,7 +16,8 @@ pub(in crate::volume) struct Interests {
 }
 
 /// Targets that are remembered: as many as are published at a time. Of more, pulls only end later.
-const LIMIT: usize = crate::host::limits::PUBLISHES as usize;
+const LIMIT: usize = 1024;
+const _: () = assert!(LIMIT as u64 == crate::host::limits::PUBLISHES);
 
 /// A call that waits for a pull. When it ends before the pull does, its target is going to ask again.
 pub(in crate::volume) struct Waiting<'a> {

@@ -27,7 +27,7 @@ impl Volumes {
             match pulled {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::warn!(%reference, error, ?retry, "cannot pull what is pinned; it is tried again")
+                    tracing::warn!(%reference, error, ?retry, "cannot pull what is pinned; it is tried again");
                 }
             }
             tokio::select! {

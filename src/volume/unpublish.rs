@@ -75,7 +75,7 @@ impl Volumes {
         let Some(store) = self.store_if_at_hand().await else { return };
         let removed = blocking::run(Lane::Mounts, move || {
             crate::host::failpoint::reached("unpublish.target_gone");
-            let removed = store.volumes.end(&path, &store.trees);
+            let removed = store.end_volume(&path);
             crate::host::failpoint::reached("unpublish.forgotten");
             drop(guard);
             removed

@@ -20,7 +20,7 @@ use crate::store::disk::empty_directory;
 use crate::store::open::Store;
 use crate::store::space::budget::Budget;
 use crate::store::usage::volumes::Measured;
-use crate::volume::collect::Collector;
+use crate::volume::collector::Collector;
 use crate::volume::error::Error;
 use crate::volume::interests::Interests;
 use crate::volume::order::Order;
@@ -205,7 +205,7 @@ impl Volumes {
             let forget = move || {
                 let _guard = guard;
                 if Table::read()?.at(&record.target).is_none() {
-                    store.volumes.end(&record.target, &store.trees)?;
+                    store.end_volume(&record.target)?;
                 }
                 Ok::<_, Error>(())
             };

@@ -48,6 +48,15 @@ OCIVOL_GC_STOP: {{ .Values.store.gcStop | quote }}
 OCIVOL_GC_MIN_AGE: {{ .Values.store.gcMinAge | quote }}
 OCIVOL_KEEP_FREE: {{ .Values.store.keepFree | quote }}
 OCIVOL_KEEP_FREE_INODES: {{ .Values.store.keepFreeInodes | quote }}
+{{- with .Values.store.quota.bytes }}
+OCIVOL_QUOTA_BYTES: {{ . | quote }}
+{{- end }}
+{{- with .Values.store.quota.inodes }}
+OCIVOL_QUOTA_INODES: {{ . | quote }}
+{{- end }}
+{{- with .Values.store.quota.trees }}
+OCIVOL_QUOTA_TREES: {{ . | quote }}
+{{- end }}
 {{- with .Values.store.pins }}
 OCIVOL_PINS: {{ join "," . | quote }}
 {{- end }}

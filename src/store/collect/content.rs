@@ -1,5 +1,6 @@
 //! Content that no tree refers to: blobs, layers, and downloads that nobody goes on with.
 
+use std::cmp::Reverse;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -12,10 +13,9 @@ use crate::store::collect::run::Collection;
 use crate::store::content::layer::Layer;
 use crate::store::disk::{age, remove};
 use crate::store::error::Error;
-use crate::store::key::LayerKey;
+use crate::store::key::{LayerKey, Name};
 use crate::store::open::Store;
 use crate::store::space::amount::Amount;
-use crate::store::usage::holds::Name;
 
 /// Bytes that a file takes beyond its own: half a block.
 const WASTE: u64 = 2048;
@@ -69,17 +69,17 @@ impl Collection<'_> {
         min_age: Duration,
     ) -> Result<(), Error> {
         let store = self.store;
-        for (key, record) in store.layers.keys()? {
+        store.layers.each(&mut |key, record| {
             let name = Name::layer(&key);
-            if self.is_stopped() || !pass.has(name) || references.has(name) || is_young(&record, min_age) {
-                continue;
+            if self.is_stopped() || !pass.has(name) || references.has(name) || is_young(record, min_age) {
+                return Ok(());
             }
-            let Some(layer) = store.layers.recorded(&key)? else { continue };
-            let Some(claim) = store.holds.claim(Name::content(&layer.digest)) else { continue };
+            let Some(layer) = store.layers.recorded(&key)? else { return Ok(()) };
+            let Some(claim) = store.holds.claim(Name::content(&layer.digest)) else { return Ok(()) };
             references.renew(store, &self.chosen)?;
             // The record of a tree may be lost while the layer that is the tree is mounted.
             if references.has(name) || self.is_mounted("layers", key.as_str())? {
-                continue;
+                return Ok(());
             }
             let takes = takes(&layer);
             let trash = if self.is_dry_run { None } else { Some(store.layers.take_away(&key)?) };
@@ -87,14 +87,14 @@ impl Collection<'_> {
             self.delete(trash)?;
             let (key, digest) = (key.to_string(), layer.digest.to_string());
             self.gone(Kind::Layer, &key, &digest, takes, Reason::Unreferenced);
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// The oldest first, and no more than it takes.
     fn collect_downloads(&mut self, min_age: Duration) -> Result<(), Error> {
         let mut idle = self.store.ingests.idle()?;
-        idle.sort_unstable_by(|one, two| two.age.cmp(&one.age));
+        idle.sort_unstable_by_key(|idle| Reverse(idle.age));
         for download in idle {
             if self.is_stopped() || download.age < min_age || self.missing()?.is_nothing() {
                 break;

@@ -7,9 +7,8 @@ use crate::store::collect::rules::{Mounted, Rules};
 use crate::store::content::trees::Tree;
 use crate::store::disk::now;
 use crate::store::error::Error;
-use crate::store::key::{LayerKey, TreeKey};
+use crate::store::key::{LayerKey, Name, TreeKey};
 use crate::store::open::Store;
-use crate::store::usage::holds::Name;
 
 /// A last use that lies further ahead than this was noted when the clock was wrong.
 const CLOCK_ERROR: u64 = 3600;

@@ -1,6 +1,5 @@
 //! What belongs to nothing: directories that were moved out of the way, files without records, notes about entries that are gone.
 
-use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -8,12 +7,11 @@ use std::time::Duration;
 
 use crate::store::collect::report::{Kind, Reason};
 use crate::store::collect::run::Collection;
-use crate::store::disk::{children, now, remove};
+use crate::store::disk::{children, each_child, now, remove};
 use crate::store::durable::ledger::entry_of_marker;
 use crate::store::error::Error;
-use crate::store::key::{Entry, TreeKey};
+use crate::store::key::{Entry, Name, TreeKey};
 use crate::store::space::amount::Amount;
-use crate::store::usage::holds::Name;
 
 /// How long a right is remembered that nobody makes use of.
 const GRANTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -57,12 +55,15 @@ impl Collection<'_> {
 
     /// What is in the directory `kind` and has no record in `records`.
     fn nameless(&self, kind: &str, records: &Path) -> Result<Vec<String>, Error> {
-        let all = children(&self.store.disk.directory().join(kind))?.into_iter();
-        let names = all.filter(|path| {
+        let mut names = Vec::new();
+        each_child(&self.store.disk.directory().join(kind), &mut |path| {
             let is_record = path.extension().is_some_and(|extension| extension == "json");
-            !is_record && self.has_no_record(path, records)
-        });
-        Ok(names.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
+            if !is_record && self.has_no_record(path, records) {
+                names.extend(path.file_name().and_then(|name| Some(name.to_str()?.to_owned())));
+            }
+            Ok(())
+        })?;
+        Ok(names)
     }
 
     /// Takes a directory without a record away: it was moved out of the way while it was mounted, or the process ended between the
@@ -114,20 +115,14 @@ impl Collection<'_> {
         directory: &Path,
         entry: &dyn Fn(&str) -> Option<Entry>,
     ) -> Result<(), Error> {
-        let mut known: HashSet<Entry> = HashSet::new();
-        for path in children(directory)? {
+        each_child(directory, &mut |path| {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let Some(entry) = entry(name) else { continue };
-            if self.is_stopped() || known.contains(&entry) || self.is_recent(&path) {
-                continue;
+            let is_lost = |entry: &Entry| !self.is_recent(path) && !self.has_record(entry);
+            match entry(name) {
+                Some(entry) if !self.is_stopped() && is_lost(&entry) => remove(path),
+                _ => Ok(()),
             }
-            if !self.has_record(&entry) {
-                remove(&path)?;
-            } else if known.len() < 4096 {
-                known.insert(entry); // Of one entry there may be several files.
-            }
-        }
-        Ok(())
+        })
     }
 
     fn has_record(&self, entry: &Entry) -> bool {

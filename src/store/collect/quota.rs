@@ -9,10 +9,10 @@ use crate::store::collect::rules::Wanted;
 use crate::store::collect::trees::own;
 use crate::store::content::trees::Tree;
 use crate::store::error::Error;
+use crate::store::key::Name;
 use crate::store::open::Store;
 use crate::store::space::amount::Amount;
 use crate::store::space::quota::{Possession, Quota};
-use crate::store::usage::holds::Name;
 use crate::tenant::Tenant;
 
 /// Makes sure that so much and one more tree fit in the quota of `tenant`: what it has and does not use goes first.

@@ -2,14 +2,17 @@
 
 use std::collections::HashSet;
 
+use crate::host::limits;
 use crate::store::content::trees::Tree;
 use crate::store::error::Error;
-use crate::store::key::TreeKey;
+use crate::store::key::{Name, TreeKey};
 use crate::store::open::Store;
-use crate::store::usage::holds::Name;
 
 /// Names of content that are in memory at a time. Where trees refer to more, it is looked at in several passes.
-const AT_A_TIME: u64 = 256 * 1024;
+const AT_A_TIME: u64 = 128 * 1024;
+/// Bytes of a set of so many names, which may be half empty.
+const MEMORY: u64 = 4 * AT_A_TIME * size_of::<Name>() as u64;
+const _: () = assert!(MEMORY <= limits::COLLECT_BYTES / 2);
 
 /// Trees that go.
 pub(in crate::store) type Chosen = HashSet<TreeKey>;

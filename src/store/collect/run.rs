@@ -11,9 +11,9 @@ use crate::store::collect::report::{Kind, Reason, Report};
 use crate::store::collect::rules::{Rules, Wanted};
 use crate::store::collect::trees::{self, Candidate};
 use crate::store::error::{Error, io};
+use crate::store::key::Name;
 use crate::store::open::Store;
 use crate::store::space::amount::Amount;
-use crate::store::usage::holds::Name;
 
 /// Times that trees are chosen and deleted. Each time frees something, or is the last.
 const ROUNDS: usize = 64;

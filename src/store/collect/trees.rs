@@ -3,6 +3,7 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
+use crate::host::limits;
 use crate::store::collect::in_use::{InUse, age};
 use crate::store::collect::report::{RECORD, Reason, Report};
 use crate::store::collect::rules::Rules;
@@ -30,7 +31,10 @@ pub(in crate::store) struct Candidate {
 }
 
 /// Trees that are in memory to choose from. Of more, these are the first to go.
-const CANDIDATES: usize = 16 * 1024;
+const CANDIDATES: usize = 8 * 1024;
+/// Bytes of each: names of 64 digits, a reference, numbers.
+const EACH: usize = size_of::<Candidate>() + 2 * 64 + 128;
+const _: () = assert!((CANDIDATES * EACH) as u64 <= limits::COLLECT_BYTES / 2);
 /// To pull a tree again takes as long as it takes to fetch so many bytes, and its own.
 const REPULL_BYTES: u64 = 64 << 20;
 /// Bytes of a small directory.

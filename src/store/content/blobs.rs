@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::failpoint;
 use crate::oci::digest::Digest;
 use crate::store::access::origin::{Origin, note_origin};
-use crate::store::disk::{Disk, remove};
+use crate::store::disk::{Disk, each_child, remove};
 use crate::store::durable::facts::Facts;
 use crate::store::durable::ledger::Ledger;
 use crate::store::durable::record::{self, Stamp};
@@ -261,13 +261,11 @@ impl Blobs {
     ) -> Result<(), Error> {
         for algorithm in ["sha256", "sha512"] {
             let directory = self.disk.directory().join("blobs").join(algorithm);
-            for entry in fs::read_dir(&directory).map_err(io("list", &directory))? {
-                let path = entry.map_err(io("list", &directory))?.path();
+            each_child(&directory, &mut |path| {
                 let hex = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
-                if let Some(digest) = hex.and_then(|hex| format!("{algorithm}:{hex}").parse().ok()) {
-                    take(digest, &path)?;
-                }
-            }
+                let digest = hex.and_then(|hex| format!("{algorithm}:{hex}").parse().ok());
+                digest.map_or(Ok(()), |digest| take(digest, path))
+            })?;
         }
         Ok(())
     }

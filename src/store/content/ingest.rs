@@ -25,7 +25,7 @@ use crate::store::disk::{Disk, age, children, create_private, remove};
 use crate::store::durable::ledger::Ledger;
 use crate::store::durable::record;
 use crate::store::error::{Error, io};
-use crate::store::usage::holds::Name;
+use crate::store::key::Name;
 
 /// The owner of the downloads in `ingest/`.
 #[derive(Debug)]

@@ -23,13 +23,12 @@ use crate::store::access::origin::{Origin, note_origin};
 use crate::store::content::layer::Layer;
 use crate::store::content::partial::Partial;
 use crate::store::content::soundness::{self, Unsound};
-use crate::store::disk::{Disk, children, create_private, remove};
+use crate::store::disk::{Disk, create_private, each_child, remove};
 use crate::store::durable::facts::Facts;
 use crate::store::durable::ledger::Ledger;
 use crate::store::durable::record::{self, Stamp};
 use crate::store::error::{Error, io};
-use crate::store::key::{Entry, LayerKey};
-use crate::store::usage::holds::Name;
+use crate::store::key::{Entry, LayerKey, Name};
 
 /// The owner of `layers/`.
 #[derive(Debug)]
@@ -272,24 +271,29 @@ impl Layers {
     /// Forgets every layer that is not durable. Goes on after an error, and returns the first.
     pub(in crate::store) fn forget_volatile(&self) -> Result<(), Error> {
         let mut result = Ok(());
-        for (key, path) in self.keys()? {
-            if let Ok(Some(known)) = record::read::<LayerRecord>(&path)
+        self.each(&mut |key, path| {
+            if let Ok(Some(known)) = record::read::<LayerRecord>(path)
                 && !self.ledger.is_durable(&Entry::Layer(key.clone()), &known.stamp)
             {
-                result = result.and(self.forget(&key));
+                result = std::mem::replace(&mut result, Ok(())).and(self.forget(&key));
             }
-        }
+            Ok(())
+        })?;
         result
     }
 
-    /// The keys of all layers, and where their records are.
+    /// Calls `take` with the key of one layer after the other, and where its record is.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub(in crate::store) fn keys(&self) -> Result<Vec<(LayerKey, PathBuf)>, Error> {
-        let records = children(&self.disk.directory().join("layers"))?;
-        let key = |path: &PathBuf| LayerKey::parse(path.file_name()?.to_str()?.strip_suffix(".json")?);
-        Ok(records.into_iter().filter_map(|path| Some((key(&path)?, path))).collect())
+    /// [`Error::Io`] when there is no list of them; those of `take`.
+    pub(in crate::store) fn each(
+        &self,
+        take: &mut dyn FnMut(LayerKey, &Path) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        each_child(&self.disk.directory().join("layers"), &mut |path| {
+            let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
+            name.and_then(LayerKey::parse).map_or(Ok(()), |key| take(key, path))
+        })
     }
 
     /// What is recorded of a layer, without looking at it.

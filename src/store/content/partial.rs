@@ -25,8 +25,8 @@ use crate::host::sys;
 use crate::store::content::ranges::Ranges;
 use crate::store::disk::Disk;
 use crate::store::error::{Error, io};
+use crate::store::key::Name;
 use crate::store::space::amount::Amount;
-use crate::store::usage::holds::Name;
 
 /// A blob of which parts are there.
 #[derive(Debug)]

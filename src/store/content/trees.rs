@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,7 +18,7 @@ use crate::store::content::build::{self, Build};
 use crate::store::content::file_list;
 use crate::store::content::layers::Layers;
 use crate::store::content::link::{Made, TreeSource};
-use crate::store::disk::{Disk, children, now, remove};
+use crate::store::disk::{Disk, each_child, now, remove};
 use crate::store::durable::facts::Facts;
 use crate::store::durable::ledger::Ledger;
 use crate::store::durable::record::{self, Stamp};
@@ -359,14 +359,14 @@ impl Trees {
         &self,
         take: &mut dyn FnMut(Tree) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        for (key, path) in self.keys()? {
-            match record::read::<Image>(&path) {
+        self.each_record(&mut |key, path| {
+            match record::read::<Image>(path) {
                 Ok(Some(image)) => take(self.as_tree(&key, image)?)?,
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "a tree is left out"),
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// How the tree was used, as that is known now.
@@ -410,23 +410,26 @@ impl Trees {
     /// Forgets every tree that is not durable. Goes on after an error, and returns the first.
     pub(in crate::store) fn forget_volatile(&self) -> Result<(), Error> {
         let mut result = Ok(());
-        for (key, path) in self.keys()? {
-            match record::read::<Image>(&path) {
+        self.each_record(&mut |key, path| {
+            let forgotten = match record::read::<Image>(path) {
                 Ok(Some(known)) if !self.ledger.is_durable(&Entry::Tree(key.clone()), &known.stamp) => {
-                    result = result.and(self.forget(&key));
+                    self.forget(&key)
                 }
-                Ok(_) => {}
-                Err(error) => result = result.and(Err(error)),
-            }
-        }
+                Ok(_) => Ok(()),
+                Err(error) => Err(error),
+            };
+            result = std::mem::replace(&mut result, Ok(())).and(forgotten);
+            Ok(())
+        })?;
         result
     }
 
-    /// The keys of all trees, and where their records are.
-    fn keys(&self) -> Result<Vec<(TreeKey, PathBuf)>, Error> {
-        let records = children(&self.disk.directory().join("images"))?;
-        let key = |path: &PathBuf| TreeKey::parse(path.file_name()?.to_str()?.strip_suffix(".json")?);
-        Ok(records.into_iter().filter_map(|path| Some((key(&path)?, path))).collect())
+    /// Calls `take` with the key of one tree after the other, and where its record is.
+    fn each_record(&self, take: &mut dyn FnMut(TreeKey, &Path) -> Result<(), Error>) -> Result<(), Error> {
+        each_child(&self.disk.directory().join("images"), &mut |path| {
+            let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
+            name.and_then(TreeKey::parse).map_or(Ok(()), |key| take(key, path))
+        })
     }
 
     fn as_tree(&self, key: &TreeKey, image: Image) -> Result<Tree, Error> {

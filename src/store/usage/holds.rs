@@ -6,8 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::oci::digest::Digest;
-use crate::store::key::{LayerKey, TreeKey};
+use crate::store::key::Name;
 
 /// The holds of this process.
 #[derive(Debug, Clone, Default)]
@@ -26,36 +25,6 @@ struct State {
     held: HashMap<Name, u32>,
     /// What is being taken away.
     claimed: HashSet<Name>,
-}
-
-/// What is held: a tree; or content, as a file and unpacked. It is a hash, so that a pull of many thousand blobs holds them in
-/// little memory; of two that have the same, one is kept for a while because of the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Name(u64);
-
-impl Name {
-    /// Bytes of memory that something takes which is held.
-    pub const BYTES: u64 = 32;
-
-    /// A tree, whether it is here already or not.
-    pub fn tree(key: &TreeKey) -> Self {
-        Self(xxhash_rust::xxh3::xxh3_64(key.as_str().as_bytes()))
-    }
-
-    /// A layer. It is held by the name of its content; this one tells it from others of the same content.
-    pub(in crate::store) fn layer(key: &LayerKey) -> Self {
-        Self(xxhash_rust::xxh3::xxh3_64(key.as_str().as_bytes()))
-    }
-
-    /// Whether it is in the part with this number, of so many equal parts of all names.
-    pub(in crate::store) fn is_in_part(self, number: u64, of: u64) -> bool {
-        self.0 % of.max(1) == number
-    }
-
-    /// A blob, and the layers that are unpacked from it, whether they are here already or not.
-    pub fn content(digest: &Digest) -> Self {
-        Self(xxhash_rust::xxh3::xxh3_64(digest.hex().as_bytes()))
-    }
 }
 
 /// Keeps what it names until it is dropped.
@@ -136,10 +105,15 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
+    use crate::oci::digest::Digest;
+
+    fn names() -> [Name; 2] {
+        [b"1", b"2"].map(|text| Name::content(&Digest::sha256(text)))
+    }
 
     #[test]
     fn what_is_held_cannot_be_claimed_until_the_last_hold_is_dropped() {
-        let (one, two) = (Name(1), Name(2));
+        let [one, two] = names();
         let holds = Holds::default();
         let (first, second) = (holds.hold([one]), holds.hold([one, two]));
         drop(first);
@@ -153,13 +127,13 @@ mod tests {
     /// Two threads of each kind, at random moments: what was found while it was held is there until the hold ends.
     #[test]
     fn what_was_found_stays_while_it_is_held() {
-        let holds = Holds::default();
+        let ([name, _], holds) = (names(), Holds::default());
         let is_there = AtomicBool::new(true);
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..20_000 {
-                        let hold = holds.hold([Name(1)]);
+                        let hold = holds.hold([name]);
                         if is_there.load(Ordering::SeqCst) {
                             assert!(is_there.load(Ordering::SeqCst), "it was taken away");
                         } else {
@@ -170,7 +144,7 @@ mod tests {
                 });
                 scope.spawn(|| {
                     for _ in 0..20_000 {
-                        if let Some(_claim) = holds.claim(Name(1)) {
+                        if let Some(_claim) = holds.claim(name) {
                             is_there.store(false, Ordering::SeqCst);
                         }
                     }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::oci::digest::Digest;
-use crate::store::content::trees::Trees;
 use crate::store::disk::{Disk, children, remove};
 use crate::store::durable::record;
 use crate::store::error::Error;
@@ -84,16 +83,11 @@ impl VolumeRecords {
         record::write(&self.disk, &self.path(&volume.target), volume)
     }
 
-    /// Forgets `target`, after noting that its tree was in use until now; what is not there is fine.
+    /// Forgets `target`; what is not there is fine.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn end(&self, target: &Path, trees: &Trees) -> Result<(), Error> {
-        if let Some(record) = self.get(target)?
-            && let Err(error) = trees.was_mounted(&record.tree)
-        {
-            tracing::warn!(%error, tree = %record.tree, "cannot note when a tree was used last");
-        }
+    pub fn remove(&self, target: &Path) -> Result<(), Error> {
         remove(&self.path(target))
     }
 
