@@ -8,3 +8,4 @@ pub mod format;
 pub mod index;
 pub mod merge;
 pub mod name;
+pub mod stream;

@@ -6,7 +6,7 @@ use ocivol::layer::checksum::Checksum;
 use ocivol::layer::index;
 
 fn read(bytes: &[u8], checksum: Checksum) -> Result<Vec<index::Entry>, index::ReadError> {
-    index::Reader::new(bytes, checksum).collect()
+    index::Reader::new(bytes, checksum, index::ENTRY_LIMIT).collect()
 }
 
 fuzz_target!(|bytes: &[u8]| {

@@ -10,7 +10,7 @@ use arbitrary::Arbitrary;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use ocivol::layer::format::{INDEX, Profile, place_of};
-use ocivol::layer::index::{EntryKind, Reader};
+use ocivol::layer::index::{ENTRY_LIMIT, EntryKind, Reader};
 use ocivol::layer::merge::{Merge, Rename};
 use ocivol::unpack::directory_memory::DirectoryMemory;
 use ocivol::unpack::extract::Limits;
@@ -167,7 +167,7 @@ fuzz_target!(|case: Case| {
     assert_eq!(fs::read_dir(directory.path()).expect("there").count(), 2);
     let Ok(summary) = result else { return };
     let index = fs::File::open(layer.join(INDEX)).expect("an index");
-    let entries: Vec<_> = Reader::new(index, summary.index).collect::<Result<_, _>>().expect("sound");
+    let entries: Vec<_> = Reader::new(index, summary.index, ENTRY_LIMIT).collect::<Result<_, _>>().expect("sound");
     assert_eq!(entries.len(), summary.entries);
     for (number, entry) in entries.iter().enumerate() {
         if let EntryKind::File { size, place, .. } = &entry.kind {

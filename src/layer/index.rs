@@ -5,10 +5,10 @@
 use std::io;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::Xxh3;
 
 use crate::layer::checksum::Checksum;
 use crate::layer::name::Name;
+use crate::layer::stream;
 
 /// One entry of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,22 +106,15 @@ impl EntryMetadata {
 
 /// Writes an index, entry by entry.
 pub struct Writer<W> {
-    out: W,
-    hasher: Xxh3,
-    buffer: Vec<u8>,
+    stream: stream::Writer<W>,
     entries: usize,
     memory: u64,
 }
 
-/// An index could not be read: it is damaged, or of another version of the format.
-#[derive(Debug, thiserror::Error)]
-#[error("the index of a layer is damaged: {0}")]
-pub struct Damaged(&'static str);
-
 impl<W: io::Write> Writer<W> {
     /// Writes to `out`, in pieces of about 64 KiB.
     pub fn new(out: W) -> Self {
-        Self { out, hasher: Xxh3::new(), buffer: Vec::with_capacity(80 * 1024), entries: 0, memory: 0 }
+        Self { stream: stream::Writer::new(out), entries: 0, memory: 0 }
     }
 
     /// Entries so far: the number of the next one.
@@ -139,124 +132,22 @@ impl<W: io::Write> Writer<W> {
     /// # Errors
     /// Those of `out`.
     pub fn add(&mut self, entry: &Entry) -> io::Result<()> {
-        let buffer = std::mem::take(&mut self.buffer);
-        self.buffer = postcard::to_extend(entry, buffer).map_err(io::Error::other)?;
         self.entries += 1;
         self.memory += entry.memory();
-        if self.buffer.len() >= 64 * 1024 { self.flush() } else { Ok(()) }
+        self.stream.add(entry)
     }
 
     /// Writes what is left; returns the checksum of the whole.
     ///
     /// # Errors
     /// Those of `out`.
-    pub fn finish(mut self) -> io::Result<Checksum> {
-        self.flush()?;
-        self.out.flush()?;
-        Ok(Checksum::finish(&self.hasher))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.hasher.update(&self.buffer);
-        self.out.write_all(&self.buffer)?;
-        self.buffer.clear();
-        Ok(())
+    pub fn finish(self) -> io::Result<Checksum> {
+        self.stream.finish()
     }
 }
 
-/// Reads an index whose checksum is known, entry by entry, in memory that has a fixed bound.
-///
-/// The last item is an error when the whole is not what was written.
-pub struct Reader<R> {
-    input: R,
-    expected: Checksum,
-    hasher: Xxh3,
-    buffer: Vec<u8>,
-    /// What of the buffer was decoded.
-    decoded: usize,
-    entries: usize,
-    ended: bool,
-}
-
-/// Bytes that are read at a time.
-const READ: usize = 64 * 1024;
-/// Bytes of an entry: names, a target and extended attributes are bounded far below it.
-const ENTRY_BYTES_LIMIT: usize = 4 * 1024 * 1024;
-
-impl<R: io::Read> Reader<R> {
-    /// Reads from `input`.
-    pub fn new(input: R, expected: Checksum) -> Self {
-        let buffer = Vec::with_capacity(READ);
-        Self { input, expected, hasher: Xxh3::new(), buffer, decoded: 0, entries: 0, ended: false }
-    }
-
-    /// Reads more; false at the end.
-    fn fill(&mut self) -> Result<bool, ReadError> {
-        self.buffer.drain(..self.decoded);
-        self.decoded = 0;
-        let before = self.buffer.len();
-        if before > ENTRY_BYTES_LIMIT {
-            return Err(Damaged("an entry is too long").into());
-        }
-        self.buffer.resize(before + READ, 0);
-        let read = self.input.read(self.buffer.get_mut(before..).unwrap_or_default())?;
-        self.buffer.truncate(before + read);
-        self.hasher.update(self.buffer.get(before..).unwrap_or_default());
-        Ok(read > 0)
-    }
-
-    fn read(&mut self) -> Result<Option<Entry>, ReadError> {
-        loop {
-            match postcard::take_from_bytes::<Entry>(self.buffer.get(self.decoded..).unwrap_or_default()) {
-                Ok((entry, rest)) => {
-                    self.decoded = self.buffer.len() - rest.len();
-                    self.entries += 1;
-                    if self.entries > ENTRY_LIMIT {
-                        return Err(Damaged("it is too long").into());
-                    }
-                    return Ok(Some(entry));
-                }
-                Err(postcard::Error::DeserializeUnexpectedEnd) => {
-                    if self.fill()? {
-                        continue;
-                    }
-                    if self.decoded < self.buffer.len() {
-                        return Err(Damaged("it is cut off").into());
-                    }
-                    if Checksum::finish(&self.hasher) != self.expected {
-                        return Err(Damaged("its checksum is wrong").into());
-                    }
-                    return Ok(None);
-                }
-                Err(_) => return Err(Damaged("it cannot be decoded").into()),
-            }
-        }
-    }
-}
-
-impl<R: io::Read> Iterator for Reader<R> {
-    type Item = Result<Entry, ReadError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.ended {
-            return None;
-        }
-        let read = self.read();
-        self.ended = !matches!(read, Ok(Some(_)));
-        read.transpose()
-    }
-}
-
-/// Why the next entry cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// It is not what was written.
-    #[error(transparent)]
-    Damaged(#[from] Damaged),
-    /// The kernel's.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
+/// Reads an index whose checksum is known, entry by entry.
+pub type Reader<R> = stream::Reader<R, Entry>;
 
 /// Entries of one layer, and files and directories of one tree: what a node's memory and inodes bear. The largest
 /// images have some hundred thousands.
@@ -292,7 +183,7 @@ mod tests {
         }
         assert_eq!(writer.entries(), entries.len());
         let checksum = writer.finish().expect("memory");
-        let read = |bytes: &[u8]| Reader::new(bytes, checksum).collect::<Result<Vec<_>, _>>();
+        let read = |bytes: &[u8]| Reader::new(bytes, checksum, ENTRY_LIMIT).collect::<Result<Vec<_>, _>>();
         assert_eq!(read(&bytes).expect("sound"), entries);
         for position in 0..bytes.len() {
             let mut bad = bytes.clone();

@@ -10,4 +10,5 @@ pub mod link;
 pub mod partial;
 pub mod ranges;
 pub mod soundness;
+pub mod tree_index;
 pub mod trees;

@@ -32,6 +32,8 @@ pub struct Blobs {
 /// A blob in the store.
 #[derive(Debug, Clone)]
 pub struct Blob {
+    /// Its digest.
+    pub digest: Digest,
     /// Its file: 0444, mtime 0.
     pub path: PathBuf,
     /// Its size in bytes.
@@ -113,7 +115,7 @@ impl Blobs {
         let mut origins = known.origins;
         origins.extend(self.facts.of::<BlobFacts>(&entry)?.origins);
         let public = origins.iter().any(|origin| origin.anonymous);
-        Ok(Some(Blob { path, size, public, origins }))
+        Ok(Some(Blob { digest: digest.clone(), path, size, public, origins }))
     }
 
     /// Stores `bytes`, which came from `origin`.

@@ -166,7 +166,8 @@ fn check_bounds(build: &Build, sources: &[TreeSource]) -> Result<(), Error> {
 /// What a layer holds that is a tree by itself: by all names, as a walk would count it.
 pub(in crate::store) fn measure(layer: &Layer) -> Result<Made, Error> {
     let mut directories = HashSet::new();
-    let mut made = Made { files: layer.summary.files, inodes: 0, bytes: layer.summary.bytes };
+    let (files, bytes) = (layer.summary.files, layer.summary.bytes);
+    let mut made = Made { files, bytes, ..Made::default() };
     for entry in layer.read_entries()? {
         let entry = entry.map_err(|error| Error::Damaged(format!("layer {}: {error}", layer.key)))?;
         let mut above = match entry.kind {

@@ -50,6 +50,6 @@ impl Layer {
     /// [`Error::Io`] when it cannot be opened.
     pub fn read_entries(&self) -> Result<Reader<File>, Error> {
         let path = self.directory.join(INDEX);
-        Ok(Reader::new(File::open(&path).map_err(io("read", &path))?, self.summary.index))
+        Ok(Reader::new(File::open(&path).map_err(io("read", &path))?, self.summary.index, ENTRY_LIMIT))
     }
 }

@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::host::file_metadata;
+use crate::layer::checksum::Checksum;
 use crate::layer::format::{Profile, place_of, readable};
 use crate::layer::index::{EntryKind, EntryMetadata, Place};
 use crate::layer::merge::{At, Merge, Visit};
@@ -18,6 +19,7 @@ use crate::layer::name::Name;
 use crate::layout;
 use crate::store::content::blobs::Blob;
 use crate::store::content::layer::Layer;
+use crate::store::content::tree_index::{Content, TreeIndex, TreeKind};
 use crate::store::disk::create_private;
 use crate::store::error::{Error, io};
 use crate::store::space::amount::Amount;
@@ -49,8 +51,12 @@ pub(in crate::store) struct Made {
     /// Files and directories.
     pub inodes: u64,
     pub bytes: u64,
+    /// Of the index of a tree that has one.
+    pub index: Option<Checksum>,
 }
 
+/// Permission bits of a file of which nothing is known.
+const PLAIN: u16 = 0o444;
 /// Files up to this size are copied, not linked, to carry their own mode, owner and time.
 const COPY_LIMIT: u64 = 1024 * 1024;
 /// Files up to this size are copied when their artifact calls them executable. Larger ones are weights: tools set the
@@ -72,6 +78,7 @@ struct Linker<'a> {
     /// The same of blobs, by what their file is.
     blobs: HashMap<(PathBuf, layout::plan::StatedMetadata), PathBuf>,
     made: Made,
+    index: TreeIndex,
     space: Space<'a>,
     /// Files and directories made, and bytes copied, since the free space was looked at.
     unchecked: (usize, u64),
@@ -96,6 +103,7 @@ pub(in crate::store) fn make(
     space: Space<'_>,
 ) -> Result<Made, Error> {
     create_private(root.parent().unwrap_or(root)).map_err(io("create", root))?;
+    let index = TreeIndex::create(root.parent().unwrap_or(root))?;
     let mut linker = Linker {
         root,
         merge,
@@ -105,6 +113,7 @@ pub(in crate::store) fn make(
         copies: HashMap::new(),
         blobs: HashMap::new(),
         made: Made::default(),
+        index,
         space,
         unchecked: (0, 0),
     };
@@ -113,7 +122,9 @@ pub(in crate::store) fn make(
         Visit::Leave => linker.leave(),
         Visit::Leaf { path, at } => linker.leaf(path, at),
     })?;
-    Ok(linker.made)
+    let Linker { index, mut made, .. } = linker;
+    made.index = Some(index.finish()?);
+    Ok(made)
 }
 
 impl Linker<'_> {
@@ -129,14 +140,20 @@ impl Linker<'_> {
                 .and_then(|()| rustix::fs::openat(CWD, self.root, DIRECTORY, Mode::empty())),
         };
         let opened = opened.map_err(|error| io("create", &place)(error.into()))?;
-        self.open.push((opened, place, metadata.cloned().unwrap_or_else(EntryMetadata::implied)));
+        let metadata = metadata.cloned().unwrap_or_else(EntryMetadata::implied);
+        self.index.add(path, TreeKind::Directory, self.mode_of_directory(&metadata))?;
+        self.open.push((opened, place, metadata));
         Ok(())
+    }
+
+    fn mode_of_directory(&self, metadata: &EntryMetadata) -> u16 {
+        if self.how.readable { readable(metadata.mode, true) } else { metadata.mode }
     }
 
     /// Everything in it is made: it gets its metadata, times last.
     fn leave(&mut self) -> Result<(), Error> {
         let Some((directory, path, metadata)) = self.open.pop() else { return Ok(()) };
-        let mode = if self.how.readable { readable(metadata.mode, true) } else { metadata.mode };
+        let mode = self.mode_of_directory(&metadata);
         file_metadata::set(directory.as_fd(), mode, &metadata)
             .map_err(|error| io("change", &path)(error.into()))?;
         Ok(())
@@ -150,7 +167,9 @@ impl Linker<'_> {
         match (&self.sources[at.layer as usize], &entry.kind) {
             (TreeSource::Blob(blob, metadata), _) => {
                 self.made.bytes += blob.size;
-                self.place_blob(blob, path, *metadata)
+                let mode = self.place_blob(blob, path, *metadata)?;
+                let content = Content::Blob(blob.digest.clone());
+                self.index.add(path, TreeKind::File(blob.size, content), mode)
             }
             (TreeSource::Text(text), _) => {
                 self.made.bytes += text.len() as u64;
@@ -158,9 +177,11 @@ impl Linker<'_> {
                 let target = self.place(path);
                 let file = create(&target)?;
                 file.write_all_at(text, 0).map_err(io("write", &target))?;
-                set_plain(&file, &target, 0o444)
+                set_plain(&file, &target, PLAIN)?;
+                let content = Content::Checksum(Checksum::of(text));
+                self.index.add(path, TreeKind::File(text.len() as u64, content), PLAIN)
             }
-            (TreeSource::Layer(layer), EntryKind::File { size, place, .. }) => {
+            (TreeSource::Layer(layer), EntryKind::File { size, place, checksum }) => {
                 self.made.bytes += size;
                 let on_disk = self.how.profile.mode_on_disk(entry.metadata.mode);
                 let mode = if self.how.readable {
@@ -168,10 +189,12 @@ impl Linker<'_> {
                 } else {
                     entry.metadata.mode
                 };
-                self.link(layer, path, at, *place, (mode != on_disk).then_some(mode))
+                self.link(layer, path, at, *place, (mode != on_disk).then_some(mode))?;
+                self.index.add(path, TreeKind::File(*size, Content::Checksum(*checksum)), mode)
             }
-            (TreeSource::Layer(layer), EntryKind::Symlink { place, .. }) => {
-                self.link(layer, path, at, *place, None)
+            (TreeSource::Layer(layer), EntryKind::Symlink { place, target }) => {
+                self.link(layer, path, at, *place, None)?;
+                self.index.add(path, TreeKind::Symlink(target.clone()), 0)
             }
             // A merge has nothing else as leaves.
             (TreeSource::Layer(_), _) => Ok(()),
@@ -244,21 +267,28 @@ impl Linker<'_> {
     }
 
     /// Puts a blob's content at `path`: linked where its plain metadata will do, else copied, once for all names of the
-    /// same metadata.
+    /// same metadata. Returns its permission bits.
     fn place_blob(
         &mut self,
         blob: &Blob,
         path: &Name,
         metadata: layout::plan::StatedMetadata,
-    ) -> Result<(), Error> {
+    ) -> Result<u16, Error> {
         let target = self.place(path);
         let own_metadata = has_own_metadata(blob, &metadata, self.how);
         let executable = is_executable(blob, &metadata);
+        let stated = metadata.mode.unwrap_or(PLAIN) & 0o777;
+        let mode = match (own_metadata, executable) {
+            (true, _) if self.how.readable => readable(stated, false),
+            (true, _) => stated,
+            (false, true) => PLAIN | 0o111,
+            (false, false) => PLAIN,
+        };
         let known = self.blobs.get(&(blob.path.clone(), metadata)).cloned();
         let original = (!own_metadata && !executable).then(|| blob.path.clone());
         if let Some(from) = known.or(original) {
             match rustix::fs::linkat(CWD, &from, CWD, &target, AtFlags::empty()) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(mode),
                 Err(error) if cannot_link(error) => {}
                 Err(error) => return Err(io("link", &target)(error.into())),
             }
@@ -267,8 +297,6 @@ impl Linker<'_> {
         self.check_space(if self.how.reflink { 0 } else { blob.size })?;
         let file = copy(&blob.path, &target)?;
         if own_metadata {
-            let mode = metadata.mode.unwrap_or(0o444) & 0o777;
-            let mode = if self.how.readable { readable(mode, false) } else { mode };
             let seconds = metadata.mtime.max(0);
             let exact = EntryMetadata {
                 mode,
@@ -280,10 +308,10 @@ impl Linker<'_> {
             file_metadata::set(file.as_fd(), mode, &exact)
                 .map_err(|error| io("change", &target)(error.into()))?;
         } else {
-            set_plain(&file, &target, 0o444 | if executable { 0o111 } else { 0 })?;
+            set_plain(&file, &target, mode)?;
         }
         self.blobs.insert((blob.path.clone(), metadata), target);
-        Ok(())
+        Ok(mode)
     }
 
     fn place(&self, path: &Name) -> PathBuf {
@@ -311,9 +339,9 @@ fn is_executable(blob: &Blob, metadata: &layout::plan::StatedMetadata) -> bool {
 }
 
 /// What a file has of which nothing is known.
-fn set_plain(file: &File, target: &Path, mode: u32) -> Result<(), Error> {
+fn set_plain(file: &File, target: &Path, mode: u16) -> Result<(), Error> {
     file.set_modified(SystemTime::UNIX_EPOCH + Duration::ZERO).map_err(io("touch", target))?;
-    file.set_permissions(Permissions::from_mode(mode)).map_err(io("change mode of", target))
+    file.set_permissions(Permissions::from_mode(mode.into())).map_err(io("change mode of", target))
 }
 
 fn create(path: &Path) -> Result<File, Error> {

@@ -9,7 +9,8 @@ use std::path::Path;
 use crate::host::limits;
 use crate::layer::checksum::Checksum;
 use crate::layer::format::place_of;
-use crate::layer::index::{Entry, EntryKind, Place, ReadError};
+use crate::layer::index::{Entry, EntryKind, Place};
+use crate::layer::stream::ReadError;
 use crate::store::content::layer::Layer;
 use crate::store::error::{Error, io};
 

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::host::failpoint;
+use crate::layer::checksum::Checksum;
 use crate::layer::format::{Dropped, FILES};
 use crate::oci::digest::Digest;
 use crate::store::content::blobs::Blobs;
@@ -69,6 +70,9 @@ pub struct Image {
     /// Files and directories; not in records of ocivol 0.1.
     #[serde(default)]
     pub inodes: Option<u64>,
+    /// The checksum of its index, which says what its directory holds; not in records of ocivol 0.1, nor where a layer is the tree.
+    #[serde(default)]
+    pub index: Option<Checksum>,
     /// What of its layers was left out by rule.
     pub dropped: Dropped,
     /// The blobs whose files it shows; not in records of ocivol 0.1.
@@ -202,6 +206,7 @@ impl Trees {
             size: made.bytes,
             files: made.files,
             inodes: Some(made.inodes),
+            index: made.index,
             dropped: layers().fold(Dropped::default(), |sum, layer| sum.plus(layer.summary.dropped)),
             blobs: Some(blobs.collect()),
             layers: layers().map(|layer| layer.key.clone()).collect(),
