@@ -3,6 +3,7 @@
 pub mod args;
 pub mod context;
 pub mod demo;
+pub mod fsck;
 pub mod gc;
 pub mod inspect;
 pub mod list;

@@ -35,6 +35,7 @@ pub mod content;
 pub mod disk;
 pub mod durable;
 pub mod error;
+pub mod fsck;
 pub mod key;
 pub mod lock;
 pub mod open;

@@ -6,9 +6,12 @@
 pub mod attributes;
 pub mod collect;
 pub mod collector;
+pub mod damages;
 pub mod error;
+pub mod fsck;
 pub mod interests;
 pub mod list;
+pub mod metrics;
 pub mod order;
 pub mod pins;
 pub mod publish;

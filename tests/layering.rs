@@ -34,11 +34,11 @@ const ROOMS: [(&str, &[&str]); 26] = [
     ("pull",           &["host", "oci", "layout", "registry", "store", "transfer"]),
     ("volume",         &["host", "oci", "layer", "layout", "registry", "store", "transfer::error", "transfer::flight", "mount", "pull"]),
     ("csi",            &["host", "registry", "volume"]),
-    ("control",        &["host", "layer", "pull", "registry", "store::collect::report", "transfer::error", "volume"]),
+    ("control",        &["host", "layer", "pull", "registry", "store::collect::report", "store::fsck::report", "transfer::error", "volume"]),
     ("telemetry",      &["host"]),
     ("demo",           &["host", "oci", "csi"]),
     ("node",           &["host", "oci", "mount", "pull", "registry", "store::space", "volume", "csi", "control", "telemetry"]),
-    ("cli",            &["host", "oci", "layout", "mount", "pull", "registry", "store::disk", "store::space", "store::collect::report", "volume", "control", "csi", "demo", "node", "telemetry"]),
+    ("cli",            &["host", "oci", "layout", "mount", "pull", "registry", "store::disk", "store::space", "store::collect::report", "store::fsck::report", "volume", "control", "csi", "demo", "node", "telemetry"]),
 ];
 
 /// Words that the code of a room does not contain.

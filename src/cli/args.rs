@@ -87,6 +87,8 @@ pub enum Command {
     Ls,
     /// Take away what nothing needs
     Gc(GcArgs),
+    /// Compare the store with what is recorded of it
+    Fsck(FsckArgs),
     /// Show the whole path: registry, plugin, kubelet, mount; in a temporary directory
     Demo,
 }
@@ -147,6 +149,9 @@ pub struct NodeArgs {
     /// The same in trees: each manifest, and each other choice of its files, is one
     #[arg(long, env = "OCIVOL_QUOTA_TREES", value_name = "N")]
     pub quota_trees: Option<u64>,
+    /// Days in which all of the store is compared with what is recorded of it, slowly; 0: never
+    #[arg(long, env = "OCIVOL_SCRUB_DAYS", value_name = "DAYS", default_value_t = 30)]
+    pub scrub_days: u32,
     /// Pull this reference at the start, and keep it; may be given several times
     #[arg(long, env = "OCIVOL_PINS", value_name = "REF", value_delimiter = ',')]
     pub pin: Vec<String>,
@@ -227,6 +232,14 @@ pub struct MountArgs {
 pub struct UmountArgs {
     /// Where it is mounted
     pub directory: PathBuf,
+}
+
+/// Flags of `fsck`.
+#[derive(Debug, Args)]
+pub struct FsckArgs {
+    /// Take out what is damaged, so that it is pulled again
+    #[arg(long)]
+    pub repair: bool,
 }
 
 /// Flags of `gc`.
@@ -327,6 +340,7 @@ impl NodeArgs {
                 quota_inodes: self.quota_inodes,
                 quota_trees: self.quota_trees,
             },
+            scrub_days: self.scrub_days,
             pins: self.pin,
             pulls: common.pulls(),
         };

@@ -100,6 +100,7 @@ async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
         allow_writers: false,
         lock: Lock::All,
         disk: DiskFlags::default(),
+        scrub_days: 0,
         pins: Vec::new(),
         pulls: PullFlags { plain_http: vec![host], ..common.pulls() },
     };

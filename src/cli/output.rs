@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::cli::args::{Common, Output};
@@ -77,6 +77,27 @@ impl Progress {
                 let _ = writeln!(std::io::stderr(), "{snapshot}");
             }
             None => {}
+        }
+    }
+}
+
+/// Says now and then how many bytes something has come to.
+pub struct Bytes {
+    what: &'static str,
+    next_line: Instant,
+}
+
+impl Bytes {
+    /// Nothing is said for the first seconds.
+    pub fn new(what: &'static str) -> Self {
+        Self { what, next_line: Instant::now() + LINE_EVERY }
+    }
+
+    /// It has come to so many.
+    pub fn show(&mut self, bytes: u64) {
+        if Instant::now() >= self.next_line {
+            self.next_line = Instant::now() + LINE_EVERY;
+            let _ = writeln!(std::io::stderr(), "{} {}", BinaryBytes(bytes), self.what);
         }
     }
 }

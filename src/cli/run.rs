@@ -2,6 +2,7 @@
 
 use crate::cli::context::{self, GRACE};
 use crate::cli::demo;
+use crate::cli::fsck;
 use crate::cli::gc;
 use crate::cli::inspect;
 use crate::cli::list;
@@ -55,6 +56,7 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
         Command::Umount(flags) => context::run(GRACE, mount::umount(&common, &flags)),
         Command::Inspect(flags) => context::run(GRACE, inspect::run(&common, &flags)),
         Command::Ls => context::run(GRACE, list::run(&common)),
+        Command::Fsck(flags) => context::run(GRACE, fsck::run(&common, &flags)),
         Command::Gc(flags) => context::run(GRACE, gc::run(&common, &flags)),
         Command::Demo => demo::run(&common),
     }

@@ -74,6 +74,7 @@ pub async fn execute(
             Ok(Reply::Unmounted)
         }
         ControlRequest::List => Ok(Reply::List(volumes.list().await?)),
+        ControlRequest::Fsck => Ok(Reply::Checked(volumes.repair().await?)),
         ControlRequest::Collect { dry_run } => Ok(Reply::Collected(volumes.collect(dry_run).await?)),
     }
 }

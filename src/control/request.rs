@@ -9,6 +9,7 @@ use crate::failure::Failure;
 use crate::layer::format::Dropped;
 use crate::pull::progress::Snapshot;
 use crate::store::collect::report::Report;
+use crate::store::fsck::report::Report as CheckReport;
 use crate::volume::list::Listed;
 
 /// The socket's name in the store's directory.
@@ -45,6 +46,8 @@ pub enum ControlRequest {
         /// Only say what that is.
         dry_run: bool,
     },
+    /// Compare the store with what is recorded of it, and take out what is damaged.
+    Fsck,
 }
 
 /// What to pull, and as whom.
@@ -78,6 +81,8 @@ pub enum Reply {
     List(Vec<Listed>),
     /// What went, or would.
     Collected(Report),
+    /// What was damaged.
+    Checked(CheckReport),
     /// It failed.
     Failed(Failure),
 }

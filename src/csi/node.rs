@@ -16,7 +16,7 @@ use crate::csi::v1::{
     NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse, NodeGetVolumeStatsRequest,
     NodeGetVolumeStatsResponse, NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability,
     NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse,
-    NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, VolumeUsage,
+    NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, VolumeCondition, VolumeUsage,
 };
 use crate::csi::{request, status};
 use crate::host::blocking::{self, Lane};
@@ -120,7 +120,12 @@ impl Node for NodeService {
                 VolumeUsage { available: 0, total: amount, used: amount, unit: unit.into() }
             };
             let usage = vec![all(usage.bytes, Unit::Bytes), all(usage.inodes, Unit::Inodes)];
-            Ok(NodeGetVolumeStatsResponse { usage })
+            let damage = self.volumes.damage(&volume_path).await;
+            let condition = VolumeCondition {
+                abnormal: damage.is_some(),
+                message: damage.unwrap_or_else(|| "no damage is known".to_owned()),
+            };
+            Ok(NodeGetVolumeStatsResponse { usage, volume_condition: Some(condition) })
         };
         self.metrics.observe("/csi.v1.Node/NodeGetVolumeStats", stats).await
     }
@@ -129,8 +134,11 @@ impl Node for NodeService {
         &self,
         _: Request<NodeGetCapabilitiesRequest>,
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
-        let stats = Type::Rpc(Rpc { r#type: rpc::Type::GetVolumeStats.into() });
-        let capabilities = vec![NodeServiceCapability { r#type: Some(stats) }];
+        let capability = |kind: rpc::Type| {
+            let rpc = Rpc { r#type: kind.into() };
+            NodeServiceCapability { r#type: Some(Type::Rpc(rpc)) }
+        };
+        let capabilities = [rpc::Type::GetVolumeStats, rpc::Type::VolumeCondition].map(capability).into();
         let response = async { Ok(NodeGetCapabilitiesResponse { capabilities }) };
         self.metrics.observe("/csi.v1.Node/NodeGetCapabilities", response).await
     }

@@ -14,7 +14,7 @@ use crate::csi::v1::volume_capability::access_mode::Mode;
 use crate::csi::v1::volume_capability::{AccessMode, AccessType, MountVolume};
 use crate::csi::v1::{
     NodeGetInfoRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest,
-    VolumeCapability, VolumeUsage,
+    VolumeCapability, VolumeCondition, VolumeUsage,
 };
 use crate::oci::digest::Digest;
 
@@ -185,6 +185,20 @@ impl Kubelet {
             ..Default::default()
         };
         Ok(self.node().await?.node_get_volume_stats(self.timed(message)).await?.into_inner().usage)
+    }
+
+    /// What kubelet is told of the condition of a volume.
+    ///
+    /// # Errors
+    /// The plugin's answer.
+    pub async fn condition(&self, volume: &PodVolume) -> Result<VolumeCondition, Status> {
+        let message = NodeGetVolumeStatsRequest {
+            volume_id: volume.volume_id.clone(),
+            volume_path: volume.target.to_string_lossy().into_owned(),
+            ..Default::default()
+        };
+        let stats = self.node().await?.node_get_volume_stats(self.timed(message)).await?.into_inner();
+        stats.volume_condition.ok_or_else(|| Status::internal("no condition"))
     }
 
     /// A new connection to the Node service.

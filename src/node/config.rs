@@ -44,6 +44,8 @@ pub struct NodeConfig {
     pub budget: Budget,
     /// What was in use within this time is not collected.
     pub min_age: Duration,
+    /// In what time all of the store is looked at again; not at all if not said.
+    pub scrub: Option<Duration>,
     /// What is pulled at the start, and kept.
     pub pins: Vec<Reference>,
 }
@@ -73,6 +75,8 @@ pub struct NodeFlags {
     pub lock: Lock,
     /// Flags about the disk.
     pub disk: DiskFlags,
+    /// `--scrub-days`
+    pub scrub_days: u32,
     /// `--pin`
     pub pins: Vec<String>,
     /// Flags about registries and pulls.
@@ -197,6 +201,7 @@ impl NodeFlags {
             pulls,
             min_age: Duration::from_secs(self.disk.gc_min_age),
             budget: self.disk.check()?,
+            scrub: (self.scrub_days > 0).then(|| Duration::from_secs(u64::from(self.scrub_days) * 24 * 3600)),
             pins,
         })
     }
@@ -413,6 +418,7 @@ mod tests {
             allow_writers: false,
             lock: Lock::All,
             disk: DiskFlags::default(),
+            scrub_days: 30,
             pins: Vec::new(),
             pulls: PullFlags {
                 plain_http: Vec::new(),

@@ -27,6 +27,7 @@ pub(in crate::node) fn checks(
     let mut registry = prometheus_client::registry::Registry::default();
     metrics.register(&mut registry);
     pull_metrics.register(&mut registry);
+    volumes.store_metrics.register(&mut registry);
     let version = prometheus_client::metrics::info::Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
     registry.register("ocivol_build", "What is running", version);
     let (socket, volumes) = (config.socket.clone(), Arc::clone(volumes));

@@ -69,6 +69,10 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         let volumes = Arc::clone(&volumes);
         tokio::spawn(async move { volumes.collect_at_watermark().await })
     };
+    if let Some(round) = config.scrub {
+        let volumes = Arc::clone(&volumes);
+        tokio::spawn(async move { volumes.scrub(round).await });
+    }
     for reference in config.pins.clone() {
         let volumes = Arc::clone(&volumes);
         tokio::spawn(async move { volumes.pin(&reference).await });

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::store::access::grants::Grants;
@@ -17,8 +17,9 @@ use crate::store::content::trees::Trees;
 use crate::store::disk::{Disk, FORMAT, boot_id, create_private};
 use crate::store::durable::facts::Facts;
 use crate::store::durable::ledger::Ledger;
-use crate::store::durable::{flush, recovery};
+use crate::store::durable::{flush, record, recovery};
 use crate::store::error::{Error, io};
+use crate::store::fsck::cursor::Cursor;
 use crate::store::lock::Lock;
 use crate::store::space::budget::Budget;
 use crate::store::usage::holds::Holds;
@@ -179,6 +180,22 @@ impl Store {
             tracing::warn!(%error, tree = %record.tree, "cannot note when a tree was used last");
         }
         self.volumes.remove(target)
+    }
+
+    /// How far the look at the whole store was when it was last noted.
+    pub fn scrubbed(&self) -> Cursor {
+        record::read(&self.scrub_path()).ok().flatten().unwrap_or_default()
+    }
+
+    /// Notes how far it is. That it is lost does no harm.
+    pub fn note_scrubbed(&self, cursor: &Cursor) {
+        if let Err(error) = record::write(&self.disk, &self.scrub_path(), cursor) {
+            tracing::debug!(%error, "cannot note how far the store was looked at");
+        }
+    }
+
+    fn scrub_path(&self) -> PathBuf {
+        self.disk.directory().join("scrub.json")
     }
 
     /// Waits until everything published so far is durable. False when this process ever lost something.

@@ -15,6 +15,7 @@ use crate::store::collect::run::run;
 use crate::store::error::Error as StoreError;
 use crate::store::key::TreeKey;
 use crate::store::open::Store;
+use crate::volume::metrics::{For, StoreMetrics};
 use crate::volume::store_mounts::StoreMounts;
 
 /// How collections of this process are done.
@@ -26,7 +27,8 @@ pub(in crate::volume) struct Collector {
     /// What was in use within this time stays.
     min_age: Duration,
     /// Ends collections, and starts no more.
-    stop: AtomicBool,
+    stop: Arc<AtomicBool>,
+    metrics: StoreMetrics,
     /// Something ended that may have left what is unused.
     pub(in crate::volume) nudge: Notify,
 }
@@ -36,10 +38,11 @@ impl Collector {
         store_root: &Path,
         pinned: BTreeSet<String>,
         min_age: Duration,
+        metrics: StoreMetrics,
     ) -> Arc<Self> {
-        let (stop, nudge) = (AtomicBool::new(false), Notify::new());
+        let (stop, nudge) = (Arc::default(), Notify::new());
         let pinned = Mutex::new(Pinned { references: pinned, ..Pinned::default() });
-        Arc::new(Self { store_root: store_root.to_owned(), pinned, min_age, stop, nudge })
+        Arc::new(Self { store_root: store_root.to_owned(), pinned, min_age, stop, metrics, nudge })
     }
 
     /// Makes room in `store` from now on, whenever there is too little.
@@ -70,7 +73,21 @@ impl Collector {
         let mounted = || self.mounted();
         let (pinned, min_age) = (&self.pinned().clone(), self.min_age);
         let rules = Rules { mounted: &mounted, filter, pinned, min_age, is_dry_run, stop: &self.stop };
-        run(store, &rules, wanted)
+        let report = run(store, &rules, wanted)?;
+        let reason = match wanted {
+            Wanted::Everything => For::Command,
+            Wanted::Excess(_) => For::Watermark,
+            Wanted::Room(_) | Wanted::AllBut(_) => For::Pull,
+        };
+        if !is_dry_run {
+            self.metrics.collected(reason, &report);
+        }
+        Ok(report)
+    }
+
+    /// True when everything is to end.
+    pub(in crate::volume) fn stop_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
     }
 
     /// What is mounted of the store. Without knowing that nothing may go.

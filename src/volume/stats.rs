@@ -51,6 +51,13 @@ impl Volumes {
         self.measure(target, mount).await?.ok_or_else(not_published)
     }
 
+    /// What is damaged of the volume at `path`, as far as that was found.
+    pub async fn damage(&self, path: &str) -> Option<String> {
+        let (store, path) = (self.store_if_at_hand().await?, Path::new(path).to_owned());
+        let record = blocking::run(Lane::Store, move || store.volumes.get(&path)).await.ok()??;
+        self.damages.of(&record.tree)
+    }
+
     /// Counts what a part of a tree holds, once. Nothing, when `mount` is no longer what is at `target`.
     async fn measure(&self, target: Target, mount: Mount) -> Result<Option<Measured>, Error> {
         let mounted = mount.root.clone();

@@ -21,8 +21,10 @@ use crate::store::open::Store;
 use crate::store::space::budget::Budget;
 use crate::store::usage::volumes::Measured;
 use crate::volume::collector::Collector;
+use crate::volume::damages::Damages;
 use crate::volume::error::Error;
 use crate::volume::interests::Interests;
+use crate::volume::metrics::StoreMetrics;
 use crate::volume::order::Order;
 use crate::volume::slots::Slots;
 use crate::volume::store_mounts::StoreMounts;
@@ -49,6 +51,10 @@ pub struct Volumes {
     /// What was measured, by what is mounted: trees never change.
     pub(in crate::volume) measured: std::sync::Mutex<HashMap<PathBuf, Measured>>,
     pub(in crate::volume) collector: Arc<Collector>,
+    /// What is damaged on the disk.
+    pub(in crate::volume) damages: Arc<Damages>,
+    /// What happens to the store.
+    pub store_metrics: StoreMetrics,
     pub(in crate::volume) stopping: watch::Sender<bool>,
 }
 
@@ -73,7 +79,8 @@ impl Volumes {
     /// Nothing is opened yet.
     pub fn new(store_root: PathBuf, registry: Registry, settings: Settings, metrics: Metrics) -> Arc<Self> {
         let Settings { pulls, budget, pinned, min_age, policy, lock } = settings;
-        let collector = Collector::new(&store_root, pinned, min_age);
+        let store_metrics = StoreMetrics::default();
+        let collector = Collector::new(&store_root, pinned, min_age, store_metrics.clone());
         let mounter = Mounter::new(&store_root, &empty_directory(&store_root), lock);
         Arc::new(Self {
             store_root,
@@ -89,6 +96,8 @@ impl Volumes {
             interests: Interests::default(),
             measured: std::sync::Mutex::default(),
             collector,
+            damages: Arc::default(),
+            store_metrics,
             stopping: watch::Sender::new(false),
         })
     }

@@ -3,6 +3,7 @@
 mod collection;
 mod durability;
 mod file_systems;
+mod fsck;
 mod grants;
 mod layer_durability;
 mod memory;

@@ -288,6 +288,12 @@ impl Blobs {
     }
 }
 
+/// The size that the record at `path` says, and its stamp.
+pub(in crate::store) fn recorded(path: &Path) -> Result<Option<(u64, Stamp)>, Error> {
+    let known = record::read::<BlobRecord>(path)?;
+    Ok(known.map(|known| (known.size, known.stamp)))
+}
+
 /// The digest of a file's content.
 pub(in crate::store) fn hash_file(path: &Path, like: &Digest) -> Result<Digest, Error> {
     let mut file = File::open(path).map_err(io("open", path))?;

@@ -339,6 +339,15 @@ impl Layers {
         self.facts.forget(&entry)
     }
 
+    /// Gives a layer up that is not what it was: it is unpacked again. Pods that have it mounted keep it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(in crate::store) fn give_up(&self, key: &LayerKey) -> Result<(), Error> {
+        let _one = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        self.retire(key)
+    }
+
     /// Moves a layer's directory out of the way. Its files stay: a pod may have it mounted.
     fn retire(&self, key: &LayerKey) -> Result<(), Error> {
         self.forget(key)?;
@@ -373,4 +382,26 @@ impl Layers {
     fn record_path(&self, key: &LayerKey) -> PathBuf {
         self.disk.directory().join("layers").join(format!("{key}.json"))
     }
+}
+
+/// What is recorded of a layer in the store in `directory`, without what was learnt of it later.
+pub(in crate::store) fn recorded(
+    directory: &Path,
+    key: &LayerKey,
+) -> Result<Option<(Layer, Profile, Stamp)>, Error> {
+    let directory = directory.join("layers");
+    let known = record::read::<LayerRecord>(&directory.join(format!("{key}.json")))?;
+    Ok(known.map(|known| {
+        let layer = Layer {
+            key: key.clone(),
+            directory: directory.join(key.as_str()),
+            digest: known.digest,
+            size: known.size,
+            summary: known.summary,
+            contents: known.contents,
+            public: false,
+            origins: known.origins,
+        };
+        (layer, known.profile, known.stamp)
+    }))
 }

@@ -128,6 +128,12 @@ const DOCUMENTS_LIMIT: usize = 64;
 /// Tenants remembered of a tree.
 const TENANTS_LIMIT: usize = 2;
 
+impl Image {
+    pub(in crate::store) fn stamp(&self) -> &Stamp {
+        &self.stamp
+    }
+}
+
 impl Tree {
     /// The name in the store of what is mounted: the tree's, or its only layer's.
     pub fn mounted_key(&self) -> &str {
@@ -380,6 +386,16 @@ impl Trees {
     /// [`Error::Io`].
     pub(in crate::store) fn usage(&self, key: &TreeKey) -> Result<TreeFacts, Error> {
         self.facts.of(&Entry::Tree(key.clone()))
+    }
+
+    /// Gives a tree up that is not what it was: it is made again. Pods that have it mounted keep it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(in crate::store) fn give_up(&self, key: &TreeKey) -> Result<(), Error> {
+        let _one = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forget(key)?;
+        self.disk.retire(&self.directory(key))
     }
 
     /// Takes the directory with this name out of sight, unless a record belongs to it. *Caller:* has claimed it, so that none is

@@ -1,0 +1,83 @@
+//! `ocivol fsck`
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use indicatif::BinaryBytes;
+
+use crate::cli::args::{Common, FsckArgs};
+use crate::cli::context::volumes;
+use crate::cli::output::{self, Bytes};
+use crate::control::client;
+use crate::control::request::{ControlRequest, Reply};
+use crate::failure::Failure;
+use crate::host::blocking;
+use crate::store::fsck::report::{Finding, Report};
+use crate::volume::error::Error;
+use crate::volume::fsck;
+
+/// Compares the store with what is recorded of it; takes out what is bad where that is asked for.
+///
+/// # Errors
+/// Whatever failed. That something is damaged is no failure of the command: it is its exit status.
+pub async fn run(common: &Common, flags: &FsckArgs) -> Result<ExitCode, Failure> {
+    let report = if flags.repair {
+        match client::run(&volumes(common)?, ControlRequest::Fsck, |_| {}).await? {
+            Reply::Checked(report) => report,
+            other => return Err(Failure::internal(&format!("unexpected answer: {other:?}"))),
+        }
+    } else {
+        let root = common.root()?;
+        if !root.is_dir() {
+            return Err(Failure::usage(&format!("there is no store at {}", root.display())));
+        }
+        let progress = Mutex::new(Bytes::new("read"));
+        let look = move || {
+            fsck::look(&root, &|bytes| {
+                if let Ok(mut progress) = progress.lock() {
+                    progress.show(bytes);
+                }
+            })
+        };
+        let looked = blocking::on_own_thread("fsck", look).await;
+        let looked = looked.map_err(|error| Failure::internal(&format!("cannot start a thread: {error}")))?;
+        looked.map_err(Error::from)?
+    };
+    output::result(common, &report, || text(&report));
+    let left = report.findings.iter().any(|finding| !finding.repaired);
+    Ok(if left { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn text(report: &Report) -> String {
+    let mut lines: Vec<String> = report.findings.iter().map(line).collect();
+    if let Some(more @ 1..) = report.damaged.checked_sub(report.findings.len() as u64) {
+        lines.push(format!("and {more} more"));
+    }
+    let Report { blobs, layers, trees, bytes, damaged, .. } = report;
+    lines.push(format!(
+        "{blobs} blobs, {layers} layers and {trees} trees, {}: {}",
+        BinaryBytes(*bytes),
+        match damaged {
+            0 => "all is as it was recorded".to_owned(),
+            1 => "1 is damaged".to_owned(),
+            many => format!("{many} are damaged"),
+        }
+    ));
+    if report.findings.iter().any(|finding| !finding.repaired) {
+        lines.push("`ocivol fsck --repair` takes out what is damaged; it is pulled again".to_owned());
+    }
+    lines.join("\n")
+}
+
+fn line(finding: &Finding) -> String {
+    let Finding { kind, name, shows, problem, path, trees, repaired } = finding;
+    let file = path.as_ref().map(|path| format!(", {path}")).unwrap_or_default();
+    let name = if name == shows { name.clone() } else { format!("{name} ({shows})") };
+    let repaired = if *repaired { "; taken out, it is pulled again" } else { "" };
+    let shown = match trees.len() {
+        0 => String::new(),
+        1 => " in 1 tree".to_owned(),
+        many => format!(" in {many} trees"),
+    };
+    format!("{kind} {name}{file}: {problem}{shown}{repaired}")
+}
