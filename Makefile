@@ -26,7 +26,7 @@ NODE_MODULES := $(shell cat tests/e2e/kubernetes/go.mod tests/e2e/kubernetes/go.
 NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
-.PHONY: help demo test check conformance e2e node-up node-down node-shell node-tools interop manifests image fuzz bench \
+.PHONY: help demo test check conformance e2e node-up node-down node-shell node-tools interop manifests image fuzz bench soak powercuts \
 	static check-arm advisories
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,12 @@ test: ## Install what the tests need, run all tests (as root: they mount)
 	@$(call need,openssl,openssl)
 	$(AS_ROOT) $(CARGO) test
 
+soak: ## Hours of bounded load, and whether anything grows: SOAK_MINUTES=180
+	$(AS_ROOT) env OCIVOL_SOAK_MINUTES=$(SOAK_MINUTES) $(CARGO) test --test suite -- --nocapture crash::soak
+
+powercuts: ## Cut the power a thousand times, on ext4, XFS and btrfs
+	$(AS_ROOT) env OCIVOL_CUTS=334 $(CARGO) test --test suite -- --nocapture store::power_cuts
+
 fuzz: $(TOOLS)/bin/cargo-fuzz ## Feed the code that reads archives, HTTP/2 and what registries say with what it does not expect
 	cd fuzz && export PATH="$(abspath $(TOOLS))/bin:$$PATH" RUSTC_BOOTSTRAP=1 && cargo fuzz build && \
 	for target in $(FUZZ_TARGETS); do \
@@ -86,6 +92,9 @@ conformance: $(TOOLS)/bin/helm $(TOOLS)/bin/csi-sanity ## csi-sanity against the
 	$(CARGO) build
 	$(SUDO) sh tests/conformance.sh target/debug/ocivol $(TOOLS)/bin/csi-sanity
 
+# Minutes of `make soak`.
+SOAK_MINUTES ?= 180
+
 # Scenarios whose names contain one of these words; all without.
 SCENARIOS ?=
 
@@ -108,6 +117,7 @@ RUNTIME_DIR := $(TOOLS)/containerd-$(NODE_CONTAINERD)-runc-$(NODE_RUNC)
 # Built once for each version. What is at these names is the version that runs.
 node-tools: $(KUBERNETES_DIR) $(RUNTIME_DIR) $(TOOLS)/bin/helm
 	@$(call need,etcd,etcd-server)
+	@$(call need,mkfs.ext4,e2fsprogs)
 	@$(call need,docker-registry,docker-registry)
 	@$(call need,ip,iproute2)
 	@$(call need,openssl,openssl)

@@ -1,4 +1,5 @@
-//! Named moments at which a test can end the process, as the power or the kernel's OOM killer would.
+//! Named moments at which a test can end the process, as the power or the kernel's OOM killer would; and named writes that it can
+//! make fail, as a disk would.
 //!
 //! They stand where the work would be half done if it ended there: between a name and its record, between a mount
 //! and what remembers it. `tests/crash/failpoints.rs` kills the plugin at every one of them, and finds a new one by itself.
@@ -13,6 +14,21 @@ pub fn reached(moment: &str) {
     let _ = moment;
 }
 
+/// The error that `OCIVOL_FAILS_AT` wants of this `write`, once: `record.write:EIO`. Release builds hold nothing of this.
+///
+/// # Errors
+/// The one that is wanted.
+#[inline]
+pub fn fails(write: &str) -> std::io::Result<()> {
+    #[cfg(debug_assertions)]
+    return chosen::fails(write);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = write;
+        Ok(())
+    }
+}
+
 #[cfg(debug_assertions)]
 mod chosen {
     use std::sync::LazyLock;
@@ -22,6 +38,28 @@ mod chosen {
         moment: String,
         /// Times it has to be reached still.
         left: AtomicUsize,
+    }
+
+    /// A write that fails, and the kernel's answer.
+    static FAILING: LazyLock<Option<(String, i32)>> = LazyLock::new(|| {
+        let text = std::env::var("OCIVOL_FAILS_AT").ok()?;
+        let (write, error) = text.split_once(':')?;
+        let errors = [libc::ENOSPC, libc::EDQUOT, libc::EIO, libc::EROFS, libc::EMFILE];
+        let names = ["ENOSPC", "EDQUOT", "EIO", "EROFS", "EMFILE"];
+        let at = names.iter().position(|name| *name == error)?;
+        Some((write.to_owned(), *errors.get(at)?))
+    });
+    static FAILED: AtomicUsize = AtomicUsize::new(0);
+
+    pub(super) fn fails(write: &str) -> std::io::Result<()> {
+        match FAILING.as_ref().filter(|(failing, _)| failing == write) {
+            Some((_, error)) if FAILED.fetch_add(1, Ordering::SeqCst) == 0 => {
+                let error = std::io::Error::from_raw_os_error(*error);
+                tracing::warn!(write, %error, "OCIVOL_FAILS_AT");
+                Err(error)
+            }
+            _ => Ok(()),
+        }
     }
 
     static CHOSEN: LazyLock<Option<Chosen>> = LazyLock::new(|| {

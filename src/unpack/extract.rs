@@ -22,8 +22,8 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::host::file_metadata;
 use crate::host::limits::MERGE_BYTES;
+use crate::host::{failpoint, file_metadata};
 use crate::layer::checksum::Checksum;
 use crate::layer::format::{Dropped, FILES, INDEX, Profile, SHADOWED, Summary};
 use crate::layer::index::ENTRY_LIMIT;
@@ -140,7 +140,7 @@ impl Extract {
     }
 
     fn entry<R: BufRead>(&mut self, header: &Header, archive: &mut Archive<R>) -> Result<(), Error> {
-        crate::host::failpoint::reached("unpack.entry");
+        failpoint::reached("unpack.entry");
         let refused = |rule: &'static str| Error::entry(&header.name, rule);
         let name = Name::parse(&header.name).map_err(refused)?;
         let (name, whiteout) = match self.profile {
@@ -174,6 +174,7 @@ impl Extract {
         let is_file =
             matches!(kind, EntryKind::File { .. } | EntryKind::Symlink { .. } | EntryKind::HardLink { .. });
         self.summary.files += usize::from(is_file);
+        failpoint::fails("unpack.index").map_err(io("write", b"index"))?;
         self.index.add(&Entry { name, kind, metadata }).map_err(io("write", b"index"))?;
         let used = self.index.entries() + self.directories.created();
         if used > ENTRY_LIMIT {
@@ -226,6 +227,7 @@ impl Extract {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             rustix::fs::openat(at, part, flags, file_metadata::mode(mode))
         };
+        failpoint::fails("unpack.create").map_err(io("create", name.as_bytes()))?;
         let (file, place) = self.create(name, create)?;
         let checksum = self.write(&file, name, header, archive)?;
         file_metadata::set_owner(file.as_fd(), metadata).map_err(io("change owner of", name.as_bytes()))?;
@@ -257,6 +259,7 @@ impl Extract {
             while left > 0 {
                 let piece = archive.content()?;
                 let taken = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
+                failpoint::fails("unpack.write").map_err(io("write", name.as_bytes()))?;
                 let more = content.write(&piece[..taken]).map_err(io("write", name.as_bytes()))?;
                 archive.consume(taken);
                 left -= taken as u64;

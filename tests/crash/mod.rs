@@ -3,3 +3,4 @@
 mod failpoints;
 mod model;
 mod shutdown;
+mod soak;

@@ -52,7 +52,7 @@ fn node_says_what_it_can() {
                 None => panic!("a capability without a type"),
             })
             .collect();
-        assert_eq!(types, [rpc::Type::GetVolumeStats]);
+        assert_eq!(types, [rpc::Type::GetVolumeStats, rpc::Type::VolumeCondition]);
         let info = client.node_get_info(NodeGetInfoRequest {}).await.expect("info").into_inner();
         assert_eq!((info.node_id.as_str(), info.max_volumes_per_node), ("node-1", 0));
         let stage = NodeStageVolumeRequest { volume_id: "v".into() };

@@ -254,7 +254,7 @@ fn stacked_mounts_are_all_taken_away() {
 fn an_unpublish_ends_a_waiting_publish_and_nothing_is_mounted_afterwards() {
     isolated(async {
         // Longer than anybody waits here: no download ends because its registry says nothing.
-        let (registry, node, reference) = model_with(&["--stall-timeout", "600"]).await;
+        let (registry, node, reference) = model_with(&["--stall-timeout", "600", "-v"]).await;
         /// Counts the bodies that the plugin does not read any more.
         struct Unread(Arc<AtomicUsize>);
         impl Drop for Unread {
@@ -277,27 +277,28 @@ fn an_unpublish_ends_a_waiting_publish_and_nothing_is_mounted_afterwards() {
             });
             Some(axum::response::Response::new(axum::body::Body::from_stream(late)))
         });
-        let volume = node.volume("pod");
-        let request = node.kubelet.publish_request(&volume, &[("reference", &reference)], &[]);
-        let publishes: Vec<_> = (0..3)
-            .map(|_| {
-                let (kubelet, request) = (node.kubelet.clone(), request.clone());
-                tokio::spawn(async move { kubelet.publish(request).await })
-            })
-            .collect();
+        let begin = |pod: &str| {
+            let (kubelet, volume) = (node.kubelet.clone(), node.volume(pod));
+            let request = kubelet.publish_request(&volume, &[("reference", &reference)], &[]);
+            tokio::spawn(async move { kubelet.publish(request).await })
+        };
+        // Another pod wants the same.
+        let (volume, other) = (node.volume("pod"), begin("other"));
         eventually("the blobs are asked for", || registry.count(&GET, "/blobs/") >= 3).await;
+        let publishes: Vec<_> = (0..3).map(|_| begin("pod")).collect();
+        let began = || node.logged().matches("\"message\":\"publish\"").count();
+        eventually("all of them have begun", || began() == 4).await;
         node.kubelet.unpublish(&volume).await.expect("unpublished");
-        assert_eq!(unread.load(Ordering::SeqCst), 0, "the pull goes on: nobody waited for its end");
+        assert_eq!(unread.load(Ordering::SeqCst), 0, "the pull goes on for the other");
         for publish in publishes {
             // Not that it waited long enough, as it says at its deadline.
             let status = publish.await.expect("no panic").expect_err("it gave way");
             assert_eq!(status.code(), Code::Aborted, "{}", status.message());
         }
         open.send_replace(true);
-        let images = node.root.join("v1/images");
-        let is_whole = || std::fs::read_dir(&images).is_ok_and(|records| records.count() == 1);
-        eventually("the pull ends well", is_whole).await;
+        other.await.expect("no panic").expect("the other is published");
         assert!(mount_at(&volume.target).is_none() && !volume.target.exists());
+        node.kubelet.unpublish(&node.volume("other")).await.expect("unpublished");
     });
 }
 

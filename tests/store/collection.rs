@@ -114,9 +114,9 @@ fn what_was_in_use_a_moment_ago_stays() {
         let age = |node: &Node| {
             let name = entries(node, "facts").into_iter().find(|name| name.starts_with("tree-"));
             let name = name.expect("facts of the tree");
-            change(&node.root.join("v1/facts").join(&name), "last_use", 1.into());
+            change(&node.root.join("v1/facts").join(&name), "last_use", &1.into());
             let record = name.strip_prefix("tree-").expect("a tree");
-            change(&node.root.join("v1/images").join(record), "last_use", 1.into());
+            change(&node.root.join("v1/images").join(record), "last_use", &1.into());
         };
         age(&node);
         node.kubelet.unpublish(&volume).await.expect("unpublished");
@@ -231,7 +231,7 @@ fn room_is_made_for_a_pull_from_what_was_used_longest_ago() {
             for name in entries(&node, "facts").iter().filter(|name| name.starts_with("tree-")) {
                 let path = node.root.join("v1/facts").join(name);
                 let known: Value = serde_json::from_slice(&fs::read(&path).expect("read")).expect("JSON");
-                change(&path, "last_use", (known["last_use"].as_u64().expect("a time") - 100).into());
+                change(&path, "last_use", &(known["last_use"].as_u64().expect("a time") - 100).into());
             }
         }
         registry.forget();

@@ -57,7 +57,7 @@ fn everything_becomes_durable_in_the_background_and_is_then_trusted() {
         let content = noise(1, 2 << 20);
         let (registry, mut node, reference) = published_for_good(&content).await;
         for path in records(&node.root) {
-            change(&path, "boot_id", "another boot".into());
+            change(&path, "boot_id", &"another boot".into());
         }
         node.run().await;
         assert_eq!(publish_again(&registry, &node, &reference, &content).await, 0);

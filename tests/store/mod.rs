@@ -1,6 +1,7 @@
 //! What the store holds: for whom, for how long, and in how much memory.
 
 mod collection;
+mod disk_errors;
 mod durability;
 mod file_systems;
 mod fsck;
@@ -8,5 +9,6 @@ mod grants;
 mod layer_durability;
 mod memory;
 mod old_stores;
+mod power_cuts;
 mod quotas;
 mod rights;

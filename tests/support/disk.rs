@@ -20,11 +20,17 @@ pub struct Disk {
     kind: FileSystem,
     image: PathBuf,
     place: PathBuf,
+    /// How often its power was cut.
+    cuts: u32,
+    /// The image that was in use until then.
+    before: Option<PathBuf>,
 }
 
 /// FS_IOC_SHUTDOWN, which is XFS_IOC_GOINGDOWN, and flushes the log before: what was logged is there, and data that
 /// nobody has waited for is not. Source: linux/fs.h.
 const SHUT_DOWN: &str = "fcntl.ioctl(disk, 0x8004587d, struct.pack('I', 1))";
+/// The same with FSOP_GOING_FLAGS_NOLOGFLUSH: what was logged in memory alone is gone as well.
+const SHUT_DOWN_WITHOUT_LOG: &str = "fcntl.ioctl(disk, 0x8004587d, struct.pack('I', 2))";
 /// BTRFS_IOC_START_SYNC and BTRFS_IOC_WAIT_SYNC: the transaction is committed, as every thirty seconds; data that nobody
 /// has waited for is not part of it. Source: linux/btrfs.h.
 const COMMIT: &str = "transaction = bytearray(8)\n\
@@ -43,7 +49,13 @@ fn run(program: &str, arguments: &[&str]) -> String {
 impl Disk {
     /// Makes a file system of this many MiB, and mounts it as the store of `node`, whose plugin does not run.
     pub fn for_store(node: &Node, kind: FileSystem, mib: u64) -> Self {
-        let disk = Self { kind, image: node.directory.path().join("disk"), place: node.root.clone() };
+        let disk = Self {
+            kind,
+            image: node.directory.path().join("disk"),
+            place: node.root.clone(),
+            cuts: 0,
+            before: None,
+        };
         let file = File::create(&disk.image).and_then(|file| file.set_len(mib << 20));
         file.expect("a sparse file");
         let image = disk.image.display().to_string();
@@ -75,14 +87,23 @@ impl Disk {
 
     /// The power is cut: of what is not on the disk nothing comes there any more. The mount is of no use afterwards.
     pub fn cut_power(&mut self) {
-        match self.kind {
-            FileSystem::Ext4 | FileSystem::Xfs => self.control(SHUT_DOWN),
-            FileSystem::Btrfs => {
-                self.control(COMMIT);
-                let copy = self.image.with_extension("copy");
+        self.cut_power_with(true);
+    }
+
+    /// The same, with what the file system has noted so far on its way to the disk, or without.
+    pub fn cut_power_with(&mut self, log: bool) {
+        match (self.kind, log) {
+            (FileSystem::Ext4 | FileSystem::Xfs, true) => self.control(SHUT_DOWN),
+            (FileSystem::Ext4 | FileSystem::Xfs, false) => self.control(SHUT_DOWN_WITHOUT_LOG),
+            (FileSystem::Btrfs, log) => {
+                if log {
+                    self.control(COMMIT);
+                }
+                self.cuts += 1;
+                let copy = self.image.with_file_name(format!("disk-{}", self.cuts));
                 let (from, to) = (self.image.display().to_string(), copy.display().to_string());
                 run("cp", &["--reflink=never", "--sparse=always", &from, &to]);
-                self.image = copy;
+                self.before = Some(std::mem::replace(&mut self.image, copy));
             }
         }
     }
@@ -94,7 +115,7 @@ impl Disk {
     }
 
     /// Unmounts it, and mounts what the power cut left. Nobody has anything of it any more.
-    pub async fn mount_again(&self) {
+    pub async fn mount_again(&mut self) {
         let before = self.loop_devices();
         run("umount", &[&self.place.display().to_string()]);
         // It is gone when its device is.
@@ -104,6 +125,9 @@ impl Disk {
         })
         .await;
         self.mount();
+        if let Some(before) = self.before.take() {
+            std::fs::remove_file(before).expect("removed");
+        }
     }
 
     /// Loop devices of the files in this disk's directory.

@@ -133,7 +133,8 @@ impl Blobs {
             return Ok(known);
         }
         let temporary = self.disk.temporary();
-        let written = fs::write(&temporary, bytes).map_err(io("write", &temporary));
+        let written = failpoint::fails("blob.write").and_then(|()| fs::write(&temporary, bytes));
+        let written = written.map_err(io("write", &temporary));
         let size = bytes.len() as u64;
         let added = written.and_then(|()| self.publish(digest, size, &temporary, origin, losses));
         if added.is_err() {
@@ -191,7 +192,8 @@ impl Blobs {
                 // A record is never replaced, not even that of a file which is lost.
                 self.ledger.forget(&Entry::Blob(digest.clone()));
                 remove(&record_path)?;
-                fs::rename(from, &path).map_err(io("publish", &path))?;
+                let named = failpoint::fails("blob.name").and_then(|()| fs::rename(from, &path));
+                named.map_err(io("publish", &path))?;
                 failpoint::reached("blob.named");
                 let stamp = Stamp::now(&self.disk);
                 let record = BlobRecord { size, origins: vec![origin.clone()], stamp: stamp.clone() };

@@ -111,7 +111,8 @@ impl Ingests {
                 Ranges::default()
             }
         };
-        create_private(&directory).map_err(io("create", &directory)).map_err(close)?;
+        let created = failpoint::fails("ingest.create").and_then(|()| create_private(&directory));
+        created.map_err(io("create", &directory)).map_err(close)?;
         let partial = Partial::spooled(directory.join("data"), blob.size, ranges);
         let ingest = Ingest {
             ingests: Arc::clone(self),

@@ -139,7 +139,8 @@ impl LayerIngest {
         } else {
             layers.retire(&self.key)?;
             let directory = layers.directory(&self.key);
-            fs::rename(&self.directory, &directory).map_err(io("publish", &directory))?;
+            let named = failpoint::fails("layer.name").and_then(|()| fs::rename(&self.directory, &directory));
+            named.map_err(io("publish", &directory))?;
             failpoint::reached("layer.named");
             let stamp = Stamp::now(&layers.disk);
             let record = LayerRecord {
@@ -196,7 +197,8 @@ impl Layers {
     ) -> Result<LayerIngest, Error> {
         let losses = self.ledger.losses();
         let directory = self.disk.temporary();
-        create_private(&directory).map_err(io("create", &directory))?;
+        let created = failpoint::fails("layer.create").and_then(|()| create_private(&directory));
+        created.map_err(io("create", &directory))?;
         let key = LayerKey::new(&blob.digest, profile);
         let blob = blob.clone();
         Ok(LayerIngest { layers: Arc::clone(self), directory, key, profile, blob, origins, losses })

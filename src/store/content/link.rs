@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::host::file_metadata;
+use crate::host::{failpoint, file_metadata};
 use crate::layer::checksum::Checksum;
 use crate::layer::format::{Profile, place_of, readable};
 use crate::layer::index::{EntryKind, EntryMetadata, Place};
@@ -132,6 +132,7 @@ impl Linker<'_> {
         self.made.inodes += 1;
         self.check_space(0)?;
         let place = self.place(path);
+        failpoint::fails("tree.directory").map_err(io("create", &place))?;
         let part = path.split().map(|(_, part)| part);
         let opened = match (self.open.last(), part) {
             (Some((parent, ..)), Some(part)) => rustix::fs::mkdirat(parent, part, Mode::RWXU)
@@ -160,7 +161,7 @@ impl Linker<'_> {
     }
 
     fn leaf(&mut self, path: &Name, at: At) -> Result<(), Error> {
-        crate::host::failpoint::reached("merge.entry");
+        failpoint::reached("merge.entry");
         let entry = self.merge.entry(at);
         self.made.files += 1;
         self.made.inodes += 1;
@@ -211,6 +212,7 @@ impl Linker<'_> {
         mode: Option<u16>,
     ) -> Result<(), Error> {
         let target = self.place(path);
+        failpoint::fails("tree.link").map_err(io("link", &target))?;
         let entry = self.merge.entry(at);
         let original = layer.directory.join(place_of(&entry.name, place, at.entry));
         let known = self.copies.get(&at).cloned();
@@ -350,6 +352,7 @@ fn create(path: &Path) -> Result<File, Error> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<File, Error> {
+    failpoint::fails("tree.copy").map_err(io("write", to))?;
     let source = File::open(from).map_err(io("open", from))?;
     let target = create(to)?;
     if rustix::fs::ioctl_ficlone(&target, &source).is_err() {

@@ -20,6 +20,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
 
+use crate::host::failpoint;
 use crate::host::limits::{QUEUE, READ_BACK, RECENT_BYTES};
 use crate::host::sys;
 use crate::store::content::ranges::Ranges;
@@ -163,6 +164,7 @@ impl Partial {
         let mut in_file = spooled || !is_next;
         let mut state = loop {
             if in_file {
+                failpoint::fails("partial.write").map_err(io("write", &self.path))?;
                 self.file()?.write_all_at(&bytes, offset).map_err(io("write", &self.path))?;
             }
             let mut state = self.lock();

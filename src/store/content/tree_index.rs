@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::failpoint;
 use crate::layer::checksum::Checksum;
 use crate::layer::format::INDEX;
 use crate::layer::index::ENTRY_LIMIT;
@@ -57,7 +58,9 @@ impl TreeIndex {
 
     pub(in crate::store) fn add(&mut self, name: &Name, kind: TreeKind, mode: u16) -> Result<(), Error> {
         let entry = TreeEntry { name: name.clone(), kind, mode };
-        self.0.add(&entry).map_err(io("write", Path::new(INDEX)))
+        failpoint::fails("tree.index")
+            .and_then(|()| self.0.add(&entry))
+            .map_err(io("write", Path::new(INDEX)))
     }
 
     /// The checksum of the whole.

@@ -266,7 +266,8 @@ impl Trees {
             // The files of the one before stay: a pod may have it mounted.
             let directory = self.directory(&build.key);
             self.disk.retire(&directory)?;
-            fs::rename(&staging, &directory).map_err(io("publish", &directory))?;
+            let named = failpoint::fails("tree.name").and_then(|()| fs::rename(&staging, &directory));
+            named.map_err(io("publish", &directory))?;
             failpoint::reached("tree.named");
             Ok(made)
         });

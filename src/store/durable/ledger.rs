@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::host::failpoint;
 use crate::store::disk::Disk;
 use crate::store::durable::record::Stamp;
 use crate::store::error::{Error, io};
@@ -97,7 +98,8 @@ impl Ledger {
         let path = self.marker(entry, generation);
         let mut options = fs::OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
-        let marked = options.open(&path).map(drop).map_err(io("create", &path));
+        let marked = failpoint::fails("durable.mark").and_then(|()| options.open(&path).map(drop));
+        let marked = marked.map_err(io("create", &path));
         if marked.is_err() {
             self.unmarked.store(true, Ordering::SeqCst);
         }

@@ -75,8 +75,10 @@ pub(in crate::store) fn write<T: Serialize>(disk: &Disk, path: &Path, record: &T
             .open(&temporary)
             .map_err(io("create", &temporary))?;
         let bytes = serde_json::to_vec(record).map_err(|error| io("encode", path)(error.into()))?;
+        failpoint::fails("record.write").map_err(io("write", &temporary))?;
         file.write_all(&bytes).map_err(io("write", &temporary))?;
         failpoint::reached("record.written");
+        failpoint::fails("record.name").map_err(io("write", path))?;
         fs::rename(&temporary, path).map_err(io("write", path))
     })();
     if result.is_err() {

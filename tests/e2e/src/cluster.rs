@@ -59,6 +59,14 @@ impl Cluster {
         .await;
     }
 
+    /// Whether kubelet says this of the node.
+    pub async fn has_condition(&self, name: &str) -> bool {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let status = nodes.get("node-a").await.expect("the node").status;
+        let conditions = status.and_then(|status| status.conditions).unwrap_or_default();
+        conditions.iter().any(|condition| condition.type_ == name && condition.status == "True")
+    }
+
     /// Makes a namespace, or leaves the one there is.
     pub async fn apply_namespace(&self, namespace: Value) {
         let api: Api<Namespace> = Api::all(self.client.clone());

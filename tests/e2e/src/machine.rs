@@ -19,6 +19,9 @@ use nix::unistd::Pid;
 const NONE: Option<&str> = None;
 /// The name of the cgroup in every hierarchy.
 const CGROUP: &str = "ocivol-e2e";
+/// Bytes of the machine's disk, which has what a node's root disk has: kubelet, the runtime, the store. As large as it needs to
+/// be, whatever is free on the disk that it is a sparse file on.
+const DISK: u64 = 16 << 30;
 /// How long a node may need to start or end.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -218,15 +221,17 @@ fn prepare() {
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SHARED, NONE).expect("shared mounts");
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), NONE).expect("/proc");
     mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=0755")).expect("/run");
-    for name in ["lib", "log"] {
-        let own = directory.join(name);
-        fs::create_dir_all(&own).expect("a directory");
-        let place = Path::new("/var").join(name);
-        mount(Some(&own), &place, NONE, MsFlags::MS_BIND, NONE).expect("a disk");
-        // Not with the checkout, where it comes from: what is mounted here must not appear there.
-        mount(NONE, &place, NONE, MsFlags::MS_PRIVATE, NONE).expect("a disk of its own");
-        mount(NONE, &place, NONE, MsFlags::MS_SHARED, NONE).expect("a shared disk");
-    }
+    let disk = directory.join("disk");
+    fs::File::create(&disk).and_then(|file| file.set_len(DISK)).expect("a sparse file");
+    execute("mkfs.ext4", &["-q", "-F", &disk.display().to_string()]);
+    execute("mount", &["-o", "loop", &disk.display().to_string(), "/var/lib"]);
+    mount(NONE, "/var/lib", NONE, MsFlags::MS_SHARED, NONE).expect("a shared disk");
+    let own = directory.join("log");
+    fs::create_dir_all(&own).expect("a directory");
+    mount(Some(&own), "/var/log", NONE, MsFlags::MS_BIND, NONE).expect("a disk");
+    // Not with the checkout, where it comes from: what is mounted here must not appear there.
+    mount(NONE, "/var/log", NONE, MsFlags::MS_PRIVATE, NONE).expect("a disk of its own");
+    mount(NONE, "/var/log", NONE, MsFlags::MS_SHARED, NONE).expect("a shared disk");
     mount_cgroups();
     nix::unistd::sethostname("node-a").expect("a name");
     for command in [
@@ -240,6 +245,12 @@ fn prepare() {
         assert!(status.success(), "ip {command}");
     }
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
+}
+
+fn execute(program: &str, arguments: &[&str]) {
+    let status =
+        Command::new(program).args(arguments).status().unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(status.success(), "{program} {arguments:?}");
 }
 
 /// Settings that kubelet changes for the whole kernel (`setupKernelTunables`), below /proc/sys. They are not this machine's

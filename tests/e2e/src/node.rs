@@ -308,8 +308,6 @@ fn kubelet() -> (&'static str, Child) {
         // Its default is made in /usr.
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
-        // The disk of CI is not a node's.
-        "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "syncFrequency": "10s",
         "nodeStatusReportFrequency": "10s",
     });

@@ -68,6 +68,7 @@ fn disruptive() -> Vec<Scenario> {
         restarts::pods_that_go_while_no_plugin_runs_are_cleaned_up_afterwards,
         restarts::a_node_that_was_rebooted_starts_its_pods_without_a_download,
         crowds::sixty_pods_at_once_share_every_download,
+        crowds::a_node_at_its_watermark_runs_pod_after_pod_without_disk_pressure,
         restarts::uninstalling_leaves_nothing,
     ]
 }
