@@ -47,6 +47,10 @@ pub struct Common {
     /// Ask the registry for each volume, also for what is public, whether it may be read
     #[arg(long, global = true, env = "OCIVOL_ALWAYS_VERIFY")]
     pub always_verify: bool,
+    /// Archives above this size are files before they are unpacked: they are resumed after a restart, and take the space of both
+    /// meanwhile, as 4GiB [default: none]
+    #[arg(long, global = true, env = "OCIVOL_SPOOL_ABOVE", value_name = "SIZE")]
+    pub spool_above: Option<String>,
     /// Docker config with credentials, for pull, mount and inspect [default: ~/.docker/config.json]
     #[arg(long, global = true, env = "OCIVOL_DOCKER_CONFIG", value_name = "FILE")]
     pub docker_config: Option<PathBuf>,
@@ -286,6 +290,7 @@ impl Common {
             verify_diff_ids: self.verify_diff_ids,
             grant_ttl: self.grant_ttl,
             always_verify: self.always_verify,
+            spool_above: self.spool_above.clone(),
         }
     }
 

@@ -119,6 +119,8 @@ pub struct PullFlags {
     pub grant_ttl: u64,
     /// `--always-verify`
     pub always_verify: bool,
+    /// `--spool-above`
+    pub spool_above: Option<String>,
 }
 
 /// A flag has a value that cannot be used.
@@ -302,6 +304,15 @@ impl PullFlags {
             let reason = "it must be between 1 and 64".to_owned();
             return Err(Error { flag: "--parallel-downloads", value, reason });
         }
+        let spool_above = match self.spool_above.as_deref().map(str::parse) {
+            None => None,
+            Some(Ok(Level::Count(bytes))) => Some(bytes),
+            Some(_) => {
+                let value = self.spool_above.unwrap_or_default();
+                let reason = "it is no number of bytes, as 4GiB".to_owned();
+                return Err(Error { flag: "--spool-above", value, reason });
+            }
+        };
         let registry = registry::transport::RegistrySettings {
             plain_http,
             stall_timeout: Duration::from_secs(self.stall_timeout),
@@ -312,6 +323,7 @@ impl PullFlags {
             verify_diff_ids: self.verify_diff_ids,
             grant_ttl: (self.grant_ttl > 0).then(|| Duration::from_secs(self.grant_ttl)),
             always_verify: self.always_verify,
+            spool_above,
             ..pull::request::PullSettings::default()
         };
         Ok((registry, pulls))
@@ -427,6 +439,7 @@ mod tests {
                 verify_diff_ids: false,
                 grant_ttl: 0,
                 always_verify: false,
+                spool_above: None,
             },
         }
     }

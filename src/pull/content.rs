@@ -26,6 +26,8 @@ pub struct Contents {
     registry: Registry,
     rights: Rights,
     transfers: Arc<Transfers>,
+    /// Layers of blobs above so many bytes are files first.
+    spool_above: Option<u64>,
 }
 
 /// Blobs of one pull that are looked after at a time; transfers are bounded apart.
@@ -34,9 +36,15 @@ const BLOBS_AT_A_TIME: usize = 16;
 const ROUNDS: usize = 4;
 
 impl Contents {
-    /// Brings content by `transfers`.
-    pub fn new(store: Arc<Store>, registry: Registry, rights: Rights, transfers: Arc<Transfers>) -> Self {
-        Self { store, registry, rights, transfers }
+    /// Brings content by `transfers`; layers of blobs above `spool_above` bytes as files first.
+    pub fn new(
+        store: Arc<Store>,
+        registry: Registry,
+        rights: Rights,
+        transfers: Arc<Transfers>,
+        spool_above: Option<u64>,
+    ) -> Self {
+        Self { store, registry, rights, transfers, spool_above }
     }
 
     /// Brings all that is needed, and makes sure that `asker` may read each.
@@ -59,8 +67,21 @@ impl Contents {
     /// # Errors
     /// Those of transfers.
     pub async fn ensure(&self, needed: &Needed, asker: &Asker, progress: &Progress) -> Result<(), Error> {
-        let blob = &needed.blob;
         let _working = progress.working_on(&needed.name);
+        let is_spooled = matches!(needed.form, Form::Layer { .. })
+            && self.spool_above.is_some_and(|limit| needed.blob.size > limit);
+        if is_spooled && self.find(needed).await?.is_none() {
+            // All that has come of a file is still there after a restart. It is unpacked from there, and then nobody's.
+            self.bring(&Needed::file(&needed.blob), asker, progress).await?;
+        }
+        let reused = self.bring(needed, asker, progress).await?;
+        progress.blob_done(reused);
+        Ok(())
+    }
+
+    /// The same. Returns how many bytes were here before.
+    async fn bring(&self, needed: &Needed, asker: &Asker, progress: &Progress) -> Result<u64, Error> {
+        let blob = &needed.blob;
         let mut own_error = None;
         let mut fetched_here = false;
         for round in 0..=ROUNDS {
@@ -78,8 +99,7 @@ impl Contents {
                     if let Promise::Broken(error) = promise {
                         return Err(error.into());
                     }
-                    progress.blob_done(if fetched_here { 0 } else { blob.size });
-                    return Ok(());
+                    return Ok(if fetched_here { 0 } else { blob.size });
                 }
             }
             if let Some(error) = own_error {

@@ -87,7 +87,8 @@ impl Puller {
         let manifests = Manifests::new(Arc::clone(&store), registry.clone(), memory.clone());
         let rights = Rights::new(Arc::clone(&store), registry.clone(), settings);
         let resolver = Resolver::new(manifests.clone(), rights.clone());
-        let contents = Contents::new(Arc::clone(&store), registry, rights.clone(), transfers);
+        let contents =
+            Contents::new(Arc::clone(&store), registry, rights.clone(), transfers, settings.spool_above);
         let verify_diff_ids = settings.verify_diff_ids;
         let planner = Planner::new(
             Arc::clone(&store),

@@ -60,6 +60,9 @@ pub struct PullSettings {
     pub always_verify: bool,
     /// What each namespace may bring in that nobody else uses.
     pub quota: Quota,
+    /// Layers of blobs above so many bytes are files before they are unpacked, so that they are resumed after a restart; none if not
+    /// said.
+    pub spool_above: Option<u64>,
 }
 
 impl Default for PullSettings {
@@ -71,6 +74,7 @@ impl Default for PullSettings {
             grant_ttl: None,
             always_verify: false,
             quota: Quota::default(),
+            spool_above: None,
         }
     }
 }

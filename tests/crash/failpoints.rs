@@ -179,7 +179,8 @@ fn it_dies_at_every_moment_and_goes_on() {
         for step in ["pull.", "unpack.", "merge.", "publish.", "unpublish.", "collect."] {
             assert!(moments.iter().any(|moment| moment.starts_with(step)), "{step}: {moments:?}");
         }
-        for moment in &moments {
+        // Those of fsck are reached where something is damaged: see `store::fsck`.
+        for moment in moments.iter().filter(|moment| !moment.starts_with("fsck.")) {
             let artifacts = if moment.starts_with("pull.") { LARGE } else { SMALL };
             for (times, reboot) in [(1, false), (1, true), (2, false), (5, false)] {
                 let when = format!("killed at {moment}:{times}, reboot {reboot}");

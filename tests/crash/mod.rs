@@ -2,5 +2,6 @@
 
 mod failpoints;
 mod model;
+mod restart;
 mod shutdown;
 mod soak;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use axum::http::Method;
 use ocivol::demo::push::Layer;
+use ocivol::demo::tarball::Tarball;
 use tonic::Code;
 
 use crate::support::records::{change, is_durable, make_volatile, records};
@@ -410,5 +411,57 @@ fn a_file_system_that_shuts_down_under_the_store_costs_a_pull_and_never_a_wrong_
         }
         node.stop().await;
         run("umount", &[&root]);
+    });
+}
+
+#[test]
+fn a_spooled_archive_goes_on_where_it_was_after_a_restart() {
+    isolated(async {
+        // What comes of it before the registry stops, and what is recorded of that.
+        const PART: usize = 80 << 20;
+        let registry = Scripted::start().await;
+        let content = noise(6, 100 << 20);
+        let layer = Layer::archive(Tarball::new().file("w", &content).finish());
+        let archive = layer.content.clone();
+        registry.pusher("m").image("v1", &[layer], &[]).await.expect("pushed");
+        let part = archive.slice(..PART);
+        registry.script(move |seen| {
+            use futures_util::StreamExt as _;
+            let blob = seen.path.contains("/blobs/") && seen.method == Method::GET;
+            blob.then(|| {
+                let pieces: Vec<_> = (0..PART >> 20)
+                    .map(|mib| Ok::<_, std::io::Error>(part.slice(mib << 20..(mib + 1) << 20)))
+                    .collect();
+                let body = futures_util::stream::iter(pieces).chain(futures_util::stream::pending());
+                axum::response::Response::new(axum::body::Body::from_stream(body))
+            })
+        });
+        let mut node = Node::start(&["--plain-http", &registry.host(), "--spool-above", "8MiB"]).await;
+        let volume = node.volume("pod");
+        let reference = registry.reference("m:v1");
+        let (kubelet, request) =
+            (node.kubelet.clone(), node.kubelet.publish_request(&volume, &[("reference", &reference)], &[]));
+        let publish = tokio::spawn(async move { kubelet.publish(request).await });
+        let ingest = node.root.join("v1/ingest");
+        eventually("the first ranges are recorded", || {
+            fs::read_dir(&ingest)
+                .is_ok_and(|entries| entries.flatten().any(|entry| entry.path().join("ranges.json").exists()))
+        })
+        .await;
+        node.kill();
+        assert!(publish.await.expect("no panic").is_err());
+        registry.unscript();
+        registry.forget();
+        node.run().await;
+        node.publish(&volume, &reference, &[]).await.expect("published");
+        assert!(fs::read(volume.target.join("w")).expect("read") == content);
+        let requests = registry.requests();
+        let first =
+            requests.iter().find(|seen| seen.path.contains("/blobs/")).expect("the rest is asked for");
+        let range = first.headers.get("range").and_then(|range| range.to_str().ok()).unwrap_or("all");
+        let start =
+            range.strip_prefix("bytes=").and_then(|range| range.split_once('-')?.0.parse::<u64>().ok());
+        assert!(start.is_some_and(|start| start >= 64 << 20), "{range}");
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
     });
 }

@@ -167,6 +167,47 @@ fn swapped_files_and_unreadable_records_are_found() {
 }
 
 #[test]
+fn it_dies_while_it_repairs_and_repairs_the_rest() {
+    isolated(async {
+        let world = World::start().await;
+        for moment in ["fsck.tree_given_up", "fsck.repaired"] {
+            for times in 1..4 {
+                let mut node = start(&world).await;
+                for kind in ["blobs/sha256", "layers"] {
+                    let all = files(&node.root.join("v1").join(kind));
+                    let has_bytes =
+                        |path: &&PathBuf| fs::metadata(path).is_ok_and(|found| found.len() > 1000);
+                    (DAMAGES[0].1)(all.iter().find(has_bytes).expect("a file"));
+                }
+                node.kill();
+                node.env.insert("OCIVOL_KILLED_AT".into(), format!("{moment}:{times}"));
+                node.run_registered().await;
+                let mut command = Command::new(BINARY);
+                command.args(["fsck", "--repair", "--root"]).arg(&node.root);
+                let output = tokio::task::spawn_blocking(move || command.output().expect("it runs"));
+                output.await.expect("no panic");
+                let when = format!("killed at {moment}:{times}");
+                assert!(times > 1 || node.was_killed(), "{when}: it was not");
+                node.was_killed(); // If it has ended, then by that.
+                node.kill();
+                node.env.remove("OCIVOL_KILLED_AT");
+                node.run_registered().await;
+                fsck(&node, &["--repair"]).await;
+                let (sound, report) = fsck(&node, &[]).await;
+                assert!(sound, "{when}: {report}");
+                for name in ["image:one", "image:three", "model:v1"] {
+                    let volume = node.volume(&name.replace(':', "-"));
+                    node.kubelet.unpublish(&volume).await.expect("unpublished");
+                    node.publish(&volume, &world.reference(name), &[]).await.expect("published");
+                    assert_published(&volume, &world.artifacts[name], &when);
+                    node.kubelet.unpublish(&volume).await.expect("unpublished");
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn a_pod_is_told_of_damage_that_is_found_in_the_background() {
     isolated(async {
         let world = World::start().await;

@@ -68,6 +68,9 @@ OCIVOL_PLAIN_HTTP: {{ join "," . | quote }}
 {{- end }}
 OCIVOL_VERIFY_DIFF_IDS: {{ .Values.registry.verifyDiffIDs | quote }}
 OCIVOL_GRANT_TTL: {{ .Values.registry.grantTTL | quote }}
+{{- with .Values.registry.spoolAbove }}
+OCIVOL_SPOOL_ABOVE: {{ . | quote }}
+{{- end }}
 OCIVOL_ALWAYS_VERIFY: {{ .Values.registry.alwaysVerify | quote }}
 OCIVOL_MOUNT_LOCK: {{ .Values.mount.lock | quote }}
 OCIVOL_LOG_FORMAT: {{ .Values.log.format | quote }}

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use crate::host::failpoint;
 use crate::store::content::trees::Image;
 use crate::store::disk::each_child;
 use crate::store::durable::record;
@@ -41,10 +42,13 @@ pub(in crate::store) fn trees_with(directory: &Path, entry: &Entry) -> Result<Ve
 pub(in crate::store) fn give_up(store: &Store, entry: &Entry, trees: &[TreeKey]) -> Result<(), Error> {
     for key in trees {
         store.trees.give_up(key)?;
+        failpoint::reached("fsck.tree_given_up");
     }
     match entry {
-        Entry::Blob(digest) => store.blobs.discard(digest),
-        Entry::Layer(key) => store.layers.give_up(key),
-        Entry::Tree(_) => Ok(()),
+        Entry::Blob(digest) => store.blobs.discard(digest)?,
+        Entry::Layer(key) => store.layers.give_up(key)?,
+        Entry::Tree(_) => {}
     }
+    failpoint::reached("fsck.repaired");
+    Ok(())
 }
