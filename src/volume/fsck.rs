@@ -43,6 +43,7 @@ impl Volumes {
     /// # Errors
     /// When the store cannot be opened, read, or changed.
     pub async fn repair(&self) -> Result<Report, Error> {
+        let _one = self.repairing.lock().await;
         let store = Arc::clone(self.puller().await?.store());
         let root = self.store_root().to_owned();
         let (stop, metrics) = (self.collector.stop_flag(), self.store_metrics.clone());

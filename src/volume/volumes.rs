@@ -51,6 +51,8 @@ pub struct Volumes {
     /// What was measured, by what is mounted: trees never change.
     pub(in crate::volume) measured: std::sync::Mutex<HashMap<PathBuf, Measured>>,
     pub(in crate::volume) collector: Arc<Collector>,
+    /// Held by who looks at all of the store because somebody asked.
+    pub(in crate::volume) repairing: Mutex<()>,
     /// What is damaged on the disk.
     pub(in crate::volume) damages: Arc<Damages>,
     /// What happens to the store.
@@ -96,6 +98,7 @@ impl Volumes {
             interests: Interests::default(),
             measured: std::sync::Mutex::default(),
             collector,
+            repairing: Mutex::default(),
             damages: Arc::default(),
             store_metrics,
             stopping: watch::Sender::new(false),

@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::host::limits;
 use crate::store::error::{Error, io};
 
 /// Names that may be there are in memory as hashes, so many at a time; of more, a directory is walked several times.
-const AT_A_TIME: usize = 128 * 1024;
+const AT_A_TIME: usize = 64 * 1024;
+/// Hashes of a layer's names, and of those that are shadowed, in tables that may be half empty.
+const _: () = assert!((2 * AT_A_TIME * 2 * (size_of::<u64>() + 1)) as u64 <= limits::FSCK_BYTES);
 
 /// The names that may be there, of one round.
 pub(in crate::store) struct Allowed {

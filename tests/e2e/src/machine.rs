@@ -224,7 +224,11 @@ fn prepare() {
     let disk = directory.join("disk");
     fs::File::create(&disk).and_then(|file| file.set_len(DISK)).expect("a sparse file");
     execute("mkfs.ext4", &["-q", "-F", &disk.display().to_string()]);
-    execute("mount", &["-o", "loop", &disk.display().to_string(), "/var/lib"]);
+    // Past this machine's page cache: what the node has in memory is not there twice.
+    let device = execute("losetup", &["--find", "--show", "--direct-io=on", &disk.display().to_string()]);
+    execute("mount", &[device.trim(), "/var/lib"]);
+    // It goes with the mount.
+    execute("losetup", &["--detach", device.trim()]);
     mount(NONE, "/var/lib", NONE, MsFlags::MS_SHARED, NONE).expect("a shared disk");
     let own = directory.join("log");
     fs::create_dir_all(&own).expect("a directory");
@@ -247,10 +251,12 @@ fn prepare() {
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
 }
 
-fn execute(program: &str, arguments: &[&str]) {
-    let status =
-        Command::new(program).args(arguments).status().unwrap_or_else(|error| panic!("{program}: {error}"));
-    assert!(status.success(), "{program} {arguments:?}");
+fn execute(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {error}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Settings that kubelet changes for the whole kernel (`setupKernelTunables`), below /proc/sys. They are not this machine's
