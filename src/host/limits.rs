@@ -61,12 +61,12 @@ pub const KEPT_PLAN: u64 = MIB;
 pub const LARGEST_PLAN: u64 = 40 * MIB;
 /// Bytes of memory for what takes much of it and does not take long: merges, large plans, configs that are read, one large window
 /// for decompression. The largest of them fit: [`MERGE_BYTES`], [`LARGE_UNPACK`].
-pub const WORK_BYTES: u64 = 156 * MIB;
+pub const WORK_BYTES: u64 = 164 * MIB;
 /// Bytes of memory for small work of that kind, and for reading manifests, in a lane of its own.
 pub const SMALL_WORK_BYTES: u64 = 32 * MIB;
 /// Bytes of memory that small work takes at most: the tree of an image of some 30,000 files, or the plan of a manifest of 400 KiB.
 pub const SMALL_WORK: u64 = 8 * MIB;
-/// Bytes of memory that the indexes of one tree may take in a merge: of 560,000 entries with names of 50 bytes.
+/// Bytes of memory that the indexes of one tree may take in a merge: of 590,000 entries with names of 50 bytes.
 pub const MERGE_BYTES: u64 = WORK_BYTES;
 const _: () = assert!(LARGE_UNPACK <= WORK_BYTES);
 /// Bytes of memory for directories of layers that are unpacked, beyond what each layer has. A layer that finds none left is
@@ -96,14 +96,14 @@ pub const FIRST_LOOK_BYTES: usize = 5 * 1024 * 1024;
 pub const COLLECT_BYTES: u64 = 8 * MIB;
 /// Bytes of memory that a look at all of the store takes, of which two run at a time: the one that never ends, and one that somebody
 /// asks for.
-pub const FSCK_BYTES: u64 = 4 * MIB;
+pub const FSCK_BYTES: u64 = 2 * MIB;
 /// Publishes that are worked on or wait.
 pub const PUBLISHES: u64 = 1024;
 /// The same of one pod: kubelet asks for a pod's volumes one after the other, or all again after a restart.
 pub const PUBLISHES_OF_A_POD: u64 = 64;
 
 /// What the program is, idle, and what small things take that are bounded in number: tasks, stacks, tokens.
-const BASE: u64 = 32 * MIB;
+const BASE: u64 = 28 * MIB;
 
 /// Every bound of memory, in bytes. The first column says what it is for.
 pub fn table() -> [(&'static str, u64); 14] {

@@ -23,7 +23,7 @@ use crate::pull::quotas::Quotas;
 use crate::pull::request::{PullPolicy, PullRequest, PullSettings, Pulled};
 use crate::pull::resolve::{Resolved, Resolver};
 use crate::pull::rights::Rights;
-use crate::pull::room::Rooms;
+use crate::pull::room::{Reservation, Rooms};
 use crate::pull::tree::TreeBuilder;
 use crate::registry::client::Registry;
 use crate::registry::credentials::secret::Credential;
@@ -163,6 +163,8 @@ impl Puller {
             let (store, key) = (Arc::clone(&self.store), key.clone());
             blocking::run(Lane::Work, move || store.trees.get(&key)).await?
         };
+        // Until it is noted whose the tree is.
+        let mut reserved = None;
         let tree = match present.filter(|_| granted) {
             Some(tree) => tree,
             None => {
@@ -181,7 +183,7 @@ impl Puller {
                     merge_bytes: Planner::merge_bytes(&resolved),
                 };
                 let job = Job { resolved: &resolved, family, request, progress };
-                let Planned { plan, room, .. } = self.gather(job, manifest, &build).await?;
+                let Planned { plan, room, .. } = self.gather(job, manifest, &build, &mut reserved).await?;
                 // There is enough for the tree in the room of a large plan.
                 let (room, memory) = match Planner::is_large(&resolved) {
                     true => (None, Some(room)),
@@ -210,7 +212,9 @@ impl Puller {
             };
             blocking::run(Lane::Store, used).await
         };
-        match noted.await {
+        let noted = noted.await;
+        drop(reserved);
+        match noted {
             // What is here can be mounted all the same.
             Err(error @ StoreError::NoSpace { .. }) => {
                 tracing::warn!(%error, "cannot note what was learnt of a reference");
@@ -229,12 +233,13 @@ impl Puller {
         Arc::new(blocking::run(Lane::Store, move || holds.hold(names)).await)
     }
 
-    /// The plan of what was resolved, when all it needs is here.
+    /// The plan of what was resolved, when all it needs is here. The room for it is `reserved`.
     async fn gather(
         &self,
         job: Job<'_>,
         manifest: Manifest,
         build: &(dyn Fn(Plan) -> Build + Sync),
+        reserved: &mut Option<Reservation>,
     ) -> Result<Planned, Error> {
         let Job { resolved, progress, .. } = job;
         let asker = &resolved.asker;
@@ -245,10 +250,11 @@ impl Puller {
         let mut needed = Needed::of(&planned.plan);
         let total = needed.iter().fold(0_u64, |sum, needed| sum.saturating_add(needed.blob.size));
         progress.expect(needed.len(), total);
-        let mut _reservation = None;
-        if !resolved.offline {
+        if resolved.offline {
+            *reserved = Some(self.rooms.admit(asker).await?);
+        } else {
             let (all, reservation) = self.rooms.reserve(needed, asker).await?;
-            (needed, _reservation) = (all, Some(reservation));
+            (needed, *reserved) = (all, Some(reservation));
         }
         if !Planner::is_large(resolved) {
             bring(&self.contents, job, needed).await?;

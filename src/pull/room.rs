@@ -10,7 +10,7 @@ use crate::store::error::Error as StoreError;
 use crate::store::key::Name;
 use crate::store::open::Store;
 use crate::store::space::amount::Amount;
-use crate::store::space::room::Promise;
+use crate::store::space::room::{Coming, Promise};
 use crate::transfer::error::Error as TransferError;
 use crate::transfer::needed::Promise as Content;
 use crate::transfer::needed::{Form, Needed, origin};
@@ -26,12 +26,12 @@ pub struct Rooms {
 
 /// Room for a pull, as long as it is kept.
 pub struct Reservation {
-    _promise: Promise,
+    _promise: Option<Promise>,
     _admission: Admission,
 }
 
 /// What has to be written of contents.
-type Contents = Vec<(Name, u64)>;
+type Contents = Vec<Coming>;
 
 /// Blobs of one pull that room is promised for.
 const PROMISES: usize = 4096;
@@ -54,10 +54,19 @@ impl Rooms {
         let (store, asking) = (Arc::clone(&self.store), asker.clone());
         let look = move || missing(&store, &all, &asking).map(|missing| (all, missing));
         let (all, missing) = blocking::run::<Result<_, StoreError>>(Lane::Work, look).await?;
-        let bytes = missing.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let bytes = missing.iter().fold(0_u64, |sum, coming| sum.saturating_add(coming.missing));
         let admission = self.quotas.admit(&asker.tenant, bytes).await?;
         let promise = self.make_room(missing).await?;
-        Ok((all, Reservation { _promise: promise, _admission: admission }))
+        Ok((all, Reservation { _promise: Some(promise), _admission: admission }))
+    }
+
+    /// The same for a pull that brings nothing and makes a tree.
+    ///
+    /// # Errors
+    /// [`StoreError::Quota`].
+    pub async fn admit(&self, asker: &Asker) -> Result<Reservation, Error> {
+        let admission = self.quotas.admit(&asker.tenant, 0).await?;
+        Ok(Reservation { _promise: None, _admission: admission })
     }
 
     async fn make_room(&self, missing: Contents) -> Result<Promise, Error> {
@@ -108,7 +117,8 @@ fn missing(store: &Store, all: &[Needed], asker: &Asker) -> Result<Contents, Sto
             Form::Layer { .. } => needed.blob.size,
             Form::Nothing => continue,
         };
-        missing.push((Name::content(&needed.blob.digest), bytes));
+        let (name, size) = (Name::content(&needed.blob.digest), needed.blob.size);
+        missing.push(Coming { name, size, missing: bytes });
     }
     Ok(missing)
 }

@@ -77,7 +77,7 @@ impl Collector {
         let reason = match wanted {
             Wanted::Everything => For::Command,
             Wanted::Excess(_) => For::Watermark,
-            Wanted::Room(_) | Wanted::AllBut(_) => For::Pull,
+            Wanted::Room(_) | Wanted::Quota(_) | Wanted::AllBut(_) => For::Pull,
         };
         if !is_dry_run {
             self.metrics.collected(reason, &report);

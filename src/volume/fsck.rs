@@ -18,6 +18,8 @@ use crate::volume::volumes::Volumes;
 const NAP: Duration = Duration::from_millis(500);
 /// How often it is noted how far the look at the whole store is.
 const NOTE_EVERY: Duration = Duration::from_secs(60);
+/// Until the first look: pods come first after a start.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// Between two looks. A store that was empty may have filled meanwhile.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 3600);
@@ -65,7 +67,12 @@ impl Volumes {
     /// Looks at all of the store once in `round`, until the process ends, at a rate that nobody notices. What is bad is taken out, so
     /// that no other pod gets it; a pod that has it mounted is told so.
     pub async fn scrub(self: &Arc<Self>, round: Duration) {
+        let mut pause = FIRST_PAUSE;
         loop {
+            tokio::select! {
+                () = self.stopping() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
             let started = Instant::now();
             if let Ok(puller) = self.puller().await {
                 let store = Arc::clone(puller.store());
@@ -76,11 +83,7 @@ impl Volumes {
                 }
             }
             // Also when the store could not be opened.
-            let pause = round.saturating_sub(started.elapsed()).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-            tokio::select! {
-                () = self.stopping() => return,
-                () = tokio::time::sleep(pause) => {}
-            }
+            pause = round.saturating_sub(started.elapsed()).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         }
     }
 

@@ -54,7 +54,13 @@ impl Volumes {
     /// What is damaged of the volume at `path`, as far as that was found.
     pub async fn damage(&self, path: &str) -> Option<String> {
         let (store, path) = (self.store_if_at_hand().await?, Path::new(path).to_owned());
-        let record = blocking::run(Lane::Store, move || store.volumes.get(&path)).await.ok()??;
+        let read = move || {
+            // What was taken out was moved out of the way. One that was made anew is not concerned.
+            let is_retired = |part: &std::ffi::OsStr| part.as_encoded_bytes().starts_with(b"retired-");
+            let is_concerned = Table::read().ok()?.at(&path)?.root.iter().any(is_retired);
+            store.volumes.get(&path).ok()?.filter(|_| is_concerned)
+        };
+        let record = blocking::run(Lane::Mounts, read).await?;
         self.damages.of(&record.tree)
     }
 

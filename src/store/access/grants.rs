@@ -47,14 +47,6 @@ impl Grants {
         Ok(known.as_ref().is_some_and(is_young))
     }
 
-    /// Forgets what was of no use for `limit`.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub(in crate::store) fn forget(&self, limit: Duration) -> Result<(), Error> {
-        self.shelf.forget(limit, &|_| true)
-    }
-
     /// Remembers that this asker may read `what`.
     ///
     /// # Errors

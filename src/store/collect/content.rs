@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::oci::digest::Digest;
 use crate::store::collect::references::{Pass, References};
 use crate::store::collect::report::{Kind, RECORD, Reason};
+use crate::store::collect::rules::Wanted;
 use crate::store::collect::run::Collection;
 use crate::store::content::layer::Layer;
 use crate::store::disk::{age, remove};
@@ -31,7 +32,8 @@ impl Collection<'_> {
             self.collect_blobs(&mut references, pass, min_age)?;
             self.collect_layers(&mut references, pass, min_age)?;
         }
-        self.collect_downloads(min_age)
+        // Whose a download is nobody knows.
+        if matches!(self.wanted, Wanted::Quota(_)) { Ok(()) } else { self.collect_downloads(min_age) }
     }
 
     fn collect_blobs(
@@ -46,16 +48,19 @@ impl Collection<'_> {
             if self.is_stopped() || !pass.has(name) || references.has(name) || is_young(record, min_age) {
                 return Ok(());
             }
+            // A tree has it whose record does not say so, as those of ocivol 0.1 do not: it would free nothing.
+            if !self.is_dry_run && has_other_names(&store.blobs.path(&digest)) {
+                return Ok(());
+            }
             let Some(claim) = store.holds.claim(name) else { return Ok(()) };
             references.renew(store, &self.chosen)?;
             if references.has(name) {
                 return Ok(());
             }
             let takes = blob_takes(store, &digest);
-            if !self.is_dry_run {
-                store.blobs.discard(&digest)?;
-            }
+            let trash = if self.is_dry_run { None } else { Some(store.blobs.take_away(&digest)?) };
             drop(claim);
+            self.delete(trash)?;
             let digest = digest.to_string();
             self.gone(Kind::Blob, &digest, &digest, takes, Reason::Unreferenced);
             Ok(())
@@ -74,7 +79,14 @@ impl Collection<'_> {
             if self.is_stopped() || !pass.has(name) || references.has(name) || is_young(record, min_age) {
                 return Ok(());
             }
-            let Some(layer) = store.layers.recorded(&key)? else { return Ok(()) };
+            let layer = match store.layers.recorded(&key) {
+                Ok(Some(layer)) => layer,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!(%error, %key, "a layer is left where it is");
+                    return Ok(());
+                }
+            };
             let Some(claim) = store.holds.claim(Name::content(&layer.digest)) else { return Ok(()) };
             references.renew(store, &self.chosen)?;
             // The record of a tree may be lost while the layer that is the tree is mounted.
@@ -116,6 +128,10 @@ impl Collection<'_> {
         crate::host::failpoint::reached("collect.out_of_sight");
         trash.map_or(Ok(()), |trash| remove(&trash))
     }
+}
+
+fn has_other_names(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.nlink() > 1)
 }
 
 fn is_young(path: &Path, min_age: Duration) -> bool {

@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use crate::store::collect::report::{Kind, Reason};
 use crate::store::collect::run::Collection;
@@ -12,9 +11,6 @@ use crate::store::durable::ledger::entry_of_marker;
 use crate::store::error::Error;
 use crate::store::key::{Entry, Name, TreeKey};
 use crate::store::space::amount::Amount;
-
-/// How long a right is remembered that nobody makes use of.
-const GRANTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 impl Collection<'_> {
     /// Takes away what has no record, and has had none for some time.
@@ -48,7 +44,6 @@ impl Collection<'_> {
             })?;
             self.forget_what_is_gone(&directory.join("durable"), &entry_of_marker)?;
             store.tags.forget(self.rules.min_age, &|digest| self.has_record(&Entry::Blob(digest.clone())))?;
-            store.grants.forget(GRANTS_KEPT)?;
         }
         Ok(())
     }
@@ -79,6 +74,10 @@ impl Collection<'_> {
             _ => None,
         };
         if self.is_stopped() || self.is_mounted(kind, name)? {
+            return Ok(());
+        }
+        // What was moved out of the way may be mounted where only a command sees it.
+        if name.starts_with("retired-") && !store.leases.current()?.is_empty() {
             return Ok(());
         }
         let take = || match kind {

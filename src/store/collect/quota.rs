@@ -15,11 +15,11 @@ use crate::store::space::amount::Amount;
 use crate::store::space::quota::{Possession, Quota};
 use crate::tenant::Tenant;
 
-/// Makes sure that so much and one more tree fit in the quota of `tenant`: what it has and does not use goes first.
+/// Makes sure that so much more fits in the quota of `tenant`: what it has and does not use goes first.
 ///
 /// # Errors
 /// [`Error::Quota`] when that is not enough; [`Error::Io`].
-pub fn make_room(store: &Store, tenant: &Tenant, quota: &Quota, coming: Amount) -> Result<(), Error> {
+pub fn make_room(store: &Store, tenant: &Tenant, quota: &Quota, coming: Possession) -> Result<(), Error> {
     let text = tenant.to_string();
     let is_its_own = |tree: &Tree| is_only_of(tree, &text);
     let excess = || Ok::<_, Error>(quota.excess(possession(store, &text)?, coming));
@@ -29,14 +29,14 @@ pub fn make_room(store: &Store, tenant: &Tenant, quota: &Quota, coming: Amount) 
     }
     if let Some(keeper) = store.keeper.get() {
         if !over.takes.is_nothing() {
-            keeper.collect(&Wanted::Room(&|| Ok(excess()?.takes)), &is_its_own)?;
+            keeper.collect(&Wanted::Quota(&|| Ok(excess()?.takes)), &is_its_own)?;
         }
         if let (Some(limit), true) = (quota.trees, excess()?.trees > 0) {
             // Nothing goes the first time: it says how many have to stay.
             let stay = keeper.collect(&Wanted::AllBut(usize::MAX), &is_its_own)?;
             let unused = stay.items.iter().filter(|item| item.reason == Reason::Enough).count() as u64;
             let used = stay.stays.saturating_sub(unused);
-            let kept = usize::try_from(limit.saturating_sub(used + 1)).unwrap_or(usize::MAX);
+            let kept = usize::try_from(limit.saturating_sub(used + coming.trees)).unwrap_or(usize::MAX);
             keeper.collect(&Wanted::AllBut(kept), &is_its_own)?;
         }
     }

@@ -57,6 +57,8 @@ pub enum Wanted<'a> {
     Room(&'a Missing<'a>),
     /// So much as this says is too much.
     Excess(&'a Missing<'a>),
+    /// So much as this says is too much for who has the trees that may go: nothing of others goes for it.
+    Quota(&'a Missing<'a>),
     /// All that may go but so many trees, the ones that were used last.
     AllBut(usize),
 }

@@ -24,7 +24,7 @@ pub(in crate::store) struct Collection<'a> {
     pub(super) is_dry_run: bool,
     pub(super) chosen: Chosen,
     pub(super) rules: &'a Rules<'a>,
-    wanted: &'a Wanted<'a>,
+    pub(super) wanted: &'a Wanted<'a>,
     report: Report,
 }
 
@@ -65,11 +65,13 @@ impl Collection<'_> {
         if let Wanted::AllBut(kept) = *self.wanted {
             return self.collect_trees_but(&in_use, kept);
         }
-        if past.is_time_for_leftovers() || is_everything {
+        // For the sake of one namespace nothing of others goes.
+        let is_for_all = !matches!(self.wanted, Wanted::Quota(_));
+        if is_for_all && (past.is_time_for_leftovers() || is_everything) {
             self.collect_leftovers()?;
         }
         // Without anything being taken away, what trees refer to that go is only seen afterwards.
-        if !self.is_dry_run {
+        if is_for_all && !self.is_dry_run {
             self.collect_content(self.rules.min_age)?;
         }
         let missing = self.still_missing()?;
@@ -148,6 +150,11 @@ impl Collection<'_> {
             self.report.stays(key.as_str(), shows, *takes, Reason::Pulled);
             return Ok(());
         };
+        // A lease is given while the tree is held.
+        if let Some(lease) = self.store.leases.current()?.iter().find(|lease| lease.tree == *key) {
+            self.report.stays(key.as_str(), shows, *takes, Reason::Leased(lease.pid));
+            return Ok(());
+        }
         // Whoever used it since the first look has noted that before it let go.
         let used = age(self.store.trees.usage(key)?.last_use);
         if used < self.rules.min_age.as_secs() {
@@ -180,7 +187,7 @@ impl Collection<'_> {
     pub(super) fn missing(&self) -> Result<Amount, Error> {
         match self.wanted {
             Wanted::Everything | Wanted::AllBut(_) => Ok(Amount::ALL),
-            Wanted::Room(missing) | Wanted::Excess(missing) => missing(),
+            Wanted::Room(missing) | Wanted::Excess(missing) | Wanted::Quota(missing) => missing(),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::store::durable::facts::Facts;
 use crate::store::durable::ledger::Ledger;
 use crate::store::durable::record::{self, Stamp};
 use crate::store::error::{Error, io};
-use crate::store::key::Entry;
+use crate::store::key::{Entry, Name};
 
 /// The owner of `blobs/`.
 #[derive(Debug)]
@@ -201,6 +201,7 @@ impl Blobs {
                     remove(&path)?; // Without its record it is nothing.
                     return Err(error);
                 }
+                self.disk.room.arrived(Name::content(digest));
                 failpoint::reached("blob.recorded");
                 self.ledger.trust(Entry::Blob(digest.clone()), &stamp);
             }
@@ -215,13 +216,21 @@ impl Blobs {
     /// # Errors
     /// [`Error::Io`].
     pub fn discard(&self, digest: &Digest) -> Result<(), Error> {
+        remove(&self.take_away(digest)?)
+    }
+
+    /// The same without deleting it, which may take long. Returns where its file waits for that.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(in crate::store) fn take_away(&self, digest: &Digest) -> Result<PathBuf, Error> {
         let (path, record_path) = self.paths(digest);
         let entry = Entry::Blob(digest.clone());
         let _one = self.ledger.publishing();
         self.ledger.forget(&entry);
         remove(&record_path)?;
         self.facts.forget(&entry)?;
-        self.disk.discard(&path)
+        self.disk.to_trash(&path)
     }
 
     /// Takes the file with this name out of sight, unless a record belongs to it or one is about to.

@@ -156,19 +156,14 @@ impl Ingests {
     /// # Errors
     /// [`Error::Io`].
     pub(in crate::store) fn discard_idle(&self, idle: &Idle) -> Result<bool, Error> {
-        let discarded = self.disk.temporary();
-        {
+        let discarded = {
             // While this is locked nobody goes on with it.
             let open = self.lock();
-            if open.contains(&idle.path) {
+            if open.contains(&idle.path) || !idle.path.exists() {
                 return Ok(false);
             }
-            match fs::rename(&idle.path, &discarded) {
-                // The download has ended.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-                renamed => renamed.map_err(io("discard", &idle.path))?,
-            }
-        }
+            self.disk.to_trash(&idle.path)?
+        };
         remove(&discarded).map(|()| true)
     }
 
@@ -240,7 +235,7 @@ impl Ingest {
     /// As [`Partial::write`].
     pub fn write(&self, offset: u64, bytes: Bytes) -> Result<(), Error> {
         let length = bytes.len() as u64;
-        self.partial.write_on(&self.ingests.disk, Name::content(&self.digest), offset, bytes)?;
+        self.partial.write_on(&self.ingests.disk, Name::content(&self.digest), true, offset, bytes)?;
         let unrecorded = self.unrecorded.fetch_add(length, Ordering::Relaxed) + length;
         failpoint::reached("pull.received");
         if unrecorded >= RECORD_EVERY {

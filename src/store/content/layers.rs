@@ -104,7 +104,9 @@ impl LayerIngest {
     /// # Errors
     /// As [`Partial::write`].
     pub fn write(&self, partial: &Partial, offset: u64, bytes: Bytes) -> Result<(), Error> {
-        partial.write_on(&self.layers.disk, Name::content(&self.blob.digest), offset, bytes)
+        let content = Name::content(&self.blob.digest);
+        // It is what is unpacked that was promised.
+        partial.write_on(&self.layers.disk, content, false, offset, bytes)
     }
 
     /// Where bytes of the archive go that come before their turn.
@@ -164,6 +166,7 @@ impl LayerIngest {
                     return Err(error);
                 }
             }
+            layers.disk.room.arrived(Name::content(&self.blob.digest));
             failpoint::reached("layer.recorded");
             layers.ledger.trust(Entry::Layer(self.key.clone()), &stamp);
         }

@@ -207,7 +207,7 @@ impl Partial {
         Ok(())
     }
 
-    /// The same for what is kept on `disk`, of `content`: writeback is started now and then, so that the disk works while the network
+    /// The same for what is kept on `disk`, of `content`, of which this is what was promised or comes beside: writeback is started now and then, so that the disk works while the network
     /// does, and others write as well, so its free space is looked at.
     ///
     /// # Errors
@@ -216,6 +216,7 @@ impl Partial {
         &self,
         disk: &Disk,
         content: Name,
+        is_promised: bool,
         offset: u64,
         bytes: Bytes,
     ) -> Result<(), Error> {
@@ -225,7 +226,9 @@ impl Partial {
         if dirty >= WRITE_BACK_EVERY {
             self.dirty.store(0, Ordering::Relaxed);
             self.write_back();
-            disk.room.written(content, dirty);
+            if is_promised {
+                disk.room.written(content, dirty);
+            }
             disk.room.ensure(Some(content), Amount::bytes(1))?;
         }
         Ok(())

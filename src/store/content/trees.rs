@@ -322,19 +322,21 @@ impl Trees {
     /// # Errors
     /// [`Error::NoSpace`], [`Error::Io`].
     pub fn used(&self, key: &TreeKey, used: &Use<'_>) -> Result<(), Error> {
-        self.facts.update(&Entry::Tree(key.clone()), |known: &mut TreeFacts| {
+        let noted = self.facts.update(&Entry::Tree(key.clone()), |known: &mut TreeFacts| {
             known.last_use = now();
             if known.references.len() < REFERENCES_LIMIT {
                 known.references.insert(used.reference.to_owned());
             }
-            self.changes.fetch_add(1, Ordering::SeqCst);
             let room = DOCUMENTS_LIMIT.saturating_sub(known.documents.len());
             known.documents.extend(used.documents.iter().take(room).cloned());
             if known.tenants.len() < TENANTS_LIMIT {
                 known.tenants.insert(used.tenant.to_string());
             }
             true
-        })
+        });
+        // Only now: who sees the change sees what is noted.
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        noted
     }
 
     /// Notes that the tree was still in use until now. One that is not there is fine.

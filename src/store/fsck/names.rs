@@ -11,7 +11,7 @@ use crate::host::limits;
 use crate::store::error::{Error, io};
 
 /// Names that may be there are in memory as hashes, so many at a time; of more, a directory is walked several times.
-const AT_A_TIME: usize = 64 * 1024;
+const AT_A_TIME: usize = 48 * 1024;
 /// Hashes of a layer's names, and of those that are shadowed, in tables that may be half empty.
 const _: () = assert!((2 * AT_A_TIME * 2 * (size_of::<u64>() + 1)) as u64 <= limits::FSCK_BYTES);
 

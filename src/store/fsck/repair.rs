@@ -25,9 +25,20 @@ pub(in crate::store) fn trees_with(directory: &Path, entry: &Entry) -> Result<Ve
     each_child(&directory.join("images"), &mut |path| {
         let key = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
         let Some(key) = key.and_then(TreeKey::parse) else { return Ok(()) };
-        let Some(image) = record::read::<Image>(path)? else { return Ok(()) };
+        let image = match record::read::<Image>(path) {
+            Ok(Some(image)) => image,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                tracing::warn!(%error, "a tree is left out");
+                return Ok(());
+            }
+        };
         let layers = image.layers.iter().map(Name::layer);
-        if image.blobs.iter().flatten().map(Name::content).chain(layers).any(|part| part == concerned) {
+        // Records of ocivol 0.1 do not say which blobs a tree shows.
+        let is_unknown =
+            matches!(entry, Entry::Blob(_)) && image.blobs.is_none() && image.only_layer.is_none();
+        let mut parts = image.blobs.iter().flatten().map(Name::content).chain(layers);
+        if is_unknown || parts.any(|part| part == concerned) {
             trees.push(key);
         }
         Ok(())

@@ -18,6 +18,8 @@ pub struct Report {
     pub trees: u64,
     /// Bytes that were read.
     pub bytes: u64,
+    /// Entries that could not be looked at, for reasons that say nothing of them.
+    pub skipped: u64,
     /// Entries that are not as they were recorded.
     pub damaged: u64,
     /// The first of them.

@@ -116,6 +116,12 @@ impl<'a> Fsck<'a> {
         };
         match looked {
             Err(End::Stopped) => Ok(false),
+            // A record that the disk does not give, for example: the rest is looked at.
+            Err(End::Error(error)) if self.repair.is_none() || error.is_loss() => {
+                tracing::warn!(%error, name, "an entry of the store cannot be looked at");
+                self.report.skipped += 1;
+                Ok(true)
+            }
             Err(End::Error(error)) => Err(error),
             Ok(()) | Err(End::Damage(_)) => Ok(true),
         }
@@ -178,7 +184,10 @@ impl<'a> Fsck<'a> {
 
     /// A record that was there a moment ago says nothing.
     fn no_record(&mut self, entry: &Entry, name: &str) -> Result<(), End> {
-        if self.directory.join(entry.record()).exists() {
+        let path = self.directory.join(entry.record());
+        // Taken away and made again meanwhile it would be another one.
+        let is_damaged = path.exists() && record::read::<Stamp>(&path)?.is_none() && path.exists();
+        if is_damaged {
             self.found(entry, name, name, Damage::whole(Problem::Record))?;
         }
         Ok(())
@@ -199,9 +208,15 @@ impl<'a> Fsck<'a> {
             Ok(()) => return Ok(()),
             Err(End::Stopped) => return Err(End::Stopped),
             Err(End::Damage(damage)) => damage,
-            Err(End::Error(error)) => {
-                tracing::warn!(%error, name, "cannot look at an entry of the store");
+            Err(End::Error(error)) if error.is_loss() => {
+                tracing::warn!(%error, name, "the disk does not give an entry of the store");
                 Damage::whole(Problem::Unreadable)
+            }
+            // That says nothing of the entry.
+            Err(End::Error(error)) => {
+                tracing::warn!(%error, name, "an entry of the store cannot be looked at");
+                self.report.skipped += 1;
+                return Ok(());
             }
         };
         let now: Option<Stamp> = record::read(&self.directory.join(entry.record()))?;

@@ -28,16 +28,16 @@ impl Quota {
         *self == Self::default()
     }
 
-    /// What is too much of `has` when so much and one more tree come.
-    pub fn excess(&self, has: Possession, coming: Amount) -> Possession {
+    /// What is too much of `has` when so much more comes.
+    pub fn excess(&self, has: Possession, coming: Possession) -> Possession {
         let over = |has: u64, limit: Option<u64>| limit.map_or(0, |limit| has.saturating_sub(limit));
-        let will_have = has.takes.plus(coming);
+        let will_have = has.takes.plus(coming.takes);
         Possession {
             takes: Amount {
                 bytes: over(will_have.bytes, self.bytes),
                 inodes: over(will_have.inodes, self.inodes),
             },
-            trees: over(has.trees + 1, self.trees),
+            trees: over(has.trees + coming.trees, self.trees),
         }
     }
 }
@@ -49,7 +49,7 @@ mod tests {
     #[test]
     fn what_is_not_bounded_is_never_too_much() {
         let has = Possession { takes: Amount { bytes: 90, inodes: 5 }, trees: 7 };
-        let coming = Amount { bytes: 20, inodes: 1 };
+        let coming = Possession { takes: Amount { bytes: 20, inodes: 1 }, trees: 1 };
         assert_eq!(Quota::default().excess(has, coming), Possession::default());
         let quota = Quota { bytes: Some(100), trees: Some(7), ..Quota::default() };
         let over = quota.excess(has, coming);

@@ -28,8 +28,21 @@ pub type Missing<'a> = dyn Fn() -> Result<Amount, Error> + 'a;
 /// Frees what is missing, as far as it can, and returns when it has.
 type Collect = Box<dyn Fn(&Missing<'_>) + Send + Sync>;
 
+/// Content that a pull is going to bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Coming {
+    /// Which.
+    pub name: Name,
+    /// Bytes of all of it.
+    pub size: u64,
+    /// Bytes that are not here yet.
+    pub missing: u64,
+}
+
 #[derive(Debug)]
 struct Promised {
+    /// Bytes of all of it.
+    size: u64,
     /// Bytes that have not come yet.
     left: u64,
     holders: usize,
@@ -67,17 +80,24 @@ impl Room {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn promise(self: &Arc<Self>, contents: &[(Name, u64)]) -> Result<Result<Promise, Amount>, Error> {
+    pub fn promise(self: &Arc<Self>, contents: &[Coming]) -> Result<Result<Promise, Amount>, Error> {
+        let usage = self.measure()?;
         let mut promises = self.lock();
-        let missing = self.missing(contents, &promises)?;
+        let missing = self.missing(contents, usage, &promises);
         if !missing.is_nothing() {
             return Ok(Err(missing));
         }
-        for (name, bytes) in contents {
-            promises.entry(*name).or_insert(Promised { left: *bytes, holders: 0 }).holders += 1;
+        for Coming { name, size, missing } in contents {
+            let promised = promises.entry(*name).or_insert(Promised { size: 0, left: 0, holders: 0 });
+            promised.holders += 1;
+            // Whoever says of the same content that it has another size may be wrong, and is not who it was promised for.
+            if promised.size != *size {
+                promised.size = promised.size.max(*size);
+                promised.left = promised.left.max(*missing);
+            }
         }
         drop(promises);
-        let names = contents.iter().map(|(name, _)| *name).collect();
+        let names = contents.iter().map(|coming| coming.name).collect();
         Ok(Ok(Promise { room: Arc::clone(self), names }))
     }
 
@@ -88,13 +108,21 @@ impl Room {
         }
     }
 
+    /// All of `content` is on the disk.
+    pub(in crate::store) fn arrived(&self, content: Name) {
+        self.written(content, u64::MAX);
+    }
+
     /// Makes sure that `needed` fits, beside what is promised to others than `content`: what is unused is collected if it does
     /// not. *Caller:* may wait.
     ///
     /// # Errors
     /// [`Error::NoSpace`] when it does not fit all the same, [`Error::Io`].
     pub(in crate::store) fn ensure(&self, content: Option<Name>, needed: Amount) -> Result<(), Error> {
-        let missing = || self.available(&self.lock(), content).map(|available| needed.minus(available));
+        let missing = || {
+            let usage = self.measure()?;
+            Ok::<_, Error>(needed.minus(self.available(usage, &self.lock(), content)))
+        };
         let short = missing()?;
         if short.is_nothing() {
             return Ok(());
@@ -107,15 +135,26 @@ impl Room {
     }
 
     /// Collects what is unused until there is room for `contents`, or nothing is left that may go.
-    pub fn make_room_for(&self, contents: &[(Name, u64)]) {
+    pub fn make_room_for(&self, contents: &[Coming]) {
         if let Some(collect) = self.collect.get() {
-            collect(&|| self.missing(contents, &self.lock()));
+            collect(&|| {
+                let usage = self.measure()?;
+                Ok(self.missing(contents, usage, &self.lock()))
+            });
         }
     }
 
-    fn missing(&self, contents: &[(Name, u64)], promises: &HashMap<Name, Promised>) -> Result<Amount, Error> {
-        let new = contents.iter().filter(|(name, _)| !promises.contains_key(name));
-        Ok(needed(new).minus(self.available(promises, None)?))
+    /// What is missing for `contents`, of each of which only what is not promised yet counts.
+    fn missing(&self, contents: &[Coming], usage: Usage, promises: &HashMap<Name, Promised>) -> Amount {
+        let more = contents.iter().filter_map(|coming| {
+            let more = match promises.get(&coming.name) {
+                Some(promised) if promised.size == coming.size => 0,
+                Some(promised) => coming.missing.saturating_sub(promised.left),
+                None => coming.missing,
+            };
+            (more > 0).then_some(Coming { missing: more, ..*coming })
+        });
+        needed(more).minus(self.available(usage, promises, None))
     }
 
     /// Whether there is room for `more` bytes of `content` that nobody knew of, after so many were `written`. What is unused is
@@ -127,8 +166,8 @@ impl Room {
     }
 
     /// That there is no room for `contents`.
-    pub fn full_for(&self, contents: &[(Name, u64)], missing: Amount) -> Error {
-        self.full(needed(contents), missing)
+    pub fn full_for(&self, contents: &[Coming], missing: Amount) -> Error {
+        self.full(needed(contents.iter().copied()), missing)
     }
 
     /// How much that is is for the log alone.
@@ -173,10 +212,10 @@ impl Room {
     }
 
     /// What may be taken, beside what is promised to others than `content`.
-    fn available(&self, promises: &HashMap<Name, Promised>, content: Option<Name>) -> Result<Amount, Error> {
+    fn available(&self, usage: Usage, promises: &HashMap<Name, Promised>, content: Option<Name>) -> Amount {
         let others = promises.iter().filter(|(name, _)| content != Some(**name));
         let promised = others.fold(0_u64, |sum, (_, promised)| sum.saturating_add(promised.left));
-        Ok(self.budget.available(self.measure()?).minus(Amount::bytes(promised)))
+        self.budget.available(usage).minus(Amount::bytes(promised))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Name, Promised>> {
@@ -184,9 +223,9 @@ impl Room {
     }
 }
 
-fn needed<'a>(contents: impl IntoIterator<Item = &'a (Name, u64)>) -> Amount {
-    contents.into_iter().fold(Amount::default(), |sum, (_, bytes)| {
-        sum.plus(Amount { bytes: *bytes, inodes: INODES_OF_A_BLOB })
+fn needed(contents: impl IntoIterator<Item = Coming>) -> Amount {
+    contents.into_iter().fold(Amount::default(), |sum, coming| {
+        sum.plus(Amount { bytes: coming.missing, inodes: INODES_OF_A_BLOB })
     })
 }
 
@@ -224,11 +263,13 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let room = room(directory.path(), 10 * GIB);
         let [one, two, three] = [b"1", b"2", b"3"].map(|text| Name::content(&Digest::sha256(text)));
-        let promise = |name, gib: u64| room.promise(&[(name, gib * GIB)]).expect("measured");
+        let coming = |name, gib: u64| Coming { name, size: gib * GIB, missing: gib * GIB };
+        let promise = |name, gib: u64| room.promise(&[coming(name, gib)]).expect("measured");
         let first = promise(one, 6).expect("it fits");
         assert!(promise(two, 6).is_err());
         // The same content is promised once.
         let again = promise(one, 6).expect("it is the same");
+        assert!(promise(one, 20).is_err(), "who says that it is larger has to find more");
         let second = promise(two, 3).expect("it fits");
         assert!(promise(three, 3).is_err());
         drop(second);
@@ -249,8 +290,11 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let room = room(directory.path(), 2 * GIB);
         let name = Name::content(&Digest::sha256(b"1"));
-        let promise =
-            Mutex::new(Some(room.promise(&[(name, GIB + GIB / 2)]).expect("measured").expect("it fits")));
+        let promise = Mutex::new(Some(
+            room.promise(&[Coming { name, size: 3 * GIB / 2, missing: 3 * GIB / 2 }])
+                .expect("measured")
+                .expect("it fits"),
+        ));
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (freed, noted) = (promise, Arc::clone(&asked));
         room.make_room_with(move |missing| {
