@@ -167,7 +167,8 @@ fuzz_target!(|case: Case| {
     assert_eq!(fs::read_dir(directory.path()).expect("there").count(), 2);
     let Ok(summary) = result else { return };
     let index = fs::File::open(layer.join(INDEX)).expect("an index");
-    let entries: Vec<_> = Reader::new(index, summary.index, ENTRY_LIMIT).collect::<Result<_, _>>().expect("sound");
+    let entries: Vec<_> =
+        Reader::new(index, summary.index, ENTRY_LIMIT).collect::<Result<_, _>>().expect("sound");
     assert_eq!(entries.len(), summary.entries);
     for (number, entry) in entries.iter().enumerate() {
         if let EntryKind::File { size, place, .. } = &entry.kind {
