@@ -4,8 +4,9 @@
 use libfuzzer_sys::fuzz_target;
 use ocivol::layer::checksum::Checksum;
 use ocivol::layer::index;
+use ocivol::layer::stream::ReadError;
 
-fn read(bytes: &[u8], checksum: Checksum) -> Result<Vec<index::Entry>, index::ReadError> {
+fn read(bytes: &[u8], checksum: Checksum) -> Result<Vec<index::Entry>, ReadError> {
     index::Reader::new(bytes, checksum, index::ENTRY_LIMIT).collect()
 }
 
