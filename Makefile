@@ -55,6 +55,7 @@ test: ## Install what the tests need, run all tests (as root: they mount)
 	@$(call need,buildah,buildah)
 	@$(call need,ip,iproute2)
 	@$(call need,openssl,openssl)
+	@$(call need,fincore,util-linux-extra)
 	$(AS_ROOT) $(CARGO) test
 
 soak: ## Hours of bounded load, and whether anything grows: SOAK_MINUTES=180

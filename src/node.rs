@@ -1,6 +1,8 @@
 //! The daemon: its configuration, its start, and how it drains and shuts down.
 
+pub mod bad_flag;
 pub mod config;
+pub mod disk_flags;
 mod health;
 mod open;
 mod propagation;

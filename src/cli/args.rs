@@ -8,7 +8,8 @@ use tracing::level_filters::LevelFilter;
 
 use crate::failure::Failure;
 use crate::mount::locked::Lock;
-use crate::node::config::{DiskFlags, NodeConfig, NodeFlags, PullFlags};
+use crate::node::config::{NodeConfig, NodeFlags, PullFlags};
+use crate::node::disk_flags::DiskFlags;
 use crate::telemetry::logs::Format;
 
 /// Mounts what an OCI registry holds (models, images, files) as read-only directories.

@@ -20,7 +20,8 @@ use crate::demo::tarball::Tarball;
 use crate::failure::Failure;
 use crate::mount::locked::Lock;
 use crate::mount::mountinfo::Table;
-use crate::node::config::{DiskFlags, NodeFlags, PullFlags};
+use crate::node::config::{NodeFlags, PullFlags};
+use crate::node::disk_flags::DiskFlags;
 use crate::oci::digest::Digest;
 use crate::store::space::budget::Budget;
 

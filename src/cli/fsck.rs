@@ -63,6 +63,12 @@ fn text(report: &Report) -> String {
             many => format!("{many} are damaged"),
         }
     ));
+    if report.skipped > 0 {
+        lines.push(format!(
+            "{} could not be looked at; run it as the store's owner, and see -v",
+            report.skipped
+        ));
+    }
     if report.findings.iter().any(|finding| !finding.repaired) {
         lines.push("`ocivol fsck --repair` takes out what is damaged; it is pulled again".to_owned());
     }

@@ -8,11 +8,11 @@ use std::time::Duration;
 use crate::csi::registration;
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
+use crate::node::bad_flag::BadFlag;
+use crate::node::disk_flags::DiskFlags;
 use crate::oci::reference::{InvalidReference, Reference};
 use crate::oci::repository::host_identity;
 use crate::store::space::budget::{Budget, Level};
-use crate::store::space::quota::Quota;
-use crate::volume::volumes::MIN_AGE;
 use crate::{pull, registry};
 
 /// Everything `ocivol node` needs to know.
@@ -83,27 +83,6 @@ pub struct NodeFlags {
     pub pulls: PullFlags,
 }
 
-/// Flags about the disk, as they were given.
-#[derive(Debug, Clone)]
-pub struct DiskFlags {
-    /// `--gc-start`
-    pub gc_start: String,
-    /// `--gc-stop`
-    pub gc_stop: String,
-    /// `--keep-free`
-    pub keep_free: String,
-    /// `--keep-free-inodes`
-    pub keep_free_inodes: String,
-    /// `--gc-min-age`, seconds.
-    pub gc_min_age: u64,
-    /// `--quota-bytes`
-    pub quota_bytes: Option<String>,
-    /// `--quota-inodes`
-    pub quota_inodes: Option<u64>,
-    /// `--quota-trees`
-    pub quota_trees: Option<u64>,
-}
-
 /// Flags about registries and pulls, as they were given.
 #[derive(Debug, Clone)]
 pub struct PullFlags {
@@ -123,15 +102,6 @@ pub struct PullFlags {
     pub spool_above: Option<String>,
 }
 
-/// A flag has a value that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{flag} {value:?}: {reason}")]
-pub struct Error {
-    flag: &'static str,
-    value: String,
-    reason: String,
-}
-
 /// Bytes of a unix socket's path, without the final NUL: `man 7 unix`.
 const SOCKET_PATH_LIMIT: usize = 107;
 /// Bytes of a driver name: CSI v1.12.0, GetPluginInfo.
@@ -143,13 +113,13 @@ impl NodeFlags {
     /// Checks every flag.
     ///
     /// # Errors
-    /// [`Error`] names the first flag that cannot be used, and says why.
-    pub fn check(self) -> Result<NodeConfig, Error> {
+    /// [`BadFlag`] names the first flag that cannot be used, and says why.
+    pub fn check(self) -> Result<NodeConfig, BadFlag> {
         let socket = socket_path(&self.endpoint)?;
         check_socket_length("--endpoint", &socket)?;
         if self.node_id.is_empty() || self.node_id.len() > NODE_ID_LIMIT {
             let reason = "it must be the node's name: set it, or KUBE_NODE_NAME (spec.nodeName)".to_owned();
-            return Err(Error { flag: "--node-id", value: self.node_id, reason });
+            return Err(BadFlag { flag: "--node-id", value: self.node_id, reason });
         }
         check_driver_name(&self.driver_name)?;
         check_absolute("--root", &self.root)?;
@@ -209,76 +179,14 @@ impl NodeFlags {
     }
 }
 
-impl Default for DiskFlags {
-    fn default() -> Self {
-        let Budget { start, stop, keep_free, keep_free_inodes } = Budget::NODE;
-        Self {
-            gc_start: start.map_or_else(String::new, |start| start.to_string()),
-            gc_stop: stop.to_string(),
-            keep_free: keep_free.to_string(),
-            keep_free_inodes: keep_free_inodes.to_string(),
-            gc_min_age: MIN_AGE.as_secs(),
-            quota_bytes: None,
-            quota_inodes: None,
-            quota_trees: None,
-        }
-    }
-}
-
-impl DiskFlags {
-    /// What each namespace may bring in.
-    fn quota(&self) -> Result<Quota, Error> {
-        let bytes = |value: &String| match value.parse() {
-            Ok(Level::Count(bytes)) => Ok(bytes),
-            _ => Err(Error {
-                flag: "--quota-bytes",
-                value: value.clone(),
-                reason: "it is no number of bytes, as 40GiB".to_owned(),
-            }),
-        };
-        let bytes = self.quota_bytes.as_ref().map(bytes).transpose()?;
-        Ok(Quota { bytes, inodes: self.quota_inodes, trees: self.quota_trees })
-    }
-
-    /// Checks every flag.
-    ///
-    /// # Errors
-    /// [`Error`] names the first flag that cannot be used, and says why.
-    pub fn check(self) -> Result<Budget, Error> {
-        let level = |flag, value: &str| {
-            value.parse::<Level>().map_err(|error| Error {
-                flag,
-                value: value.to_owned(),
-                reason: error.to_string(),
-            })
-        };
-        let (start, stop) = (level("--gc-start", &self.gc_start)?, level("--gc-stop", &self.gc_stop)?);
-        let is_above = match (start, stop) {
-            (Level::Percent(start), Level::Percent(stop)) => stop > start,
-            (Level::Count(start), Level::Count(stop)) => stop > start,
-            _ => false,
-        };
-        if is_above {
-            let reason = format!("it must not be more than --gc-start, which is {start}");
-            return Err(Error { flag: "--gc-stop", value: self.gc_stop, reason });
-        }
-        Ok(Budget {
-            start: Some(start),
-            stop,
-            keep_free: level("--keep-free", &self.keep_free)?,
-            keep_free_inodes: level("--keep-free-inodes", &self.keep_free_inodes)?,
-        })
-    }
-}
-
 impl PullFlags {
     /// Checks every flag.
     ///
     /// # Errors
-    /// [`Error`] names the first flag that cannot be used, and says why.
+    /// [`BadFlag`] names the first flag that cannot be used, and says why.
     pub fn check(
         self,
-    ) -> Result<(registry::transport::RegistrySettings, pull::request::PullSettings), Error> {
+    ) -> Result<(registry::transport::RegistrySettings, pull::request::PullSettings), BadFlag> {
         let mut plain_http = BTreeSet::new();
         for host in self.plain_http {
             // A reference is the grammar of hosts.
@@ -287,22 +195,22 @@ impl PullFlags {
                 .map_or(true, |it| it.host() != host)
             {
                 let reason = "it is no host[:port]".to_owned();
-                return Err(Error { flag: "--plain-http", value: host, reason });
+                return Err(BadFlag { flag: "--plain-http", value: host, reason });
             }
             if host.ends_with(":443") {
                 let reason = "443 is the port of TLS; a registry without TLS has another".to_owned();
-                return Err(Error { flag: "--plain-http", value: host, reason });
+                return Err(BadFlag { flag: "--plain-http", value: host, reason });
             }
             plain_http.insert(host_identity(&host));
         }
         if !(1..=600).contains(&self.stall_timeout) {
             let reason = "it must be between 1 and 600 seconds".to_owned();
-            return Err(Error { flag: "--stall-timeout", value: self.stall_timeout.to_string(), reason });
+            return Err(BadFlag { flag: "--stall-timeout", value: self.stall_timeout.to_string(), reason });
         }
         if !(1..=64).contains(&self.parallel_downloads) {
             let value = self.parallel_downloads.to_string();
             let reason = "it must be between 1 and 64".to_owned();
-            return Err(Error { flag: "--parallel-downloads", value, reason });
+            return Err(BadFlag { flag: "--parallel-downloads", value, reason });
         }
         let spool_above = match self.spool_above.as_deref().map(str::parse) {
             None => None,
@@ -310,7 +218,7 @@ impl PullFlags {
             Some(_) => {
                 let value = self.spool_above.unwrap_or_default();
                 let reason = "it is no number of bytes, as 4GiB".to_owned();
-                return Err(Error { flag: "--spool-above", value, reason });
+                return Err(BadFlag { flag: "--spool-above", value, reason });
             }
         };
         let registry = registry::transport::RegistrySettings {
@@ -331,9 +239,9 @@ impl PullFlags {
 }
 
 /// `unix:///csi/csi.sock` and `unix:/csi/csi.sock`; the interface wants the name to end in `.sock`.
-fn socket_path(endpoint: &str) -> Result<PathBuf, Error> {
+fn socket_path(endpoint: &str) -> Result<PathBuf, BadFlag> {
     let error =
-        |reason: &str| Error { flag: "--endpoint", value: endpoint.to_owned(), reason: reason.to_owned() };
+        |reason: &str| BadFlag { flag: "--endpoint", value: endpoint.to_owned(), reason: reason.to_owned() };
     let path = endpoint
         .strip_prefix("unix://")
         .or_else(|| endpoint.strip_prefix("unix:"))
@@ -348,7 +256,7 @@ fn socket_path(endpoint: &str) -> Result<PathBuf, Error> {
 }
 
 /// Lower-case letters, digits, `.`, `-`; a letter at both ends. Kubernetes wants a DNS name, csi-sanity the letters.
-fn check_driver_name(name: &str) -> Result<(), Error> {
+fn check_driver_name(name: &str) -> Result<(), BadFlag> {
     let letter = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphabetic);
     let bytes = name.as_bytes();
     let fits = name.len() <= DRIVER_NAME_LIMIT
@@ -363,17 +271,17 @@ fn check_driver_name(name: &str) -> Result<(), Error> {
     let reason =
         "it must be a DNS name of at most 63 characters that begins and ends with a lower-case letter"
             .to_owned();
-    Err(Error { flag: "--driver-name", value: name.to_owned(), reason })
+    Err(BadFlag { flag: "--driver-name", value: name.to_owned(), reason })
 }
 
-fn check_pin(value: String) -> Result<Reference, Error> {
+fn check_pin(value: String) -> Result<Reference, BadFlag> {
     value.parse().map_err(|error: InvalidReference| {
         let reason = error.to_string();
-        Error { flag: "--pin", value, reason }
+        BadFlag { flag: "--pin", value, reason }
     })
 }
 
-fn check_absolute(flag: &'static str, path: &Path) -> Result<(), Error> {
+fn check_absolute(flag: &'static str, path: &Path) -> Result<(), BadFlag> {
     let plain = path.is_absolute()
         && path
             .components()
@@ -381,14 +289,14 @@ fn check_absolute(flag: &'static str, path: &Path) -> Result<(), Error> {
     if plain {
         return Ok(());
     }
-    Err(Error {
+    Err(BadFlag {
         flag,
         value: path.display().to_string(),
         reason: "it must be absolute, without '..'".to_owned(),
     })
 }
 
-fn check_socket_length(flag: &'static str, path: &Path) -> Result<(), Error> {
+fn check_socket_length(flag: &'static str, path: &Path) -> Result<(), BadFlag> {
     if path.as_os_str().len() <= SOCKET_PATH_LIMIT {
         return Ok(());
     }
@@ -396,17 +304,17 @@ fn check_socket_length(flag: &'static str, path: &Path) -> Result<(), Error> {
         "its socket would be {} bytes long, {SOCKET_PATH_LIMIT} are possible; use a shorter directory or driver name",
         path.as_os_str().len()
     );
-    Err(Error { flag, value: path.display().to_string(), reason })
+    Err(BadFlag { flag, value: path.display().to_string(), reason })
 }
 
 /// `:9808`, `127.0.0.1:9808`, or nothing.
-fn health_address(text: &str) -> Result<Option<SocketAddr>, Error> {
+fn health_address(text: &str) -> Result<Option<SocketAddr>, BadFlag> {
     if text.is_empty() {
         return Ok(None);
     }
     // All addresses of both families; the listener falls back where there is no IPv6.
     let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
-    full.parse().map(Some).map_err(|_| Error {
+    full.parse().map(Some).map_err(|_| BadFlag {
         flag: "--health-addr",
         value: text.to_owned(),
         reason: "it is no address:port".to_owned(),

@@ -11,6 +11,7 @@ use crate::store::key::Name;
 use crate::store::open::Store;
 use crate::store::space::amount::Amount;
 use crate::store::space::room::{Coming, Promise};
+use crate::tenant::Tenant;
 use crate::transfer::error::Error as TransferError;
 use crate::transfer::needed::Promise as Content;
 use crate::transfer::needed::{Form, Needed, origin};
@@ -56,7 +57,7 @@ impl Rooms {
         let (all, missing) = blocking::run::<Result<_, StoreError>>(Lane::Work, look).await?;
         let bytes = missing.iter().fold(0_u64, |sum, coming| sum.saturating_add(coming.missing));
         let admission = self.quotas.admit(&asker.tenant, bytes).await?;
-        let promise = self.make_room(missing).await?;
+        let promise = self.make_room(&asker.tenant, missing).await?;
         Ok((all, Reservation { _promise: Some(promise), _admission: admission }))
     }
 
@@ -69,32 +70,36 @@ impl Rooms {
         Ok(Reservation { _promise: None, _admission: admission })
     }
 
-    async fn make_room(&self, missing: Contents) -> Result<Promise, Error> {
-        let (promised, missing) = self.promise(missing).await?;
+    async fn make_room(&self, tenant: &Tenant, missing: Contents) -> Result<Promise, Error> {
+        let (promised, missing) = self.promise(tenant, missing).await?;
         if let Ok(promise) = promised {
             return Ok(promise);
         }
         // One after the other: what the first makes room for may be enough.
         let _one = self.making_room.lock().await;
-        let (promised, missing) = self.promise(missing).await?;
+        let (promised, missing) = self.promise(tenant, missing).await?;
         if let Ok(promise) = promised {
             return Ok(promise);
         }
-        let room = Arc::clone(&self.store.disk.room);
+        let (room, of) = (Arc::clone(&self.store.disk.room), tenant.clone());
         let collect = move || {
-            room.make_room_for(&missing);
+            room.make_room_for(&of, &missing);
             missing
         };
         let missing = blocking::on_own_thread("collect", collect).await.map_err(TransferError::Thread)?;
-        match self.promise(missing).await? {
+        match self.promise(tenant, missing).await? {
             (Ok(promise), _) => Ok(promise),
             (Err(short), missing) => Err(self.store.disk.room.full_for(&missing, short).into()),
         }
     }
 
-    async fn promise(&self, contents: Contents) -> Result<(Result<Promise, Amount>, Contents), StoreError> {
-        let room = Arc::clone(&self.store.disk.room);
-        let promise = move || room.promise(&contents).map(|promised| (promised, contents));
+    async fn promise(
+        &self,
+        tenant: &Tenant,
+        contents: Contents,
+    ) -> Result<(Result<Promise, Amount>, Contents), StoreError> {
+        let (room, tenant) = (Arc::clone(&self.store.disk.room), tenant.clone());
+        let promise = move || room.promise(&tenant, &contents).map(|promised| (promised, contents));
         blocking::run(Lane::Store, promise).await
     }
 }

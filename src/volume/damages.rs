@@ -28,6 +28,11 @@ impl Damages {
         }
     }
 
+    /// Whether nothing is known to be damaged, as mostly.
+    pub(in crate::volume) fn is_nothing(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// What is wrong with `tree`, if something is.
     pub(in crate::volume) fn of(&self, tree: &TreeKey) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(tree).cloned()

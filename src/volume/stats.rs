@@ -53,6 +53,9 @@ impl Volumes {
 
     /// What is damaged of the volume at `path`, as far as that was found.
     pub async fn damage(&self, path: &str) -> Option<String> {
+        if self.damages.is_nothing() {
+            return None;
+        }
         let (store, path) = (self.store_if_at_hand().await?, Path::new(path).to_owned());
         let read = move || {
             // What was taken out was moved out of the way. One that was made anew is not concerned.

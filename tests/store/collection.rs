@@ -32,12 +32,9 @@ async fn node(world: &World, flags: &[&str]) -> Node {
 
 /// What `ocivol gc` answers.
 async fn gc(node: &Node, flags: &[&str]) -> Value {
-    let mut command = Command::new(BINARY);
-    command.args(["--output", "json", "gc", "--root"]).arg(&node.root).args(flags);
-    let output = tokio::task::spawn_blocking(move || command.output().expect("it runs"));
-    let output = output.await.expect("no panic");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    let (done, report) = node.command(&[&["gc"], flags].concat()).await;
+    assert!(done, "{report}");
+    report
 }
 
 /// What goes and what stays of it, by kind.
@@ -193,16 +190,6 @@ fn what_is_pinned_is_pulled_at_the_start_and_stays() {
     });
 }
 
-/// A registry with models of so many megabytes each, by number.
-async fn models(megabytes: usize, count: u64) -> Scripted {
-    let registry = Scripted::start().await;
-    for number in 0..count {
-        let layer = Layer::model_file("weight", "w", noise(number, megabytes * MIB));
-        registry.pusher(&format!("m{number}")).model("v1", &[layer]).await.expect("pushed");
-    }
-    registry
-}
-
 /// A node whose store has a small disk of its own.
 async fn small_node(registry: &Scripted, size: &str, flags: &[&str]) -> Node {
     let host = registry.host();
@@ -220,7 +207,7 @@ async fn publish(node: &Node, registry: &Scripted, number: u64) -> Result<PodVol
 #[test]
 fn room_is_made_for_a_pull_from_what_was_used_longest_ago() {
     isolated(async {
-        let registry = models(13, 6).await;
+        let registry = Scripted::with_models(13, 6).await;
         let node = small_node(&registry, "64m", &[]).await;
         // Of 64 MiB, 60 may be taken: four models fit. The first stays mounted.
         let kept = publish(&node, &registry, 0).await.expect("published");
@@ -256,7 +243,7 @@ fn room_is_made_for_a_pull_from_what_was_used_longest_ago() {
 #[test]
 fn what_does_not_fit_all_the_same_costs_nobody_anything() {
     isolated(async {
-        let registry = models(12, 3).await;
+        let registry = Scripted::with_models(12, 3).await;
         let layer = Layer::model_file("weight", "w", noise(9, 40 * MIB));
         registry.pusher("large").model("v1", &[layer]).await.expect("pushed");
         let node = small_node(&registry, "64m", &[]).await;
@@ -282,24 +269,18 @@ fn what_does_not_fit_all_the_same_costs_nobody_anything() {
     });
 }
 
-/// Answers GETs of blobs with headers, and then nothing.
-fn stall(registry: &Scripted) {
-    registry.script(|seen| {
-        let is_blob = seen.method == Method::GET && seen.path.contains("/blobs/");
-        is_blob.then(|| {
-            Response::new(Body::from_stream(futures_util::stream::pending::<
-                Result<bytes::Bytes, std::io::Error>,
-            >()))
-        })
-    });
+/// Headers, and then nothing.
+fn never() -> Response {
+    let nothing = futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
+    Response::new(Body::from_stream(nothing))
 }
 
 #[test]
 fn pulls_that_begin_together_share_what_is_free() {
     isolated(async {
-        let registry = models(40, 2).await;
+        let registry = Scripted::with_models(40, 2).await;
         let node = small_node(&registry, "64m", &["--stall-timeout", "2"]).await;
-        stall(&registry);
+        registry.script(|seen| (seen.method == Method::GET && seen.path.contains("/blobs/")).then(never));
         let begin = |namespace: &str, number: u64| {
             let volume = node.volume_of(&Pod::new(namespace, &format!("{namespace}-{number}")), "model");
             let reference = registry.reference(&format!("m{number}:v1"));
@@ -325,10 +306,48 @@ fn pulls_that_begin_together_share_what_is_free() {
     });
 }
 
+/// A manifest may say what it likes of sizes, and a registry may bring as little as it likes of that.
+#[test]
+fn regression_t42_who_declares_all_of_the_disk_leaves_others_half_of_it() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        for (name, megabytes) in [("all", 58), ("some", 25)] {
+            let layer = Layer::model_file(
+                "weight",
+                "w",
+                noise(megabytes, usize::try_from(megabytes).expect("few") * MIB),
+            );
+            registry.pusher(name).model("v1", &[layer]).await.expect("pushed");
+        }
+        let node = small_node(&registry, "64m", &["--stall-timeout", "600"]).await;
+        let all = ocivol::oci::digest::Digest::sha256(&noise(58, 58 * MIB)).to_string();
+        registry.script(move |seen| (seen.method == Method::GET && seen.path.contains(&all)).then(never));
+        let begin = |namespace: &str, name: &str| {
+            let volume = node.volume_of(&Pod::new(namespace, namespace), "model");
+            let reference = registry.reference(&format!("{name}:v1"));
+            let (kubelet, request) = (
+                node.kubelet.clone(),
+                node.kubelet.publish_request(&volume, &[("reference", &reference)], &[]),
+            );
+            tokio::spawn(async move { kubelet.publish(request).await })
+        };
+        let hostile = begin("hostile", "all");
+        eventually("its blob is asked for", || registry.count(&Method::GET, "/all/blobs/") > 0).await;
+        begin("victim", "some").await.expect("no panic").expect("published beside it");
+        assert!(!hostile.is_finished());
+        let volume = node.volume_of(&Pod::new("victim", "victim"), "model");
+        assert_eq!(fs::read(volume.target.join("w")).expect("read"), noise(25, 25 * MIB));
+        for pod in ["victim", "hostile"] {
+            let volume = node.volume_of(&Pod::new(pod, pod), "model");
+            node.kubelet.unpublish(&volume).await.expect("unpublished");
+        }
+    });
+}
+
 #[test]
 fn a_disk_stays_below_its_watermark_whatever_is_pulled() {
     isolated(async {
-        let registry = models(6, 24).await;
+        let registry = Scripted::with_models(6, 24).await;
         let flags = ["--gc-start", "60%", "--gc-stop", "40%", "--keep-free", "15%"];
         let node = small_node(&registry, "64m", &flags).await;
         let used = || {

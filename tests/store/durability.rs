@@ -171,53 +171,66 @@ fn no_record_no_entry() {
     });
 }
 
+/// `part` of a blob comes, and then nothing; the process is killed, and the next one goes on where that was. What is recorded of a
+/// download is recorded every 64 MiB.
+async fn goes_on_after_a_kill(registry: Scripted, content: &[u8], part: bytes::Bytes, flags: &[&str]) {
+    registry.script(move |seen| {
+        use futures_util::StreamExt as _;
+        let blob = seen.path.contains("/blobs/") && seen.method == Method::GET;
+        blob.then(|| {
+            let pieces: Vec<_> = (0..part.len() >> 20)
+                .map(|mib| Ok::<_, std::io::Error>(part.slice(mib << 20..(mib + 1) << 20)))
+                .collect();
+            let body = futures_util::stream::iter(pieces).chain(futures_util::stream::pending());
+            axum::response::Response::new(axum::body::Body::from_stream(body))
+        })
+    });
+    let mut node = Node::start(&[&["--plain-http", &registry.host()], flags].concat()).await;
+    let volume = node.volume("pod");
+    let reference = registry.reference("m:v1");
+    let (kubelet, request) =
+        (node.kubelet.clone(), node.kubelet.publish_request(&volume, &[("reference", &reference)], &[]));
+    let publish = tokio::spawn(async move { kubelet.publish(request).await });
+    let ingest = node.root.join("v1/ingest");
+    eventually("the first ranges are recorded", || {
+        fs::read_dir(&ingest)
+            .is_ok_and(|entries| entries.flatten().any(|entry| entry.path().join("ranges.json").exists()))
+    })
+    .await;
+    node.kill();
+    assert!(publish.await.expect("no panic").is_err());
+    registry.unscript();
+    registry.forget();
+    node.run().await;
+    node.publish(&volume, &reference, &[]).await.expect("published");
+    assert!(fs::read(volume.target.join("w")).expect("read") == content);
+    let requests = registry.requests();
+    let first = requests.iter().find(|seen| seen.path.contains("/blobs/")).expect("the rest is asked for");
+    let range = first.headers.get("range").and_then(|range| range.to_str().ok()).unwrap_or("all");
+    let start = range.strip_prefix("bytes=").and_then(|range| range.split_once('-')?.0.parse::<u64>().ok());
+    assert!(start.is_some_and(|start| start >= 64 << 20), "{range}");
+    node.kubelet.unpublish(&volume).await.expect("unpublished");
+}
+
 #[test]
 fn a_download_resumes_after_the_process_was_killed() {
     isolated(async {
         let content = noise(6, 100 << 20);
         let registry = Scripted::with_model(content.clone()).await;
-        // Ninety of a hundred MiB come, then nothing.
-        let part = bytes::Bytes::from(content[..90 << 20].to_vec());
-        registry.script(move |seen| {
-            use futures_util::StreamExt as _;
-            let blob = seen.path.contains("/blobs/") && seen.method == Method::GET;
-            blob.then(|| {
-                let parts: Vec<_> = (0..90)
-                    .map(|mib| Ok::<_, std::io::Error>(part.slice(mib << 20..(mib + 1) << 20)))
-                    .collect();
-                let body = futures_util::stream::iter(parts).chain(futures_util::stream::pending());
-                axum::response::Response::new(axum::body::Body::from_stream(body))
-            })
-        });
-        let mut node = Node::start(&["--plain-http", &registry.host()]).await;
-        let volume = node.volume("pod");
-        let reference = registry.reference("m:v1");
-        let (kubelet, request) =
-            (node.kubelet.clone(), node.kubelet.publish_request(&volume, &[("reference", &reference)], &[]));
-        let publish = tokio::spawn(async move { kubelet.publish(request).await });
-        let ingest = node.root.join("v1/ingest");
-        eventually("the first ranges are recorded", || {
-            fs::read_dir(&ingest)
-                .is_ok_and(|entries| entries.flatten().any(|entry| entry.path().join("ranges.json").exists()))
-        })
-        .await;
-        node.kill();
-        assert!(publish.await.expect("no panic").is_err());
-        registry.unscript();
-        registry.forget();
-        node.run().await;
-        node.publish(&volume, &reference, &[]).await.expect("published");
-        assert!(fs::read(volume.target.join("w")).expect("read") == content);
-        let requests = registry.requests();
-        let ranges: Vec<_> = requests
-            .iter()
-            .filter(|seen| seen.path.contains("/blobs/"))
-            .map(|seen| seen.headers.get("range").and_then(|range| range.to_str().ok()).unwrap_or("all"))
-            .collect();
-        let start =
-            ranges[0].strip_prefix("bytes=").and_then(|range| range.split_once('-')?.0.parse::<u64>().ok());
-        assert!(start.is_some_and(|start| start >= 64 << 20), "{ranges:?}");
-        node.kubelet.unpublish(&volume).await.expect("unpublished");
+        let part = content[..90 << 20].to_vec().into();
+        goes_on_after_a_kill(registry, &content, part, &[]).await;
+    });
+}
+
+#[test]
+fn a_spooled_archive_goes_on_where_it_was_after_a_restart() {
+    isolated(async {
+        let content = noise(6, 100 << 20);
+        let registry = Scripted::start().await;
+        let layer = Layer::archive(Tarball::new().file("w", &content).finish());
+        let part = layer.content.slice(..90 << 20);
+        registry.pusher("m").image("v1", &[layer], &[]).await.expect("pushed");
+        goes_on_after_a_kill(registry, &content, part, &["--spool-above", "8MiB"]).await;
     });
 }
 
@@ -411,57 +424,5 @@ fn a_file_system_that_shuts_down_under_the_store_costs_a_pull_and_never_a_wrong_
         }
         node.stop().await;
         run("umount", &[&root]);
-    });
-}
-
-#[test]
-fn a_spooled_archive_goes_on_where_it_was_after_a_restart() {
-    isolated(async {
-        // What comes of it before the registry stops, and what is recorded of that.
-        const PART: usize = 80 << 20;
-        let registry = Scripted::start().await;
-        let content = noise(6, 100 << 20);
-        let layer = Layer::archive(Tarball::new().file("w", &content).finish());
-        let archive = layer.content.clone();
-        registry.pusher("m").image("v1", &[layer], &[]).await.expect("pushed");
-        let part = archive.slice(..PART);
-        registry.script(move |seen| {
-            use futures_util::StreamExt as _;
-            let blob = seen.path.contains("/blobs/") && seen.method == Method::GET;
-            blob.then(|| {
-                let pieces: Vec<_> = (0..PART >> 20)
-                    .map(|mib| Ok::<_, std::io::Error>(part.slice(mib << 20..(mib + 1) << 20)))
-                    .collect();
-                let body = futures_util::stream::iter(pieces).chain(futures_util::stream::pending());
-                axum::response::Response::new(axum::body::Body::from_stream(body))
-            })
-        });
-        let mut node = Node::start(&["--plain-http", &registry.host(), "--spool-above", "8MiB"]).await;
-        let volume = node.volume("pod");
-        let reference = registry.reference("m:v1");
-        let (kubelet, request) =
-            (node.kubelet.clone(), node.kubelet.publish_request(&volume, &[("reference", &reference)], &[]));
-        let publish = tokio::spawn(async move { kubelet.publish(request).await });
-        let ingest = node.root.join("v1/ingest");
-        eventually("the first ranges are recorded", || {
-            fs::read_dir(&ingest)
-                .is_ok_and(|entries| entries.flatten().any(|entry| entry.path().join("ranges.json").exists()))
-        })
-        .await;
-        node.kill();
-        assert!(publish.await.expect("no panic").is_err());
-        registry.unscript();
-        registry.forget();
-        node.run().await;
-        node.publish(&volume, &reference, &[]).await.expect("published");
-        assert!(fs::read(volume.target.join("w")).expect("read") == content);
-        let requests = registry.requests();
-        let first =
-            requests.iter().find(|seen| seen.path.contains("/blobs/")).expect("the rest is asked for");
-        let range = first.headers.get("range").and_then(|range| range.to_str().ok()).unwrap_or("all");
-        let start =
-            range.strip_prefix("bytes=").and_then(|range| range.split_once('-')?.0.parse::<u64>().ok());
-        assert!(start.is_some_and(|start| start >= 64 << 20), "{range}");
-        node.kubelet.unpublish(&volume).await.expect("unpublished");
     });
 }

@@ -7,21 +7,14 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::support::disk::{Disk, FileSystem};
 use crate::support::node::BINARY;
 use crate::support::world::{World, assert_published};
-use crate::support::{Node, eventually, isolated};
+use crate::support::{Node, Scripted, eventually, isolated, noise};
 
 /// Exit status and report of `ocivol fsck`.
 async fn fsck(node: &Node, flags: &[&str]) -> (bool, Value) {
-    let mut command = Command::new(BINARY);
-    command.args(["--output", "json", "fsck", "--root"]).arg(&node.root).args(flags);
-    let output = tokio::task::spawn_blocking(move || command.output().expect("it runs"));
-    let output = output.await.expect("no panic");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let report = serde_json::from_str(&text);
-    let report =
-        report.unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
-    (output.status.success(), report)
+    node.command(&[&["fsck"], flags].concat()).await
 }
 
 async fn start(world: &World) -> Node {
@@ -33,6 +26,16 @@ async fn start(world: &World) -> Node {
         node.publish(&volume, &world.reference(name), &[]).await.expect("published");
     }
     node
+}
+
+/// Every pod goes and comes again, and has what was pushed.
+async fn publish_anew(node: &Node, world: &World, when: &str) {
+    for name in ["image:one", "image:three", "model:v1"] {
+        let volume = node.volume(&name.replace(':', "-"));
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+        node.publish(&volume, &world.reference(name), &[]).await.expect("published");
+        assert_published(&volume, &world.artifacts[name], when);
+    }
 }
 
 /// The regular files below a directory, in order.
@@ -120,12 +123,7 @@ fn every_damage_is_found_and_what_is_taken_out_is_pulled_again() {
                 );
                 let (sound, report) = fsck(&node, &[]).await;
                 assert!(sound, "{when}: {report}");
-                for name in ["image:one", "image:three", "model:v1"] {
-                    let volume = node.volume(&name.replace(':', "-"));
-                    node.kubelet.unpublish(&volume).await.expect("unpublished");
-                    node.publish(&volume, &world.reference(name), &[]).await.expect("published");
-                    assert_published(&volume, &world.artifacts[name], &when);
-                }
+                publish_anew(&node, &world, &when).await;
             }
         }
     });
@@ -195,13 +193,7 @@ fn it_dies_while_it_repairs_and_repairs_the_rest() {
                 fsck(&node, &["--repair"]).await;
                 let (sound, report) = fsck(&node, &[]).await;
                 assert!(sound, "{when}: {report}");
-                for name in ["image:one", "image:three", "model:v1"] {
-                    let volume = node.volume(&name.replace(':', "-"));
-                    node.kubelet.unpublish(&volume).await.expect("unpublished");
-                    node.publish(&volume, &world.reference(name), &[]).await.expect("published");
-                    assert_published(&volume, &world.artifacts[name], &when);
-                    node.kubelet.unpublish(&volume).await.expect("unpublished");
-                }
+                publish_anew(&node, &world, &when).await;
             }
         }
     });
@@ -235,9 +227,50 @@ fn a_pod_is_told_of_damage_that_is_found_in_the_background() {
         let other = node.volume("other");
         node.publish(&other, &world.reference("model:v1"), &[]).await.expect("published");
         assert_published(&other, &world.artifacts["model:v1"], "after the damage");
+        let told = node.kubelet.condition(&other).await.expect("stats");
+        assert!(!told.abnormal, "it was made anew: {told:?}");
+        assert!(condition(&node).await.abnormal, "the first still has what is damaged");
         assert_eq!(registry.count(&axum::http::Method::GET, "/blobs/"), 1, "only what was damaged");
         for volume in [&volume, &other] {
             node.kubelet.unpublish(volume).await.expect("unpublished");
         }
+    });
+}
+
+/// Bytes of a file that are in the page cache.
+fn cached(path: &Path) -> u64 {
+    let output =
+        Command::new("fincore").args(["--bytes", "--noheadings", "--output", "RES"]).arg(path).output();
+    let output = output.unwrap_or_else(|error| panic!("fincore cannot be started: {error}; run `make test`"));
+    String::from_utf8(output.stdout).expect("text").trim().parse().expect("a number")
+}
+
+#[test]
+fn it_leaves_the_page_cache_as_it_was() {
+    isolated(async {
+        let registry = Scripted::with_models(8, 2).await;
+        let mut node = Node::prepare(&["--plain-http", &registry.host(), "--scrub-days", "0"]);
+        let disk = Disk::for_store(&node, FileSystem::Ext4, 256);
+        node.run_registered().await;
+        for number in 0..2 {
+            let volume = node.volume(&format!("pod-{number}"));
+            node.publish(&volume, &registry.reference(&format!("m{number}:v1")), &[])
+                .await
+                .expect("published");
+        }
+        disk.sync();
+        let blob = |number: u64| {
+            let digest = ocivol::oci::digest::Digest::sha256(&noise(number, 8 << 20));
+            node.root.join("v1/blobs/sha256").join(digest.hex())
+        };
+        let (cold, hot) = (blob(0), blob(1));
+        let file = fs::File::open(&cold).expect("opened");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("dropped");
+        const SIZE: u64 = 8 << 20;
+        assert_eq!((cached(&cold), cached(&hot)), (0, SIZE));
+        let (sound, report) = fsck(&node, &[]).await;
+        assert!(sound && report["bytes"].as_u64() >= Some(16 << 20), "{report}");
+        assert_eq!(cached(&cold), 0, "what was not in memory came to stay");
+        assert_eq!(cached(&hot), SIZE, "what was in memory was pushed out");
     });
 }

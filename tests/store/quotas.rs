@@ -5,19 +5,7 @@ use ocivol::demo::push::Layer;
 use ocivol::demo::tarball::{Tarball, gzip};
 use tonic::{Code, Status};
 
-use crate::support::{Node, Scripted, isolated, noise};
-
-const MIB: usize = 1 << 20;
-
-/// A registry with models of so many megabytes each, by number.
-async fn models(megabytes: usize, count: u64) -> Scripted {
-    let registry = Scripted::start().await;
-    for number in 0..count {
-        let layer = Layer::model_file("weight", "w", noise(number, megabytes * MIB));
-        registry.pusher(&format!("m{number}")).model("v1", &[layer]).await.expect("pushed");
-    }
-    registry
-}
+use crate::support::{Node, Scripted, isolated};
 
 async fn node(registry: &Scripted, flags: &[&str]) -> Node {
     let host = registry.host();
@@ -40,7 +28,7 @@ async fn publish(
 #[test]
 fn a_namespace_has_so_much_and_what_it_shares_is_nobodys() {
     isolated(async {
-        let registry = models(4, 6).await;
+        let registry = Scripted::with_models(4, 6).await;
         let node = node(&registry, &["--quota-bytes", "9MiB"]).await;
         let first = publish(&node, &registry, "one", 0).await.expect("published");
         publish(&node, &registry, "one", 1).await.expect("published");
@@ -65,7 +53,7 @@ fn a_namespace_has_so_much_and_what_it_shares_is_nobodys() {
 #[test]
 fn a_namespace_has_so_many_trees_and_files() {
     isolated(async {
-        let registry = models(1, 6).await;
+        let registry = Scripted::with_models(1, 6).await;
         let limited = node(&registry, &["--quota-trees", "2"]).await;
         let first = publish(&limited, &registry, "one", 0).await.expect("published");
         publish(&limited, &registry, "one", 1).await.expect("published");

@@ -322,6 +322,18 @@ impl Node {
         }
     }
 
+    /// Runs `ocivol` with this node's store and these arguments; whether it succeeded, and the JSON that it printed.
+    pub async fn command(&self, arguments: &[&str]) -> (bool, serde_json::Value) {
+        let mut command = Command::new(BINARY);
+        command.args(["--output", "json", "--root"]).arg(&self.root).args(arguments);
+        let output = tokio::task::spawn_blocking(move || command.output().expect("it runs"));
+        let output = output.await.expect("no panic");
+        let json = serde_json::from_slice(&output.stdout);
+        let json =
+            json.unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+        (output.status.success(), json)
+    }
+
     /// A volume of a pod that does not exist yet.
     pub fn volume(&self, pod: &str) -> PodVolume {
         self.kubelet.prepare(pod, "model").expect("directories")

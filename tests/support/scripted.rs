@@ -31,6 +31,16 @@ impl Scripted {
         registry
     }
 
+    /// Models `m0:v1`, `m1:v1` … of so many megabytes each, whose only file `w` is [`noise`] of their number.
+    pub async fn with_models(megabytes: usize, count: u64) -> Self {
+        let registry = Self::start().await;
+        for number in 0..count {
+            let layer = Layer::model_file("weight", "w", super::noise(number, megabytes << 20));
+            registry.pusher(&format!("m{number}")).model("v1", &[layer]).await.expect("pushed");
+        }
+        registry
+    }
+
     /// One that is as many registries as there are names for it: see [`Scripted::hosts`].
     pub async fn start_with_many_names() -> Self {
         Self::start_at(Ipv4Addr::UNSPECIFIED.into()).await

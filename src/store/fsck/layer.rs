@@ -35,7 +35,8 @@ impl From<Error> for End {
     }
 }
 
-/// Compares everything that the layer has on disk with its index.
+/// Compares what the layer has on disk with its index: names, kinds, bytes, permissions, and times of files. Not owners, extended
+/// attributes, and times of directories and links.
 ///
 /// # Errors
 /// [`End`], the first that there is.

@@ -28,6 +28,8 @@ pub(in crate::store) fn read(
     take: &mut dyn FnMut(&[u8]),
 ) -> Result<bool, Error> {
     let file = File::open(path).map_err(io("open", path))?;
+    // Without it the kernel reads ahead, and what comes next is in the page cache because of this.
+    let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
     let mut buffer = vec![0_u8; PIECE];
     let mut position = 0_u64;
     loop {

@@ -3,6 +3,9 @@
 //! What a pull is going to write is *promised* to it before its first byte is asked for, so that pulls that begin together do not
 //! each see all that is free. A promise is of content: of pulls that need the same, it is counted once. It shrinks as the bytes
 //! arrive, since then the file system shows them.
+//!
+//! What is promised to others counts for at most half of what may be taken: whoever declares everything, and then brings little, does
+//! not keep others from bringing theirs. So more may be promised than there is, and who writes first has it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,6 +15,7 @@ use crate::store::error::{Error, io};
 use crate::store::key::Name;
 use crate::store::space::amount::Amount;
 use crate::store::space::budget::{Budget, Usage};
+use crate::tenant::Tenant;
 
 /// The space of the store's file system.
 pub struct Room {
@@ -45,13 +49,22 @@ struct Promised {
     size: u64,
     /// Bytes that have not come yet.
     left: u64,
-    holders: usize,
+    /// For whom, once for each pull.
+    holders: Vec<Tenant>,
+}
+
+/// Which promises are one's own, and whether they are to be kept free as well.
+#[derive(Clone, Copy)]
+struct Own<'a> {
+    is: &'a dyn Fn(&Name, &Promised) -> bool,
+    counts: bool,
 }
 
 /// Room for what a pull is going to write, until it is dropped.
 #[derive(Debug)]
 pub struct Promise {
     room: Arc<Room>,
+    tenant: Tenant,
     names: Vec<Name>,
 }
 
@@ -75,21 +88,25 @@ impl Room {
         let _ = self.collect.set(Box::new(collect));
     }
 
-    /// Promises the bytes of `contents`, each with how many of it are not here yet. What does not fit is not promised: it is
-    /// returned how much is missing.
+    /// Promises `tenant` what is missing of `contents`. What does not fit is not promised: it is returned how much is missing.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn promise(self: &Arc<Self>, contents: &[Coming]) -> Result<Result<Promise, Amount>, Error> {
+    pub fn promise(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        contents: &[Coming],
+    ) -> Result<Result<Promise, Amount>, Error> {
         let usage = self.measure()?;
         let mut promises = self.lock();
-        let missing = self.missing(contents, usage, &promises);
+        let missing = self.missing(tenant, contents, usage, &promises);
         if !missing.is_nothing() {
             return Ok(Err(missing));
         }
         for Coming { name, size, missing } in contents {
-            let promised = promises.entry(*name).or_insert(Promised { size: 0, left: 0, holders: 0 });
-            promised.holders += 1;
+            let promised =
+                promises.entry(*name).or_insert(Promised { size: 0, left: 0, holders: Vec::new() });
+            promised.holders.push(tenant.clone());
             // Whoever says of the same content that it has another size may be wrong, and is not who it was promised for.
             if promised.size != *size {
                 promised.size = promised.size.max(*size);
@@ -98,7 +115,7 @@ impl Room {
         }
         drop(promises);
         let names = contents.iter().map(|coming| coming.name).collect();
-        Ok(Ok(Promise { room: Arc::clone(self), names }))
+        Ok(Ok(Promise { room: Arc::clone(self), tenant: tenant.clone(), names }))
     }
 
     /// So many bytes of `content` have been written: they are no longer to come.
@@ -121,7 +138,10 @@ impl Room {
     pub(in crate::store) fn ensure(&self, content: Option<Name>, needed: Amount) -> Result<(), Error> {
         let missing = || {
             let usage = self.measure()?;
-            Ok::<_, Error>(needed.minus(self.available(usage, &self.lock(), content)))
+            let is_own = |name: &Name, _: &Promised| content == Some(*name);
+            // What is promised to oneself is what is written.
+            let available = self.available(usage, &self.lock(), Own { is: &is_own, counts: false });
+            Ok::<_, Error>(needed.minus(available))
         };
         let short = missing()?;
         if short.is_nothing() {
@@ -134,18 +154,24 @@ impl Room {
         if short.is_nothing() { Ok(()) } else { Err(self.full(needed, short)) }
     }
 
-    /// Collects what is unused until there is room for `contents`, or nothing is left that may go.
-    pub fn make_room_for(&self, contents: &[Coming]) {
+    /// Collects what is unused until there is room for `contents` of `tenant`, or nothing is left that may go.
+    pub fn make_room_for(&self, tenant: &Tenant, contents: &[Coming]) {
         if let Some(collect) = self.collect.get() {
             collect(&|| {
                 let usage = self.measure()?;
-                Ok(self.missing(contents, usage, &self.lock()))
+                Ok(self.missing(tenant, contents, usage, &self.lock()))
             });
         }
     }
 
     /// What is missing for `contents`, of each of which only what is not promised yet counts.
-    fn missing(&self, contents: &[Coming], usage: Usage, promises: &HashMap<Name, Promised>) -> Amount {
+    fn missing(
+        &self,
+        tenant: &Tenant,
+        contents: &[Coming],
+        usage: Usage,
+        promises: &HashMap<Name, Promised>,
+    ) -> Amount {
         let more = contents.iter().filter_map(|coming| {
             let more = match promises.get(&coming.name) {
                 Some(promised) if promised.size == coming.size => 0,
@@ -154,7 +180,8 @@ impl Room {
             };
             (more > 0).then_some(Coming { missing: more, ..*coming })
         });
-        needed(more).minus(self.available(usage, promises, None))
+        let is_own = |_: &Name, promised: &Promised| promised.holders.contains(tenant);
+        needed(more).minus(self.available(usage, promises, Own { is: &is_own, counts: true }))
     }
 
     /// Whether there is room for `more` bytes of `content` that nobody knew of, after so many were `written`. What is unused is
@@ -211,11 +238,17 @@ impl Room {
         })
     }
 
-    /// What may be taken, beside what is promised to others than `content`.
-    fn available(&self, usage: Usage, promises: &HashMap<Name, Promised>, content: Option<Name>) -> Amount {
-        let others = promises.iter().filter(|(name, _)| content != Some(**name));
-        let promised = others.fold(0_u64, |sum, (_, promised)| sum.saturating_add(promised.left));
-        self.budget.available(usage).minus(Amount::bytes(promised))
+    /// What may be taken, beside what is promised.
+    fn available(&self, usage: Usage, promises: &HashMap<Name, Promised>, own: Own<'_>) -> Amount {
+        let available = self.budget.available(usage);
+        let (mut to_self, mut to_others) = (0_u64, 0_u64);
+        for (name, promised) in promises {
+            let sum = if (own.is)(name, promised) { &mut to_self } else { &mut to_others };
+            *sum = sum.saturating_add(promised.left);
+        }
+        let to_others = to_others.min(available.bytes / 2);
+        let to_self = if own.counts { to_self } else { 0 };
+        available.minus(Amount::bytes(to_self.saturating_add(to_others)))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Name, Promised>> {
@@ -234,8 +267,10 @@ impl Drop for Promise {
         let mut promises = self.room.lock();
         for name in &self.names {
             if let Some(promised) = promises.get_mut(name) {
-                promised.holders -= 1;
-                if promised.holders == 0 {
+                if let Some(place) = promised.holders.iter().position(|holder| *holder == self.tenant) {
+                    promised.holders.swap_remove(place);
+                }
+                if promised.holders.is_empty() {
                     promises.remove(name);
                 }
             }
@@ -257,51 +292,78 @@ mod tests {
         Room::new(directory, Budget { keep_free, keep_free_inodes: Level::Count(0), ..Budget::COMMAND })
     }
 
+    const GIB: u64 = 1 << 30;
+
+    fn tenant(name: &str) -> Tenant {
+        Tenant::of_namespace(Some(name))
+    }
+
+    fn coming(number: u8, gib: u64) -> Coming {
+        let name = Name::content(&Digest::sha256(&[number]));
+        Coming { name, size: gib * GIB, missing: gib * GIB }
+    }
+
     #[test]
     fn what_is_promised_to_one_is_not_there_for_another_until_it_has_come() {
-        const GIB: u64 = 1 << 30;
         let directory = tempfile::tempdir().expect("a directory");
         let room = room(directory.path(), 10 * GIB);
-        let [one, two, three] = [b"1", b"2", b"3"].map(|text| Name::content(&Digest::sha256(text)));
-        let coming = |name, gib: u64| Coming { name, size: gib * GIB, missing: gib * GIB };
-        let promise = |name, gib: u64| room.promise(&[coming(name, gib)]).expect("measured");
-        let first = promise(one, 6).expect("it fits");
-        assert!(promise(two, 6).is_err());
+        let [one, two] = [1, 2].map(|number| coming(number, 6));
+        let promise = |coming: Coming| room.promise(&tenant("a"), &[coming]).expect("measured");
+        let first = promise(one).expect("it fits");
+        assert!(promise(two).is_err());
         // The same content is promised once.
-        let again = promise(one, 6).expect("it is the same");
-        assert!(promise(one, 20).is_err(), "who says that it is larger has to find more");
-        let second = promise(two, 3).expect("it fits");
-        assert!(promise(three, 3).is_err());
+        let again = promise(one).expect("it is the same");
+        assert!(
+            promise(Coming { size: 20 * GIB, missing: 20 * GIB, ..one }).is_err(),
+            "it is said to be larger"
+        );
+        let second = promise(coming(2, 3)).expect("it fits");
+        assert!(promise(coming(3, 3)).is_err());
         drop(second);
-        assert!(room.ensure(None, Amount::bytes(5 * GIB)).is_err());
-        assert!(room.ensure(Some(one), Amount::bytes(5 * GIB)).is_ok());
         // What has come is no longer to come; here the disk does not show it.
-        room.written(one, 4 * GIB);
-        let third = promise(three, 6).expect("it fits");
+        room.written(one.name, 4 * GIB);
+        let third = promise(coming(3, 7)).expect("it fits");
         drop((first, third));
-        assert!(room.ensure(None, Amount::bytes(9 * GIB)).is_err(), "one still holds the first");
+        assert!(promise(coming(3, 9)).is_err(), "the first is still held");
         drop(again);
-        assert!(room.ensure(None, Amount::bytes(9 * GIB)).is_ok());
+        assert!(promise(coming(3, 9)).is_ok());
+        let fourth = promise(coming(4, 9)).expect("it fits");
+        room.arrived(coming(4, 9).name);
+        assert!(promise(coming(3, 9)).is_ok());
+        drop(fourth);
+    }
+
+    #[test]
+    fn whoever_is_promised_everything_leaves_others_half() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let room = room(directory.path(), 10 * GIB);
+        let promise = |name: &str, coming: Coming| room.promise(&tenant(name), &[coming]).expect("measured");
+        let all = promise("a", coming(1, 9)).expect("it fits");
+        assert!(promise("b", coming(2, 6)).is_err(), "it is more than half");
+        let half = promise("b", coming(2, 4)).expect("it is less than half");
+        // And what it was promised it can write, and so can what is made without a promise.
+        assert!(room.ensure(Some(coming(2, 4).name), Amount::bytes(4 * GIB)).is_ok());
+        assert!(room.ensure(None, Amount::bytes(4 * GIB)).is_ok());
+        assert!(room.ensure(None, Amount::bytes(6 * GIB)).is_err());
+        assert!(promise("b", coming(3, 3)).is_err(), "its own counts as a whole");
+        drop((all, half));
     }
 
     #[test]
     fn too_little_room_is_made_before_it_is_refused() {
-        const GIB: u64 = 1 << 30;
         let directory = tempfile::tempdir().expect("a directory");
         let room = room(directory.path(), 2 * GIB);
-        let name = Name::content(&Digest::sha256(b"1"));
-        let promise = Mutex::new(Some(
-            room.promise(&[Coming { name, size: 3 * GIB / 2, missing: 3 * GIB / 2 }])
-                .expect("measured")
-                .expect("it fits"),
-        ));
+        let large = Coming { missing: 3 * GIB / 2, ..coming(1, 2) };
+        let promise = room.promise(&tenant("a"), &[large]).expect("measured").expect("it fits");
+        let promise = Mutex::new(Some(promise));
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (freed, noted) = (promise, Arc::clone(&asked));
         room.make_room_with(move |missing| {
             noted.lock().expect("a lock").push(missing().expect("measured").bytes >> 20);
             drop(freed.lock().expect("a lock").take());
         });
-        assert!(room.ensure(None, Amount::bytes(GIB)).is_ok());
+        // Half of it is what is promised to others at most.
+        assert!(room.ensure(None, Amount::bytes(3 * GIB / 2)).is_ok());
         // Others write to the disk meanwhile.
         let first = asked.lock().expect("a lock")[0];
         assert!((500..600).contains(&first), "{first} MiB were missing");
