@@ -3,6 +3,7 @@
 pub mod blobs;
 pub mod build;
 pub mod file_list;
+pub mod holes;
 pub mod ingest;
 pub mod layer;
 pub mod layers;

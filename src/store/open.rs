@@ -182,6 +182,23 @@ impl Store {
         self.volumes.remove(target)
     }
 
+    /// Bytes that a look at the whole store reads, about: what is on its disk, and the files of trees once more for each.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn bytes_to_look_at(&self) -> Result<u64, Error> {
+        let usage = self.disk.room.measure()?;
+        let mut bytes = usage.total.minus(usage.free).bytes;
+        self.trees.each(&mut |tree| {
+            // Blobs are looked at once, and a layer that is the tree as well.
+            if !tree.image.layers.is_empty() && tree.image.only_layer.is_none() {
+                bytes = bytes.saturating_add(tree.image.size);
+            }
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
     /// How far the look at the whole store was when it was last noted.
     pub fn scrubbed(&self) -> Cursor {
         record::read(&self.scrub_path()).ok().flatten().unwrap_or_default()

@@ -1,8 +1,8 @@
 //! Looks at what the store holds: at all of it when somebody asks, and slowly all the time.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::host::blocking;
@@ -88,16 +88,17 @@ impl Volumes {
     }
 
     fn scrub_once(&self, store: &Store, round: Duration, stop: &AtomicBool) -> Result<Report, StoreError> {
-        let used = store.disk.room.measure()?;
-        let used = used.total.minus(used.free).bytes;
-        let rate = (used / round.as_secs().max(1)).max(LEAST_RATE);
-        let begin = Instant::now();
-        let read = AtomicU64::new(0);
+        let rate = (store.bytes_to_look_at()? / round.as_secs().max(1)).max(LEAST_RATE);
+        let due = Mutex::new(Instant::now());
         let pace = |bytes: u64| {
             self.store_metrics.scrubbed(bytes);
-            let read = read.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            let due = Duration::from_secs_f64(read as f64 / rate as f64);
-            while let Some(ahead) = due.checked_sub(begin.elapsed()) {
+            let until = {
+                let mut due = due.lock().unwrap_or_else(PoisonError::into_inner);
+                // What was slow is not caught up with at once.
+                *due = (*due).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate as f64);
+                *due
+            };
+            while let Some(ahead) = until.checked_duration_since(Instant::now()) {
                 if stop.load(Ordering::Relaxed) {
                     return false;
                 }

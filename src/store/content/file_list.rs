@@ -14,9 +14,9 @@ use crate::layout::plan::Item;
 use crate::oci::digest::Digest;
 use crate::store::content::blobs::Blobs;
 use crate::store::content::build::Build;
+use crate::store::content::holes::read_with_holes;
 use crate::store::content::layer::Layer;
 use crate::store::content::link::TreeSource;
-use crate::store::content::soundness::read_with_holes;
 use crate::store::error::Error;
 
 /// Bytes that a list may have for each byte of the layers: what is made for use is compressed far less.

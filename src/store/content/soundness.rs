@@ -11,6 +11,7 @@ use crate::layer::checksum::Checksum;
 use crate::layer::format::place_of;
 use crate::layer::index::{Entry, EntryKind, Place};
 use crate::layer::stream::ReadError;
+use crate::store::content::holes::read_with_holes;
 use crate::store::content::layer::Layer;
 use crate::store::error::{Error, io};
 
@@ -116,44 +117,4 @@ fn hash_file(path: &Path) -> Result<Checksum, Error> {
     let mut hasher = xxhash_rust::xxh3::Xxh3::new();
     read_with_holes(path, &mut |piece| hasher.update(piece))?;
     Ok(Checksum::finish(&hasher))
-}
-
-/// Reads a file piece by piece. Its holes are not read, which would fill the page cache with zeros.
-pub(in crate::store) fn read_with_holes(path: &Path, take: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
-    use rustix::fs::SeekFrom;
-    use std::os::unix::fs::FileExt as _;
-    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
-    let file = fs::File::open(path).map_err(io("open", path))?;
-    let size = file.metadata().map_err(io("read", path))?.len();
-    let mut buffer = vec![0_u8; 256 * 1024];
-    let (mut position, mut data_end) = (0, 0);
-    while position < size {
-        if position >= data_end {
-            // A file system that knows no holes says that all is data.
-            let data = match rustix::fs::seek(&file, SeekFrom::Data(position)) {
-                Ok(data) => data.min(size),
-                Err(rustix::io::Errno::NXIO) => size,
-                Err(error) => return Err(io("read", path)(error.into())),
-            };
-            while position < data {
-                let length = usize::try_from(data - position).unwrap_or(usize::MAX).min(ZEROS.len());
-                take(&ZEROS[..length]);
-                position += length as u64;
-            }
-            if position < size {
-                let end = rustix::fs::seek(&file, SeekFrom::Hole(position)).unwrap_or(size);
-                data_end = end.clamp(position + 1, size);
-            }
-            continue;
-        }
-        let wanted = usize::try_from(data_end - position).unwrap_or(usize::MAX).min(buffer.len());
-        match file.read_at(&mut buffer[..wanted], position).map_err(io("read", path))? {
-            0 => break,
-            length => {
-                take(&buffer[..length]);
-                position += length as u64;
-            }
-        }
-    }
-    Ok(())
 }

@@ -3,22 +3,22 @@
 
 use std::fs::File;
 use std::io::IoSliceMut;
+use std::num::NonZeroU64;
 use std::path::Path;
 
 use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-use crate::store::error::{Error, io};
+use crate::store::content::holes::read_with_holes_by;
+use crate::store::error::Error;
 
-/// Bytes at a time.
-const PIECE: usize = 256 * 1024;
-/// Bytes that a read counts for at least: it costs the disk as much as a block.
+/// Bytes that a file counts for at least.
 const SMALLEST: u64 = 4096;
 
 /// Called with how many bytes were read; false ends it.
 pub type Pace<'a> = dyn Fn(u64) -> bool + 'a;
 
-/// Calls `take` with all of a file; false when `pace` ended it.
+/// Calls `take` with all of a file; false when `pace` ended it. Holes cost nothing.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -27,32 +27,27 @@ pub(in crate::store) fn read(
     pace: &Pace<'_>,
     take: &mut dyn FnMut(&[u8]),
 ) -> Result<bool, Error> {
-    let file = File::open(path).map_err(io("open", path))?;
-    // Without it the kernel reads ahead, and what comes next is in the page cache because of this.
-    let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
-    let mut buffer = vec![0_u8; PIECE];
-    let mut position = 0_u64;
-    loop {
-        let (length, was_cached) =
-            read_piece(&file, &mut buffer, position).map_err(|error| io("read", path)(error.into()))?;
-        if length == 0 {
-            return Ok(true);
+    // Also what has no bytes costs a look.
+    let mut goes_on = pace(SMALLEST);
+    let mut is_first = true;
+    let mut read = |file: &File, buffer: &mut [u8], offset: u64| {
+        if !goes_on {
+            return Ok(0);
         }
-        take(buffer.get(..length).unwrap_or_default());
-        if !was_cached {
+        if std::mem::take(&mut is_first) {
+            // Otherwise the kernel reads ahead, and what comes next is in the page cache because of this.
+            let _ = rustix::fs::fadvise(file, 0, None, Advice::Random);
+        }
+        let (length, was_cached) = read_piece(file, buffer, offset)?;
+        if let (false, Some(length)) = (was_cached, NonZeroU64::new(length as u64)) {
             // Only a hint.
-            let _ = rustix::fs::fadvise(
-                &file,
-                position,
-                std::num::NonZeroU64::new(length as u64),
-                Advice::DontNeed,
-            );
+            let _ = rustix::fs::fadvise(file, offset, Some(length), Advice::DontNeed);
         }
-        position += length as u64;
-        if !pace((length as u64).max(SMALLEST)) {
-            return Ok(false);
-        }
-    }
+        goes_on = pace(length as u64);
+        Ok(length)
+    };
+    read_with_holes_by(path, &mut read, take)?;
+    Ok(goes_on)
 }
 
 /// Reads the next bytes, and says whether they were in the page cache.
