@@ -12,6 +12,7 @@ use crate::control::client;
 use crate::control::request::{ControlRequest, Reply};
 use crate::failure::Failure;
 use crate::host::blocking;
+use crate::store::collect::report::Kind;
 use crate::store::fsck::report::{Finding, Report};
 use crate::volume::error::Error;
 use crate::volume::fsck;
@@ -55,7 +56,10 @@ fn text(report: &Report) -> String {
     }
     let Report { blobs, layers, trees, bytes, damaged, .. } = report;
     lines.push(format!(
-        "{blobs} blobs, {layers} layers and {trees} trees, {}: {}",
+        "{}, {} and {}, {}: {}",
+        counted(*blobs, "blob"),
+        counted(*layers, "layer"),
+        counted(*trees, "tree"),
         BinaryBytes(*bytes),
         match damaged {
             0 => "all is as it was recorded".to_owned(),
@@ -76,14 +80,19 @@ fn text(report: &Report) -> String {
 }
 
 fn line(finding: &Finding) -> String {
-    let Finding { kind, name, shows, problem, path, trees, repaired } = finding;
+    let Finding { kind, name, shows, problem, path, trees, references, repaired } = finding;
     let file = path.as_ref().map(|path| format!(", {path}")).unwrap_or_default();
     let name = if name == shows { name.clone() } else { format!("{name} ({shows})") };
     let repaired = if *repaired { "; taken out, it is pulled again" } else { "" };
-    let shown = match trees.len() {
-        0 => String::new(),
-        1 => " in 1 tree".to_owned(),
-        many => format!(" in {many} trees"),
+    let shown = match (references.as_slice(), trees.len()) {
+        (_, 0) => String::new(),
+        ([], _) => format!(", in {}", counted(trees.len() as u64, "tree")),
+        (references, _) if *kind == Kind::Tree && references.contains(shows) => String::new(),
+        (references, _) => format!(", in {}", references.join(", ")),
     };
     format!("{kind} {name}{file}: {problem}{shown}{repaired}")
+}
+
+fn counted(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

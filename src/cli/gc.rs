@@ -31,7 +31,8 @@ fn text(report: &Report, is_dry_run: bool) -> String {
     let mut lines = Vec::new();
     if !report.items.is_empty() {
         let head = ["", "KIND", "SIZE", "WHY", "WHAT"].map(str::to_owned);
-        let rows: Vec<_> = std::iter::once(head).chain(report.items.iter().map(row)).collect();
+        let rows: Vec<_> =
+            std::iter::once(head).chain(report.items.iter().map(|item| row(item, is_dry_run))).collect();
         lines.push(output::table(&rows));
     }
     let listed = report.items.len() as u64;
@@ -45,7 +46,7 @@ fn text(report: &Report, is_dry_run: bool) -> String {
     lines.join("\n")
 }
 
-fn row(item: &Item) -> [String; 5] {
+fn row(item: &Item, is_dry_run: bool) -> [String; 5] {
     // A digest is long, and the table is for people.
     let shows = match (item.kind, item.shows.split_once(':')) {
         (Kind::Blob | Kind::Layer | Kind::Download, Some((algorithm, hex))) => {
@@ -53,7 +54,11 @@ fn row(item: &Item) -> [String; 5] {
         }
         _ => item.shows.clone(),
     };
-    let goes = if item.goes { "goes" } else { "stays" };
+    let goes = match (item.goes, is_dry_run) {
+        (false, _) => "stays",
+        (true, true) => "goes",
+        (true, false) => "gone",
+    };
     let size = BinaryBytes(item.takes.bytes).to_string();
     [goes.to_owned(), item.kind.to_string(), size, item.reason.to_string(), shows]
 }

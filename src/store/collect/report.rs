@@ -139,7 +139,7 @@ impl fmt::Display for Reason {
             Self::Pulled => out.write_str("needed by a pull"),
             Self::Leased(pid) => write!(out, "mounted by process {pid}"),
             Self::Pinned(reference) => write!(out, "pinned as {reference}"),
-            Self::UsedAgo(seconds) => write!(out, "in use until {} ago", Ago(*seconds)),
+            Self::UsedAgo(seconds) => write!(out, "in use until {} ago; kept for a while", Ago(*seconds)),
             Self::Enough => out.write_str("there is enough room"),
         }
     }
@@ -169,7 +169,7 @@ mod tests {
         for (reason, text) in [
             (Reason::UnusedFor(1), "unused for 1 second"),
             (Reason::UnusedFor(3 * 86_400), "unused for 3 days"),
-            (Reason::UsedAgo(300), "in use until 5 minutes ago"),
+            (Reason::UsedAgo(300), "in use until 5 minutes ago; kept for a while"),
             (Reason::Leased(17), "mounted by process 17"),
         ] {
             assert_eq!(reason.to_string(), text);

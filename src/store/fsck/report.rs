@@ -41,6 +41,8 @@ pub struct Finding {
     pub path: Option<String>,
     /// The trees that show something of it; the first of them.
     pub trees: Vec<TreeKey>,
+    /// What the first of those were pulled as.
+    pub references: Vec<String>,
     /// Whether it was taken out of the store, to be pulled again.
     pub repaired: bool,
 }
@@ -101,7 +103,7 @@ impl Report {
         name: &str,
         shows: &str,
         damage: Damage,
-        trees: &[TreeKey],
+        (trees, references): (&[TreeKey], Vec<String>),
         repaired: bool,
     ) -> Finding {
         self.damaged += 1;
@@ -109,7 +111,7 @@ impl Report {
         tracing::warn!(%kind, name, shows, %problem, path, "the store is damaged");
         let (name, shows) = (name.to_owned(), shows.to_owned());
         let trees = trees.iter().take(TREES).cloned().collect();
-        let finding = Finding { kind, name, shows, problem, path, trees, repaired };
+        let finding = Finding { kind, name, shows, problem, path, trees, references, repaired };
         if self.findings.len() < LISTED {
             self.findings.push(finding.clone());
         }

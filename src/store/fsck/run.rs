@@ -1,6 +1,6 @@
 //! Looks at the whole store, or goes on with it.
 
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::path::{Path, PathBuf};
 
 use crate::layer::format::FILES;
@@ -22,6 +22,8 @@ use crate::store::open::Store;
 
 /// Names of entries in memory at a time.
 const BATCH: usize = 512;
+/// References that are said of a finding.
+const REFERENCES: usize = 8;
 /// Kinds of entries, in their order, and the directories of their records.
 const KINDS: [(Kind, &str); 4] = [
     (Kind::Blob, "blobs/sha256"),
@@ -174,10 +176,7 @@ impl<'a> Fsck<'a> {
             None if directory.join(FILES).is_dir() => Ok(()),
             None => Err(End::Damage(Damage::whole(Problem::Missing))),
         };
-        let facts: Option<TreeFacts> =
-            record::read(&self.directory.join("facts").join(format!("{}.json", entry.file_name())))?;
-        let reference = facts.and_then(|facts| facts.references.into_iter().next());
-        let shows = reference.unwrap_or_else(|| image.manifest.to_string());
+        let shows = self.reference(key).unwrap_or_else(|| image.manifest.to_string());
         let stamp = image.stamp().clone();
         self.judge(&entry, &stamp, key.as_str(), &shows, 0, checked)
     }
@@ -233,12 +232,22 @@ impl<'a> Fsck<'a> {
             Entry::Tree(_) => Kind::Tree,
         };
         let trees = trees_with(&self.directory, entry)?;
+        let references: BTreeSet<String> = trees.iter().filter_map(|tree| self.reference(tree)).collect();
+        let references = references.into_iter().take(REFERENCES).collect();
         if let Some(store) = self.repair {
             give_up(store, entry, &trees)?;
         }
-        let finding = self.report.add(kind, name, shows, damage, &trees, self.repair.is_some());
+        let is_repaired = self.repair.is_some();
+        let finding = self.report.add(kind, name, shows, damage, (&trees, references), is_repaired);
         (self.found)(&finding);
         Ok(())
+    }
+
+    /// What a tree was pulled as, where that is known.
+    fn reference(&self, tree: &TreeKey) -> Option<String> {
+        let name = format!("{}.json", Entry::Tree(tree.clone()).file_name());
+        let facts: TreeFacts = record::read(&self.directory.join("facts").join(name)).ok()??;
+        facts.references.into_iter().next()
     }
 
     fn counted(&self) -> impl Fn(u64) -> bool + use<'a> {
