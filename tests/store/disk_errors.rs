@@ -79,6 +79,27 @@ fn an_error_at_any_write_is_told_and_leaves_nothing() {
     });
 }
 
+/// It was never tried again: the next process had to check everything that was pulled while the disk was full.
+#[test]
+fn regression_what_could_not_be_noted_as_durable_is_noted_when_there_is_room() {
+    isolated(async {
+        let world = World::start().await;
+        let mut node = Node::prepare(&["--plain-http", &world.registry.host()]);
+        node.env.insert("OCIVOL_FAILS_AT".into(), "durable.mark:ENOSPC".into());
+        node.run_registered().await;
+        node.publish(&node.volume("one"), &world.reference("image:one"), &[]).await.expect("published");
+        eventually("it failed", || node.logged().contains("cannot record durability")).await;
+        all_is_durable(&node).await;
+    });
+}
+
+async fn all_is_durable(node: &Node) {
+    eventually("all is durable", || {
+        records(&node.root).iter().all(|record| crate::support::records::is_durable(record))
+    })
+    .await;
+}
+
 /// What the file system itself says when it is full, and ext4 when it has made itself read-only.
 fn full(kind: FileSystem) {
     isolated(async move {
@@ -122,10 +143,7 @@ fn full(kind: FileSystem) {
         published.unwrap_or_else(|status| panic!("{kind:?}: there is room again: {status}"));
         assert!(fs::read(volume.target.join("w")).expect("read") == large);
 
-        eventually("all is durable", || {
-            records(&node.root).iter().all(|record| crate::support::records::is_durable(record))
-        })
-        .await;
+        all_is_durable(&node).await;
         if kind != FileSystem::Ext4 {
             for volume in [&mounted, &volume] {
                 node.kubelet.unpublish(volume).await.expect("unpublished");

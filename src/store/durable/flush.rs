@@ -2,15 +2,20 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use crate::host::failpoint;
 use crate::store::disk::Disk;
-use crate::store::durable::ledger::{Ledger, Message};
+use crate::store::durable::ledger::{Ledger, Message, Written};
 use crate::store::error::{Error, io};
 
 /// Entries made durable by one `syncfs`.
 const BATCH: usize = 4096;
+/// Until what could not be noted as durable is tried again, if nothing else is to be made durable before.
+const AGAIN: Duration = Duration::from_secs(10);
+/// Entries that are tried again. Those beyond are left as they are: checked by the next process.
+const MOST_UNMARKED: usize = 16 * 1024;
 
 /// Starts the thread that makes entries durable. It ends when the ledger is closed. `give_up` discards everything that is not
 /// durable.
@@ -41,37 +46,66 @@ fn run(
     markers: &File,
     give_up: &impl Fn() -> Result<(), Error>,
 ) {
+    // What is on the disk and could not be noted as that: there was no room for it, or the disk failed.
+    let mut unmarked: Vec<Written> = Vec::new();
     // Whether every marker so far has reached the disk.
     let mut noted = true;
-    while let Ok(first) = receiver.recv() {
+    loop {
+        let first = match unmarked.is_empty() {
+            true => receiver.recv().map_err(RecvTimeoutError::from),
+            false => receiver.recv_timeout(AGAIN),
+        };
+        if matches!(first, Err(RecvTimeoutError::Disconnected)) {
+            return;
+        }
         let mut entries = Vec::new();
         let mut waiting = Vec::new();
-        for message in std::iter::once(first).chain(receiver.try_iter().take(BATCH)) {
+        for message in first.into_iter().chain(receiver.try_iter().take(BATCH)) {
             match message {
-                // What was written before something was lost may be lost with it.
-                Message::Entry { losses, .. } if losses != ledger.losses() => {}
-                Message::Entry { entry, generation, .. } => entries.push((entry, generation)),
+                Message::Entry(written) => entries.push(written),
                 Message::Wait(done) => waiting.push(done),
             }
         }
+        // What was written before something was lost may be lost with it.
+        let losses = ledger.losses();
+        entries.retain(|written| written.losses == losses);
         let synced = entries.is_empty() || sync(directory, give_up);
         if synced {
-            for (entry, generation) in &entries {
-                if let Err(error) = ledger.mark_durable(entry, *generation) {
-                    tracing::warn!(%error, ?entry, "cannot record durability");
-                }
-                failpoint::reached("flush.recorded");
-            }
+            unmarked.append(&mut entries);
+        }
+        unmarked.retain(|written| written.losses == ledger.losses());
+        if !unmarked.is_empty() {
+            mark(ledger, &mut unmarked);
             // So that who waits can rely on it. Without, the entries are checked again.
             if let Err(error) = rustix::fs::fsync(markers) {
                 tracing::warn!(%error, "cannot make durability durable");
                 noted = false;
             }
         }
-        let durable = synced && noted && ledger.losses() == 0 && ledger.is_all_marked();
+        let all_marked = unmarked.is_empty() && !ledger.has_overflowed();
+        let durable = synced && noted && all_marked && ledger.losses() == 0;
         for done in waiting {
             let _ = done.send(durable); // Who no longer waits does not need it.
         }
+    }
+}
+
+/// Notes that entries are on the disk. Those that could not be noted stay in `written`, and are tried again.
+fn mark(ledger: &Ledger, written: &mut Vec<Written>) {
+    let mut marked = 0;
+    for next in written.iter() {
+        if let Err(error) = ledger.mark_durable(next) {
+            let entries = written.len() - marked;
+            tracing::warn!(%error, entries, "cannot record durability; it is tried again");
+            break;
+        }
+        marked += 1;
+        failpoint::reached("flush.recorded");
+    }
+    written.drain(..marked);
+    if written.len() > MOST_UNMARKED {
+        ledger.overflow();
+        written.truncate(MOST_UNMARKED);
     }
 }
 

@@ -25,8 +25,8 @@ pub struct Ledger {
     trusted: Mutex<HashMap<Entry, u64>>,
     /// How often what was not durable had to be given up.
     losses: AtomicU64,
-    /// Whether an entry could not be noted as durable, although it may be.
-    unmarked: AtomicBool,
+    /// Whether more waited to become durable than there is room for: some of it will not be noted as that by this process.
+    overflowed: AtomicBool,
     /// Held while an entry comes into being or is given up.
     publishing: Mutex<()>,
     /// To the thread that makes entries durable; `None` when the store is closed.
@@ -36,10 +36,19 @@ pub struct Ledger {
 /// What the thread that makes entries durable is told.
 #[derive(Debug)]
 pub(in crate::store) enum Message {
-    /// An entry came into being, with this generation, and when so much had been lost.
-    Entry { entry: Entry, generation: u64, losses: u64 },
+    /// An entry came into being.
+    Entry(Written),
     /// Answered when everything before it is durable, or lost.
     Wait(SyncSender<bool>),
+}
+
+/// An entry of a generation.
+#[derive(Debug)]
+pub(in crate::store) struct Written {
+    entry: Entry,
+    generation: u64,
+    /// How often something had been lost when it came into being.
+    pub(in crate::store) losses: u64,
 }
 
 /// Entries that may wait to become durable. Beyond it an entry is left as it is: checked by the next process.
@@ -52,7 +61,7 @@ impl Ledger {
             disk,
             trusted: Mutex::default(),
             losses: AtomicU64::new(0),
-            unmarked: AtomicBool::new(false),
+            overflowed: AtomicBool::new(false),
             publishing: Mutex::default(),
             queue: Mutex::new(Some(sender)),
         };
@@ -82,8 +91,8 @@ impl Ledger {
         lock(&self.trusted).insert(entry.clone(), generation);
         if let Some(queue) = lock(&self.queue).as_ref() {
             // A full queue only means that this entry is checked by the next process.
-            if queue.try_send(Message::Entry { entry, generation, losses }).is_err() {
-                self.unmarked.store(true, Ordering::SeqCst);
+            if queue.try_send(Message::Entry(Written { entry, generation, losses })).is_err() {
+                self.overflow();
             }
         }
     }
@@ -93,22 +102,23 @@ impl Ledger {
         lock(&self.trusted).remove(entry);
     }
 
-    /// Notes that the entry of this generation is on the disk, after a `syncfs` that covered it.
-    pub(in crate::store) fn mark_durable(&self, entry: &Entry, generation: u64) -> Result<(), Error> {
-        let path = self.marker(entry, generation);
+    /// Notes that what was written is on the disk, after a `syncfs` that covered it.
+    pub(in crate::store) fn mark_durable(&self, written: &Written) -> Result<(), Error> {
+        let path = self.marker(&written.entry, written.generation);
         let mut options = fs::OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
         let marked = failpoint::fails("durable.mark").and_then(|()| options.open(&path).map(drop));
-        let marked = marked.map_err(io("create", &path));
-        if marked.is_err() {
-            self.unmarked.store(true, Ordering::SeqCst);
-        }
-        marked
+        marked.map_err(io("create", &path))
     }
 
-    /// Whether all that was to become durable and was not lost is noted as that.
-    pub(in crate::store) fn is_all_marked(&self) -> bool {
-        !self.unmarked.load(Ordering::SeqCst)
+    /// Something that waited to be noted as durable no longer does.
+    pub(in crate::store) fn overflow(&self) {
+        self.overflowed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether something will not be noted as durable by this process, although it may be.
+    pub(in crate::store) fn has_overflowed(&self) -> bool {
+        self.overflowed.load(Ordering::SeqCst)
     }
 
     /// Held while an entry comes into being or is given up: each is seen by who gives up, or sees that somebody did.
