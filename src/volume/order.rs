@@ -92,6 +92,11 @@ impl Operation {
         }
     }
 
+    /// Waits for the right to change the target, whatever comes later: an unpublish is not done because another wants the same.
+    pub async fn turn(self: &Arc<Self>) -> TargetGuard {
+        TargetGuard { _guard: Arc::clone(&self.lock).lock_owned().await, _operation: Arc::clone(self) }
+    }
+
     /// The right to change the target, if nobody else has it.
     pub fn try_guard(self: &Arc<Self>) -> Option<TargetGuard> {
         let guard = Arc::clone(&self.lock).try_lock_owned().ok()?;
@@ -142,12 +147,22 @@ mod tests {
         first.preempted().await;
         let later = order.publish(target);
         drop((held, first));
-        let guard = unpublish.guard().await.map_err(drop).expect("its turn");
+        let guard = unpublish.turn().await;
         assert!(!later.is_preempted() && later.try_guard().is_none());
         drop((guard, unpublish));
         assert!(later.guard().await.is_ok());
         drop(later);
         assert!(order.lock().is_empty());
+    }
+
+    /// kubelet asks again after its deadline: the first of the two answered that the volume was being published.
+    #[tokio::test]
+    async fn regression_an_unpublish_does_not_give_up_for_another() {
+        let order = Order::default();
+        let first = order.unpublish(Path::new("/t"));
+        let second = order.unpublish(Path::new("/t"));
+        drop(first.turn().await);
+        drop(second.turn().await);
     }
 
     #[tokio::test]

@@ -76,7 +76,7 @@ impl Volumes {
         }
         let measured = blocking::run(Lane::Work, move || {
             // Of a mount of our own: directories that are open in the volume's would keep it from being unmounted.
-            let view = view::private(&target)?;
+            let Some(view) = view::private(&target)? else { return Ok(None) };
             // An unpublish may have come before: then it is a view of the empty directory that was mounted on.
             let is_still_there = Table::read()?.at(target.path()) == Some(&mount);
             let view = PathBuf::from(format!("/proc/self/fd/{}/.", view.as_raw_fd()));

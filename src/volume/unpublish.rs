@@ -19,8 +19,7 @@ impl Volumes {
     /// # Errors
     /// What [`mount::detach::detach()`] fails with.
     pub async fn unpublish(&self, target: Target) -> Result<(), Error> {
-        let operation = self.order.unpublish(target.path());
-        let guard = operation.guard().await.map_err(|_| Error::Preempted)?;
+        let guard = self.order.unpublish(target.path()).turn().await;
         self.interests.give_up(target.path());
         let path = target.path().to_owned();
         let (guard, _) = self.take_away(target, true, guard).await?;
@@ -33,8 +32,7 @@ impl Volumes {
     /// # Errors
     /// [`Error::NotMounted`] when nothing is, and as [`Volumes::unpublish`].
     pub async fn unmount(&self, target: Target) -> Result<(), Error> {
-        let operation = self.order.unpublish(target.path());
-        let guard = operation.guard().await.map_err(|_| Error::Preempted)?;
+        let guard = self.order.unpublish(target.path()).turn().await;
         let path = target.path().to_owned();
         let record = match self.store_if_at_hand().await {
             Some(store) => {
