@@ -63,9 +63,12 @@ impl Manifests {
             return Ok(());
         }
         let (store, carrying, from) = (Arc::clone(&self.store), carrying.clone(), origin(source));
-        let keep = move || match carrying.embedded() {
-            Some(data) => store.blobs.add(&carrying.digest, data, from).map(drop),
-            None => Ok(()),
+        let keep = move || {
+            let _hold = store.holds.hold([Name::content(&carrying.digest)]);
+            match carrying.embedded() {
+                Some(data) => store.blobs.add(&carrying.digest, data, from).map(drop),
+                None => Ok(()),
+            }
         };
         Ok(blocking::run::<Result<(), StoreError>>(Lane::Store, keep).await?)
     }
@@ -93,6 +96,8 @@ impl Manifests {
                 let what = format!("sent no {what}, but something else");
                 registry::error::Error::Protocol { host, what }
             })?;
+            // It is not collected while it comes into being.
+            let _hold = store.holds.hold([Name::content(&fetched.digest)]);
             store.blobs.add(&fetched.digest, &fetched.bytes, from)?;
             Ok::<_, Error>(())
         })
