@@ -8,6 +8,8 @@ use std::sync::LazyLock;
 
 use tokio::sync::{Semaphore, oneshot, watch};
 
+use crate::host::failpoint;
+
 /// What work waits with for a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
@@ -46,7 +48,10 @@ pub async fn run<T: Send + 'static>(lane: Lane, work: impl FnOnce() -> T + Send 
     let turn = lane.acquire().await.ok();
     let work = move || {
         let _turn = turn;
-        work()
+        failpoint::delay();
+        let value = work();
+        failpoint::delay();
+        value
     };
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,

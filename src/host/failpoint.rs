@@ -1,5 +1,6 @@
-//! Named moments at which a test can end the process, as the power or the kernel's OOM killer would; and named writes that it can
-//! make fail, as a disk would.
+//! Named moments at which a test can end the process, as the power or the kernel's OOM killer would; named writes that it can make
+//! fail, as a disk would; and all of them, and every piece of work that blocks, as moments at which it can have the process wait,
+//! so that whatever runs beside it gets in between.
 //!
 //! They stand where the work would be half done if it ended there: between a name and its record, between a mount
 //! and what remembers it. `tests/crash/failpoints.rs` kills the plugin at every one of them, and finds a new one by itself.
@@ -29,10 +30,31 @@ pub fn fails(write: &str) -> std::io::Result<()> {
     }
 }
 
+/// Waits for a random time, of at most as many milliseconds as `OCIVOL_DELAYS` says; mostly not at all. Release builds hold
+/// nothing of this.
+#[inline]
+pub fn delay() {
+    #[cfg(debug_assertions)]
+    chosen::delay();
+}
+
 #[cfg(debug_assertions)]
 mod chosen {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    /// The longest delay, in microseconds.
+    static DELAYS: LazyLock<Option<u64>> =
+        LazyLock::new(|| Some(std::env::var("OCIVOL_DELAYS").ok()?.parse::<u64>().ok()? * 1000));
+
+    pub(super) fn delay() {
+        if let Some(longest) = *DELAYS
+            && rand::random_ratio(1, 4)
+        {
+            std::thread::sleep(Duration::from_micros(rand::random_range(0..=longest)));
+        }
+    }
 
     struct Chosen {
         moment: String,
@@ -52,6 +74,7 @@ mod chosen {
     static FAILED: AtomicUsize = AtomicUsize::new(0);
 
     pub(super) fn fails(write: &str) -> std::io::Result<()> {
+        delay();
         match FAILING.as_ref().filter(|(failing, _)| failing == write) {
             Some((_, error)) if FAILED.fetch_add(1, Ordering::SeqCst) == 0 => {
                 let error = std::io::Error::from_raw_os_error(*error);
@@ -69,6 +92,7 @@ mod chosen {
     });
 
     pub(super) fn reached(moment: &str) {
+        delay();
         let Some(chosen) = CHOSEN.as_ref().filter(|chosen| chosen.moment == moment) else { return };
         if chosen.left.fetch_sub(1, Ordering::SeqCst) == 1 {
             // Signal 9 is taken before the call returns.
