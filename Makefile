@@ -27,7 +27,7 @@ NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
 .PHONY: help demo test check conformance e2e node-up node-down node-shell node-tools interop manifests image fuzz bench soak powercuts \
-	static check-arm advisories
+	interleavings static check-arm advisories
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -57,6 +57,9 @@ test: ## Install what the tests need, run all tests (as root: they mount)
 	@$(call need,openssl,openssl)
 	@$(call need,fincore,util-linux-extra)
 	$(AS_ROOT) $(CARGO) test
+
+interleavings: ## Run what threads and tasks share in tens of thousands of orders
+	$(CARGO) test --lib --features interleavings -- interleavings
 
 soak: ## Hours of bounded load, and whether anything grows: SOAK_MINUTES=180
 	$(AS_ROOT) env OCIVOL_SOAK_MINUTES=$(SOAK_MINUTES) $(CARGO) test --test suite -- --nocapture crash::soak

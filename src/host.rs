@@ -5,6 +5,7 @@ pub mod blocking;
 pub mod failpoint;
 pub mod fair_queue;
 pub mod file_metadata;
+pub mod interleaving;
 pub mod limits;
 pub mod memory;
 pub mod socket;

@@ -25,7 +25,7 @@ const ROOMS: [(&str, &[&str]); 26] = [
     ("store::durable", &["oci", "store::disk", "store::error", "store::key", "store::content::ingest"]),
     ("store::access",  &["oci", "store::disk", "store::error", "store::durable"]),
     ("store::content", &["host", "oci", "layer", "layout", "store::access::origin", "store::disk", "store::durable", "store::error", "store::key", "store::space"]),
-    ("store::usage",   &["oci", "store::disk", "store::durable", "store::error", "store::key"]),
+    ("store::usage",   &["host::interleaving", "oci", "store::disk", "store::durable", "store::error", "store::key"]),
     ("store::collect", &["host", "oci", "store"]),
     ("store",          &["host", "oci", "layer", "layout", "store"]),
     ("unpack",         &["host", "oci", "layer"]),

@@ -48,6 +48,7 @@ mod chosen {
     static DELAYS: LazyLock<Option<u64>> =
         LazyLock::new(|| Some(std::env::var("OCIVOL_DELAYS").ok()?.parse::<u64>().ok()? * 1000));
 
+    #[expect(clippy::disallowed_methods, reason = "waiting is what it is for")]
     pub(super) fn delay() {
         if let Some(longest) = *DELAYS
             && rand::random_ratio(1, 4)

@@ -3,10 +3,12 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+
+use crate::host::interleaving::{Mutex, lock, moment, spawn, within};
 
 /// Work that is running, by key. `S` is state that waiters and work share, `T` the outcome.
 pub struct Flights<K, S, T> {
@@ -45,6 +47,7 @@ pub struct Waiter<S, T> {
 #[derive(Debug)]
 pub struct Interest {
     wanted: Arc<watch::Sender<Wanted>>,
+    gives_up: bool,
 }
 
 impl<K, S, T> Flights<K, S, T>
@@ -97,7 +100,7 @@ where
         let mut stopped = self.stopped.subscribe();
         running.insert(key, flight);
         drop(running);
-        tokio::spawn(async move {
+        spawn(async move {
             tokio::pin!(work);
             let outcome = loop {
                 tokio::select! {
@@ -105,7 +108,7 @@ where
                     // Without a sender nobody can ask for it any more.
                     Ok(_) = stopped.wait_for(|stopped| *stopped) => break None,
                     outcome = &mut work => break Some(outcome),
-                    () = nobody(&mut wanted, grace) => if landing.leave_if_unwanted() { break None },
+                    left = nobody(&mut wanted, grace) => if landing.leave_if_unwanted(left) { break None },
                 }
             };
             drop(landing); // Who comes now starts a new flight.
@@ -119,7 +122,7 @@ where
 
 impl<S, T> Flight<S, T> {
     fn waiter(&self) -> Waiter<S, T> {
-        self.wanted.send_modify(|wanted| {
+        change(&self.wanted, |wanted| {
             wanted.waiting += 1;
             wanted.given_up = false;
         });
@@ -146,21 +149,21 @@ impl<S, T: Clone> Waiter<S, T> {
 impl<S, T> Waiter<S, T> {
     /// Stops waiting, and is going to come back.
     pub fn leave(self) -> Interest {
-        self.wanted.send_modify(|wanted| wanted.coming_back += 1);
-        Interest { wanted: Arc::clone(&self.wanted) }
+        change(&self.wanted, |wanted| wanted.coming_back += 1);
+        Interest { wanted: Arc::clone(&self.wanted), gives_up: false }
     }
 }
 
 impl<S, T> Drop for Waiter<S, T> {
     fn drop(&mut self) {
-        self.wanted.send_modify(|wanted| wanted.waiting -= 1);
+        change(&self.wanted, |wanted| wanted.waiting -= 1);
     }
 }
 
 impl Interest {
     /// Does not come back. If nobody else waits or is going to, the work ends at once.
-    pub fn give_up(self) {
-        self.wanted.send_modify(|wanted| wanted.given_up = wanted.waiting == 0 && wanted.coming_back == 1);
+    pub fn give_up(mut self) {
+        self.gives_up = true;
     }
 
     /// Whether the work has ended.
@@ -171,7 +174,12 @@ impl Interest {
 
 impl Drop for Interest {
     fn drop(&mut self) {
-        self.wanted.send_modify(|wanted| wanted.coming_back -= 1);
+        let gives_up = self.gives_up;
+        // At once: of two who give up, one is the last.
+        change(&self.wanted, |wanted| {
+            wanted.coming_back -= 1;
+            wanted.given_up |= gives_up && wanted.waiting == 0 && wanted.coming_back == 0;
+        });
     }
 }
 
@@ -185,9 +193,14 @@ struct Landing<K: Eq + Hash, S, T> {
 
 impl<K: Eq + Hash, S, T> Landing<K, S, T> {
     /// Ends the flight unless somebody joined meanwhile; joining takes the same lock.
-    fn leave_if_unwanted(&mut self) -> bool {
+    fn leave_if_unwanted(&mut self, left: Left) -> bool {
         let mut running = lock(&self.running);
-        if self.wanted.borrow().waiting == 0 {
+        let is_unwanted = {
+            let wanted = self.wanted.borrow();
+            // Somebody may have joined, and gone to come back.
+            wanted.waiting == 0 && (wanted.given_up || left == Left::ForLong)
+        };
+        if is_unwanted {
             running.remove(&self.key);
             self.landed = true;
         }
@@ -203,22 +216,34 @@ impl<K: Eq + Hash, S, T> Drop for Landing<K, S, T> {
     }
 }
 
+/// Why nobody waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// The last has said that nobody will come back.
+    ForGood,
+    /// Nobody has come for long.
+    ForLong,
+}
+
 /// Ends when nobody has waited for `grace`, or nobody wants it any more.
-async fn nobody(wanted: &mut watch::Receiver<Wanted>, grace: Duration) {
+async fn nobody(wanted: &mut watch::Receiver<Wanted>, grace: Duration) -> Left {
     loop {
         if wanted.wait_for(|wanted| wanted.waiting == 0).await.is_err() {
-            return;
+            return Left::ForGood;
         }
         let changed = wanted.wait_for(|wanted| wanted.waiting > 0 || wanted.given_up);
-        match tokio::time::timeout(grace, changed).await {
-            Ok(Ok(wanted)) if wanted.waiting > 0 => {}
-            _ => return,
+        match within(grace, changed).await {
+            Some(Ok(wanted)) if wanted.waiting > 0 => {}
+            Some(_) => return Left::ForGood,
+            None => return Left::ForLong,
         }
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Changes who wants it, at once.
+fn change(wanted: &watch::Sender<Wanted>, how: impl FnOnce(&mut Wanted)) {
+    moment();
+    wanted.send_modify(how);
 }
 
 #[cfg(test)]
@@ -325,5 +350,132 @@ mod tests {
         let mut waiter = flights.join("key", || (Arc::new(()), async { panic!("in the test") }));
         assert_eq!(waiter.wait().await, None);
         assert!(flights.is_empty());
+    }
+}
+
+#[cfg(all(test, feature = "interleavings"))]
+mod interleavings {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use shuttle::future::block_on;
+    use shuttle::thread;
+
+    use super::*;
+
+    type Numbers = Flights<u8, (), usize>;
+
+    /// Work that notes when it begins and when it is dropped.
+    struct Work {
+        begun: AtomicUsize,
+        running: AtomicUsize,
+        dropped: shuttle::sync::Mutex<shuttle::sync::mpsc::Sender<()>>,
+    }
+
+    struct Running(Arc<Work>);
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.0.running.fetch_sub(1, Ordering::SeqCst);
+            let _ = lock(&self.0.dropped).send(());
+        }
+    }
+
+    impl Work {
+        fn new() -> (Arc<Self>, shuttle::sync::mpsc::Receiver<()>) {
+            let (sender, receiver) = shuttle::sync::mpsc::channel();
+            let (begun, running) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            (Arc::new(Self { begun, running, dropped: shuttle::sync::Mutex::new(sender) }), receiver)
+        }
+
+        fn begin(self: &Arc<Self>) -> (usize, Running) {
+            self.running.fetch_add(1, Ordering::SeqCst);
+            (self.begun.fetch_add(1, Ordering::SeqCst) + 1, Running(Arc::clone(self)))
+        }
+    }
+
+    fn work_of_several_steps(work: &Arc<Work>) -> (Arc<()>, impl Future<Output = usize> + use<>) {
+        let work = Arc::clone(work);
+        let steps = async move {
+            let (number, _running) = work.begin();
+            for _ in 0..3 {
+                shuttle::future::yield_now().await;
+            }
+            number
+        };
+        (Arc::default(), steps)
+    }
+
+    fn work_without_end(work: &Arc<Work>) -> (Arc<()>, impl Future<Output = usize> + use<>) {
+        let running = work.begin();
+        let endless = async move {
+            let _running = running;
+            std::future::pending().await
+        };
+        (Arc::default(), endless)
+    }
+
+    /// Three join at any time. One goes away at once, and the time that work goes on without anybody may be over at any moment.
+    fn whoever_waits_has_an_outcome() {
+        let flights = Arc::new(Numbers::new(Duration::ZERO));
+        let (work, _dropped) = Work::new();
+        let waiting = (0..3).map(|number| {
+            let (flights, work) = (Arc::clone(&flights), Arc::clone(&work));
+            thread::spawn(move || {
+                let mut waiter = flights.join(1, || work_of_several_steps(&work));
+                if number > 0 {
+                    let outcome = block_on(waiter.wait());
+                    assert!(outcome.is_some_and(|outcome| outcome <= work.begun.load(Ordering::SeqCst)));
+                }
+            })
+        });
+        for thread in waiting.collect::<Vec<_>>() {
+            thread.join().expect("no panic");
+        }
+    }
+
+    /// Whoever does not come back says so; then nothing goes on, whoever was the last.
+    fn what_all_have_given_up_ends() {
+        let flights = Arc::new(Numbers::new(Duration::MAX));
+        let (work, dropped) = Work::new();
+        let giving_up = (0..3).map(|_| {
+            let (flights, work) = (Arc::clone(&flights), Arc::clone(&work));
+            thread::spawn(move || flights.join(1, || work_without_end(&work)).leave().give_up())
+        });
+        for thread in giving_up.collect::<Vec<_>>() {
+            thread.join().expect("no panic");
+        }
+        for _ in 0..work.begun.load(Ordering::SeqCst) {
+            dropped.recv().expect("it is dropped in the end");
+        }
+        assert!(flights.is_empty());
+    }
+
+    /// One gives up while another has gone to come back.
+    fn what_somebody_comes_back_for_goes_on() {
+        let flights = Arc::new(Numbers::new(Duration::MAX));
+        let (work, _dropped) = Work::new();
+        let other = {
+            let (flights, work) = (Arc::clone(&flights), Arc::clone(&work));
+            thread::spawn(move || flights.join(1, || work_without_end(&work)).leave().give_up())
+        };
+        let interest = flights.join(1, || work_without_end(&work)).leave();
+        other.join().expect("no panic");
+        for _ in 0..10 {
+            thread::yield_now();
+        }
+        assert!(!interest.is_over(), "it will come back");
+        interest.give_up();
+    }
+
+    fn in_many_orders(scenario: fn()) {
+        shuttle::check_random(scenario, 10_000);
+        shuttle::check_pct(scenario, 10_000, 3);
+    }
+
+    #[test]
+    fn flights_keep_their_promises() {
+        in_many_orders(whoever_waits_has_an_outcome);
+        in_many_orders(what_all_have_given_up_ends);
+        in_many_orders(what_somebody_comes_back_for_goes_on);
     }
 }

@@ -4,8 +4,9 @@
 //! what was found stays, and what is not there any more is seen to be gone.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use crate::host::interleaving::{self, Condvar, Mutex, MutexGuard};
 use crate::store::key::Name;
 
 /// The holds of this process.
@@ -47,7 +48,7 @@ impl Holds {
         let names: Vec<Name> = names.into_iter().collect();
         let mut state = self.lock();
         while names.iter().any(|name| state.claimed.contains(name)) {
-            state = self.0.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = interleaving::wait(&self.0.ended, state);
         }
         for name in &names {
             *state.held.entry(*name).or_default() += 1;
@@ -71,7 +72,7 @@ impl Holds {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        interleaving::lock(&self.0.state)
     }
 }
 
@@ -151,5 +152,95 @@ mod tests {
                 });
             }
         });
+    }
+}
+
+#[cfg(all(test, feature = "interleavings"))]
+mod interleavings {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use shuttle::thread;
+
+    use super::*;
+    use crate::host::interleaving::moment;
+    use crate::oci::digest::Digest;
+
+    /// Something that can be collected.
+    #[derive(Clone)]
+    struct Thing {
+        holds: Holds,
+        name: Name,
+        is_there: Arc<AtomicBool>,
+    }
+
+    impl Thing {
+        fn new(holds: &Holds, text: &[u8]) -> Self {
+            let name = Name::content(&Digest::sha256(text));
+            Self { holds: holds.clone(), name, is_there: Arc::new(AtomicBool::new(true)) }
+        }
+
+        /// Is used, after it was brought again if need be.
+        fn used(&self) {
+            moment();
+            if !self.is_there.load(Ordering::SeqCst) {
+                self.is_there.store(true, Ordering::SeqCst);
+            }
+            moment();
+            assert!(self.is_there.load(Ordering::SeqCst), "it was taken away");
+        }
+
+        /// Is collected, if nobody holds it.
+        fn collected(&self) {
+            if let Some(_claim) = self.holds.claim(self.name) {
+                moment();
+                self.is_there.store(false, Ordering::SeqCst);
+                moment();
+            }
+        }
+    }
+
+    fn one_uses_what_another_collects() {
+        let thing = Thing::new(&Holds::default(), b"1");
+        let other = thing.clone();
+        let collector = thread::spawn(move || other.collected());
+        let hold = thing.holds.hold([thing.name]);
+        thing.used();
+        drop(hold);
+        collector.join().expect("no panic");
+    }
+
+    /// Three who use both, in another order each, and two who collect.
+    fn all_use_what_is_collected() {
+        let holds = Holds::default();
+        let things = [b"1", b"2"].map(|text| Thing::new(&holds, text));
+        let mut threads = Vec::new();
+        for user in 0..3 {
+            let (holds, things) = (holds.clone(), things.clone());
+            threads.push(thread::spawn(move || {
+                let [one, two] = [&things[user % 2], &things[(user + 1) % 2]];
+                let both = holds.hold([one.name, two.name]);
+                one.used();
+                let again = holds.hold([two.name]);
+                drop(both);
+                two.used();
+                drop(again);
+            }));
+        }
+        for _ in 0..2 {
+            let things = things.clone();
+            threads.push(thread::spawn(move || things.iter().for_each(Thing::collected)));
+        }
+        for thread in threads {
+            thread.join().expect("no panic");
+        }
+        let state = holds.lock();
+        assert!(state.held.is_empty() && state.claimed.is_empty());
+    }
+
+    #[test]
+    fn what_was_found_stays_while_it_is_held() {
+        shuttle::check_dfs(one_uses_what_another_collects, None);
+        shuttle::check_random(all_use_what_is_collected, 20_000);
+        shuttle::check_pct(all_use_what_is_collected, 20_000, 3);
     }
 }
