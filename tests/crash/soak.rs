@@ -16,8 +16,9 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::RwLock;
 use tonic::Code;
 
+use crate::support::namespace::{LONGEST, isolated_for};
 use crate::support::node::{mount_at, mounts_below};
-use crate::support::{Node, Scripted, isolated, noise};
+use crate::support::{Node, Scripted, noise};
 
 const REFERENCES: u64 = 40;
 const PODS: u64 = 8;
@@ -83,10 +84,9 @@ async fn registry() -> (Scripted, BTreeMap<u64, Vec<u8>>) {
 
 #[test]
 fn nothing_grows_under_bounded_load() {
-    isolated(async {
-        let minutes =
-            std::env::var("OCIVOL_SOAK_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-        let time = Duration::from_secs(minutes * 60);
+    let minutes = std::env::var("OCIVOL_SOAK_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let time = Duration::from_secs(minutes * 60);
+    isolated_for(time + LONGEST, async move {
         let (sample_every, restart_every) = (time / SAMPLES, (time / 4).min(RESTART_EVERY));
         let (registry, contents) = registry().await;
         let flags = ["--gc-min-age", "1", "--gc-start", "85%", "--gc-stop", "70%", "--keep-free", "10%"];

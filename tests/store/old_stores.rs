@@ -79,3 +79,28 @@ fn a_store_of_the_first_version_is_used_as_it_is() {
         umount2(&mounted, MntFlags::empty()).expect("unmounted");
     });
 }
+
+/// Nothing that is right looks damaged because it has no index, what is damaged is found, and nothing is left when all may go.
+#[test]
+fn a_store_of_the_first_version_is_checked_and_collected() {
+    isolated(async {
+        let mut node = Node::prepare(&["--plain-http", REGISTRY, "--gc-min-age", "0", "--scrub-days", "0"]);
+        restore("v1.tar.gz", &node.root);
+        node.run_registered().await;
+        let (sound, report) = node.command(&["fsck"]).await;
+        assert!(sound, "{report}");
+        let damaged = tree_with(&node.root, "hello.txt").join("hello.txt");
+        let times = std::fs::metadata(&damaged).expect("metadata").modified().expect("a time");
+        std::fs::write(&damaged, b"jello\n").expect("damaged");
+        std::fs::File::open(&damaged).expect("a file").set_modified(times).expect("its time");
+        let (sound, report) = node.command(&["fsck"]).await;
+        assert!(!sound, "{report}");
+        let (succeeded, report) = node.command(&["gc"]).await;
+        assert!(succeeded, "{report}");
+        for directory in ["images", "trees", "layers", "blobs/sha256"] {
+            let left = std::fs::read_dir(node.root.join("v1").join(directory)).expect("a directory");
+            let left: Vec<_> = left.map(|entry| entry.expect("an entry").file_name()).collect();
+            assert!(left.is_empty(), "{directory} has {left:?}");
+        }
+    });
+}

@@ -9,17 +9,18 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::support::disk::{Disk, FileSystem};
+use crate::support::namespace::{LONGEST, isolated_for};
 use crate::support::node::mount_at;
 use crate::support::records::{change, is_durable, records};
 use crate::support::world::{World, assert_published, assert_store_is_sound};
-use crate::support::{Node, eventually, isolated};
+use crate::support::{Node, eventually};
 
 const ARTIFACTS: [&str; 4] = ["model:v1", "image:one", "image:three", "moving:latest"];
 
 fn cut_again_and_again(kind: FileSystem, times: u32) {
-    isolated(async move {
-        let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-        let times = setting("OCIVOL_CUTS").map_or(times, |cuts: u64| u32::try_from(cuts).expect("a number"));
+    let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let times = setting("OCIVOL_CUTS").map_or(times, |cuts: u64| u32::try_from(cuts).expect("a number"));
+    isolated_for(LONGEST + times * Duration::from_secs(20), async move {
         let seed = setting("OCIVOL_SEED").unwrap_or_else(rand::random);
         println!("seed {seed}");
         let mut random = StdRng::seed_from_u64(seed);

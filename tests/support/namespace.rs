@@ -9,8 +9,8 @@ use nix::sched::{CloneFlags, unshare};
 /// Set in the process of one test.
 const ALONE: &str = "OCIVOL_TEST_ALONE";
 
-/// No test takes longer.
-const LONGEST: Duration = Duration::from_secs(20 * 60);
+/// No test takes longer that does not say so.
+pub const LONGEST: Duration = Duration::from_secs(20 * 60);
 
 /// What an environment may have that is not for what is on loopback.
 const PROXIES: [&str; 6] =
@@ -21,6 +21,11 @@ const PROXIES: [&str; 6] =
 /// Nor are its open files: a process that a test of another thread starts has all of them until it executes its program,
 /// and what is open on a mount keeps it busy.
 pub fn isolated(test: impl Future<Output = ()>) {
+    isolated_for(LONGEST, test);
+}
+
+/// The same for a test that may take so long.
+pub fn isolated_for(longest: Duration, test: impl Future<Output = ()>) {
     if std::env::var_os(ALONE).is_none() {
         return in_a_process();
     }
@@ -33,7 +38,7 @@ pub fn isolated(test: impl Future<Output = ()>) {
     separate_mounts();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.expect("a runtime").block_on(async {
-        tokio::time::timeout(LONGEST, test).await.expect("the test does not end");
+        tokio::time::timeout(longest, test).await.expect("the test does not end");
     });
 }
 
