@@ -74,6 +74,7 @@ pub async fn on_own_thread<T: Send + 'static>(
     let running = Running::start();
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         // Who no longer waits does not need it; then it is dropped here.
+        failpoint::delay();
         drop(sender.send(std::panic::catch_unwind(work)));
         drop(running);
     })?;

@@ -1,8 +1,8 @@
 //! Locks, tasks and timeouts of code in which the order of what runs beside each other matters.
 //!
 //! They are those of std and tokio. In unit tests with the feature `interleavings` they are those of [shuttle](https://docs.rs/shuttle),
-//! which runs one thread at a time and chooses at each of them which goes on, so that a test sees thousands of orders: `make
-//! interleavings`.
+//! which runs one thread at a time, and at each of them chooses anew which that is: a test sees thousands of orders (`make
+//! interleavings`).
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -17,7 +17,6 @@ pub type Mutex<T> = shuttle::sync::Mutex<T>;
 /// As [`std::sync::MutexGuard`].
 #[cfg(not(all(test, feature = "interleavings")))]
 pub type MutexGuard<'a, T> = std::sync::MutexGuard<'a, T>;
-/// As [`std::sync::Mutex`].
 /// As [`std::sync::MutexGuard`].
 #[cfg(all(test, feature = "interleavings"))]
 pub type MutexGuard<'a, T> = shuttle::sync::MutexGuard<'a, T>;

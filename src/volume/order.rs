@@ -155,16 +155,6 @@ mod tests {
         assert!(order.lock().is_empty());
     }
 
-    /// kubelet asks again after its deadline: the first of the two answered that the volume was being published.
-    #[tokio::test]
-    async fn regression_an_unpublish_does_not_give_up_for_another() {
-        let order = Order::default();
-        let first = order.unpublish(Path::new("/t"));
-        let second = order.unpublish(Path::new("/t"));
-        drop(first.turn().await);
-        drop(second.turn().await);
-    }
-
     #[tokio::test]
     async fn targets_do_not_wait_for_each_other() {
         let order = Order::default();

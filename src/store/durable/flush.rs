@@ -14,6 +14,8 @@ use crate::store::error::{Error, io};
 const BATCH: usize = 4096;
 /// Until what could not be noted as durable is tried again, if nothing else is to be made durable before.
 const AGAIN: Duration = Duration::from_secs(10);
+/// Markers that cannot be made, one after the other, until the rest waits: the disk is full, or fails.
+const FAILURES: usize = 8;
 /// Entries that are tried again. Those beyond are left as they are: checked by the next process.
 const MOST_UNMARKED: usize = 16 * 1024;
 
@@ -74,8 +76,7 @@ fn run(
             unmarked.append(&mut entries);
         }
         unmarked.retain(|written| written.losses == ledger.losses());
-        if !unmarked.is_empty() {
-            mark(ledger, &mut unmarked);
+        if mark(ledger, &mut unmarked) {
             // So that who waits can rely on it. Without, the entries are checked again.
             if let Err(error) = rustix::fs::fsync(markers) {
                 tracing::warn!(%error, "cannot make durability durable");
@@ -90,23 +91,31 @@ fn run(
     }
 }
 
-/// Notes that entries are on the disk. Those that could not be noted stay in `written`, and are tried again.
-fn mark(ledger: &Ledger, written: &mut Vec<Written>) {
-    let mut marked = 0;
-    for next in written.iter() {
-        if let Err(error) = ledger.mark_durable(next) {
-            let entries = written.len() - marked;
-            tracing::warn!(%error, entries, "cannot record durability; it is tried again");
-            break;
+/// Notes that entries are on the disk; whether any was. Those that could not be noted stay in `written`, and are tried again.
+fn mark(ledger: &Ledger, written: &mut Vec<Written>) -> bool {
+    let all = written.len();
+    let (mut failures, mut in_a_row, mut last) = (0, 0, None);
+    written.retain(|next| {
+        if in_a_row >= FAILURES {
+            return true;
         }
-        marked += 1;
+        if let Err(error) = ledger.mark_durable(next) {
+            (failures, in_a_row, last) = (failures + 1, in_a_row + 1, Some(error));
+            return true;
+        }
+        in_a_row = 0;
         failpoint::reached("flush.recorded");
+        false
+    });
+    if let Some(error) = last {
+        let entries = written.len();
+        tracing::warn!(%error, failures, entries, "cannot record durability; it is tried again");
     }
-    written.drain(..marked);
     if written.len() > MOST_UNMARKED {
         ledger.overflow();
         written.truncate(MOST_UNMARKED);
     }
+    written.len() < all
 }
 
 /// After a failed `syncfs` nobody knows what reached the disk, and the kernel tells of an error once. So all that is not

@@ -66,12 +66,18 @@ impl Budget {
 
     /// What may still be taken.
     pub fn available(&self, usage: Usage) -> Amount {
-        let kept = Amount {
-            bytes: self.keep_free.of(usage.total.bytes),
-            inodes: self.keep_free_inodes.of(usage.total.inodes),
-        };
-        let free = usage.free.minus(kept);
+        let free = usage.free.minus(self.kept(usage));
         if usage.total.inodes == 0 { Amount { inodes: u64::MAX, ..free } } else { free }
+    }
+
+    /// What has to be freed before anything may be taken: others have written into what is kept free.
+    pub fn deficit(&self, usage: Usage) -> Amount {
+        self.kept(usage).minus(usage.free)
+    }
+
+    fn kept(&self, usage: Usage) -> Amount {
+        let Usage { total, .. } = usage;
+        Amount { bytes: self.keep_free.of(total.bytes), inodes: self.keep_free_inodes.of(total.inodes) }
     }
 
     /// What has to be freed, if so much is used that it is time to. Inodes have no measure but a share of all.
@@ -177,6 +183,7 @@ mod tests {
         let budget = Budget::NODE;
         assert_eq!(budget.available(usage(1000, 200)), Amount { bytes: 50, inodes: 120 });
         assert_eq!(budget.available(usage(1000, 100)), Amount { bytes: 0, inodes: 20 });
+        assert_eq!(budget.deficit(usage(1000, 100)), Amount { bytes: 50, inodes: 0 });
         assert_eq!(budget.excess(usage(1000, 201)), None);
         assert_eq!(budget.excess(usage(1000, 200)), Some(Amount { bytes: 50, inodes: 50 }));
         // A file system that makes inodes as it needs them has no share of them.

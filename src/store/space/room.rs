@@ -141,7 +141,7 @@ impl Room {
             let is_own = |name: &Name, _: &Promised| content == Some(*name);
             // What is promised to oneself is what is written.
             let available = self.available(usage, &self.lock(), Own { is: &is_own, counts: false });
-            Ok::<_, Error>(needed.minus(available))
+            Ok::<_, Error>(self.short_of(needed, available, usage))
         };
         let short = missing()?;
         if short.is_nothing() {
@@ -181,7 +181,15 @@ impl Room {
             (more > 0).then_some(Coming { missing: more, ..*coming })
         });
         let is_own = |_: &Name, promised: &Promised| promised.holders.contains(tenant);
-        needed(more).minus(self.available(usage, promises, Own { is: &is_own, counts: true }))
+        let available = self.available(usage, promises, Own { is: &is_own, counts: true });
+        self.short_of(needed(more), available, usage)
+    }
+
+    /// What has to be freed until so much is `available`: what others have written into what is kept free as well.
+    fn short_of(&self, needed: Amount, available: Amount, usage: Usage) -> Amount {
+        let (missing, deficit) = (needed.minus(available), self.budget.deficit(usage));
+        let of = |missing: u64, deficit: u64| if missing > 0 { missing.saturating_add(deficit) } else { 0 };
+        Amount { bytes: of(missing.bytes, deficit.bytes), inodes: of(missing.inodes, deficit.inodes) }
     }
 
     /// Whether there is room for `more` bytes of `content` that nobody knew of, after so many were `written`. What is unused is
@@ -347,6 +355,19 @@ mod tests {
         assert!(room.ensure(None, Amount::bytes(6 * GIB)).is_err());
         assert!(promise("b", coming(3, 3)).is_err(), "its own counts as a whole");
         drop((all, half));
+    }
+
+    /// It was collected as much as the pull needed, which was then there and could not be taken.
+    #[test]
+    fn regression_what_others_have_taken_of_what_is_kept_free_is_made_good_first() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let free = room(directory.path(), 0).measure().expect("a disk").free.bytes;
+        let keep_free = Level::Count(free + GIB);
+        let budget = Budget { keep_free, keep_free_inodes: Level::Count(0), ..Budget::COMMAND };
+        let room = Room::new(directory.path(), budget);
+        let short = room.promise(&tenant("a"), &[coming(1, 2)]).expect("measured").expect_err("too much");
+        // Others write to the disk meanwhile.
+        assert_eq!((short.bytes + (GIB >> 4)) >> 30, 3);
     }
 
     #[test]
