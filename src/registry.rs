@@ -3,9 +3,11 @@
 //! Async, and without a store: it returns bytes and says who sent them. Trusts no registry: every body,
 //! header, redirect, token and wait has a bound, and content is for the caller to check against its digest.
 
+pub mod addresses;
 pub mod auth;
 pub mod challenge;
 pub mod client;
+mod clients;
 pub mod credentials;
 pub mod error;
 pub mod http;

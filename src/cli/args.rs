@@ -33,6 +33,16 @@ pub struct Common {
     /// Registries that are spoken to without TLS
     #[arg(long, global = true, env = "OCIVOL_PLAIN_HTTP", value_name = "HOST[,HOST]", value_delimiter = ',')]
     pub plain_http: Vec<String>,
+    /// Hosts, domains (*.example.com) and networks (10.1.0.0/16) that a node plugin connects to although their addresses are loopback
+    /// ones, or private and named by a registry; and token servers of another domain than their registry, which get credentials
+    #[arg(
+        long,
+        global = true,
+        env = "OCIVOL_ALLOW_HOSTS",
+        value_name = "HOST[,HOST]",
+        value_delimiter = ','
+    )]
+    pub allow_hosts: Vec<String>,
     /// Seconds without a byte after which a request counts as stalled
     #[arg(long, global = true, env = "OCIVOL_STALL_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
     pub stall_timeout: u64,
@@ -286,6 +296,7 @@ impl Common {
     pub fn pulls(&self) -> PullFlags {
         PullFlags {
             plain_http: self.plain_http.clone(),
+            allow_hosts: self.allow_hosts.clone(),
             stall_timeout: self.stall_timeout,
             parallel_downloads: self.parallel_downloads,
             verify_diff_ids: self.verify_diff_ids,

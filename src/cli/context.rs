@@ -9,6 +9,7 @@ use crate::failure::Failure;
 use crate::host::blocking;
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
+use crate::registry::addresses::Addresses;
 use crate::registry::client::Registry;
 use crate::store::space::budget::Budget;
 use crate::volume::volumes::{MIN_AGE, Settings, Volumes};
@@ -39,7 +40,10 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 /// What commands work on, made from the common flags.
 pub fn volumes(common: &Common) -> Result<Arc<Volumes>, Failure> {
-    let (registry, pulls) = common.pulls().check().map_err(|error| Failure::usage(&error.to_string()))?;
+    let (registry, pulls) = common
+        .pulls()
+        .check(Addresses::of_a_command())
+        .map_err(|error| Failure::usage(&error.to_string()))?;
     let registry = Registry::new(registry).map_err(|error| Failure::internal(&error.to_string()))?;
     let settings = Settings {
         pulls,

@@ -15,6 +15,7 @@ use crate::layout::plan::{Item, Plan};
 use crate::oci::digest::Digest;
 use crate::oci::manifest::{Document, Manifest, parse};
 use crate::pull::choose::Documents;
+use crate::registry::addresses::Addresses;
 use crate::registry::client::{Fetched, Registry};
 use crate::registry::credentials::keyring::Keyring;
 use crate::registry::source::{Asker, Source};
@@ -54,7 +55,10 @@ struct File {
 /// Whatever failed.
 pub async fn run(common: &Common, flags: &ContentArgs) -> Result<ExitCode, Failure> {
     let attributes = Attributes::parse(&flags.attributes()).map_err(volume::error::Error::from)?;
-    let (settings, _) = common.pulls().check().map_err(|error| Failure::usage(&error.to_string()))?;
+    let (settings, _) = common
+        .pulls()
+        .check(Addresses::of_a_command())
+        .map_err(|error| Failure::usage(&error.to_string()))?;
     let registry = Registry::new(settings).map_err(|error| Failure::internal(&error.to_string()))?;
     let keyring = match common.docker_config()? {
         Some(text) => {

@@ -12,6 +12,7 @@ use crate::node::bad_flag::BadFlag;
 use crate::node::disk_flags::DiskFlags;
 use crate::oci::reference::{InvalidReference, Reference};
 use crate::oci::repository::host_identity;
+use crate::registry::addresses::Addresses;
 use crate::store::space::budget::{Budget, Level};
 use crate::{pull, registry};
 
@@ -88,6 +89,8 @@ pub struct NodeFlags {
 pub struct PullFlags {
     /// `--plain-http`
     pub plain_http: Vec<String>,
+    /// `--allow-hosts`
+    pub allow_hosts: Vec<String>,
     /// `--stall-timeout`, seconds.
     pub stall_timeout: u64,
     /// `--parallel-downloads`
@@ -156,7 +159,7 @@ impl NodeFlags {
             }
             None => None,
         };
-        let (registry, mut pulls) = self.pulls.check()?;
+        let (registry, mut pulls) = self.pulls.check(Addresses::default())?;
         pulls.quota = self.disk.quota()?;
         let pins = self.pins.into_iter().map(check_pin).collect::<Result<_, _>>()?;
         Ok(NodeConfig {
@@ -186,8 +189,14 @@ impl PullFlags {
     /// [`BadFlag`] names the first flag that cannot be used, and says why.
     pub fn check(
         self,
+        mut addresses: Addresses,
     ) -> Result<(registry::transport::RegistrySettings, pull::request::PullSettings), BadFlag> {
         let mut plain_http = BTreeSet::new();
+        for host in self.allow_hosts {
+            if let Err(error) = addresses.allow(&host) {
+                return Err(BadFlag { flag: "--allow-hosts", value: host, reason: error.to_string() });
+            }
+        }
         for host in self.plain_http {
             // A reference is the grammar of hosts.
             if format!("{host}/x")
@@ -200,6 +209,9 @@ impl PullFlags {
             if host.ends_with(":443") {
                 let reason = "443 is the port of TLS; a registry without TLS has another".to_owned();
                 return Err(BadFlag { flag: "--plain-http", value: host, reason });
+            }
+            if let Err(error) = addresses.allow_plain_http(&host) {
+                return Err(BadFlag { flag: "--plain-http", value: host, reason: error.to_string() });
             }
             plain_http.insert(host_identity(&host));
         }
@@ -223,6 +235,7 @@ impl PullFlags {
         };
         let registry = registry::transport::RegistrySettings {
             plain_http,
+            addresses,
             stall_timeout: Duration::from_secs(self.stall_timeout),
             ..registry::transport::RegistrySettings::default()
         };
@@ -342,6 +355,7 @@ mod tests {
             pins: Vec::new(),
             pulls: PullFlags {
                 plain_http: Vec::new(),
+                allow_hosts: Vec::new(),
                 stall_timeout: 30,
                 parallel_downloads: 4,
                 verify_diff_ids: false,
@@ -399,7 +413,9 @@ mod tests {
             assert_eq!(error.flag, flag, "{error}");
         }
         let bad_host = PullFlags { plain_http: vec!["http://r:5000".into()], ..flags().pulls };
-        assert!(bad_host.check().is_err());
+        assert!(bad_host.check(Addresses::default()).is_err());
+        let bad_host = PullFlags { allow_hosts: vec!["https://s3.internal".into()], ..flags().pulls };
+        assert!(bad_host.check(Addresses::default()).is_err());
         let unregistered = NodeFlags { registration_dir: Some(String::new()), ..flags() };
         assert!(unregistered.check().expect("valid").registration.is_none());
     }

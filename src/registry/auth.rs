@@ -14,7 +14,9 @@ use bytes::Bytes;
 use reqwest::{Url, header};
 use serde::Deserialize;
 
+use crate::registry::addresses::NamedBy;
 use crate::registry::challenge::Challenge;
+use crate::registry::clients::Clients;
 use crate::registry::credentials::secret::{Credential, Secret};
 use crate::registry::error::Error;
 use crate::registry::http;
@@ -84,15 +86,16 @@ impl Token {
 
 /// Obtains what answers `challenge` for `source`; `None` when a Basic challenge meets no credential.
 ///
-/// `plain_http` says whether the registry itself is spoken to without TLS; only then may the realm be. `scope` is what
-/// a token has to be good for.
+/// `own_host` is that of the registry that the reference names. `plain_http` says whether the one that asks is spoken to without TLS;
+/// only then may the realm be. `scope` is what a token has to be good for.
 ///
 /// # Errors
-/// When the token server cannot be reached, refuses, or breaks a bound.
-pub async fn respond(
-    http: &reqwest::Client,
+/// When the token server may not be connected to or not be shown the credential, cannot be reached, refuses, or breaks a bound.
+pub(super) async fn respond(
+    clients: &Clients,
     challenge: &Challenge,
     source: &Source,
+    own_host: &str,
     plain_http: bool,
     scope: &str,
 ) -> Result<Option<Token>, Error> {
@@ -101,6 +104,14 @@ pub async fn respond(
         Challenge::Bearer { realm, service, .. } => {
             let realm = check_realm(realm, plain_http)
                 .map_err(|what| Error::Protocol { host: source.repository.host.clone(), what })?;
+            let host = realm.host_str().unwrap_or_default();
+            let registry = name_of(&source.repository.host);
+            if source.credential.is_some() && !is_same_site(&registry, host) && !clients.names(&realm) {
+                let (host, server) = (source.repository.host.clone(), http::host_and_port(&realm));
+                return Err(Error::ForeignRealm { host, server });
+            }
+            let named_by = if host == own_host { NamedBy::Reference } else { NamedBy::Answer };
+            let http = clients.of(named_by, &realm)?;
             fetch(http, realm, service.as_deref(), source, scope).await.map(Some)
         }
     }
@@ -119,6 +130,27 @@ fn check_realm(realm: &str, plain_http: bool) -> Result<Url, String> {
     Ok(url)
 }
 
+/// Registries and their token servers that are one owner's, by their registrable domains: those of Scaleway, of Docker Hub by
+/// its other name, and of Ollama.
+const SAME_OWNER: [(&str, &str); 3] =
+    [("scw.cloud", "scaleway.com"), ("docker.com", "docker.io"), ("ollama.ai", "ollama.com")];
+
+/// The name of a registry's host, as URLs have it.
+pub(super) fn name_of(registry: &str) -> String {
+    let url = Url::parse(&format!("http://{registry}"));
+    url.ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Whether a registry and a token server are one host, or of one registrable domain: whoever has it says what is at all its names.
+fn is_same_site(registry: &str, realm: &str) -> bool {
+    fn domain(host: &str) -> Option<&str> {
+        psl::domain_str(host).filter(|_| host.parse::<std::net::IpAddr>().is_err())
+    }
+    let are_one_owners = |registry, realm| registry == realm || SAME_OWNER.contains(&(registry, realm));
+    let domains = domain(registry).zip(domain(realm));
+    registry == realm || domains.is_some_and(|(registry, realm)| are_one_owners(registry, realm))
+}
+
 /// Asks the token server. Source: distribution's "Token Authentication" and "OAuth2 Token Authentication".
 async fn fetch(
     http: &reqwest::Client,
@@ -127,7 +159,7 @@ async fn fetch(
     source: &Source,
     scope: &str,
 ) -> Result<Token, Error> {
-    let server = realm.authority().to_owned();
+    let server = http::host_and_port(&realm);
     let identity = source.credential.as_deref().and_then(|credential| credential.identity_token.as_ref());
     let request = match (identity, source.credential.as_deref()) {
         (Some(token), _) => {
@@ -220,6 +252,28 @@ mod tests {
         let found: TokenResponse =
             serde_json::from_str(r#"{"token":null,"access_token":"t"}"#).expect("valid");
         assert_eq!((lifetime(&found.expires_in), found.token), (DEFAULT_LIFETIME, None));
+    }
+
+    #[test]
+    fn t28_a_site_is_one_host_or_one_registrable_domain() {
+        for (registry, realm, expected) in [
+            ("docker.io", "auth.docker.io", true),
+            ("registry.gitlab.com", "gitlab.com", true),
+            ("127.0.0.1", "127.0.0.1", true),
+            ("registry.example.co.uk", "other.co.uk", false),
+            ("127.0.0.1", "127.0.0.2", false),
+            ("10.0.0.1", "11.0.0.1", false),
+            ("rg.fr-par.scw.cloud", "api.scaleway.com", true),
+            ("api.scaleway.com", "rg.fr-par.scw.cloud", false),
+            ("registry", "registry", true),
+            ("registry", "auth", false),
+            ("a.github.io", "b.github.io", false),
+            ("[::1]", "[::2]", false),
+        ] {
+            assert_eq!(is_same_site(&name_of(registry), realm), expected, "{registry}, {realm}");
+        }
+        assert_eq!(name_of("Registry.Example:5000"), "registry.example");
+        assert_eq!(name_of("[::1]:5000"), "[::1]");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::failure::Kind;
 use crate::oci::digest::Digest;
 use crate::oci::manifest::InvalidManifest;
+use crate::registry::addresses::Refused;
 
 /// Why a registry did not deliver. Hosts and repositories are named; URLs are not, their queries may be signed.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +115,25 @@ pub enum Error {
         /// The innermost cause.
         reason: String,
     },
+    /// It has an address that is not connected to.
+    #[error("ocivol does not connect to {host}: {reason}{}", reason.advice())]
+    Address {
+        /// The registry, or the host that it names.
+        host: String,
+        /// Why.
+        reason: Refused,
+    },
+    /// A token server that is somebody else's would be shown the credentials for the registry.
+    #[error(
+        "{host} names {server} as its token server, which is of another domain, and so is not shown the credentials for {host}; if \
+         that is meant, name {server} in --allow-hosts (registry.allowedHosts in the chart)"
+    )]
+    ForeignRealm {
+        /// The registry.
+        host: String,
+        /// The token server.
+        server: String,
+    },
     /// Nobody that is trusted says that the host is who it should be.
     #[error(
         "cannot check the certificate of {host}: {reason}; if an authority of your own signed it, name its bundle: \
@@ -194,7 +214,7 @@ impl Error {
             Self::CredentialsNeeded { .. } | Self::CredentialsRefused { .. } | Self::NoLogin { .. } => {
                 Kind::Unauthenticated
             }
-            Self::Denied { .. } => Kind::PermissionDenied,
+            Self::Denied { .. } | Self::Address { .. } | Self::ForeignRealm { .. } => Kind::PermissionDenied,
             Self::RateLimited { .. }
             | Self::Status { .. }
             | Self::Elsewhere { .. }
@@ -247,6 +267,8 @@ impl Error {
 
     /// Whether other credentials could make a difference.
     pub fn is_about_access(&self) -> bool {
-        matches!(self.kind(), Kind::Unauthenticated | Kind::PermissionDenied | Kind::NotFound)
+        let is_access =
+            matches!(self.kind(), Kind::Unauthenticated | Kind::PermissionDenied | Kind::NotFound);
+        is_access && !matches!(self, Self::Address { .. })
     }
 }

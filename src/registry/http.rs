@@ -10,6 +10,7 @@ use reqwest::{Response, StatusCode};
 use serde::Deserialize;
 
 use crate::failure::one_line;
+use crate::registry::addresses::Refused;
 use crate::registry::error::Error;
 use crate::registry::source::Source;
 
@@ -183,12 +184,21 @@ async fn detail(response: Response, server: &str) -> String {
     }
 }
 
+/// The host of `url` with its port, for errors. Nothing else of it: it may hold a secret.
+pub(super) fn host_and_port(url: &reqwest::Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
 /// A failed connection; the innermost cause is what a person can act on.
 pub(super) fn unreachable(host: &str, error: reqwest::Error) -> Error {
     let error = error.without_url();
     let mut cause: &dyn std::error::Error = &error;
     while let Some(next) = cause.source() {
         cause = next;
+    }
+    if let Some(reason) = cause.downcast_ref::<Refused>() {
+        return Error::Address { host: host.to_owned(), reason: *reason };
     }
     let (host, reason) = (host.to_owned(), one_line(&cause.to_string()));
     match reason {

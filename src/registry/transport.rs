@@ -12,11 +12,12 @@ use reqwest::{Method, Response, StatusCode, Url};
 
 use crate::oci::reference::DOCKER_HUB;
 use crate::oci::repository::Repository;
+use crate::registry::addresses::{Addresses, NamedBy};
 use crate::registry::auth::{Slot, Token, Tokens};
 use crate::registry::challenge::Challenge;
+use crate::registry::clients::Clients;
 use crate::registry::error::Error;
 use crate::registry::http::{Asked, Body};
-use crate::registry::resolver::Resolver;
 use crate::registry::source::Source;
 use crate::registry::{auth, challenge, http};
 
@@ -25,6 +26,8 @@ use crate::registry::{auth, challenge, http};
 pub struct RegistrySettings {
     /// Hosts, with port, that are spoken to without TLS.
     pub plain_http: BTreeSet<String>,
+    /// What may be connected to.
+    pub addresses: Addresses,
     /// Wait for a connection.
     pub connect_timeout: Duration,
     /// Wait for the first or the next byte of an answer; then the request counts as stalled. When it is asked again,
@@ -38,6 +41,7 @@ impl Default for RegistrySettings {
     fn default() -> Self {
         Self {
             plain_http: BTreeSet::new(),
+            addresses: Addresses::default(),
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
             attempts: 4,
@@ -48,7 +52,7 @@ impl Default for RegistrySettings {
 /// The HTTP client and what it knows of registries. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Transport {
-    http: reqwest::Client,
+    clients: Clients,
     settings: Arc<RegistrySettings>,
     tokens: Arc<Tokens>,
 }
@@ -79,18 +83,8 @@ impl Transport {
     /// # Errors
     /// When no TLS configuration can be made.
     pub fn new(settings: RegistrySettings) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("ocivol/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(settings.connect_timeout)
-            .dns_resolver(Arc::new(Resolver::default()))
-            .redirect(reqwest::redirect::Policy::none())
-            .tcp_nodelay(true)
-            .pool_max_idle_per_host(8)
-            .pool_idle_timeout(Duration::from_secs(30))
-            // Over HTTP/2 all requests would share one connection, and its windows would be memory to bound.
-            .http1_only()
-            .build()?;
-        Ok(Self { http, settings: Arc::new(settings), tokens: Arc::default() })
+        let clients = Clients::new(settings.addresses.clone(), settings.connect_timeout)?;
+        Ok(Self { clients, settings: Arc::new(settings), tokens: Arc::default() })
     }
 
     pub fn settings(&self) -> &RegistrySettings {
@@ -134,7 +128,7 @@ impl Transport {
             return Ok(response);
         }
         let own = is_from(&url, &response);
-        let server = if own { source.repository.host.clone() } else { response.url().authority().to_owned() };
+        let server = if own { source.repository.host.clone() } else { http::host_and_port(response.url()) };
         let asked = Asked {
             source,
             server: &server,
@@ -212,7 +206,8 @@ impl Transport {
         }
         let plain_http = self.settings.plain_http.contains(&source.repository.host);
         let scope = format!("repository:{}:pull", source.repository.name);
-        let fetched = auth::respond(&self.http, challenge, source, plain_http, &scope);
+        let own_host = auth::name_of(&source.repository.host);
+        let fetched = auth::respond(&self.clients, challenge, source, &own_host, plain_http, &scope);
         *slot = self.bounded(&source.repository.host, self.settings.stall_timeout, fetched).await?;
         Ok(slot.clone())
     }
@@ -237,12 +232,17 @@ impl Transport {
                 _ => None,
             };
             let sent = async {
-                let outgoing = self.outgoing(request, &url, shown).map_err(protocol)?;
-                outgoing.send().await.map_err(|error| http::unreachable(host_of(source, &url, own), error))
+                // Another port of the registry's host is no other host.
+                let is_named = url.host() == origin.host();
+                let named_by = if is_named { NamedBy::Reference } else { NamedBy::Answer };
+                let client = self.clients.of(named_by, &url)?;
+                let outgoing = outgoing(client, request, &url, shown).map_err(protocol)?;
+                outgoing.send().await.map_err(|error| http::unreachable(&host_of(source, &url, own), error))
             };
             let response = self.bounded(&source.repository.host, request.patience, sent).await?;
             if response.status() == StatusCode::UNAUTHORIZED && !own && shown.is_none() {
-                let Some(token) = self.guest_token(source, &url, &response).await else {
+                let own_host = origin.host_str().unwrap_or_default();
+                let Some(token) = self.guest_token(source, own_host, &url, &response).await? else {
                     return Ok(response);
                 };
                 guest = Some((url.clone(), token));
@@ -266,46 +266,28 @@ impl Transport {
         Err(protocol(format!("redirects more than {REDIRECT_LIMIT} times")))
     }
 
-    fn outgoing(
-        &self,
-        request: &HttpRequest<'_>,
-        url: &Url,
-        token: Option<&Token>,
-    ) -> Result<reqwest::RequestBuilder, String> {
-        let mut outgoing = self.http.request(request.method.clone(), url.clone());
-        // The digest is over the bytes as they are stored.
-        outgoing = outgoing.header(header::ACCEPT_ENCODING, "identity");
-        // A line for each: there are registries that look at the first line's first type, or do not split lines.
-        for accepted in request.accept {
-            outgoing = outgoing.header(header::ACCEPT, *accepted);
-        }
-        if let Some(range) = &request.range {
-            outgoing = outgoing.header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
-        }
-        if let Some(token) = token {
-            let mut value = HeaderValue::from_str(token.header.reveal())
-                .map_err(|_| "sent a token that is no header value".to_owned())?;
-            value.set_sensitive(true);
-            outgoing = outgoing.header(header::AUTHORIZATION, value);
-        }
-        Ok(outgoing)
-    }
-
     /// A token that the host of `url` gives to anybody, if that is what its 401 asks for.
-    async fn guest_token(&self, source: &Source, url: &Url, response: &Response) -> Option<Token> {
-        let challenge = challenge_of(response)?;
-        let Challenge::Bearer { scope, .. } = &challenge else { return None };
+    async fn guest_token(
+        &self,
+        source: &Source,
+        own_host: &str,
+        url: &Url,
+        response: &Response,
+    ) -> Result<Option<Token>, Error> {
+        let Some(challenge) = challenge_of(response) else { return Ok(None) };
+        let Challenge::Bearer { scope, .. } = &challenge else { return Ok(None) };
         let own_scope = || format!("repository:{}:pull", source.repository.name);
         let scope = scope.clone().unwrap_or_else(own_scope);
-        let repository =
-            Repository { host: url.authority().to_owned(), name: source.repository.name.clone() };
+        let repository = Repository { host: http::host_and_port(url), name: source.repository.name.clone() };
         let guest = Source { repository, credential: None };
-        let fetched = auth::respond(&self.http, &challenge, &guest, url.scheme() == "http", &scope);
+        let plain_http = url.scheme() == "http";
+        let fetched = auth::respond(&self.clients, &challenge, &guest, own_host, plain_http, &scope);
         match self.bounded(&guest.repository.host, self.settings.stall_timeout, fetched).await {
-            Ok(token) => token,
+            Ok(token) => Ok(token),
+            Err(error @ Error::Address { .. }) => Err(error),
             Err(error) => {
                 tracing::debug!(host = guest.repository.host, %error, "no token for the host that was redirected to");
-                None
+                Ok(None)
             }
         }
     }
@@ -381,6 +363,31 @@ impl Transport {
     }
 }
 
+fn outgoing(
+    client: &reqwest::Client,
+    request: &HttpRequest<'_>,
+    url: &Url,
+    token: Option<&Token>,
+) -> Result<reqwest::RequestBuilder, String> {
+    let mut outgoing = client.request(request.method.clone(), url.clone());
+    // The digest is over the bytes as they are stored.
+    outgoing = outgoing.header(header::ACCEPT_ENCODING, "identity");
+    // A line for each: there are registries that look at the first line's first type, or do not split lines.
+    for accepted in request.accept {
+        outgoing = outgoing.header(header::ACCEPT, *accepted);
+    }
+    if let Some(range) = &request.range {
+        outgoing = outgoing.header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+    }
+    if let Some(token) = token {
+        let mut value = HeaderValue::from_str(token.header.reveal())
+            .map_err(|_| "sent a token that is no header value".to_owned())?;
+        value.set_sensitive(true);
+        outgoing = outgoing.header(header::AUTHORIZATION, value);
+    }
+    Ok(outgoing)
+}
+
 /// Whether the origin of `url` answered itself. Nobody else may ask for our credentials, or say what they are worth.
 fn is_from(url: &Url, response: &Response) -> bool {
     url.origin() == response.url().origin()
@@ -396,6 +403,6 @@ fn challenge_of(response: &Response) -> Option<Challenge> {
 }
 
 /// Whom an error is about.
-fn host_of<'a>(source: &'a Source, url: &'a Url, own: bool) -> &'a str {
-    if own { &source.repository.host } else { url.authority() }
+fn host_of(source: &Source, url: &Url, own: bool) -> String {
+    if own { source.repository.host.clone() } else { http::host_and_port(url) }
 }

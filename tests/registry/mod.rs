@@ -1,5 +1,6 @@
 //! What registries send, and how they are asked.
 
+mod addresses;
 mod debian_registry;
 mod faults;
 mod logins;

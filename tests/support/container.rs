@@ -15,6 +15,15 @@ use super::node::BINARY;
 
 const NONE: Option<&str> = None;
 
+/// What kubelet mounts at /etc/hosts of a pod, but for the pod's own line (pkg/kubelet/kubelet_pods.go).
+const HOSTS: &str =
+    "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+
+/// Where that is.
+fn hosts_of(root: &Path) -> PathBuf {
+    root.with_file_name("hosts")
+}
+
 /// What a volume mount of the container is.
 struct Bind {
     host: PathBuf,
@@ -51,6 +60,7 @@ pub fn start(
         bidirectional: false,
     }));
     std::fs::create_dir_all(root).expect("a directory");
+    std::fs::write(hosts_of(root), HOSTS).expect("a file");
     let mut command = Command::new("/ocivol");
     command.args(container.args.clone().unwrap_or_default()).args(arguments);
     command.env_clear().env("PATH", "/usr/bin").envs(environment(&container)).envs(env);
@@ -126,10 +136,14 @@ fn enter(root: &Path, binds: &[Bind]) {
         }
     }
     // Never opened: another test that forks now would hold it open for writing, and the root could not become read-only.
-    let place = root.join("ocivol");
-    let regular = rustix::fs::FileType::RegularFile;
-    rustix::fs::mknodat(rustix::fs::CWD, &place, regular, rustix::fs::Mode::RUSR, 0).expect("a file");
-    mount(Some(BINARY), &place, NONE, MsFlags::MS_BIND, NONE).expect("the binary");
+    let bind_file = |from: &Path, to: &Path| {
+        let regular = rustix::fs::FileType::RegularFile;
+        rustix::fs::mknodat(rustix::fs::CWD, to, regular, rustix::fs::Mode::RUSR, 0).expect("a file");
+        mount(Some(from), to, NONE, MsFlags::MS_BIND, NONE).expect("a file of the container");
+    };
+    bind_file(Path::new(BINARY), &root.join("ocivol"));
+    std::fs::create_dir_all(root.join("etc")).expect("a directory");
+    bind_file(&hosts_of(root), &root.join("etc/hosts"));
     // The image holds a static binary and certificates; this one is linked to the machine's libraries.
     for path in ["/lib", "/lib64", "/usr/lib", "/etc/ssl", "/proc", "/dev"] {
         if Path::new(path).is_dir() {

@@ -100,6 +100,8 @@ impl Node {
             directory,
             // On whatever disk the tests run, and however full that is. What a test is about it says with flags.
             env: [
+                // Registries of tests, their token servers and storage are on this machine.
+                ("OCIVOL_ALLOW_HOSTS", "127.0.0.0/8,::1"),
                 ("OCIVOL_GC_START", "100%"),
                 ("OCIVOL_GC_STOP", "100%"),
                 ("OCIVOL_KEEP_FREE", "5%"),

@@ -66,6 +66,9 @@ OCIVOL_STALL_TIMEOUT: {{ .Values.registry.stallTimeout | quote }}
 {{- with .Values.registry.plainHTTP }}
 OCIVOL_PLAIN_HTTP: {{ join "," . | quote }}
 {{- end }}
+{{- with .Values.registry.allowedHosts }}
+OCIVOL_ALLOW_HOSTS: {{ join "," . | quote }}
+{{- end }}
 OCIVOL_VERIFY_DIFF_IDS: {{ .Values.registry.verifyDiffIDs | quote }}
 OCIVOL_GRANT_TTL: {{ .Values.registry.grantTTL | quote }}
 {{- with .Values.registry.spoolAbove }}

@@ -54,7 +54,8 @@ pub async fn events_say_what_the_readme_says(node: Shared) {
         volume
     };
     let down = format!("{DOWN}/models/llama:v1");
-    let cases: [(&str, Value, &str); 6] = [
+    let loopback = "127.0.0.1:10250/models/llama:v1";
+    let cases: [(&str, Value, &str); 7] = [
         ("wrong-tag", inline(&good.replace(":v1", ":v2")), "does not exist in"),
         ("no-secret", inline(&model), "none match"),
         ("wrong-password", with_secret("wrong"), "did not accept the credentials"),
@@ -64,6 +65,7 @@ pub async fn events_say_what_the_readme_says(node: Shared) {
             "unknown volume attribute",
         ),
         ("registry-down", inline(&down), "cannot reach"),
+        ("loopback", inline(loopback), "does not connect to"),
         ("right-secret", with_secret("right"), ""),
     ];
     for (name, volume, _) in &cases {
