@@ -24,8 +24,8 @@ const REFERENCES: u64 = 40;
 const PODS: u64 = 8;
 /// Samples of a run.
 const SAMPLES: u32 = 60;
-/// Between two restarts, and the shortest time of a short run.
-const RESTART_EVERY: Duration = Duration::from_secs(90);
+/// The longest time between two restarts: so long that what a process keeps of each volume would be seen.
+const RESTART_EVERY: Duration = Duration::from_secs(10 * 60);
 
 /// A value of a sample.
 type Value = fn(&Sample) -> u64;

@@ -185,7 +185,10 @@ fn it_dies_while_it_repairs_and_repairs_the_rest() {
                 let output = tokio::task::spawn_blocking(move || command.output().expect("it runs"));
                 output.await.expect("no panic");
                 let when = format!("killed at {moment}:{times}");
-                assert!(times > 1 || node.was_killed(), "{when}: it was not");
+                // The command may see that the other side is gone before the kernel has ended the process.
+                if times == 1 {
+                    eventually(&when, || node.was_killed()).await;
+                }
                 node.was_killed(); // If it has ended, then by that.
                 node.kill();
                 node.env.remove("OCIVOL_KILLED_AT");
