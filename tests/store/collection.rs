@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use tonic::{Code, Status};
 
 use crate::support::disk::{Disk, FileSystem};
 use crate::support::node::BINARY;
-use crate::support::records::change;
+use crate::support::records::{change, is_durable, records};
 use crate::support::world::{World, assert_published, assert_store_is_sound};
 use crate::support::{Node, Scripted, eventually, isolated, noise};
 
@@ -266,6 +267,47 @@ fn what_does_not_fit_all_the_same_costs_nobody_anything() {
         for number in 0..3 {
             node.kubelet.unpublish(&node.volume(&format!("pod-{number}"))).await.expect("unpublished");
         }
+    });
+}
+
+/// All names below a directory.
+fn all_below(root: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut waiting = vec![root.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(&directory).expect("a directory") {
+            let entry = entry.expect("an entry");
+            if entry.file_type().expect("a type").is_dir() {
+                waiting.push(entry.path());
+            }
+            found.insert(entry.path());
+        }
+    }
+    found
+}
+
+/// It stayed until the next start if the same came back: a plugin that ran for long had ever more of them.
+#[test]
+fn regression_what_goes_takes_the_word_that_it_is_durable_with_it() {
+    isolated(async {
+        let world = World::start().await;
+        let node = node(&world, &[]).await;
+        let mut left = BTreeSet::new();
+        for _ in 0..3 {
+            for name in ["image:three", "model:v1"] {
+                let volume = node.volume(&name.replace(':', "-"));
+                node.publish(&volume, &world.reference(name), &[]).await.expect("published");
+                node.kubelet.unpublish(&volume).await.expect("unpublished");
+            }
+            eventually("all is durable", || records(&node.root).iter().all(|record| is_durable(record)))
+                .await;
+            assert_eq!(entries(&node, "durable").len(), records(&node.root).len());
+            assert!(node.command(&["gc"]).await.0);
+            assert!(entries(&node, "durable").is_empty(), "{:?}", entries(&node, "durable"));
+            node.nothing_is_left_in_ingest().await;
+            left.insert(all_below(&node.root.join("v1")));
+        }
+        assert_eq!(left.len(), 1, "each time the same is left: {left:#?}");
     });
 }
 

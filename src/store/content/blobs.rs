@@ -190,8 +190,7 @@ impl Blobs {
             let is_here = known.is_some_and(|known| known.size == size) && path.exists();
             if !is_here {
                 // A record is never replaced, not even that of a file which is lost.
-                self.ledger.forget(&Entry::Blob(digest.clone()));
-                remove(&record_path)?;
+                self.ledger.forget(&Entry::Blob(digest.clone()), &record_path)?;
                 let named = failpoint::fails("blob.name").and_then(|()| fs::rename(from, &path));
                 named.map_err(io("publish", &path))?;
                 failpoint::reached("blob.named");
@@ -227,8 +226,7 @@ impl Blobs {
         let (path, record_path) = self.paths(digest);
         let entry = Entry::Blob(digest.clone());
         let _one = self.ledger.publishing();
-        self.ledger.forget(&entry);
-        remove(&record_path)?;
+        self.ledger.forget(&entry, &record_path)?;
         self.facts.forget(&entry)?;
         self.disk.to_trash(&path)
     }

@@ -339,8 +339,7 @@ impl Layers {
     fn forget(&self, key: &LayerKey) -> Result<(), Error> {
         let _guard = self.ledger.publishing();
         let entry = Entry::Layer(key.clone());
-        self.ledger.forget(&entry);
-        remove(&self.record_path(key))?;
+        self.ledger.forget(&entry, &self.record_path(key))?;
         self.facts.forget(&entry)
     }
 

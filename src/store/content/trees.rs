@@ -356,8 +356,7 @@ impl Trees {
     /// Makes a tree invisible to new publishes; pods that have it mounted keep it. How it was used stays known.
     fn forget(&self, key: &TreeKey) -> Result<(), Error> {
         let _guard = self.ledger.publishing();
-        self.ledger.forget(&Entry::Tree(key.clone()));
-        remove(&self.record_path(key))
+        self.ledger.forget(&Entry::Tree(key.clone()), &self.record_path(key))
     }
 
     /// How often a tree was made, or something else came to refer to content.

@@ -6,14 +6,16 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::Deserialize;
+
 use crate::host::failpoint;
-use crate::store::disk::Disk;
-use crate::store::durable::record::Stamp;
+use crate::store::disk::{Disk, remove};
+use crate::store::durable::record::{self, Stamp};
 use crate::store::error::{Error, io};
 use crate::store::key::Entry;
 
@@ -49,6 +51,13 @@ pub(in crate::store) struct Written {
     generation: u64,
     /// How often something had been lost when it came into being.
     pub(in crate::store) losses: u64,
+}
+
+/// What is read of a record.
+#[derive(Deserialize)]
+struct Stamped {
+    #[serde(flatten)]
+    stamp: Stamp,
 }
 
 /// Entries that may wait to become durable. Beyond it an entry is left as it is: checked by the next process.
@@ -97,18 +106,48 @@ impl Ledger {
         }
     }
 
-    /// The entry is no more.
-    pub(in crate::store) fn forget(&self, entry: &Entry) {
-        lock(&self.trusted).remove(entry);
+    /// Removes the record of an entry, and all that says of it that it can be trusted.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the record cannot be removed.
+    pub(in crate::store) fn forget(&self, entry: &Entry, record: &Path) -> Result<(), Error> {
+        let known = lock(&self.trusted).remove(entry);
+        let generation = match known {
+            Some(generation) => Some(generation),
+            // A record that cannot be read is removed all the same.
+            None => record::read::<Stamped>(record).ok().flatten().map(|known| known.stamp.generation),
+        };
+        remove(record)?;
+        if let Some(generation) = generation {
+            self.unmark(entry, generation);
+        }
+        Ok(())
     }
 
-    /// Notes that what was written is on the disk, after a `syncfs` that covered it.
+    /// Removes the marker of an entry that is no more. One that stays is only in the way.
+    fn unmark(&self, entry: &Entry, generation: u64) {
+        if let Err(error) = remove(&self.marker(entry, generation)) {
+            tracing::debug!(%error, "a marker of what is gone stays");
+        }
+    }
+
+    /// Notes that what was written is on the disk, after a `syncfs` that covered it; unless it is no more.
     pub(in crate::store) fn mark_durable(&self, written: &Written) -> Result<(), Error> {
-        let path = self.marker(&written.entry, written.generation);
+        let Written { entry, generation, .. } = written;
+        let is_still_there = || lock(&self.trusted).get(entry) == Some(generation);
+        if !is_still_there() {
+            return Ok(());
+        }
+        let path = self.marker(entry, *generation);
         let mut options = fs::OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
         let marked = failpoint::fails("durable.mark").and_then(|()| options.open(&path).map(drop));
-        marked.map_err(io("create", &path))
+        marked.map_err(io("create", &path))?;
+        // Who has taken it away meanwhile may not have seen the marker.
+        if !is_still_there() {
+            self.unmark(entry, *generation);
+        }
+        Ok(())
     }
 
     /// Something that waited to be noted as durable no longer does.
