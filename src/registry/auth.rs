@@ -111,8 +111,8 @@ pub(super) async fn respond(
                 return Err(Error::ForeignRealm { host, server });
             }
             let named_by = if host == own_host { NamedBy::Reference } else { NamedBy::Answer };
-            let http = clients.of(named_by, &realm)?;
-            fetch(http, realm, service.as_deref(), source, scope).await.map(Some)
+            let http = clients.of(named_by, &realm).await?;
+            fetch(&http, realm, service.as_deref(), source, scope).await.map(Some)
         }
     }
 }

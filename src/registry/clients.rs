@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
+use tokio::sync::OnceCell;
 
+use crate::failure;
+use crate::host::blocking::{self, Lane};
 use crate::registry::addresses::{Addresses, NamedBy, Reach, Refused, address_of};
 use crate::registry::error::Error;
 use crate::registry::http::host_and_port;
@@ -16,11 +19,25 @@ use crate::registry::resolver::Resolver;
 #[derive(Clone)]
 pub(super) struct Clients {
     addresses: Arc<Addresses>,
-    public: reqwest::Client,
-    private: reqwest::Client,
-    loopback: reqwest::Client,
     /// Names of the HTTP proxies that the operator has set. Whatever their addresses are, they are connected to.
     proxies: Arc<[String]>,
+    maker: Maker,
+    made: Arc<Made>,
+}
+
+/// Those that were needed so far: each has the certificates of all authorities in memory.
+#[derive(Default)]
+struct Made {
+    public: OnceCell<reqwest::Client>,
+    private: OnceCell<reqwest::Client>,
+    loopback: OnceCell<reqwest::Client>,
+}
+
+/// Makes clients.
+#[derive(Clone)]
+struct Maker {
+    resolver: Resolver,
+    connect_timeout: Duration,
 }
 
 impl Clients {
@@ -29,29 +46,18 @@ impl Clients {
     pub fn new(addresses: Addresses, connect_timeout: Duration) -> Result<Self, reqwest::Error> {
         let (addresses, proxies): (_, Arc<[String]>) = (Arc::new(addresses), proxies().into());
         let resolver = Resolver::new(Arc::clone(&addresses), Arc::clone(&proxies));
-        let client = |reach| {
-            reqwest::Client::builder()
-                .user_agent(concat!("ocivol/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(connect_timeout)
-                .dns_resolver(Arc::new(resolver.reaching(reach)))
-                .redirect(reqwest::redirect::Policy::none())
-                .tcp_nodelay(true)
-                .pool_max_idle_per_host(8)
-                .pool_idle_timeout(Duration::from_secs(30))
-                // Over HTTP/2 all requests would share one connection, and its windows would be memory to bound.
-                .http1_only()
-                .build()
-        };
-        let (public, private, loopback) =
-            (client(Reach::Public)?, client(Reach::Private)?, client(Reach::Loopback)?);
-        Ok(Self { addresses, public, private, loopback, proxies })
+        let maker = Maker { resolver, connect_timeout };
+        // That there are no usable certificates is said at the start.
+        let private = OnceCell::from(maker.client(Reach::Private)?);
+        Ok(Self { addresses, proxies, maker, made: Arc::new(Made { private, ..Made::default() }) })
     }
 
     /// The client for `url`, whose host is named by who is said.
     ///
     /// # Errors
     /// [`Error::Address`] when the URL itself shows that it is not connected to; of a name that is seen when it is looked up.
-    pub fn of(&self, named_by: NamedBy, url: &Url) -> Result<&reqwest::Client, Error> {
+    /// [`Error::Tls`] when the first client of its reach cannot be made.
+    pub async fn of(&self, named_by: NamedBy, url: &Url) -> Result<reqwest::Client, Error> {
         let reach = self.addresses.reach(named_by, url);
         let is_proxy = url.domain().is_some_and(|name| self.proxies.iter().any(|proxy| proxy == name));
         let checked = match address_of(url) {
@@ -61,16 +67,38 @@ impl Clients {
             None => Ok(()),
         };
         checked.map_err(|reason| Error::Address { host: host_and_port(url), reason })?;
-        Ok(match reach {
-            Reach::Public => &self.public,
-            Reach::Private => &self.private,
-            Reach::Loopback => &self.loopback,
-        })
+        let made = match reach {
+            Reach::Public => &self.made.public,
+            Reach::Private => &self.made.private,
+            Reach::Loopback => &self.made.loopback,
+        };
+        let make = || async {
+            let maker = self.maker.clone();
+            blocking::run(Lane::Work, move || maker.client(reach)).await
+        };
+        let client = made.get_or_try_init(make).await;
+        client.cloned().map_err(|error| Error::Tls { reason: failure::chain(&error) })
     }
 
     /// Whether the operator has named the host of `url`.
     pub fn names(&self, url: &Url) -> bool {
         self.addresses.names(url)
+    }
+}
+
+impl Maker {
+    fn client(&self, reach: Reach) -> Result<reqwest::Client, reqwest::Error> {
+        reqwest::Client::builder()
+            .user_agent(concat!("ocivol/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(self.connect_timeout)
+            .dns_resolver(Arc::new(self.resolver.reaching(reach)))
+            .redirect(reqwest::redirect::Policy::none())
+            .tcp_nodelay(true)
+            .pool_max_idle_per_host(8)
+            .pool_idle_timeout(Duration::from_secs(30))
+            // Over HTTP/2 all requests would share one connection, and its windows would be memory to bound.
+            .http1_only()
+            .build()
     }
 }
 

@@ -235,8 +235,8 @@ impl Transport {
                 // Another port of the registry's host is no other host.
                 let is_named = url.host() == origin.host();
                 let named_by = if is_named { NamedBy::Reference } else { NamedBy::Answer };
-                let client = self.clients.of(named_by, &url)?;
-                let outgoing = outgoing(client, request, &url, shown).map_err(protocol)?;
+                let client = self.clients.of(named_by, &url).await?;
+                let outgoing = outgoing(&client, request, &url, shown).map_err(protocol)?;
                 outgoing.send().await.map_err(|error| http::unreachable(&host_of(source, &url, own), error))
             };
             let response = self.bounded(&source.repository.host, request.patience, sent).await?;

@@ -17,7 +17,7 @@ use crate::support::{Node, Scripted, isolated, noise};
 const MIB: u64 = 1024 * 1024;
 
 #[test]
-fn a_layer_of_four_gib_takes_less_than_64_mib_and_idling_less_than_26() {
+fn a_layer_of_four_gib_takes_less_than_64_mib_and_idling_less_than_8() {
     isolated(async {
         const SIZE: u64 = 4096 * MIB;
         let block = Bytes::from(noise(1, MIB as usize));
@@ -67,8 +67,9 @@ fn a_layer_of_four_gib_takes_less_than_64_mib_and_idling_less_than_26() {
         });
         let mut node = Node::start(&["--plain-http", &registry.host()]).await;
         node.register().await;
-        let idle = node.memory("VmRSS");
-        assert!(idle < 26 * MIB, "idle: {} MiB", idle / MIB);
+        // Its own: what is resident of a program that was built for tests is five sixths of all, and no measure of anything.
+        let idle = node.memory("RssAnon");
+        assert!(idle < 8 * MIB, "idle: {} MiB", idle / MIB);
         node.kubelet.deadline = Duration::from_secs(120);
         let volume = node.volume("pod");
         node.publish_in_the_end(&volume, &registry.reference("m:v1")).await.expect("published");
