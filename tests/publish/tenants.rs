@@ -261,7 +261,7 @@ fn regression_t44_downloads_that_hash_what_they_have_do_not_hold_up_another() {
         let others = begin(&stage);
         let began = Instant::now();
         let (beside, pulls) = stage.beside(&others, &quiet, "victim", 8 * MIB).await;
-        let within = is_within(2 * alone + SECOND, "8 MiB of another registry", alone, beside);
+        let within = is_within(2 * alone + SECOND * 3 / 10, "8 MiB of another registry", alone, beside);
         for other in others {
             other.await.expect("no panic").expect("published");
         }
@@ -294,7 +294,7 @@ fn regression_t44_layers_that_are_slow_to_write_do_not_hold_up_another_tenant() 
         let (beside, pulls) = stage.beside(&others, &quiet, "victim", 96 * MIB).await;
         println!("{pulls} pulls beside; the others ended after {:.1?}", began.elapsed());
         // Two cores: the layers of the other tenant, and the registry of this test, work as well.
-        assert!(is_within(2 * alone + SECOND, "96 MiB of another registry", alone, beside));
+        assert!(is_within(2 * alone + SECOND * 3 / 10, "96 MiB of another registry", alone, beside));
     });
 }
 
