@@ -1,5 +1,7 @@
-//! Addresses of hosts, and only those that may be connected to. The system's look-up blocks a thread for as long as name servers take, and cannot be ended; so there is a
-//! bound of its own for them, and no host whose name server does not answer takes the threads of anything else.
+//! Addresses of hosts, and only those that may be connected to.
+//!
+//! The system's look-up blocks a thread for as long as name servers take, and cannot be ended; so there is a bound of its own for
+//! them, and no host whose name server does not answer takes the threads of anything else.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
