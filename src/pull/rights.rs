@@ -17,6 +17,7 @@ use crate::oci::digest::Digest;
 use crate::oci::reference::Reference;
 use crate::pull::request::PullSettings;
 use crate::registry::client::Registry;
+use crate::registry::credentials::secret::Secret;
 use crate::registry::source::{Asker, Source};
 use crate::store::access::keyed::AccessKey;
 use crate::store::error::Error as StoreError;
@@ -152,8 +153,14 @@ impl Rights {
         let (store, asker) = (Arc::clone(&self.store), asker.clone());
         blocking::run(Lane::Store, move || {
             let credential = asker.source.credential.as_deref().map_or_else(Vec::new, |known| {
-                let token = known.identity_token.as_ref().map_or("", |token| token.reveal());
-                vec![known.user.as_str(), known.password.reveal(), token]
+                if let Some(identity) = &known.identity {
+                    return vec![identity.as_str()];
+                }
+                let token = known.identity_token.as_ref().map_or("", Secret::reveal);
+                let mut parts = vec![known.user.as_str(), known.password.reveal(), token];
+                // Not where there is none: what was noted before there were any is still found.
+                parts.extend(known.registry_token.as_ref().map(Secret::reveal));
+                parts
             });
             let who = AccessKey { repository: &asker.source.repository, credential: &credential };
             work(&store, &asker, who)

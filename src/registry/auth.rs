@@ -99,6 +99,10 @@ pub(super) async fn respond(
     plain_http: bool,
     scope: &str,
 ) -> Result<Option<Token>, Error> {
+    if let Some(token) = source.credential.as_deref().and_then(|known| known.registry_token.as_ref()) {
+        // It is for the registry itself.
+        return Ok(Some(Token { header: Secret::new(format!("Bearer {}", token.reveal())), expires: None }));
+    }
     match challenge {
         Challenge::Basic => Ok(source.credential.as_deref().map(Token::basic)),
         Challenge::Bearer { realm, service, .. } => {

@@ -63,6 +63,7 @@ pub(in crate::registry) struct DockerAuth {
     password: Option<String>,
     auth: Option<String>,
     identitytoken: Option<String>,
+    registrytoken: Option<String>,
 }
 
 pub(in crate::registry) fn parse<T: serde::de::DeserializeOwned>(
@@ -92,10 +93,15 @@ impl DockerAuth {
             user = first.to_owned();
             password = second.trim_end_matches('\0').to_owned();
         }
-        let identity_token = self.identitytoken.filter(|token| !token.is_empty()).map(Secret::new);
-        if user.is_empty() && password.is_empty() && identity_token.is_none() {
+        let token = |text: Option<String>| text.filter(|token| !token.is_empty()).map(Secret::new);
+        let (identity_token, registry_token) = (token(self.identitytoken), token(self.registrytoken));
+        if user.is_empty() && password.is_empty() && identity_token.is_none() && registry_token.is_none() {
             return Ok(None); // `credsStore` leaves such entries behind.
         }
-        Ok(Some(Credential { user, password: Secret::new(password), identity_token }))
+        Ok(Some(Credential {
+            identity_token,
+            registry_token,
+            ..Credential::of_user(user, Secret::new(password))
+        }))
     }
 }

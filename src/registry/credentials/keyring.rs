@@ -34,11 +34,7 @@ impl Keyring {
         }
         match (secrets.get("username"), secrets.get("password")) {
             (Some(user), Some(password)) => {
-                let credential = Credential {
-                    user: user.reveal().to_owned(),
-                    password: password.clone(),
-                    identity_token: None,
-                };
+                let credential = Credential::of_user(user.reveal(), password.clone());
                 Ok(Self { entries: vec![(Pattern::everything(), credential)], helpers: BTreeMap::new() })
             }
             _ => Err(InvalidCredentials::NoKnownKey),
@@ -58,6 +54,15 @@ impl Keyring {
         };
         let helpers = helpers.into_iter().filter_map(named).collect();
         Ok(Self { helpers, ..Self::from_auths(config.auths, place)? })
+    }
+
+    /// The same credentials, known to be of `identity`, whatever their bytes are.
+    #[must_use]
+    pub fn with_identity(mut self, identity: &str) -> Self {
+        for (_, credential) in &mut self.entries {
+            credential.identity = Some(format!("{identity} {}", credential.user));
+        }
+        self
     }
 
     fn from_auths(auths: BTreeMap<String, DockerAuth>, place: &str) -> Result<Self, InvalidCredentials> {
