@@ -30,6 +30,20 @@ pub struct Common {
     /// The store [default: /var/lib/ocivol; without root ~/.local/share/ocivol]
     #[arg(long, global = true, env = "OCIVOL_ROOT", value_name = "DIR")]
     pub root: Option<PathBuf>,
+    /// Mirrors, authorities and client certificates of registries, as containerd has them: <DIR>/<registry>/hosts.toml [default:
+    /// /etc/containerd/certs.d, where it exists]; empty: none
+    #[arg(long, global = true, env = "OCIVOL_HOSTS_DIR", value_name = "DIR")]
+    pub hosts_dir: Option<PathBuf>,
+    /// Mirrors in the hosts directory, with port, whose content may be read by everybody who may use this node: their registry is not
+    /// asked whether it may; * is every mirror
+    #[arg(
+        long,
+        global = true,
+        env = "OCIVOL_AUTHORITATIVE_MIRRORS",
+        value_name = "HOST[,HOST]",
+        value_delimiter = ','
+    )]
+    pub authoritative_mirrors: Vec<String>,
     /// Registries that are spoken to without TLS
     #[arg(long, global = true, env = "OCIVOL_PLAIN_HTTP", value_name = "HOST[,HOST]", value_delimiter = ',')]
     pub plain_http: Vec<String>,
@@ -75,6 +89,9 @@ pub struct Common {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
+
+/// containerd's directory of hosts.
+const HOSTS_DIR: &str = "/etc/containerd/certs.d";
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -295,6 +312,13 @@ impl Common {
     /// The flags about registries and pulls.
     pub fn pulls(&self) -> PullFlags {
         PullFlags {
+            hosts_dir: match &self.hosts_dir {
+                None => Some(PathBuf::from(HOSTS_DIR)),
+                Some(directory) => {
+                    Some(directory.clone()).filter(|directory| !directory.as_os_str().is_empty())
+                }
+            },
+            authoritative_mirrors: self.authoritative_mirrors.clone(),
             plain_http: self.plain_http.clone(),
             allow_hosts: self.allow_hosts.clone(),
             stall_timeout: self.stall_timeout,

@@ -119,8 +119,7 @@ async fn inspect_as(
         config = match described.embedded() {
             Some(data) => data.clone(),
             None => {
-                let read =
-                    registry.small_blob(&asker.source, described, layout::artifact::CONFIG_LIMIT).await;
+                let read = registry.small_blob(asker, described, layout::artifact::CONFIG_LIMIT).await;
                 read.map_err(|error| failure(&error))?
             }
         };

@@ -13,6 +13,7 @@ use crate::node::disk_flags::DiskFlags;
 use crate::oci::reference::{InvalidReference, Reference};
 use crate::oci::repository::host_identity;
 use crate::registry::addresses::Addresses;
+use crate::registry::hosts::directory::HostsSettings;
 use crate::store::space::budget::{Budget, Level};
 use crate::{pull, registry};
 
@@ -87,6 +88,10 @@ pub struct NodeFlags {
 /// Flags about registries and pulls, as they were given.
 #[derive(Debug, Clone)]
 pub struct PullFlags {
+    /// `--hosts-dir`
+    pub hosts_dir: Option<PathBuf>,
+    /// `--authoritative-mirrors`
+    pub authoritative_mirrors: Vec<String>,
     /// `--plain-http`
     pub plain_http: Vec<String>,
     /// `--allow-hosts`
@@ -215,6 +220,14 @@ impl PullFlags {
             }
             plain_http.insert(host_identity(&host));
         }
+        if let Some(directory) = &self.hosts_dir {
+            check_absolute("--hosts-dir", directory)?;
+        }
+        let hosts = HostsSettings {
+            directory: self.hosts_dir,
+            plain_http,
+            authoritative: self.authoritative_mirrors.into_iter().collect(),
+        };
         if !(1..=600).contains(&self.stall_timeout) {
             let reason = "it must be between 1 and 600 seconds".to_owned();
             return Err(BadFlag { flag: "--stall-timeout", value: self.stall_timeout.to_string(), reason });
@@ -234,7 +247,7 @@ impl PullFlags {
             }
         };
         let registry = registry::transport::RegistrySettings {
-            plain_http,
+            hosts,
             addresses,
             stall_timeout: Duration::from_secs(self.stall_timeout),
             ..registry::transport::RegistrySettings::default()
@@ -354,6 +367,8 @@ mod tests {
             scrub_days: 30,
             pins: Vec::new(),
             pulls: PullFlags {
+                hosts_dir: None,
+                authoritative_mirrors: Vec::new(),
                 plain_http: Vec::new(),
                 allow_hosts: Vec::new(),
                 stall_timeout: 30,

@@ -8,7 +8,6 @@
 //!
 //! What was shown is kept as a grant, for the same credential.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use crate::host::blocking::{self, Lane};
 use crate::oci::digest::Digest;
 use crate::oci::reference::Reference;
 use crate::pull::request::PullSettings;
+use crate::registry;
 use crate::registry::client::Registry;
 use crate::registry::credentials::secret::Secret;
 use crate::registry::source::{Asker, Source};
@@ -134,11 +134,12 @@ impl Rights {
         self.with(asker, give).await
     }
 
-    /// Whether the registry's own word, without the content, shows something. Over TLS nobody else can give it; without, anybody
-    /// on the network between can, but for what does not leave this machine.
-    pub fn believes_word_of(&self, source: &Source) -> bool {
-        let host = &source.repository.host;
-        !self.registry.is_plain_http(host) || is_on_this_machine(host)
+    /// Whether the registry's own word, without the content, shows something.
+    ///
+    /// # Errors
+    /// As [`Registry::is_believed`].
+    pub async fn believes_word_of(&self, source: &Source) -> Result<bool, registry::error::Error> {
+        self.registry.is_believed(source).await
     }
 
     fn limit(&self, offline: bool) -> Option<Duration> {
@@ -166,33 +167,5 @@ impl Rights {
             work(&store, &asker, who)
         })
         .await
-    }
-}
-
-/// Whether a registry's host, with or without a port, is this machine's own loopback address.
-fn is_on_this_machine(host: &str) -> bool {
-    let bracketed = host.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(name, _)| name);
-    let name = bracketed.unwrap_or_else(|| host.rsplit_once(':').map_or(host, |(name, _)| name));
-    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_loopback_is_this_machine() {
-        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.8.9.1", "[::1]:5000", "[::1]"] {
-            assert!(is_on_this_machine(host), "{host}");
-        }
-        for host in [
-            "registry.example:5000",
-            "10.0.0.1:5000",
-            "localhost.example",
-            "127.0.0.1.example:80",
-            "[fe80::1]:80",
-        ] {
-            assert!(!is_on_this_machine(host), "{host}");
-        }
     }
 }

@@ -13,6 +13,8 @@ use reqwest::Url;
 /// Who names a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NamedBy {
+    /// The operator: it is the host of a mirror, or of a server that a file of hosts names.
+    Operator,
     /// The reference: it is the host of the registry itself.
     Reference,
     /// The registry, or a host that it redirects to.
@@ -20,7 +22,7 @@ pub(super) enum NamedBy {
 }
 
 /// How far a connection may reach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Reach {
     /// Public addresses.
     Public,
@@ -139,7 +141,10 @@ impl Addresses {
     /// How far a connection to the host of `url` may reach. A name without a port, or a domain, stands for many services, and whoever
     /// has it may give it any address: not that of the machine itself.
     pub(super) fn reach(&self, named_by: NamedBy, url: &Url) -> Reach {
-        if self.is_trusting || self.patterns_of(url).any(|pattern| pattern.port.is_some()) {
+        if self.is_trusting
+            || named_by == NamedBy::Operator
+            || self.patterns_of(url).any(|pattern| pattern.port.is_some())
+        {
             return Reach::Loopback;
         }
         let is_allowed = self.patterns_of(url).next().is_some();

@@ -19,15 +19,20 @@ use crate::registry::challenge::Challenge;
 use crate::registry::clients::Clients;
 use crate::registry::credentials::secret::{Credential, Secret};
 use crate::registry::error::Error;
+use crate::registry::hosts::tls::HostTls;
 use crate::registry::http;
 use crate::registry::http::Asked;
+use crate::registry::place::Place;
 use crate::registry::source::Source;
 
 /// `Authorization` values that worked, so that the next request needs no 401.
 #[derive(Default)]
 pub struct Tokens {
-    known: tokio::sync::Mutex<HashMap<Source, Slot>>,
+    known: tokio::sync::Mutex<HashMap<Key, Slot>>,
 }
+
+/// The API's root, the registry's name, and the source: what a token is for, and by which rules it was got.
+type Key = (String, String, Source);
 
 /// One answer. Its lock is held while a token is fetched, so that many requests fetch it once.
 pub type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
@@ -61,13 +66,14 @@ const DEFAULT_LIFETIME: u64 = 60;
 const LONGEST_LIFETIME: u64 = 24 * 3600;
 
 impl Tokens {
-    /// The slot of `source`.
-    pub async fn slot(&self, source: &Source) -> Slot {
+    /// The slot of `place`.
+    pub async fn slot(&self, place: &Place) -> Slot {
+        let key = (place.endpoint.base.to_string(), place.registry.clone(), place.source.clone());
         let mut known = self.known.lock().await;
-        if known.len() >= TOKENS_LIMIT && !known.contains_key(source) {
+        if known.len() >= TOKENS_LIMIT && !known.contains_key(&key) {
             known.clear();
         }
-        known.entry(source.clone()).or_default().clone()
+        known.entry(key).or_default().clone()
     }
 }
 
@@ -84,39 +90,90 @@ impl Token {
     }
 }
 
-/// Obtains what answers `challenge` for `source`; `None` when a Basic challenge meets no credential.
-///
-/// `own_host` is that of the registry that the reference names. `plain_http` says whether the one that asks is spoken to without TLS;
-/// only then may the realm be. `scope` is what a token has to be good for.
+/// Who asks for a token, and what for.
+pub(super) struct Asking<'a> {
+    /// Whose challenge it is, and the credential for it.
+    pub source: &'a Source,
+    /// Whether the one that asks is spoken to without TLS; only then may the token server be.
+    pub plain_http: bool,
+    /// What a token has to be good for.
+    pub scope: String,
+    /// Where the request went: the one that asks, or one that redirected to it.
+    pub place: &'a Place,
+}
+
+impl<'a> Asking<'a> {
+    /// Who asks `place`. What a token of a mirror has to be good for is for the mirror to say: it may keep the repository under
+    /// another name.
+    pub fn of(place: &'a Place, challenge: &Challenge) -> Self {
+        let own = || format!("repository:{}:pull", place.source.repository.name);
+        let stated = match challenge {
+            Challenge::Bearer { scope: Some(scope), .. } if place.endpoint.is_mirror() => Some(scope.clone()),
+            _ => None,
+        };
+        let scope = stated.unwrap_or_else(own);
+        Self { source: &place.source, plain_http: place.is_plain_http(), scope, place }
+    }
+
+    /// The credential, if it may be shown to the token server `realm`. A mirror gets none that is not for it.
+    fn credential_for(&self, realm: &Url, clients: &Clients) -> Result<Option<&'a Credential>, Error> {
+        let Some(credential) = self.source.credential.as_deref() else { return Ok(None) };
+        let host = realm.host_str().unwrap_or_default();
+        let is_trusted = self.place.is_trusted_with_credentials();
+        let is_ours = clients.names(realm)
+            || is_same_site(&name_of(&self.place.registry), host)
+            || (is_trusted && is_same_site(&name_of(&self.source.repository.host), host))
+            || (is_trusted && is_same_site(self.own_host(), host));
+        match (is_ours, self.place.endpoint.is_mirror()) {
+            (true, _) => Ok(Some(credential)),
+            (false, true) => Ok(None),
+            (false, false) => Err(Error::ForeignRealm {
+                host: self.source.repository.host.clone(),
+                server: http::host_and_port(realm),
+            }),
+        }
+    }
+
+    fn own_host(&self) -> &str {
+        self.place.endpoint.base.host_str().unwrap_or_default()
+    }
+}
+
+/// Obtains what answers `challenge`; `None` when a Basic challenge meets no credential that may be shown.
 ///
 /// # Errors
 /// When the token server may not be connected to or not be shown the credential, cannot be reached, refuses, or breaks a bound.
 pub(super) async fn respond(
     clients: &Clients,
     challenge: &Challenge,
-    source: &Source,
-    own_host: &str,
-    plain_http: bool,
-    scope: &str,
+    asking: &Asking<'_>,
 ) -> Result<Option<Token>, Error> {
-    if let Some(token) = source.credential.as_deref().and_then(|known| known.registry_token.as_ref()) {
+    let Asking { source, place, .. } = asking;
+    let shown = source.credential.as_deref().filter(|_| place.is_trusted_with_credentials());
+    if let Some(token) = shown.and_then(|known| known.registry_token.as_ref()) {
         // It is for the registry itself.
         return Ok(Some(Token { header: Secret::new(format!("Bearer {}", token.reveal())), expires: None }));
     }
     match challenge {
-        Challenge::Basic => Ok(source.credential.as_deref().map(Token::basic)),
+        Challenge::Basic => Ok(shown.map(Token::basic)),
         Challenge::Bearer { realm, service, .. } => {
-            let realm = check_realm(realm, plain_http)
+            let realm = check_realm(realm, asking.plain_http)
                 .map_err(|what| Error::Protocol { host: source.repository.host.clone(), what })?;
-            let host = realm.host_str().unwrap_or_default();
-            let registry = name_of(&source.repository.host);
-            if source.credential.is_some() && !is_same_site(&registry, host) && !clients.names(&realm) {
-                let (host, server) = (source.repository.host.clone(), http::host_and_port(&realm));
-                return Err(Error::ForeignRealm { host, server });
-            }
-            let named_by = if host == own_host { NamedBy::Reference } else { NamedBy::Answer };
-            let http = clients.of(named_by, &realm).await?;
-            fetch(&http, realm, service.as_deref(), source, scope).await.map(Some)
+            let credential = asking.credential_for(&realm, clients)?;
+            let is_own = realm.host_str() == Some(asking.own_host());
+            let named_by = match realm.origin() == place.endpoint.base.origin() {
+                true => place.named_by(),
+                false if is_own => NamedBy::Reference,
+                false => NamedBy::Answer,
+            };
+            let is_site = is_same_site(asking.own_host(), realm.host_str().unwrap_or_default());
+            let tls = if is_site { place.endpoint.tls.clone() } else { HostTls::default() };
+            let http = clients.of(named_by, &realm, &tls).await?;
+            let source = Source {
+                repository: source.repository.clone(),
+                credential: credential.cloned().map(Arc::new),
+            };
+            fetch(&http, realm, service.as_deref(), &source, &asking.scope).await.map(Some)
         }
     }
 }

@@ -2,10 +2,13 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+use std::net::IpAddr;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use reqwest::{Method, Response, header};
 
 use crate::failure::Kind;
@@ -17,14 +20,17 @@ use crate::oci::{manifest, media_type};
 use crate::registry::error::Error;
 use crate::registry::http;
 use crate::registry::http::Body;
+use crate::registry::mirrors::{Mirrors, content};
+use crate::registry::place::Place;
 use crate::registry::retry::{Backoff, retry};
 use crate::registry::source::{Asker, Source};
-use crate::registry::transport::{HttpRequest, RegistrySettings, Transport};
+use crate::registry::transport::{HttpRequest, RegistrySettings, Transport, is_from_elsewhere};
 
 /// A client for every registry. Cheap to clone; connections and tokens are shared.
 #[derive(Clone)]
 pub struct Registry {
     transport: Transport,
+    mirrors: Mirrors,
     /// Requests for what is small.
     requests: FairQueue,
     /// Bytes of manifests that came and are not dealt with yet.
@@ -55,7 +61,7 @@ impl Registry {
             FairQueue::with_registries(limits::SMALL_REQUESTS, limits::SMALL_PER_REGISTRY),
             FairQueue::new(limits::MANIFEST_BYTES),
         );
-        Ok(Self { transport: transport.map_err(no_roots)?, requests, manifests })
+        Ok(Self { transport: transport.map_err(no_roots)?, mirrors: Mirrors::default(), requests, manifests })
     }
 
     /// Failures in a row after which a caller should give a source up.
@@ -69,51 +75,107 @@ impl Registry {
         settings.stall_timeout.saturating_mul(1 << settings.attempts.min(8))
     }
 
-    /// Whether `host` is spoken to without TLS.
-    pub fn is_plain_http(&self, host: &str) -> bool {
-        self.transport.settings().plain_http.contains(host)
-    }
-
-    /// The manifest or index at `target`, a tag or digest.
+    /// The manifest or index at `target`, a tag or digest: from a mirror, if the registry confirms that it may be read, else from the
+    /// registry.
     ///
     /// # Errors
     /// When the registry refuses, cannot be reached, or sends bytes that are not those of a digest in `target`.
     pub async fn manifest(&self, asker: &Asker, target: &str) -> Result<Fetched, Error> {
+        let wanted = target.parse::<Digest>().ok();
+        let places = self.places(&asker.source).await?;
+        let is_asked = |place: &Place| match wanted {
+            Some(_) => place.endpoint.pulls,
+            None => place.endpoint.resolves,
+        };
+        let mut places: Vec<Place> = places.into_iter().filter(is_asked).collect();
+        if let Some(digest) = &wanted {
+            places = self.mirrors.order(places, digest, 0);
+        }
+        let mut unconfirmed = None;
+        let mut failed = None;
+        for place in &places {
+            let is_mirror = place.endpoint.is_mirror();
+            // Who has others to ask asks a mirror once.
+            let attempts = if is_mirror { 1 } else { self.attempts() };
+            match self.manifest_at(place, asker, target, attempts).await {
+                Ok(fetched) if place.endpoint.proves_rights() => return Ok(fetched),
+                Ok(fetched) => {
+                    let digest = fetched.digest.to_string();
+                    if self.confirms(asker, &digest, &fetched.digest).await? {
+                        return Ok(fetched);
+                    }
+                    unconfirmed.get_or_insert_with(|| place.host().to_owned());
+                }
+                Err(error) => {
+                    self.mirrors.failed(place, wanted.as_ref(), &error);
+                    if !is_mirror || failed.is_none() {
+                        failed = Some(error);
+                    }
+                }
+            }
+        }
+        match (failed, unconfirmed) {
+            (Some(error), Some(mirror)) if error.is_transient() => Err(Error::MirrorOnly {
+                host: asker.source.repository.host.clone(),
+                mirror,
+                reason: error.to_string(),
+            }),
+            (Some(error), _) => Err(error),
+            (None, _) => Err(no_place(&asker.source)),
+        }
+    }
+
+    async fn manifest_at(
+        &self,
+        place: &Place,
+        asker: &Asker,
+        target: &str,
+        attempts: u32,
+    ) -> Result<Fetched, Error> {
         let Asker { source, tenant } = asker;
-        let host = &source.repository.host;
+        let host = place.host();
         let _turn = self.requests.acquire(tenant, host, 1).await;
         let what = name(source, target);
-        let settings = self.transport.settings();
-        retry(settings.attempts, settings.stall_timeout, |patience| {
+        retry(attempts, self.transport.settings().stall_timeout, |patience| {
             let request = manifest_request(Method::GET, target, &what, patience);
             async move {
-                let mut response = self.transport.send(source, &request).await?;
+                let mut response = self.transport.send(place, &request).await?;
                 let content_type = header_text(&response, header::CONTENT_TYPE);
                 let oddity = http::oddity(response.headers());
-                let from_elsewhere = self.transport.is_from_elsewhere(source, &response);
+                let from_elsewhere = is_from_elsewhere(place, &response);
                 // Before anything of it is read: later it is only what is left.
                 let length = response.content_length().unwrap_or(manifest::SIZE_LIMIT as u64);
                 // The first byte may take long, and holds nothing that others need.
-                let first = self.transport.first(source, &request, &mut response).await?;
+                let first = self.transport.first(place, &request, &mut response).await?;
                 // All at once and before more is read: readers never wait for each other half-way. The time it takes to
                 // read is bounded, so is the time that others of this tenant wait.
                 let permit =
                     self.manifests.acquire(tenant, host, length.min(manifest::SIZE_LIMIT as u64)).await;
-                let bytes = self.transport.read(source, first, response, manifest::SIZE_LIMIT).await?;
+                let bytes = self.transport.read(place, first, response, manifest::SIZE_LIMIT).await?;
                 if !bytes.trim_ascii_start().starts_with(b"{") {
                     let kind = oddity.or_else(|| content_type.as_deref().map(crate::failure::one_line));
                     let kind =
                         kind.filter(|_| !from_elsewhere).unwrap_or_else(|| "something else".to_owned());
                     return Err(Error::Protocol {
-                        host: source.repository.host.clone(),
+                        host: host.to_owned(),
                         what: format!("sent no manifest for {}, but {kind}", request.what),
                     });
                 }
-                let digest = check(source, target, &bytes, oddity, from_elsewhere)?;
+                let digest = check(host, target, &bytes, oddity, from_elsewhere)?;
                 Ok(Fetched { bytes, digest, content_type, from_elsewhere, _permit: permit })
             }
         })
         .await
+    }
+
+    /// Whether the word of `source`'s registry shows something, without the content. Over TLS nobody else can give it; without,
+    /// anybody on the network between can, but for what does not leave this machine.
+    ///
+    /// # Errors
+    /// When the operator's file for the registry cannot be used.
+    pub async fn is_believed(&self, source: &Source) -> Result<bool, Error> {
+        let (places, _) = self.transport.places(source).await?;
+        Ok(places.iter().any(is_witness))
     }
 
     /// Whether the registry says, without sending it, that `digest` is what is at `target`.
@@ -124,11 +186,13 @@ impl Registry {
     /// # Errors
     /// When the registry wants other credentials, or to be left alone for some time.
     pub async fn confirms(&self, asker: &Asker, target: &str, digest: &Digest) -> Result<bool, Error> {
-        let source = &asker.source;
-        let _turn = self.requests.acquire(&asker.tenant, &source.repository.host, 1).await;
-        let what = name(source, target);
-        let answered = self.head(source, |patience| manifest_request(Method::HEAD, target, &what, patience));
-        let Some(response) = answered.await? else { return Ok(false) };
+        let what = name(&asker.source, target);
+        let is_tag = target.parse::<Digest>().is_err();
+        let request = |patience| manifest_request(Method::HEAD, target, &what, patience);
+        let Some(response) = self.head(asker, |place| !is_tag || place.endpoint.resolves, request).await?
+        else {
+            return Ok(false);
+        };
         let stated = header_text(&response, "docker-content-digest").and_then(|text| text.parse().ok());
         Ok(stated.as_ref() == Some(digest))
     }
@@ -138,11 +202,9 @@ impl Registry {
     /// # Errors
     /// As [`Registry::confirms`].
     pub async fn confirms_blob(&self, asker: &Asker, blob: &Descriptor) -> Result<bool, Error> {
-        let source = &asker.source;
-        let _turn = self.requests.acquire(&asker.tenant, &source.repository.host, 1).await;
-        let what = name(source, &blob.digest.to_string());
-        let answered = self.head(source, |patience| blob_request(Method::HEAD, blob, None, &what, patience));
-        let Some(response) = answered.await? else { return Ok(false) };
+        let what = name(&asker.source, &blob.digest.to_string());
+        let request = |patience| blob_request(Method::HEAD, blob, None, &what, patience);
+        let Some(response) = self.head(asker, |_| true, request).await? else { return Ok(false) };
         // What does not speak of this blob, a page to log in for example, says nothing of it.
         let length = header_text(&response, header::CONTENT_LENGTH).map(|text| text.parse() == Ok(blob.size));
         let digest = header_text(&response, "docker-content-digest")
@@ -153,7 +215,8 @@ impl Registry {
             && http::oddity(response.headers()).is_none())
     }
 
-    /// Starts to read `range` of a blob. The registry may ignore the range: look at the answer's status.
+    /// Starts to read `range` of a blob, from the first of its places that answers. It may ignore the range: look at the answer's
+    /// status.
     ///
     /// `backoff` has seen how earlier requests ended.
     ///
@@ -161,66 +224,194 @@ impl Registry {
     /// As [`Registry::manifest`], without retry: the caller knows how far it got.
     pub async fn blob(
         &self,
-        source: &Source,
+        asker: &Asker,
         blob: &Descriptor,
         range: Option<Range<u64>>,
         backoff: &Backoff,
     ) -> Result<Body, Error> {
-        let what = name(source, &blob.digest.to_string());
+        let size = range.as_ref().map_or(blob.size, |range| range.end - range.start);
+        let places = self.places_of_blob(asker, blob, size).await?;
+        let what = name(&asker.source, &blob.digest.to_string());
         let patience = backoff.patience(self.transport.settings().stall_timeout);
         let request = blob_request(Method::GET, blob, range, &what, patience);
-        let response = self.transport.send(source, &request).await?;
-        Ok(self.transport.body(source, &request, response))
+        let (place, response) = self.first_to_answer(&asker.source, &places, blob, &request).await?;
+        let body = self.transport.body(place, &request, response);
+        let meter = (places.len() > 1).then(|| self.mirrors.meter(place));
+        Ok(Body { meter, ..body })
+    }
+
+    /// Notes that `mirror` has sent something else than `digest` names: it is not asked for that for some time.
+    pub fn distrust(&self, mirror: &Place, digest: &Digest) {
+        tracing::warn!(mirror = mirror.host(), registry = mirror.registry, %digest, "a mirror sends other bytes than the digest names");
+        self.mirrors.is_without(content(mirror, digest));
     }
 
     /// Reads a small blob whole, and checks its digest.
     ///
     /// # Errors
     /// As [`Registry::manifest`]; [`Error::WrongContent`] when it is something else.
-    pub async fn small_blob(&self, source: &Source, blob: &Descriptor, limit: usize) -> Result<Bytes, Error> {
-        let what = name(source, &blob.digest.to_string());
+    pub async fn small_blob(&self, asker: &Asker, blob: &Descriptor, limit: usize) -> Result<Bytes, Error> {
+        let what = name(&asker.source, &blob.digest.to_string());
         let settings = self.transport.settings();
         let bytes = retry(settings.attempts, settings.stall_timeout, |patience| {
             let request = blob_request(Method::GET, blob, None, &what, patience);
             async move {
-                let mut response = self.transport.send(source, &request).await?;
+                let places = self.places_of_blob(asker, blob, blob.size).await?;
+                let (place, mut response) =
+                    self.first_to_answer(&asker.source, &places, blob, &request).await?;
                 let oddity = http::oddity(response.headers());
-                let from_elsewhere = self.transport.is_from_elsewhere(source, &response);
-                let first = self.transport.first(source, &request, &mut response).await?;
-                let bytes = self.transport.read(source, first, response, limit).await?;
-                check(source, &blob.digest.to_string(), &bytes, oddity, from_elsewhere)?;
-                Ok(bytes)
+                let from_elsewhere = is_from_elsewhere(place, &response);
+                let first = self.transport.first(place, &request, &mut response).await?;
+                let bytes = self.transport.read(place, first, response, limit).await?;
+                let checked = check(place.host(), &blob.digest.to_string(), &bytes, oddity, from_elsewhere);
+                match checked {
+                    Err(error) if place.endpoint.is_mirror() => {
+                        self.distrust(place, &blob.digest);
+                        // Others are asked then.
+                        Err(Error::Unreachable { host: place.host().to_owned(), reason: error.to_string() })
+                    }
+                    checked => checked.map(|_| bytes),
+                }
             }
         })
         .await?;
         if bytes.len() as u64 != blob.size {
             let (wanted, got) =
                 (blob.digest.clone(), format!("{} bytes instead of {}", bytes.len(), blob.size));
-            return Err(Error::WrongContent { host: source.repository.host.clone(), wanted, got });
+            return Err(Error::WrongContent { host: asker.source.repository.host.clone(), wanted, got });
         }
         Ok(bytes)
     }
 
-    /// The headers of what `request` names. `None` when there is no success: not every registry, and not every URL that one
-    /// redirects to, answers HEAD, so that proves nothing, and GET has the last word.
-    async fn head<'a>(
+    /// The places of `source` that may be asked. A mirror that proves no right is one only if the registry can say who may read, and is
+    /// one that the operator has named: anybody's may lie.
+    async fn places(&self, source: &Source) -> Result<Vec<Place>, Error> {
+        let (mut places, is_named) = self.transport.places(source).await?;
+        let is_vouched = is_named && places.iter().any(is_witness);
+        places.retain(|place| place.endpoint.proves_rights() || is_vouched);
+        Ok(places)
+    }
+
+    /// The places that are asked for `size` bytes of `blob`, best first. Mirrors that prove no right are asked when the registry has
+    /// said that `asker` may read it.
+    async fn places_of_blob(&self, asker: &Asker, blob: &Descriptor, size: u64) -> Result<Vec<Place>, Error> {
+        let source = &asker.source;
+        let mut places = self.places(source).await?;
+        places.retain(|place| place.endpoint.pulls);
+        let mut places = self.mirrors.order(places, &blob.digest, size);
+        let proves_nothing = |place: &Place| !place.endpoint.proves_rights();
+        if places.iter().any(proves_nothing) && !self.mirrors.is_confirmed(source, &blob.digest) {
+            // What it says when it refuses is for the request to itself to tell.
+            if self.confirms_blob(asker, blob).await.unwrap_or(false) {
+                self.mirrors.confirm(source, &blob.digest);
+            } else {
+                places.retain(|place| place.endpoint.proves_rights());
+            }
+        }
+        if places.is_empty() { Err(no_place(source)) } else { Ok(places) }
+    }
+
+    /// Asks `places` one after the other, and the next one as well when one takes longer than it usually does.
+    async fn first_to_answer<'a>(
         &self,
         source: &Source,
+        places: &'a [Place],
+        blob: &Descriptor,
+        request: &HttpRequest<'_>,
+    ) -> Result<(&'a Place, Response), Error> {
+        let ask = |place: &'a Place| async move {
+            let began = Instant::now();
+            (place, self.transport.send(place, request).await, began.elapsed())
+        };
+        let mut waiting = places.iter();
+        let mut running = FuturesUnordered::new();
+        let (mut failed, mut patience) = (None, Duration::ZERO);
+        loop {
+            if running.is_empty() || patience.is_zero() {
+                match waiting.next() {
+                    Some(place) => {
+                        patience = self.mirrors.patience(place);
+                        running.push(ask(place));
+                    }
+                    None if running.is_empty() => return Err(failed.unwrap_or_else(|| no_place(source))),
+                    None => patience = Duration::MAX,
+                }
+            }
+            tokio::select! {
+                Some((place, outcome, wait)) = running.next() => match outcome {
+                    Ok(response) => {
+                        self.mirrors.answered(place, wait);
+                        return Ok((place, response));
+                    }
+                    Err(error) => {
+                        self.mirrors.failed(place, Some(&blob.digest), &error);
+                        if !place.endpoint.is_mirror() || failed.is_none() {
+                            failed = Some(error);
+                        }
+                        patience = Duration::ZERO;
+                    }
+                },
+                () = tokio::time::sleep(patience), if waiting.len() > 0 => {
+                    tracing::debug!(digest = %blob.digest, "a place is slow to answer; the next is asked as well");
+                    patience = Duration::ZERO;
+                }
+            }
+        }
+    }
+
+    /// The headers of what `request` names, from a place whose word counts. `None` when there is no success: not every registry, and
+    /// not every URL that one redirects to, answers HEAD, so that proves nothing, and GET has the last word.
+    async fn head<'a>(
+        &self,
+        asker: &Asker,
+        is_asked: impl Fn(&Place) -> bool,
         request: impl Fn(Duration) -> HttpRequest<'a>,
     ) -> Result<Option<Response>, Error> {
         let settings = self.transport.settings();
-        retry(settings.attempts, settings.stall_timeout, |_| async {
-            match self.transport.send(source, &request(settings.stall_timeout)).await {
-                Ok(response) => Ok(Some(response)),
-                Err(error @ Error::RateLimited { .. }) => Err(error),
-                Err(error) if error.kind() == Kind::Unauthenticated => Err(error),
-                Err(error) => {
-                    tracing::debug!(%error, "HEAD proves nothing");
-                    Ok(None)
+        let (places, _) = self.transport.places(&asker.source).await?;
+        for place in places.iter().filter(|place| is_witness(place) && is_asked(place)) {
+            let _turn = self.requests.acquire(&asker.tenant, place.host(), 1).await;
+            let answered = retry(settings.attempts, settings.stall_timeout, |_| async {
+                match self.transport.send(place, &request(settings.stall_timeout)).await {
+                    Ok(response) => Ok(Some(response)),
+                    Err(error @ Error::RateLimited { .. }) => Err(error),
+                    Err(error) if error.kind() == Kind::Unauthenticated => Err(error),
+                    Err(error) => {
+                        tracing::debug!(%error, "HEAD proves nothing");
+                        Ok(None)
+                    }
                 }
+            })
+            .await;
+            match answered {
+                Ok(None) => {}
+                // Another place may know more.
+                Err(error) if place.endpoint.is_mirror() => self.mirrors.failed(place, None, &error),
+                answered => return answered,
             }
-        })
-        .await
+        }
+        Ok(None)
+    }
+}
+
+/// Whether the word of a place shows something, without the content.
+fn is_witness(place: &Place) -> bool {
+    let is_here = place.endpoint.base.host_str().is_some_and(is_on_this_machine);
+    place.endpoint.proves_rights() && (!place.is_plain_http() || is_here)
+}
+
+/// Whether a host, as URLs have it, is this machine's own loopback address.
+fn is_on_this_machine(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// The operator's file leaves nobody to ask.
+fn no_place(source: &Source) -> Error {
+    let host = source.repository.host.clone();
+    Error::Protocol {
+        host,
+        what: "has no place to pull from: its hosts.toml gives none the capability".to_owned(),
     }
 }
 
@@ -247,7 +438,7 @@ fn name(source: &Source, target: &str) -> String {
 
 /// The digest of `bytes`. One in `target` must match; what the registry's headers claim is not looked at.
 fn check(
-    source: &Source,
+    host: &str,
     target: &str,
     bytes: &[u8],
     oddity: Option<String>,
@@ -259,9 +450,24 @@ fn check(
         return Ok(wanted);
     }
     let got = oddity.unwrap_or_else(|| got.to_string());
-    Err(Error::wrong_content(source.repository.host.clone(), wanted, got, from_elsewhere))
+    Err(Error::wrong_content(host.to_owned(), wanted, got, from_elsewhere))
 }
 
 fn header_text(response: &Response, name: impl header::AsHeaderName) -> Option<String> {
     response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_this_machine() {
+        for host in ["localhost", "127.0.0.1", "127.8.9.1", "[::1]"] {
+            assert!(is_on_this_machine(host), "{host}");
+        }
+        for host in ["registry.example", "10.0.0.1", "localhost.example", "127.0.0.1.example", "[fe80::1]"] {
+            assert!(!is_on_this_machine(host), "{host}");
+        }
+    }
 }

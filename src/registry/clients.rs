@@ -2,7 +2,8 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::Url;
@@ -12,6 +13,7 @@ use crate::failure;
 use crate::host::blocking::{self, Lane};
 use crate::registry::addresses::{Addresses, NamedBy, Reach, Refused, address_of};
 use crate::registry::error::Error;
+use crate::registry::hosts::tls::HostTls;
 use crate::registry::http::host_and_port;
 use crate::registry::resolver::Resolver;
 
@@ -31,7 +33,14 @@ struct Made {
     public: OnceCell<reqwest::Client>,
     private: OnceCell<reqwest::Client>,
     loopback: OnceCell<reqwest::Client>,
+    /// Those for hosts of which the operator says more: by that.
+    special: Mutex<HashMap<(Reach, [u8; 32]), Special>>,
 }
+
+type Special = Arc<OnceCell<reqwest::Client>>;
+
+/// Clients for hosts of which the operator says more; beyond, all are made anew.
+const SPECIAL_LIMIT: usize = 64;
 
 /// Makes clients.
 #[derive(Clone)]
@@ -48,16 +57,16 @@ impl Clients {
         let resolver = Resolver::new(Arc::clone(&addresses), Arc::clone(&proxies));
         let maker = Maker { resolver, connect_timeout };
         // That there are no usable certificates is said at the start.
-        let private = OnceCell::from(maker.client(Reach::Private)?);
+        let private = OnceCell::from(maker.client(Reach::Private, &HostTls::default())?);
         Ok(Self { addresses, proxies, maker, made: Arc::new(Made { private, ..Made::default() }) })
     }
 
-    /// The client for `url`, whose host is named by who is said.
+    /// The client for `url`, whose host is named by who is said, and connected to as `tls` says.
     ///
     /// # Errors
     /// [`Error::Address`] when the URL itself shows that it is not connected to; of a name that is seen when it is looked up.
     /// [`Error::Tls`] when the first client of its reach cannot be made.
-    pub async fn of(&self, named_by: NamedBy, url: &Url) -> Result<reqwest::Client, Error> {
+    pub async fn of(&self, named_by: NamedBy, url: &Url, tls: &HostTls) -> Result<reqwest::Client, Error> {
         let reach = self.addresses.reach(named_by, url);
         let is_proxy = url.domain().is_some_and(|name| self.proxies.iter().any(|proxy| proxy == name));
         let checked = match address_of(url) {
@@ -67,14 +76,16 @@ impl Clients {
             None => Ok(()),
         };
         checked.map_err(|reason| Error::Address { host: host_and_port(url), reason })?;
-        let made = match reach {
-            Reach::Public => &self.made.public,
-            Reach::Private => &self.made.private,
-            Reach::Loopback => &self.made.loopback,
+        let special = tls.key().map(|key| self.made.special((reach, key)));
+        let made = match (&special, reach) {
+            (Some(special), _) => special,
+            (None, Reach::Public) => &self.made.public,
+            (None, Reach::Private) => &self.made.private,
+            (None, Reach::Loopback) => &self.made.loopback,
         };
         let make = || async {
-            let maker = self.maker.clone();
-            blocking::run(Lane::Work, move || maker.client(reach)).await
+            let (maker, tls) = (self.maker.clone(), tls.clone());
+            blocking::run(Lane::Work, move || maker.client(reach, &tls)).await
         };
         let client = made.get_or_try_init(make).await;
         client.cloned().map_err(|error| Error::Tls { reason: failure::chain(&error) })
@@ -86,9 +97,19 @@ impl Clients {
     }
 }
 
+impl Made {
+    fn special(&self, key: (Reach, [u8; 32])) -> Special {
+        let mut special = self.special.lock().unwrap_or_else(PoisonError::into_inner);
+        if special.len() >= SPECIAL_LIMIT && !special.contains_key(&key) {
+            special.clear();
+        }
+        Arc::clone(special.entry(key).or_default())
+    }
+}
+
 impl Maker {
-    fn client(&self, reach: Reach) -> Result<reqwest::Client, reqwest::Error> {
-        reqwest::Client::builder()
+    fn client(&self, reach: Reach, tls: &HostTls) -> Result<reqwest::Client, reqwest::Error> {
+        let client = reqwest::Client::builder()
             .user_agent(concat!("ocivol/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(self.connect_timeout)
             .dns_resolver(Arc::new(self.resolver.reaching(reach)))
@@ -97,8 +118,8 @@ impl Maker {
             .pool_max_idle_per_host(8)
             .pool_idle_timeout(Duration::from_secs(30))
             // Over HTTP/2 all requests would share one connection, and its windows would be memory to bound.
-            .http1_only()
-            .build()
+            .http1_only();
+        tls.apply(client)?.build()
     }
 }
 

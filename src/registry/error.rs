@@ -6,6 +6,7 @@ use crate::failure::Kind;
 use crate::oci::digest::Digest;
 use crate::oci::manifest::InvalidManifest;
 use crate::registry::addresses::Refused;
+use crate::registry::hosts::file::BadHosts;
 
 /// Why a registry did not deliver. Hosts and repositories are named; URLs are not, their queries may be signed.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +124,23 @@ pub enum Error {
         /// Why.
         reason: Refused,
     },
+    /// A mirror has it, and the registry does not say whether it may be read.
+    #[error(
+        "the mirror {mirror} has it, but {host} does not say whether this pod may read it: {reason}; if whatever the mirror has \
+         may be read by everybody who uses this node, name it in --authoritative-mirrors (registry.authoritativeMirrors in the \
+         chart)"
+    )]
+    MirrorOnly {
+        /// The registry.
+        host: String,
+        /// The mirror.
+        mirror: String,
+        /// What became of asking the registry.
+        reason: String,
+    },
+    /// The operator's file for the registry cannot be used.
+    #[error(transparent)]
+    Hosts(#[from] BadHosts),
     /// A token server that is somebody else's would be shown the credentials for the registry.
     #[error(
         "{host} names {server} as its token server, which is of another domain, and so is not shown the credentials for {host}; if \
@@ -222,6 +240,8 @@ impl Error {
             | Self::NoTls { .. }
             | Self::Unreachable { .. }
             | Self::Stalled { .. }
+            | Self::MirrorOnly { .. }
+            | Self::Hosts(_)
             | Self::TooSlow { .. } => Kind::Unavailable,
             Self::Tls { .. } => Kind::Internal,
             Self::Protocol { .. } | Self::Manifest { .. } | Self::WrongContent { .. } => {
@@ -262,7 +282,9 @@ impl Error {
 
     /// Whether the same request may succeed a little later.
     pub fn is_transient(&self) -> bool {
-        self.kind() == Kind::Unavailable && !matches!(self, Self::Certificate { .. } | Self::NoTls { .. })
+        let is_for_the_operator =
+            matches!(self, Self::Certificate { .. } | Self::NoTls { .. } | Self::Hosts(_));
+        self.kind() == Kind::Unavailable && !is_for_the_operator
     }
 
     /// Whether other credentials could make a difference.

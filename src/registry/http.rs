@@ -2,7 +2,7 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use reqwest::header::{self, HeaderMap};
@@ -12,6 +12,8 @@ use serde::Deserialize;
 use crate::failure::one_line;
 use crate::registry::addresses::Refused;
 use crate::registry::error::Error;
+use crate::registry::mirrors::Meter;
+use crate::registry::place::Place;
 use crate::registry::source::Source;
 
 /// Bytes of an error body that are looked at.
@@ -28,6 +30,8 @@ pub struct Body {
     /// Wait for the first byte, then for each after it.
     pub(super) first_timeout: Option<Duration>,
     pub(super) stall_timeout: Duration,
+    /// Measures how fast a place is that has others beside it.
+    pub(super) meter: Option<Meter>,
 }
 
 impl Body {
@@ -41,6 +45,11 @@ impl Body {
         self.elsewhere
     }
 
+    /// The mirror that sends it, if it is none of the registry's own.
+    pub fn mirror(&self) -> Option<&Place> {
+        self.meter.as_ref().and_then(Meter::mirror)
+    }
+
     /// What is odd about the answer, if it is not what was asked for.
     pub fn oddity(&self) -> Option<String> {
         oddity(self.response.headers())
@@ -52,8 +61,15 @@ impl Body {
     /// [`Error::Stalled`] when none come in time, [`Error::Unreachable`] when the connection breaks.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         let after = self.first_timeout.take().unwrap_or(self.stall_timeout);
+        let began = Instant::now();
         match tokio::time::timeout(after, self.response.chunk()).await {
-            Ok(chunk) => chunk.map_err(|error| unreachable(&self.host, error)),
+            Ok(chunk) => {
+                let chunk = chunk.map_err(|error| unreachable(&self.host, error))?;
+                if let (Some(meter), Some(chunk)) = (&mut self.meter, &chunk) {
+                    meter.add(chunk.len(), began.elapsed());
+                }
+                Ok(chunk)
+            }
             Err(_) => Err(Error::Stalled { host: self.host.clone(), after }),
         }
     }

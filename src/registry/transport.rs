@@ -2,7 +2,6 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,22 +9,24 @@ use bytes::Bytes;
 use reqwest::header::{self, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
 
-use crate::oci::reference::DOCKER_HUB;
 use crate::oci::repository::Repository;
 use crate::registry::addresses::{Addresses, NamedBy};
-use crate::registry::auth::{Slot, Token, Tokens};
+use crate::registry::auth::{Asking, Slot, Token, Tokens};
 use crate::registry::challenge::Challenge;
 use crate::registry::clients::Clients;
 use crate::registry::error::Error;
+use crate::registry::hosts::directory::{Hosts, HostsSettings};
+use crate::registry::hosts::tls::HostTls;
 use crate::registry::http::{Asked, Body};
+use crate::registry::place::Place;
 use crate::registry::source::Source;
 use crate::registry::{auth, challenge, http};
 
 /// How registries are spoken to.
 #[derive(Debug, Clone)]
 pub struct RegistrySettings {
-    /// Hosts, with port, that are spoken to without TLS.
-    pub plain_http: BTreeSet<String>,
+    /// Where registries are.
+    pub hosts: HostsSettings,
     /// What may be connected to.
     pub addresses: Addresses,
     /// Wait for a connection.
@@ -40,7 +41,7 @@ pub struct RegistrySettings {
 impl Default for RegistrySettings {
     fn default() -> Self {
         Self {
-            plain_http: BTreeSet::new(),
+            hosts: HostsSettings::default(),
             addresses: Addresses::default(),
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
@@ -55,6 +56,7 @@ pub(super) struct Transport {
     clients: Clients,
     settings: Arc<RegistrySettings>,
     tokens: Arc<Tokens>,
+    hosts: Hosts,
 }
 
 /// What to ask for.
@@ -84,35 +86,44 @@ impl Transport {
     /// When no TLS configuration can be made.
     pub fn new(settings: RegistrySettings) -> Result<Self, reqwest::Error> {
         let clients = Clients::new(settings.addresses.clone(), settings.connect_timeout)?;
-        Ok(Self { clients, settings: Arc::new(settings), tokens: Arc::default() })
+        let hosts = Hosts::new(settings.hosts.clone());
+        Ok(Self { clients, settings: Arc::new(settings), tokens: Arc::default(), hosts })
     }
 
     pub fn settings(&self) -> &RegistrySettings {
         &self.settings
     }
 
-    /// Asks `source` with what is known of it, and once more with what the registry then asks for.
-    pub async fn send(&self, source: &Source, request: &HttpRequest<'_>) -> Result<Response, Error> {
-        let url = self.url(source, &format!("{}/{}", source.repository.name, request.path))?;
-        let slot = self.tokens.slot(source).await;
+    /// The places where the content of `source` is, in the order in which they are asked; the last is the registry itself. With
+    /// whether the operator has named the registry.
+    pub async fn places(&self, source: &Source) -> Result<(Vec<Place>, bool), Error> {
+        let places = self.hosts.of(&source.repository.host).await?;
+        Ok((places.all.iter().map(|endpoint| Place::new(endpoint, source)).collect(), places.is_named))
+    }
+
+    /// Asks `place` with what is known of it, and once more with what it then asks for.
+    pub async fn send(&self, place: &Place, request: &HttpRequest<'_>) -> Result<Response, Error> {
+        let source = &place.source;
+        let url = url(place, &format!("{}/{}", source.repository.name, request.path))?;
+        let slot = self.tokens.slot(place).await;
         let cached = slot.lock().await.clone().filter(Token::is_fresh);
-        let mut response = self.follow(source, request, &url, cached.as_ref()).await?;
+        let mut response = self.follow(place, request, &url, cached.as_ref()).await?;
         let mut shown = cached.is_some();
         // A token may be refused before its time: it is fetched anew, once.
         let refused = cached.filter(|_| is_from(&url, &response) && REFUSED.contains(&response.status()));
         let mut refusal = None;
         if refused.is_some() && challenge_of(&response).is_none() {
             // Without a token the registry says what it wants.
-            let unshown = self.follow(source, request, &url, None).await?;
+            let unshown = self.follow(place, request, &url, None).await?;
             refusal = Some(std::mem::replace(&mut response, unshown));
             shown = false;
         }
         if (refused.is_some() || !shown) && is_from(&url, &response) {
-            let token = self.token_for(source, request, &slot, &response, refused.as_ref()).await?;
+            let token = self.token_for(place, request, &slot, &response, refused.as_ref()).await?;
             let is_new = |token: &Token| refused.as_ref().is_none_or(|old| old.header != token.header);
             match (token, refusal) {
                 (Some(token), _) if is_new(&token) => {
-                    response = self.follow(source, request, &url, Some(&token)).await?;
+                    response = self.follow(place, request, &url, Some(&token)).await?;
                     shown = true;
                     if response.status() == StatusCode::UNAUTHORIZED {
                         *slot.lock().await = None;
@@ -145,20 +156,21 @@ impl Transport {
     /// anonymous may not see, and ask for no credentials.
     async fn token_for(
         &self,
-        source: &Source,
+        place: &Place,
         request: &HttpRequest<'_>,
         slot: &Slot,
         response: &Response,
         refused: Option<&Token>,
     ) -> Result<Option<Token>, Error> {
+        let source = &place.source;
         if let Some(challenge) = challenge_of(response) {
-            return self.token(source, slot, &challenge, refused).await;
+            return self.token(place, slot, &challenge, refused).await;
         }
         if source.credential.is_none() || !HIDES.contains(&response.status()) {
             return Ok(None);
         }
-        let Some(challenge) = self.ask_for_challenge(source, request).await else { return Ok(None) };
-        match self.token(source, slot, &challenge, refused).await {
+        let Some(challenge) = self.ask_for_challenge(place, request).await else { return Ok(None) };
+        match self.token(place, slot, &challenge, refused).await {
             // Nobody asked for it, and GET has the last word.
             Err(error) if request.method == Method::HEAD => {
                 tracing::debug!(host = source.repository.host, %error, "no token for what may be hidden");
@@ -169,8 +181,8 @@ impl Transport {
     }
 
     /// What the registry itself asks for, of whoever comes: distribution-spec v1.1, end-1.
-    async fn ask_for_challenge(&self, source: &Source, request: &HttpRequest<'_>) -> Option<Challenge> {
-        let url = self.url(source, "").ok()?;
+    async fn ask_for_challenge(&self, place: &Place, request: &HttpRequest<'_>) -> Option<Challenge> {
+        let url = url(place, "").ok()?;
         let ping = HttpRequest {
             method: Method::GET,
             path: String::new(),
@@ -178,11 +190,11 @@ impl Transport {
             range: None,
             ..request.clone()
         };
-        match self.follow(source, &ping, &url, None).await {
+        match self.follow(place, &ping, &url, None).await {
             Ok(response) if is_from(&url, &response) => challenge_of(&response),
             Ok(_) => None,
             Err(error) => {
-                tracing::debug!(host = source.repository.host, %error, "cannot ask how to log in");
+                tracing::debug!(host = place.host(), %error, "cannot ask how to log in");
                 None
             }
         }
@@ -191,7 +203,7 @@ impl Transport {
     /// The answer to `challenge`, which takes the place of `refused`. `None` when there is no credential for it.
     async fn token(
         &self,
-        source: &Source,
+        place: &Place,
         slot: &Slot,
         challenge: &Challenge,
         refused: Option<&Token>,
@@ -204,22 +216,21 @@ impl Transport {
         if let Some(token) = newer {
             return Ok(Some(token.clone()));
         }
-        let plain_http = self.settings.plain_http.contains(&source.repository.host);
-        let scope = format!("repository:{}:pull", source.repository.name);
-        let own_host = auth::name_of(&source.repository.host);
-        let fetched = auth::respond(&self.clients, challenge, source, &own_host, plain_http, &scope);
-        *slot = self.bounded(&source.repository.host, self.settings.stall_timeout, fetched).await?;
+        let asking = Asking::of(place, challenge);
+        let fetched = auth::respond(&self.clients, challenge, &asking);
+        *slot = self.bounded(place.host(), self.settings.stall_timeout, fetched).await?;
         Ok(slot.clone())
     }
 
     /// Sends the request to `origin` and follows redirects. The `Authorization` value is for that origin only.
     async fn follow(
         &self,
-        source: &Source,
+        place: &Place,
         request: &HttpRequest<'_>,
         origin: &Url,
         token: Option<&Token>,
     ) -> Result<Response, Error> {
+        let source = &place.source;
         let protocol = |what: String| Error::Protocol { host: source.repository.host.clone(), what };
         let mut url = origin.clone();
         // A host that was redirected to may want a token of its own, which anybody gets.
@@ -228,21 +239,27 @@ impl Transport {
             let own = url.origin() == origin.origin();
             let shown = match &guest {
                 _ if own => token,
-                Some((place, token)) if place.origin() == url.origin() => Some(token),
+                Some((other, token)) if other.origin() == url.origin() => Some(token),
                 _ => None,
             };
             let sent = async {
                 // Another port of the registry's host is no other host.
-                let is_named = url.host() == origin.host();
-                let named_by = if is_named { NamedBy::Reference } else { NamedBy::Answer };
-                let client = self.clients.of(named_by, &url).await?;
-                let outgoing = outgoing(&client, request, &url, shown).map_err(protocol)?;
+                let named_by = match url.host() == origin.host() {
+                    _ if own => place.named_by(),
+                    true => NamedBy::Reference,
+                    false => NamedBy::Answer,
+                };
+                let tls = if own { place.endpoint.tls.clone() } else { HostTls::default() };
+                let client = self.clients.of(named_by, &url, &tls).await?;
+                let mut outgoing = outgoing(&client, request, &url, shown).map_err(protocol)?;
+                if own {
+                    outgoing = with_headers(outgoing, place, shown.is_some());
+                }
                 outgoing.send().await.map_err(|error| http::unreachable(&host_of(source, &url, own), error))
             };
             let response = self.bounded(&source.repository.host, request.patience, sent).await?;
             if response.status() == StatusCode::UNAUTHORIZED && !own && shown.is_none() {
-                let own_host = origin.host_str().unwrap_or_default();
-                let Some(token) = self.guest_token(source, own_host, &url, &response).await? else {
+                let Some(token) = self.guest_token(place, &url, &response).await? else {
                     return Ok(response);
                 };
                 guest = Some((url.clone(), token));
@@ -269,19 +286,19 @@ impl Transport {
     /// A token that the host of `url` gives to anybody, if that is what its 401 asks for.
     async fn guest_token(
         &self,
-        source: &Source,
-        own_host: &str,
+        place: &Place,
         url: &Url,
         response: &Response,
     ) -> Result<Option<Token>, Error> {
         let Some(challenge) = challenge_of(response) else { return Ok(None) };
         let Challenge::Bearer { scope, .. } = &challenge else { return Ok(None) };
-        let own_scope = || format!("repository:{}:pull", source.repository.name);
+        let name = place.source.repository.name.clone();
+        let own_scope = || format!("repository:{name}:pull");
         let scope = scope.clone().unwrap_or_else(own_scope);
-        let repository = Repository { host: http::host_and_port(url), name: source.repository.name.clone() };
+        let repository = Repository { host: http::host_and_port(url), name };
         let guest = Source { repository, credential: None };
-        let plain_http = url.scheme() == "http";
-        let fetched = auth::respond(&self.clients, &challenge, &guest, own_host, plain_http, &scope);
+        let asking = Asking { source: &guest, plain_http: url.scheme() == "http", scope, place };
+        let fetched = auth::respond(&self.clients, &challenge, &asking);
         match self.bounded(&guest.repository.host, self.settings.stall_timeout, fetched).await {
             Ok(token) => Ok(token),
             Err(error @ Error::Address { .. }) => Err(error),
@@ -290,21 +307,6 @@ impl Transport {
                 Ok(None)
             }
         }
-    }
-
-    /// The URL of `path` in the registry of `source`.
-    fn url(&self, source: &Source, path: &str) -> Result<Url, Error> {
-        let scheme =
-            if self.settings.plain_http.contains(&source.repository.host) { "http" } else { "https" };
-        let host = if source.repository.host == DOCKER_HUB {
-            "registry-1.docker.io"
-        } else {
-            &source.repository.host
-        };
-        Url::parse(&format!("{scheme}://{host}/v2/{path}")).map_err(|error| Error::Protocol {
-            host: source.repository.host.clone(),
-            what: format!("is no host for a URL: {error}"),
-        })
     }
 
     /// Runs `work` for at most `after`.
@@ -319,17 +321,13 @@ impl Transport {
             .unwrap_or_else(|_| Err(Error::Stalled { host: host.to_owned(), after }))
     }
 
-    /// Whether another host has answered than the registry of `source`: one that it redirects to.
-    pub fn is_from_elsewhere(&self, source: &Source, response: &Response) -> bool {
-        !self.url(source, "").is_ok_and(|url| is_from(&url, response))
-    }
-
     /// The body of `response`, to be read as it comes; its first byte may take as long as the answer might have.
-    pub fn body(&self, source: &Source, request: &HttpRequest<'_>, response: Response) -> Body {
+    pub fn body(&self, place: &Place, request: &HttpRequest<'_>, response: Response) -> Body {
         Body {
-            elsewhere: self.is_from_elsewhere(source, &response),
+            elsewhere: is_from_elsewhere(place, &response),
             response,
-            host: source.repository.host.clone(),
+            host: place.host().to_owned(),
+            meter: None,
             first_timeout: Some(request.patience),
             stall_timeout: self.settings.stall_timeout,
         }
@@ -338,28 +336,27 @@ impl Transport {
     /// The first bytes of a body, for which the request is as patient as for the headers.
     pub async fn first(
         &self,
-        source: &Source,
+        place: &Place,
         request: &HttpRequest<'_>,
         response: &mut Response,
     ) -> Result<Bytes, Error> {
         let first = async {
-            let chunk =
-                response.chunk().await.map_err(|error| http::unreachable(&source.repository.host, error))?;
+            let chunk = response.chunk().await.map_err(|error| http::unreachable(place.host(), error))?;
             Ok(chunk.unwrap_or_default())
         };
-        self.bounded(&source.repository.host, request.patience, first).await
+        self.bounded(place.host(), request.patience, first).await
     }
 
     /// The body of `response`, whole, which begins with `first`.
     pub async fn read(
         &self,
-        source: &Source,
+        place: &Place,
         first: Bytes,
         response: Response,
         limit: usize,
     ) -> Result<Bytes, Error> {
-        let read = http::read_bounded(first, response, limit, &source.repository.host);
-        self.bounded(&source.repository.host, self.settings.stall_timeout, read).await
+        let read = http::read_bounded(first, response, limit, place.host());
+        self.bounded(place.host(), self.settings.stall_timeout, read).await
     }
 }
 
@@ -386,6 +383,30 @@ fn outgoing(
         outgoing = outgoing.header(header::AUTHORIZATION, value);
     }
     Ok(outgoing)
+}
+
+/// The URL of `path` at `place`.
+fn url(place: &Place, path: &str) -> Result<Url, Error> {
+    place.endpoint.url(path).map_err(|what| Error::Protocol { host: place.host().to_owned(), what })
+}
+
+/// Whether another host has answered than the one that was asked: one that it redirects to.
+pub(super) fn is_from_elsewhere(place: &Place, response: &Response) -> bool {
+    !is_from(&place.endpoint.base, response)
+}
+
+/// The headers that the operator wants to be sent to `place`. A token takes the place of the operator's `Authorization`.
+fn with_headers(
+    mut outgoing: reqwest::RequestBuilder,
+    place: &Place,
+    has_token: bool,
+) -> reqwest::RequestBuilder {
+    for (name, value) in &place.endpoint.headers {
+        if !has_token || *name != header::AUTHORIZATION {
+            outgoing = outgoing.header(name, value.clone());
+        }
+    }
+    outgoing
 }
 
 /// Whether the origin of `url` answered itself. Nobody else may ask for our credentials, or say what they are worth.

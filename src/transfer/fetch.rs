@@ -25,6 +25,7 @@ use crate::oci::descriptor::Descriptor;
 use crate::registry;
 use crate::registry::client::Registry;
 use crate::registry::http::Body;
+use crate::registry::place::Place;
 use crate::registry::retry::Backoff;
 use crate::registry::source::Asker;
 use crate::transfer::counter::{Counter, Fetched};
@@ -100,6 +101,8 @@ pub struct Fetch<'a> {
     elsewhere: AtomicBool,
     /// What the source says its answer is, when that is not what was asked for.
     oddity: Mutex<Option<String>>,
+    /// Mirrors of the source that sent bytes.
+    mirrors: Mutex<Vec<Place>>,
     /// Connections that wait for the first byte of an answer, or until they may ask again.
     waiting: AtomicUsize,
     speed: &'a Speed,
@@ -138,17 +141,19 @@ impl Pace {
 }
 
 /// Why a source did not deliver the blob. `in_parts` when a wrong digest may be the fault of bytes that were there before, or of
-/// ranges that are not what they were said to be.
+/// ranges that are not what they were said to be; `by_mirror` when it may be a mirror's.
 pub struct Failed {
     /// Why.
     pub error: Error,
     /// Whether to ask once more, for the whole blob.
     pub in_parts: bool,
+    /// Whether to ask once more, without the mirrors that sent something.
+    pub by_mirror: bool,
 }
 
 impl<E: Into<Error>> From<E> for Failed {
     fn from(error: E) -> Self {
-        Self { error: error.into(), in_parts: false }
+        Self { error: error.into(), in_parts: false, by_mirror: false }
     }
 }
 
@@ -216,6 +221,7 @@ impl<'a> Fetch<'a> {
             in_parts: AtomicBool::new(wanted.resumed),
             elsewhere: AtomicBool::new(false),
             oddity: Mutex::default(),
+            mirrors: Mutex::default(),
             waiting: AtomicUsize::new(0),
             speed,
             counter,
@@ -359,7 +365,7 @@ impl Fetch<'_> {
         let whole = range == (0..self.blob.size) || self.without_ranges.load(Relaxed);
         let wanted = (!whole).then(|| range.clone());
         let first_byte = Waits::start(&self.waiting);
-        let mut body = match self.means.registry.blob(&self.asker.source, self.blob, wanted, backoff).await {
+        let mut body = match self.means.registry.blob(self.asker, self.blob, wanted, backoff).await {
             // It has less than it said, or does not take ranges.
             Err(
                 registry::error::Error::Status { status: 416, .. }
@@ -371,6 +377,9 @@ impl Fetch<'_> {
             answered => answered?,
         };
         self.elsewhere.fetch_or(body.is_from_elsewhere(), Relaxed);
+        if let Some(mirror) = body.mirror() {
+            self.note_mirror(mirror);
+        }
         if let Some(oddity) = body.oddity() {
             *self.oddity.lock().unwrap_or_else(PoisonError::into_inner) = Some(oddity);
         }
@@ -491,6 +500,18 @@ impl Fetch<'_> {
     /// What the source says its answer is, when that is not what was asked for.
     pub fn oddity(&self) -> Option<String> {
         self.oddity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Mirrors of the source that sent bytes.
+    pub fn mirrors(&self) -> Vec<Place> {
+        self.mirrors.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_mirror(&self, mirror: &Place) {
+        let mut mirrors = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
+        if mirrors.iter().all(|known| known.endpoint.base != mirror.endpoint.base) {
+            mirrors.push(mirror.clone());
+        }
     }
 
     fn parts(&self) -> MutexGuard<'_, Parts> {

@@ -253,6 +253,8 @@ impl Transfers {
                 loop {
                     let result = self.fetch(needed, &asker, sources, &speed, &mut turn, how).await;
                     match result {
+                        // Each time there is a mirror less to ask.
+                        Err(Failed { in_parts, by_mirror: true, .. }) => how.whole |= in_parts,
                         Err(Failed { in_parts: true, .. }) if !how.whole => how.whole = true,
                         // It finds room when all of it is here.
                         Err(Failed { error, .. }) if error.is_short_of_memory() && !how.as_archive => {
@@ -318,6 +320,11 @@ impl Transfers {
         speed.end();
         let (in_parts, oddity, elsewhere) =
             (fetch.came_in_parts(), fetch.oddity(), fetch.came_from_elsewhere());
+        let mirrors = fetch.mirrors();
+        let distrust_mirrors = || {
+            mirrors.iter().for_each(|mirror| self.registry.distrust(mirror, &needed.blob.digest));
+            !mirrors.is_empty()
+        };
         drop(fetch);
         let written = writing.await.map_err(Error::Thread)?;
         let mut sink = match (fetched, written) {
@@ -328,7 +335,8 @@ impl Transfers {
             }
             (Err(failed), written) => {
                 drop(DropAway::new(written)); // What was unpacked in vain is removed.
-                return Err(failed);
+                let by_mirror = failed.error.is_wrong_content() && distrust_mirrors();
+                return Err(Failed { by_mirror, ..failed });
             }
         };
         if sink.needs_large_window() {
@@ -338,7 +346,7 @@ impl Transfers {
             Error::Store(StoreError::Mismatch { got, .. }) => {
                 let got = oddity.unwrap_or_else(|| got.to_string());
                 let error = wrong_content(asker, &needed.blob, got, elsewhere).into();
-                Failed { error, in_parts }
+                Failed { error, in_parts, by_mirror: distrust_mirrors() }
             }
             error => error.into(),
         })?;

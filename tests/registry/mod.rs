@@ -4,6 +4,7 @@ mod addresses;
 mod debian_registry;
 mod faults;
 mod logins;
+mod mirrors;
 mod needed_content;
 mod odd_answers;
 mod odd_registries;

@@ -24,6 +24,11 @@ fn hosts_of(root: &Path) -> PathBuf {
     root.with_file_name("hosts")
 }
 
+/// What is /etc on the node. The machine's own is left alone.
+pub fn etc_of(root: &Path) -> PathBuf {
+    root.with_file_name("etc")
+}
+
 /// What a volume mount of the container is.
 struct Bind {
     host: PathBuf,
@@ -53,7 +58,7 @@ pub fn start(
 ) -> Child {
     let pod = rendered::<DaemonSet>("DaemonSet").spec.expect("a spec").template.spec.expect("a pod");
     let container = pod.containers[0].clone();
-    let mut binds = binds(&pod, &container);
+    let mut binds = binds(&pod, &container, &etc_of(root));
     binds.extend(config_maps.iter().map(|(host, container)| Bind {
         host: host.clone(),
         container: container.clone(),
@@ -94,7 +99,7 @@ fn environment(container: &Container) -> BTreeMap<String, String> {
     maps.flatten().chain(variables).collect()
 }
 
-fn binds(pod: &PodSpec, container: &Container) -> Vec<Bind> {
+fn binds(pod: &PodSpec, container: &Container, etc: &Path) -> Vec<Bind> {
     let volumes = pod.volumes.as_ref().expect("volumes");
     let mounts = container.volume_mounts.as_ref().expect("mounts").iter();
     mounts
@@ -102,6 +107,7 @@ fn binds(pod: &PodSpec, container: &Container) -> Vec<Bind> {
             let volume = volumes.iter().find(|volume| volume.name == mount.name).expect("its volume");
             let host = volume.host_path.as_ref().expect("a host path");
             let path = PathBuf::from(&host.path);
+            let path = path.strip_prefix("/etc").map_or_else(|_| path.clone(), |rest| etc.join(rest));
             match host.type_.as_deref() {
                 Some("DirectoryOrCreate") => std::fs::create_dir_all(&path).expect("a directory"),
                 Some("Directory") => assert!(path.is_dir(), "{} is not there", path.display()),

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ocivol::demo::push::Pusher;
+use ocivol::oci::digest::Digest;
 use tempfile::TempDir;
 
 use super::PATIENCE;
@@ -18,22 +19,33 @@ const HTPASSWD: &str = "alice:$2b$05$r55D3P2KXKbooEGo2CnxM.5/i9DC9gz7KOr1BYW39Tp
 pub struct DebianRegistry {
     process: Child,
     port: u16,
-    _directory: TempDir,
+    directory: TempDir,
     login: Option<(String, String)>,
 }
 
 impl DebianRegistry {
     /// Without authentication.
     pub async fn start() -> Self {
-        Self::launch(None).await
+        Self::launch(None, "").await
     }
 
     /// With Basic authentication, for [`LOGIN`].
     pub async fn with_login() -> Self {
-        Self::launch(Some((LOGIN.0.to_owned(), LOGIN.1.to_owned()))).await
+        Self::launch(Some((LOGIN.0.to_owned(), LOGIN.1.to_owned())), "").await
     }
 
-    async fn launch(login: Option<(String, String)>) -> Self {
+    /// A pull-through cache of another one, for whoever asks.
+    pub async fn cache_of(other: &Self) -> Self {
+        Self::launch(None, &format!("proxy:\n  remoteurl: http://{}\n", other.host())).await
+    }
+
+    /// Whether it has a blob of a repository.
+    pub fn holds(&self, repository: &str, digest: &Digest) -> bool {
+        let repositories = self.directory.path().join("data/docker/registry/v2/repositories");
+        repositories.join(repository).join("_layers/sha256").join(digest.hex()).is_dir()
+    }
+
+    async fn launch(login: Option<(String, String)>, more: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("ocivol-registry-").tempdir().expect("a directory");
         let base = directory.path();
         // Bound once to learn a free port; the registry binds it again at once.
@@ -49,7 +61,7 @@ impl DebianRegistry {
             None => String::new(),
         };
         let config = format!(
-            "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n{auth}",
+            "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n{auth}{more}",
             base.join("data").display()
         );
         std::fs::write(base.join("config.yml"), config).expect("a file");
@@ -63,7 +75,7 @@ impl DebianRegistry {
             .unwrap_or_else(|error| {
                 panic!("docker-registry cannot be started: {error}; run `apt-get install docker-registry`, or `make test`")
             });
-        let registry = Self { process, port, _directory: directory, login };
+        let registry = Self { process, port, directory, login };
         let began = Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(began.elapsed() < PATIENCE, "docker-registry does not listen");

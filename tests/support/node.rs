@@ -135,6 +135,15 @@ impl Node {
         self.env.insert("SSL_CERT_FILE".to_owned(), file.to_owned());
     }
 
+    /// Writes `<directory>/hosts.toml`, or another file, where the node's container runtime has it.
+    pub fn write_hosts(&self, directory: &str, file: &str, text: &str) {
+        let place = container::etc_of(&self.directory.path().join("rootfs"))
+            .join("containerd/certs.d")
+            .join(directory);
+        std::fs::create_dir_all(&place).expect("a directory");
+        std::fs::write(place.join(file), text).expect("written");
+    }
+
     /// Starts the plugin and waits until it wants to register.
     pub async fn run(&mut self) {
         self.launch();

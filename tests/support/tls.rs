@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use base64::Engine as _;
 use tempfile::TempDir;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 /// A key that is quickly made.
 const KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
@@ -89,6 +91,14 @@ impl CertificateAuthority {
     }
 }
 
+/// Text as RFC 7468 has it.
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<&str> =
+        text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("ASCII")).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
 impl Identity {
     /// A certificate for `name` that nobody but itself signed.
     pub fn self_signed(name: &str) -> Self {
@@ -105,12 +115,31 @@ impl Identity {
         Self { certificate, key }
     }
 
-    /// What shows it to whoever connects.
-    pub fn acceptor(&self) -> TlsAcceptor {
-        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+    pub fn certificate_pem(&self) -> String {
+        pem("CERTIFICATE", &self.certificate)
+    }
+
+    pub fn key_pem(&self) -> String {
+        pem("PRIVATE KEY", self.key.secret_der())
+    }
+
+    /// What shows it to whoever connects, and wants to see a certificate of `clients`, if they are given.
+    pub fn acceptor(&self, clients: Option<&CertificateAuthority>) -> TlsAcceptor {
+        let provider = Arc::new(default_provider());
+        let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
+            .expect("versions");
+        let config = match clients {
+            None => config.with_no_client_auth(),
+            Some(clients) => {
+                let mut roots = RootCertStore::empty();
+                let root = CertificateDer::from_pem_file(clients.bundle()).expect("a certificate");
+                roots.add(root).expect("a root");
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+                config.with_client_cert_verifier(verifier.expect("a verifier"))
+            }
+        };
+        let config = config
             .with_single_cert(vec![self.certificate.clone()], self.key.clone_key())
             .expect("a certificate with its key");
         TlsAcceptor::from(Arc::new(config))

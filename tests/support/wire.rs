@@ -10,8 +10,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 
-use super::tls::Identity;
+use super::tls::{CertificateAuthority, Identity};
 
 /// A port of the loopback interface.
 pub const ANY_PORT: &str = "127.0.0.1:0";
@@ -169,7 +170,15 @@ impl Secure {
 
     /// The same, on this port.
     pub async fn start_at(at: &str, identity: &Identity, to: &str) -> Self {
-        let acceptor = identity.acceptor();
+        Self::with(at, identity.acceptor(None), to).await
+    }
+
+    /// The same, for those who show a certificate of `clients`.
+    pub async fn asking(identity: &Identity, clients: &CertificateAuthority, to: &str) -> Self {
+        Self::with(ANY_PORT, identity.acceptor(Some(clients)), to).await
+    }
+
+    async fn with(at: &str, acceptor: TlsAcceptor, to: &str) -> Self {
         let (connections, accepted) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let (came, stayed, to) = (Arc::clone(&connections), Arc::clone(&accepted), to.to_owned());
         let port = Port::serve(at, move |client| {
