@@ -12,6 +12,7 @@
 //! | [`layout`] | from a manifest to a plan of files, one file for each artifact family: pure functions |
 //! | [`host`] | what process and kernel give: the only unsafe code, threads that may block, sockets, metadata of files, limits |
 //! | [`registry`] | the distribution client: authentication, retries, ranges (async) |
+//! | [`kube`] | what is read from the Kubernetes API: pull secrets of pods, service accounts (async) |
 //! | [`store`] | verified blobs, layers and trees on disk, durable in the background (sync) |
 //! | [`unpack`] | bytes of a layer become files and an index, in one pass (sync) |
 //! | [`mount`] | the mount table, checked targets, attach and detach (sync) |
@@ -33,6 +34,7 @@ pub mod csi;
 pub mod demo;
 pub mod failure;
 pub mod host;
+pub mod kube;
 pub mod layer;
 pub mod layout;
 pub mod mount;

@@ -12,7 +12,7 @@ const EVERYBODYS: [&str; 3] = ["failure", "tenant", "host::failpoint"];
 
 /// A room, and the rooms that it may use beside those. A room inside another has a line of its own.
 #[rustfmt::skip]
-const ROOMS: [(&str, &[&str]); 26] = [
+const ROOMS: [(&str, &[&str]); 27] = [
     ("failure",        &[]),
     ("tenant",         &[]),
     ("oci",            &[]),
@@ -20,6 +20,7 @@ const ROOMS: [(&str, &[&str]); 26] = [
     ("layout",         &["oci", "layer"]),
     ("host",           &["layer"]),
     ("registry",       &["host", "oci"]),
+    ("kube",           &["host", "oci", "registry::credentials"]),
     ("store::space",   &["oci", "store::error", "store::key"]),
     ("store::disk",    &["store::error", "store::space"]),
     ("store::durable", &["oci", "store::disk", "store::error", "store::key", "store::content::ingest"]),

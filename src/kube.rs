@@ -1,0 +1,11 @@
+//! What is read from the Kubernetes API: the pull secrets of a pod, and facts on its service account.
+//!
+//! Objects are asked for one at a time and by name, with GET: nothing is listed, nothing is watched. Their JSON is read here and not
+//! by the crate `kube`, which writes what it cannot read to the log.
+
+pub mod accounts;
+pub mod cluster;
+mod connection;
+pub mod error;
+pub mod object;
+pub mod pull_secrets;

@@ -1,0 +1,375 @@
+//! One object from the API: requests with time limits, attempts and sizes that are bounded.
+
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+use std::time::Duration;
+
+use ::kube::client::Body;
+use ::kube::{Client, Config};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::header::{ACCEPT, RETRY_AFTER};
+use hyper::{Request, Response, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::failure::one_line;
+use crate::host::blocking::{self, Lane};
+use crate::kube::error::Error;
+use crate::kube::object::Object;
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::kube) struct Limits {
+    /// All that is read for one caller, with all attempts and waits.
+    pub whole: Duration,
+    /// One attempt. Shorter than the whole: a connection whose server is gone without a word is then replaced in time.
+    pub attempt: Duration,
+}
+
+impl Limits {
+    /// Those of the plugin. kubelet waits two minutes for a publish, of which the pull wants the most.
+    pub const DEFAULT: Self = Self { whole: Duration::from_secs(10), attempt: Duration::from_secs(4) };
+}
+
+/// The way to the API server. Connects when it is first asked.
+pub(in crate::kube) struct Connection {
+    config: Config,
+    limits: Limits,
+    client: OnceCell<Client>,
+    turns: Semaphore,
+}
+
+/// Requests at a time: with [`BODY_LIMIT`] that bounds the memory. Who waits for a turn waits within its time limit.
+const REQUESTS: usize = 16;
+/// Attempts for one object.
+const ATTEMPTS: u32 = 3;
+/// The first wait between attempts; doubles with every failure.
+const FIRST: Duration = Duration::from_millis(200);
+/// The longest wait, also for a `Retry-After`. API servers that are busy ask for one second.
+const LONGEST: Duration = Duration::from_secs(2);
+/// Bytes of an object. The API server takes requests of up to 3 MiB; a secret holds 1 MiB, a third more as base64.
+const BODY_LIMIT: usize = 3 * 1024 * 1024;
+/// Bytes of an answer that says why there is no object.
+const FAULT_LIMIT: usize = 64 * 1024;
+/// Characters of it that are shown.
+const DETAIL_LIMIT: usize = 300;
+
+impl Connection {
+    /// Keeps what is needed to connect.
+    pub fn new(mut config: Config, limits: Limits) -> Self {
+        // Attempts, their limits and the waits between them are those of this file.
+        config.default_retry = false;
+        config.connect_timeout = Some(limits.attempt);
+        Self { config, limits, client: OnceCell::new(), turns: Semaphore::new(REQUESTS) }
+    }
+
+    /// When what is begun now has to have ended.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.limits.whole
+    }
+
+    /// Reads `object`, and asks again after what may pass, at most [`ATTEMPTS`] times and until `deadline`. Also waits for one of
+    /// [`REQUESTS`] turns.
+    ///
+    /// # Errors
+    /// When the API server does not give it, cannot be reached until then, or sends more than [`BODY_LIMIT`] bytes or what is not
+    /// the JSON of a `T`; [`Error::Setup`] when the token or certificates cannot be read.
+    pub async fn get<T: DeserializeOwned>(&self, object: &Object, deadline: Instant) -> Result<T, Error> {
+        let (mut wait, mut failures) = (FIRST, 0);
+        loop {
+            let error = match self.attempt(object, deadline).await {
+                Ok(body) => return read(object, &body),
+                Err(error) => error,
+            };
+            failures += 1;
+            let least = match error {
+                Error::Status { retry_after: Some(least), .. } => least.max(wait / 2),
+                _ => wait / 2,
+            };
+            // A part is random: plugins that failed together do not come back together.
+            let pause = least + wait.mul_f64(rand::random_range(0.0..0.5));
+            let is_late = least > LONGEST || Instant::now() + pause >= deadline;
+            if !error.is_transient() || failures >= ATTEMPTS || is_late {
+                return Err(error);
+            }
+            tracing::debug!(%error, ?pause, "asking the Kubernetes API again");
+            sleep(pause).await;
+            wait = (2 * wait).min(LONGEST);
+        }
+    }
+
+    /// One attempt within its own limit and `deadline`.
+    async fn attempt(&self, object: &Object, deadline: Instant) -> Result<Bytes, Error> {
+        let began = Instant::now();
+        let end = deadline.min(began + self.limits.attempt);
+        let late = || Error::Timeout { what: object.clone(), limit: end.saturating_duration_since(began) };
+        timeout_at(end, self.ask(object)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn ask(&self, object: &Object) -> Result<Bytes, Error> {
+        // Nobody closes it.
+        let _turn = self.turns.acquire().await.ok();
+        let request = Request::get(object.path()).header(ACCEPT, "application/json").body(Body::empty());
+        let request = request.map_err(|error| Error::Setup { reason: one_line(&error.to_string()) })?;
+        let response = self.client().await?.send(request).await;
+        let response = response.map_err(|error| unreachable(object, &error))?;
+        if response.status() != StatusCode::OK {
+            return Err(refusal(object, response).await);
+        }
+        body(object, response, BODY_LIMIT).await
+    }
+
+    /// The client, which is made when it is first needed: that reads the token and the certificates, so it may block. From then on
+    /// it reads them again by itself, once a minute, from files that are in memory.
+    async fn client(&self) -> Result<&Client, Error> {
+        let make = || async {
+            let config = self.config.clone();
+            let made = blocking::run(Lane::Store, move || Client::try_from(config)).await;
+            made.map_err(|error| Error::Setup { reason: innermost(&error) })
+        };
+        self.client.get_or_try_init(make).await
+    }
+}
+
+/// The value in an answer. Of what it is not only the place is said: serde_json's own text can quote a secret.
+fn read<T: DeserializeOwned>(object: &Object, body: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(body).map_err(|error| Error::Protocol {
+        what: object.clone(),
+        fault: format!("is not the JSON of one: line {}, column {}", error.line(), error.column()),
+    })
+}
+
+/// The body of an answer, of at most `limit` bytes.
+async fn body(object: &Object, response: Response<Body>, limit: usize) -> Result<Bytes, Error> {
+    match Limited::new(response.into_body(), limit).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Error::Protocol {
+            what: object.clone(),
+            fault: format!("has more than {limit} bytes, more than any object has"),
+        }),
+        Err(error) => Err(unreachable(object, &*error)),
+    }
+}
+
+/// Why the API server does not give `object`.
+async fn refusal(object: &Object, response: Response<Body>) -> Error {
+    /// `metav1.Status`.
+    #[derive(Deserialize)]
+    struct Refusal {
+        message: String,
+    }
+    let what = object.clone();
+    let status = response.status();
+    let header = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let retry_after = header.map(Duration::from_secs);
+    let said = body(object, response, FAULT_LIMIT).await.ok();
+    let said = said.and_then(|body| serde_json::from_slice::<Refusal>(&body).ok());
+    let detail = said.map_or_else(String::new, |said| {
+        format!(" ({})", one_line(&said.message.chars().take(DETAIL_LIMIT).collect::<String>()))
+    });
+    match status {
+        StatusCode::UNAUTHORIZED => Error::Unauthorized { what },
+        StatusCode::FORBIDDEN => Error::Forbidden { what, detail },
+        StatusCode::NOT_FOUND => Error::NotFound { what },
+        _ if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
+            Error::Status { what, status: status.as_u16(), retry_after, detail }
+        }
+        _ => Error::Protocol { what, fault: format!("has the status {}{detail}", status.as_u16()) },
+    }
+}
+
+fn unreachable(object: &Object, error: &(dyn std::error::Error + 'static)) -> Error {
+    Error::Unreachable { what: object.clone(), reason: innermost(error) }
+}
+
+/// The text of the innermost cause, which is what a person can act on.
+pub(in crate::kube) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    one_line(&cause.to_string())
+}
+
+#[cfg(test)]
+pub(in crate::kube) mod tests {
+    use std::net::SocketAddr;
+    use std::sync::{Arc, Mutex};
+
+    use axum::Router;
+    use axum::body::Body as Sent;
+    use axum::http::header::AUTHORIZATION;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::kube::object::Resource;
+
+    /// How the fake API server answers.
+    pub enum Reply {
+        /// With an object.
+        Object(Value),
+        /// With a status, and `metav1.Status`.
+        Status(u16),
+        /// With a status and a `Retry-After`.
+        Later(u16, u64),
+        /// With these bytes.
+        Bytes(Vec<u8>),
+        /// Not at all.
+        Silence,
+    }
+
+    /// A path, and the `Authorization` that came with it.
+    type Seen = Vec<(String, Option<String>)>;
+
+    /// An API server on the loopback interface, without TLS, that remembers what it was asked.
+    pub struct Fake {
+        pub address: SocketAddr,
+        seen: Arc<Mutex<Seen>>,
+    }
+
+    impl Fake {
+        /// Answers each path as `script` says, which is also told how many requests there were before.
+        pub async fn start(script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) -> Self {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let address = listener.local_addr().expect("an address");
+            let seen: Arc<Mutex<Seen>> = Arc::default();
+            let (log, script) = (Arc::clone(&seen), Arc::new(script));
+            let router = Router::new().fallback(move |request: axum::extract::Request| {
+                let (log, script) = (Arc::clone(&log), Arc::clone(&script));
+                async move {
+                    assert_eq!(request.method(), "GET");
+                    assert_eq!(request.uri().query(), None);
+                    let token = request.headers().get(AUTHORIZATION);
+                    let token = token.map(|token| token.to_str().expect("text").to_owned());
+                    let path = request.uri().path().to_owned();
+                    let before = {
+                        let mut log = log.lock().expect("no panic");
+                        log.push((path.clone(), token));
+                        log.len() - 1
+                    };
+                    answer(script(&path, before)).await
+                }
+            });
+            tokio::spawn(async move { axum::serve(listener, router).await });
+            Self { address, seen }
+        }
+
+        /// The paths that were asked for.
+        pub fn paths(&self) -> Vec<String> {
+            self.seen.lock().expect("no panic").iter().map(|(path, _)| path.clone()).collect()
+        }
+
+        /// The `Authorization` of each request.
+        pub fn tokens(&self) -> Vec<Option<String>> {
+            self.seen.lock().expect("no panic").iter().map(|(_, token)| token.clone()).collect()
+        }
+
+        pub fn config(&self) -> Config {
+            Config::new(format!("http://{}", self.address).parse().expect("a URL"))
+        }
+    }
+
+    async fn answer(reply: Reply) -> axum::response::Response {
+        let (status, later, body) = match reply {
+            Reply::Object(object) => (200, None, object.to_string().into_bytes()),
+            Reply::Bytes(bytes) => (200, None, bytes),
+            Reply::Status(status) | Reply::Later(status, _) => {
+                let body = json!({"kind": "Status", "message": "said\nso", "code": status});
+                let later = if let Reply::Later(_, seconds) = reply { Some(seconds) } else { None };
+                (status, later, body.to_string().into_bytes())
+            }
+            Reply::Silence => std::future::pending().await,
+        };
+        let mut response = axum::http::Response::builder().status(status);
+        if let Some(seconds) = later {
+            response = response.header(RETRY_AFTER, seconds);
+        }
+        response.body(Sent::from(body)).expect("an answer")
+    }
+
+    /// Limits for tests of what is too slow.
+    pub const SHORT: Limits =
+        Limits { whole: Duration::from_millis(400), attempt: Duration::from_millis(50) };
+
+    fn object() -> Object {
+        Object::new(Resource::Secret, "shop", "pull").expect("valid")
+    }
+
+    async fn get(fake: &Fake, limits: Limits) -> Result<Value, Error> {
+        let connection = Connection::new(fake.config(), limits);
+        connection.get(&object(), connection.deadline()).await
+    }
+
+    #[tokio::test]
+    async fn what_may_pass_is_asked_again() {
+        for first in [503, 500, 429] {
+            let fake = Fake::start(move |_, before| match before {
+                0 | 1 => Reply::Status(first),
+                _ => Reply::Object(json!({"a": 1})),
+            });
+            let fake = fake.await;
+            assert_eq!(get(&fake, Limits::DEFAULT).await.expect("the third attempt")["a"], 1);
+            assert_eq!(fake.paths(), ["/api/v1/namespaces/shop/secrets/pull"; 3]);
+        }
+        let fake = Fake::start(|_, _| Reply::Status(503)).await;
+        let error = get(&fake, Limits::DEFAULT).await.expect_err("never");
+        assert!(
+            error.to_string().contains("status 503") && error.to_string().contains("(said\\nso)"),
+            "{error}"
+        );
+        assert_eq!(fake.paths().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_pass_is_not_asked_again() {
+        for status in [400, 401, 403, 404, 302] {
+            let fake = Fake::start(move |_, _| Reply::Status(status)).await;
+            let error = get(&fake, Limits::DEFAULT).await.expect_err("refused");
+            assert!(!error.is_transient(), "{error}");
+            assert_eq!(fake.paths().len(), 1, "{status}");
+        }
+        let fake = Fake::start(|_, _| Reply::Later(429, 3600)).await;
+        let error = get(&fake, Limits::DEFAULT).await.expect_err("an hour");
+        assert!(matches!(error, Error::Status { status: 429, .. }), "{error}");
+        assert_eq!(fake.paths().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn slow_servers_end_with_the_limit() {
+        let fake = Fake::start(|_, _| Reply::Silence).await;
+        let began = Instant::now();
+        let error = get(&fake, SHORT).await.expect_err("silence");
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert!((2..=3).contains(&fake.paths().len()), "{:?}", fake.paths());
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_said() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        drop(listener);
+        let config = Config::new(format!("http://{address}").parse().expect("a URL"));
+        let connection = Connection::new(config, Limits::DEFAULT);
+        let error = connection.get::<Value>(&object(), connection.deadline()).await.expect_err("nobody");
+        assert!(matches!(&error, Error::Unreachable { reason, .. } if reason.contains("refused")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn bodies_are_bounded() {
+        let fake = Fake::start(|_, _| Reply::Bytes(vec![b' '; BODY_LIMIT + 1])).await;
+        let error = get(&fake, Limits::DEFAULT).await.expect_err("too large");
+        assert!(matches!(&error, Error::Protocol { fault, .. } if fault.contains("more than")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_clients_of_registries_work_beside_it() {
+        let fake = Fake::start(|_, _| Reply::Object(json!({}))).await;
+        get(&fake, Limits::DEFAULT).await.expect("an object");
+        // `kube` has set the cryptographic provider of the process.
+        assert!(reqwest::Client::builder().no_proxy().build().is_ok());
+    }
+}

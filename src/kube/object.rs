@@ -1,0 +1,132 @@
+//! The objects that are read: where each is in the API, and how it is named to people.
+
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+use std::fmt;
+
+use crate::failure::one_line;
+
+/// Kinds of objects that are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// A pod.
+    Pod,
+    /// A secret.
+    Secret,
+    /// A service account.
+    ServiceAccount,
+}
+
+/// An object by its names, which are safe to be part of a path. Displayed as `secret shop/pull`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// What it is.
+    pub resource: Resource,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// Names that no object can have. Displays both, cut and without control characters.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "there is no {resource} {:?} in a namespace {:?}: these are no names of Kubernetes",
+    short(name),
+    short(namespace)
+)]
+pub struct InvalidName {
+    /// What was to be named.
+    pub resource: Resource,
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+/// Bytes of a name: of a DNS subdomain.
+const NAME_LIMIT: usize = 253;
+/// Characters of a name that is wrong that are shown.
+const SHOWN: usize = 60;
+
+impl Object {
+    /// The object of these names.
+    ///
+    /// # Errors
+    /// [`InvalidName`] unless both are DNS subdomains, as Kubernetes wants them: letters, digits, `-` and `.`, the first and the last
+    /// a letter or digit. So neither can lead out of its place in a path.
+    pub fn new(resource: Resource, namespace: &str, name: &str) -> Result<Self, InvalidName> {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        if is_name(&namespace) && is_name(&name) {
+            Ok(Self { resource, namespace, name })
+        } else {
+            Err(InvalidName { resource, namespace, name })
+        }
+    }
+
+    /// Where the API has it.
+    pub fn path(&self) -> String {
+        let plural = match self.resource {
+            Resource::Pod => "pods",
+            Resource::Secret => "secrets",
+            Resource::ServiceAccount => "serviceaccounts",
+        };
+        format!("/api/v1/namespaces/{}/{plural}/{}", self.namespace, self.name)
+    }
+}
+
+/// Whether `text` is a DNS subdomain. Source: RFC 1123, and "Object Names and IDs" in the documentation of Kubernetes.
+fn is_name(text: &str) -> bool {
+    let is_inner =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    let is_end =
+        |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    text.len() <= NAME_LIMIT
+        && text.bytes().all(is_inner)
+        && is_end(text.bytes().next())
+        && is_end(text.bytes().last())
+}
+
+/// The beginning of `text`, fit for one line.
+pub(in crate::kube) fn short(text: &str) -> String {
+    one_line(&text.chars().take(SHOWN).collect::<String>())
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Pod => "pod",
+            Self::Secret => "secret",
+            Self::ServiceAccount => "service account",
+        })
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {}/{}", self.resource, self.namespace, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_have_a_path_and_a_name() {
+        let object = Object::new(Resource::Secret, "shop", "pull.2-a").expect("valid");
+        assert_eq!(object.path(), "/api/v1/namespaces/shop/secrets/pull.2-a");
+        assert_eq!(object.to_string(), "secret shop/pull.2-a");
+    }
+
+    #[test]
+    fn names_cannot_lead_elsewhere() {
+        for name in ["", ".", "..", "../pods/x", "a/b", "a?b", "a#b", "a%2fb", "A", "a\n", "-a", "a.", "ä"] {
+            assert!(Object::new(Resource::Secret, "shop", name).is_err(), "{name:?}");
+            assert!(Object::new(Resource::Secret, name, "pull").is_err(), "{name:?}");
+        }
+        assert!(Object::new(Resource::Pod, "shop", &"x".repeat(NAME_LIMIT)).is_ok());
+        let error = Object::new(Resource::Pod, "shop", &"x".repeat(NAME_LIMIT + 1)).expect_err("too long");
+        assert!(error.to_string().len() < 200, "{error}");
+    }
+}
