@@ -79,12 +79,19 @@ fuzz: $(TOOLS)/bin/cargo-fuzz ## Feed the code that reads archives, HTTP/2 and w
 $(TOOLS)/bin/cargo-fuzz:
 	$(call again,$(CARGO) install --quiet --locked --root $(TOOLS) cargo-fuzz@0.13.2)
 
-# $(call rendered,file): the chart as plain manifests.
+# $(call rendered,file,options): the chart as plain manifests.
 rendered = { cat manifests/namespace.yaml && $(TOOLS)/bin/helm template ocivol charts/ocivol --namespace ocivol \
-	--kube-version $(lastword $(KUBERNETES)); } > $(1)
+	--kube-version $(lastword $(KUBERNETES)) $(2); } > $(1)
+# With the rights to read pull secrets, of all namespaces and of two: tests/manifests.rs looks at them.
+PULL_SECRETS := --set credentials.imagePullSecrets.enabled=true
+PULL_SECRETS_OF_TWO := $(PULL_SECRETS) --set credentials.imagePullSecrets.namespaces[0]=shop \
+	--set credentials.imagePullSecrets.namespaces[1]=bank
+# $(call rendered-all,install.yaml,directory): all that is rendered and kept.
+rendered-all = $(call rendered,$(1)) && $(call rendered,$(2)/pull-secrets.yaml,$(PULL_SECRETS)) && \
+	$(call rendered,$(2)/pull-secrets-of-two.yaml,$(PULL_SECRETS_OF_TWO))
 
-manifests: $(TOOLS)/bin/helm ## Render manifests/install.yaml from the chart
-	$(call rendered,manifests/install.yaml)
+manifests: $(TOOLS)/bin/helm ## Render manifests/install.yaml from the chart, and what the tests look at
+	$(call rendered-all,manifests/install.yaml,tests/packaging/rendered)
 
 conformance: $(TOOLS)/bin/helm $(TOOLS)/bin/csi-sanity ## csi-sanity against the binary, helm lint and template
 	$(TOOLS)/bin/helm lint --strict charts/ocivol
@@ -92,6 +99,8 @@ conformance: $(TOOLS)/bin/helm $(TOOLS)/bin/csi-sanity ## csi-sanity against the
 		$(TOOLS)/bin/helm template ocivol charts/ocivol --kube-version $$version >/dev/null || exit 1; done
 	! $(TOOLS)/bin/helm template ocivol charts/ocivol --kube-version $(lastword $(KUBERNETES)) \
 		--set registry.plainHttp=x >/dev/null 2>&1 # A value that there is not is refused.
+	! $(TOOLS)/bin/helm template ocivol charts/ocivol --kube-version $(lastword $(KUBERNETES)) $(PULL_SECRETS) \
+		--set serviceAccount.create=false >/dev/null 2>&1 # So are rights for whoever uses the namespace's default account.
 	@$(call need,unshare,util-linux)
 	$(CARGO) build
 	$(SUDO) sh tests/conformance.sh target/debug/ocivol $(TOOLS)/bin/csi-sanity
@@ -209,8 +218,9 @@ check: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm ## Format, lints as errors, lic
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(TOOLS)/bin/cargo-deny check licenses bans sources
-	mkdir -p target/tmp && $(call rendered,target/tmp/install.yaml)
+	mkdir -p target/tmp/rendered && $(call rendered-all,target/tmp/install.yaml,target/tmp/rendered)
 	diff -u manifests/install.yaml target/tmp/install.yaml # Not equal: run make manifests.
+	diff -ru tests/packaging/rendered target/tmp/rendered # Here, too.
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
 
 $(TOOLS)/bin/cargo-deny:

@@ -1,7 +1,8 @@
 //! The chart's objects and the examples, read by the types of several versions of Kubernetes: no unknown field, and
 //! the values that the driver depends on.
 //!
-//! `manifests/install.yaml` is the rendered chart; `make check` holds them equal.
+//! `manifests/install.yaml` is the rendered chart, and `tests/packaging/rendered` has it with other values; `make check` holds
+//! them equal.
 
 #![allow(clippy::print_stdout)]
 
@@ -23,8 +24,35 @@ fn install() -> Vec<Value> {
     objects(include_str!("../manifests/install.yaml"))
 }
 
+/// With `credentials.imagePullSecrets`.
+fn pull_secrets() -> Vec<Value> {
+    objects(include_str!("packaging/rendered/pull-secrets.yaml"))
+}
+
+/// With `credentials.imagePullSecrets` for the namespaces `shop` and `bank`.
+fn pull_secrets_of_two() -> Vec<Value> {
+    objects(include_str!("packaging/rendered/pull-secrets-of-two.yaml"))
+}
+
+fn one_of(objects: &[Value], kind: &str) -> Value {
+    objects.iter().find(|object| object["kind"] == kind).cloned().unwrap_or_else(|| panic!("no {kind}"))
+}
+
 fn of_kind(kind: &str) -> Value {
-    install().into_iter().find(|object| object["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))
+    one_of(&install(), kind)
+}
+
+/// The objects about rights, by kind and namespace.
+fn rights(objects: &[Value]) -> Vec<(String, Option<&str>, &Value)> {
+    let about_rights = objects.iter().filter(|object| {
+        let (version, kind) = (object["apiVersion"].as_str(), object["kind"].as_str().unwrap_or_default());
+        version.is_none_or(|version| version.starts_with("rbac")) || kind.contains("Role")
+    });
+    let with_names = about_rights.map(|object| {
+        let kind = object["kind"].as_str().expect("a kind").to_owned();
+        (kind, object["metadata"]["namespace"].as_str(), object)
+    });
+    with_names.collect()
 }
 
 /// Without what is null or empty, which the types leave out.
@@ -56,7 +84,7 @@ fn read<T: DeserializeOwned + Serialize>(object: &Value) {
 macro_rules! readers {
     ($version:ident, $api:ident) => {
         fn $version(object: &Value) {
-            use $api::api::{apps, core, networking, storage};
+            use $api::api::{apps, core, networking, rbac, storage};
             match object["kind"].as_str().expect("a kind") {
                 "Namespace" => read::<core::v1::Namespace>(object),
                 "ConfigMap" => read::<core::v1::ConfigMap>(object),
@@ -70,6 +98,10 @@ macro_rules! readers {
                 "InferenceService" => {}
                 "CSIDriver" => read::<storage::v1::CSIDriver>(object),
                 "NetworkPolicy" => read::<networking::v1::NetworkPolicy>(object),
+                "ClusterRole" => read::<rbac::v1::ClusterRole>(object),
+                "ClusterRoleBinding" => read::<rbac::v1::ClusterRoleBinding>(object),
+                "Role" => read::<rbac::v1::Role>(object),
+                "RoleBinding" => read::<rbac::v1::RoleBinding>(object),
                 other => panic!("an object of kind {other}"),
             }
         }
@@ -84,6 +116,8 @@ readers!(kubernetes_1_36, k8s_openapi);
 fn every_object_is_known_to_every_version() {
     let mut all = install();
     assert_eq!(all.len(), 6);
+    all.extend(pull_secrets());
+    all.extend(pull_secrets_of_two());
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples");
     for entry in std::fs::read_dir(examples).expect("examples") {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("text");
@@ -191,6 +225,61 @@ fn the_network_policy_lets_monitoring_to_the_health_port_and_nobody_anywhere_els
     }]);
     assert_eq!(spec["ingress"], rules);
     assert!(spec["egress"].is_null());
+}
+
+#[test]
+fn without_pull_secrets_there_are_no_rights_and_no_token() {
+    assert!(rights(&install()).is_empty());
+    let account = of_kind("ServiceAccount");
+    assert_eq!(account["automountServiceAccountToken"], false);
+    assert_eq!(of_kind("DaemonSet")["spec"]["template"]["spec"]["automountServiceAccountToken"], false);
+    assert!(of_kind("ConfigMap")["data"]["OCIVOL_IMAGE_PULL_SECRETS"].is_null());
+}
+
+#[test]
+fn pull_secrets_need_the_right_to_get_pods_and_secrets_and_no_other() {
+    for (objects, expected) in [
+        (pull_secrets(), vec![("ClusterRole", None), ("ClusterRoleBinding", None)]),
+        (
+            pull_secrets_of_two(),
+            vec![
+                ("Role", Some("shop")),
+                ("Role", Some("bank")),
+                ("RoleBinding", Some("shop")),
+                ("RoleBinding", Some("bank")),
+            ],
+        ),
+    ] {
+        let rights = rights(&objects);
+        let found: Vec<_> = rights.iter().map(|(kind, namespace, _)| (kind.as_str(), *namespace)).collect();
+        assert_eq!(found, expected);
+        let pod = &one_of(&objects, "DaemonSet")["spec"]["template"]["spec"];
+        let role_kind = expected[0].0;
+        for (kind, _, object) in rights {
+            if kind == role_kind {
+                let rules = serde_json::json!([
+                    {"apiGroups": [""], "resources": ["pods", "secrets"], "verbs": ["get"]},
+                ]);
+                assert_eq!(object["rules"], rules);
+                assert!(object["aggregationRule"].is_null());
+                continue;
+            }
+            let api = "rbac.authorization.k8s.io";
+            let name = &object["metadata"]["name"];
+            assert_eq!(
+                object["roleRef"],
+                serde_json::json!({"apiGroup": api, "kind": role_kind, "name": name})
+            );
+            let account = &pod["serviceAccountName"];
+            let subject =
+                serde_json::json!({"kind": "ServiceAccount", "name": account, "namespace": "ocivol"});
+            assert_eq!(object["subjects"], serde_json::json!([subject]));
+        }
+        // The token is for the plugin's pods alone, not for whatever uses the account.
+        assert_eq!(pod["automountServiceAccountToken"], true);
+        assert_eq!(one_of(&objects, "ServiceAccount")["automountServiceAccountToken"], false);
+        assert_eq!(one_of(&objects, "ConfigMap")["data"]["OCIVOL_IMAGE_PULL_SECRETS"], "true");
+    }
 }
 
 /// Page cache is charged to the container that writes it: a limit drops a model from memory before its pod reads it.

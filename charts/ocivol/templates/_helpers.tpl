@@ -79,6 +79,9 @@ OCIVOL_GRANT_TTL: {{ .Values.registry.grantTTL | quote }}
 OCIVOL_SPOOL_ABOVE: {{ . | quote }}
 {{- end }}
 OCIVOL_ALWAYS_VERIFY: {{ .Values.registry.alwaysVerify | quote }}
+{{- if .Values.credentials.imagePullSecrets.enabled }}
+OCIVOL_IMAGE_PULL_SECRETS: "true"
+{{- end }}
 OCIVOL_MOUNT_LOCK: {{ .Values.mount.lock | quote }}
 OCIVOL_LOG_FORMAT: {{ .Values.log.format | quote }}
 {{- range $name, $value := dict "HTTP_PROXY" .Values.registry.httpProxy "HTTPS_PROXY" .Values.registry.httpsProxy "NO_PROXY" .Values.registry.noProxy }}
@@ -86,4 +89,18 @@ OCIVOL_LOG_FORMAT: {{ .Values.log.format | quote }}
 {{ $name }}: {{ $value | quote }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{- /* The name of its rights. Two releases of one name, in two namespaces, do not share those of the cluster. */ -}}
+{{- define "ocivol.rights" -}}
+{{- printf "%s-%s-pull-secrets" .Release.Namespace (include "ocivol.fullname" .) | trunc 253 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- /* All that the plugin may do at the API server: get, and neither list nor watch. */ -}}
+{{- define "ocivol.rules" -}}
+rules:
+- apiGroups: [""]
+  # A pod says which secrets it uses, and that it is the one that kubelet told of.
+  resources: [pods, secrets]
+  verbs: [get]
 {{- end -}}
