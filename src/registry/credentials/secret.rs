@@ -5,6 +5,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::time::SystemTime;
 
+use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
 /// Text that is never printed: not by `Debug`, not by `Display`, not in an error. Its memory is overwritten when it is dropped.
@@ -35,6 +36,12 @@ impl fmt::Debug for Secret {
     }
 }
 
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from).map(Self::new)
+    }
+}
+
 /// What proves to a registry who is asking.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Credential {
@@ -46,8 +53,8 @@ pub struct Credential {
     pub identity_token: Option<Secret>,
     /// A token for the registry itself, which needs no token server (Docker's `registrytoken`, or a service account's).
     pub registry_token: Option<Secret>,
-    /// Whose it is, where that is known apart from its bytes: `secret 0b6f…`, or `provider ecr`. What was shown with one is shown
-    /// with whatever takes its place, as in kubelet (KEP-2535, "same secret coordinates").
+    /// Whose it is, where that is known apart from its bytes: `secret 0b6f…`, or `provider ecr *.dkr.ecr.*.amazonaws.com`. What was
+    /// shown with one is shown with whatever takes its place, as in kubelet (KEP-2535, "same secret coordinates").
     pub identity: Option<String>,
 }
 
