@@ -40,6 +40,20 @@ impl Pattern {
         }
     }
 
+    /// The pattern of images in kubelet's `matchImages`; `None` when it is empty or no pattern. A first part of the path that is `v1`
+    /// or `v2` is a repository's here, and not the API's version.
+    pub fn of_images(text: &str) -> Option<Self> {
+        let is_odd = |letter: char| letter.is_whitespace() || letter.is_control();
+        let (authority, path) = text.split_once('/').unwrap_or((text, ""));
+        if authority.is_empty() || text.contains("//") || text.contains(is_odd) {
+            return None;
+        }
+        let path = path.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        let pattern = Self { path, ..Self::new(authority) };
+        let mut globs = pattern.host.iter().flat_map(|host| host.split('.'));
+        globs.all(|glob| globset::Glob::new(glob).is_ok()).then_some(pattern)
+    }
+
     pub fn specificity(&self) -> (usize, bool, bool) {
         let exact = self.host.as_ref().is_some_and(|host| !host.contains(['*', '?', '[']));
         (self.path.len(), exact, self.port.is_some())
@@ -67,5 +81,46 @@ fn split_port(authority: &str) -> (&str, Option<&str>) {
     match authority.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
         _ => (authority, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// kubelet's own examples, in `matchImages` of kubelet-config.k8s.io/v1, and what differs here.
+    #[test]
+    fn images_match_by_labels_port_and_whole_segments() {
+        for (pattern, reference, expected) in [
+            (
+                "123456789.dkr.ecr.us-east-1.amazonaws.com",
+                "123456789.dkr.ecr.us-east-1.amazonaws.com/a",
+                true,
+            ),
+            ("*.dkr.ecr.*.amazonaws.com", "123456789.dkr.ecr.us-east-1.amazonaws.com/a", true),
+            ("*.dkr.ecr.*.amazonaws.com", "1.2.dkr.ecr.us-east-1.amazonaws.com/a", false),
+            ("app*.k8s.io", "app7.k8s.io/a", true),
+            ("*.io", "k8s.io/a", true),
+            ("*.io", "registry.k8s.io/a", false),
+            ("*.k8s.io", "k8s.io/a", false),
+            ("registry.io:8080/path", "registry.io:8080/path/a", true),
+            ("registry.io:8080/path", "registry.io/path/a", false),
+            ("registry.io", "registry.io:8080/path/a", false),
+            ("registry.io/path", "registry.io/path", true),
+            ("registry.io/path/", "registry.io/path/a", true),
+            ("registry.io/path", "registry.io/path-evil", false),
+            ("registry.io/v2", "registry.io/a", false),
+            ("registry.io/v2", "registry.io/v2/a", true),
+            ("docker.io", "nginx", true),
+            ("docker.io/library", "nginx", true),
+            ("registry-1.docker.io", "team/app", true),
+        ] {
+            let reference = reference.parse().expect("a reference");
+            let found = Pattern::of_images(pattern).expect(pattern).matches(&reference);
+            assert_eq!(found, expected, "{pattern} {reference:?}");
+        }
+        for text in ["", "/path", "a.io/b//c", "https://a.io", "a b.io", "a.io\n", "[.io"] {
+            assert_eq!(Pattern::of_images(text), None, "{text:?}");
+        }
     }
 }
