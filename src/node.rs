@@ -2,6 +2,7 @@
 
 pub mod bad_flag;
 pub mod config;
+pub mod credential_flags;
 pub mod disk_flags;
 mod health;
 mod open;

@@ -6,6 +6,7 @@
 pub mod attributes;
 pub mod collect;
 pub mod collector;
+pub mod credentials;
 pub mod damages;
 pub mod error;
 pub mod fsck;
@@ -13,6 +14,7 @@ pub mod interests;
 pub mod list;
 pub mod metrics;
 pub mod order;
+pub mod permits;
 pub mod pins;
 pub mod publish;
 pub mod slots;

@@ -33,12 +33,12 @@ const ROOMS: [(&str, &[&str]); 27] = [
     ("mount",          &["host", "oci", "layer", "layout"]),
     ("transfer",       &["host", "oci", "layer", "layout", "registry", "store", "unpack"]),
     ("pull",           &["host", "oci", "layout", "registry", "store", "transfer"]),
-    ("volume",         &["host", "oci", "layer", "layout", "registry", "store", "transfer::error", "transfer::flight", "mount", "pull"]),
-    ("csi",            &["host", "registry", "volume"]),
+    ("volume",         &["host", "kube", "oci", "layer", "layout", "registry", "store", "transfer::error", "transfer::flight", "mount", "pull"]),
+    ("csi",            &["host", "kube::pull_secrets", "registry", "volume"]),
     ("control",        &["host", "layer", "pull", "registry", "store::collect::report", "store::fsck::report", "transfer::error", "volume"]),
     ("telemetry",      &["host"]),
     ("demo",           &["host", "oci", "csi"]),
-    ("node",           &["host", "oci", "mount", "pull", "registry", "store::space", "volume", "csi", "control", "telemetry"]),
+    ("node",           &["host", "kube", "oci", "mount", "pull", "registry", "store::space", "volume", "csi", "control", "telemetry"]),
     ("cli",            &["host", "oci", "layout", "mount", "pull", "registry", "store::disk", "store::space", "store::collect::report", "store::fsck::report", "volume", "control", "csi", "demo", "node", "telemetry"]),
 ];
 

@@ -9,6 +9,7 @@ use tracing::level_filters::LevelFilter;
 use crate::failure::Failure;
 use crate::mount::locked::Lock;
 use crate::node::config::{NodeConfig, NodeFlags, PullFlags};
+use crate::node::credential_flags::CredentialFlags;
 use crate::node::disk_flags::DiskFlags;
 use crate::telemetry::logs::Format;
 
@@ -187,6 +188,45 @@ pub struct NodeArgs {
     /// Pull this reference at the start, and keep it; may be given several times
     #[arg(long, env = "OCIVOL_PINS", value_name = "REF", value_delimiter = ',')]
     pub pin: Vec<String>,
+    /// Use the credentials in a volume's nodePublishSecretRef
+    #[arg(
+        long,
+        env = "OCIVOL_VOLUME_SECRETS",
+        value_name = "BOOL",
+        default_value_t = true,
+        action = clap::ArgAction::Set
+    )]
+    pub volume_secrets: bool,
+    /// Show tokens of pods' service accounts to registries: a list of {registries, audience, user, exchangeURL} in JSON
+    #[arg(long, env = "OCIVOL_SERVICE_ACCOUNT_TOKENS", value_name = "JSON", default_value = "")]
+    pub service_account_tokens: String,
+    /// Use pods' imagePullSecrets, read through the Kubernetes API
+    #[arg(long, env = "OCIVOL_IMAGE_PULL_SECRETS")]
+    pub image_pull_secrets: bool,
+    /// kubelet's CredentialProviderConfig, a file or a directory
+    #[arg(long, env = "OCIVOL_IMAGE_CREDENTIAL_PROVIDER_CONFIG", value_name = "PATH")]
+    pub image_credential_provider_config: Option<PathBuf>,
+    /// Where the programs are that it names
+    #[arg(long, env = "OCIVOL_IMAGE_CREDENTIAL_PROVIDER_BIN_DIR", value_name = "DIR")]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
+    /// A Docker config whose credentials every pod of the node may use
+    #[arg(long, env = "OCIVOL_NODE_DOCKER_CONFIG", value_name = "FILE")]
+    pub node_docker_config: Option<PathBuf>,
+    /// A credential helper that the node's Docker config may name, with its program; may be given several times
+    #[arg(long, env = "OCIVOL_CREDENTIAL_HELPERS", value_name = "NAME=PATH", value_delimiter = ',')]
+    pub credential_helper: Vec<String>,
+    /// Ask registries without credentials where no others help
+    #[arg(
+        long,
+        env = "OCIVOL_ANONYMOUS",
+        value_name = "BOOL",
+        default_value_t = true,
+        action = clap::ArgAction::Set
+    )]
+    pub anonymous: bool,
+    /// Which registries and repositories pods may use: a list of {namespaces, allow, deny} in JSON [default: all]
+    #[arg(long, env = "OCIVOL_PERMITS", value_name = "JSON", default_value = "")]
+    pub permits: String,
     /// Accept access modes for writing and mount read-only anyway; for csi-sanity
     #[arg(long, env = "OCIVOL_ALLOW_WRITER_MODES")]
     pub allow_writer_modes: bool,
@@ -383,6 +423,17 @@ impl NodeArgs {
             },
             scrub_days: self.scrub_days,
             pins: self.pin,
+            credentials: CredentialFlags {
+                volume_secrets: self.volume_secrets,
+                service_account_tokens: self.service_account_tokens,
+                image_pull_secrets: self.image_pull_secrets,
+                provider_config: self.image_credential_provider_config,
+                provider_bin_dir: self.image_credential_provider_bin_dir,
+                node_docker_config: self.node_docker_config,
+                helpers: self.credential_helper,
+                anonymous: self.anonymous,
+                permits: self.permits,
+            },
             pulls: common.pulls(),
         };
         flags.check().map_err(|error| Failure::usage(&error.to_string()))

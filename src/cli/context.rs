@@ -12,6 +12,8 @@ use crate::mount::target::Policy;
 use crate::registry::addresses::Addresses;
 use crate::registry::client::Registry;
 use crate::store::space::budget::Budget;
+use crate::volume::credentials::CredentialSources;
+use crate::volume::permits::Permits;
 use crate::volume::volumes::{MIN_AGE, Settings, Volumes};
 
 /// Runs `work`, and ends with it: what blocks meanwhile has `grace` to end, and is then left behind.
@@ -46,6 +48,8 @@ pub fn volumes(common: &Common) -> Result<Arc<Volumes>, Failure> {
         .map_err(|error| Failure::usage(&error.to_string()))?;
     let registry = Registry::new(registry).map_err(|error| Failure::internal(&error.to_string()))?;
     let settings = Settings {
+        credentials: CredentialSources::default(),
+        permits: Permits::default(),
         pulls,
         budget: Budget::COMMAND,
         pinned: BTreeSet::new(),

@@ -21,6 +21,7 @@ use crate::failure::Failure;
 use crate::mount::locked::Lock;
 use crate::mount::mountinfo::Table;
 use crate::node::config::{NodeFlags, PullFlags};
+use crate::node::credential_flags::CredentialFlags;
 use crate::node::disk_flags::DiskFlags;
 use crate::oci::digest::Digest;
 use crate::store::space::budget::Budget;
@@ -103,6 +104,7 @@ async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
         disk: DiskFlags::default(),
         scrub_days: 0,
         pins: Vec::new(),
+        credentials: CredentialFlags::default(),
         pulls: PullFlags { plain_http: vec![host], ..common.pulls() },
     };
     let mut config = flags.check().map_err(|error| failed("bad flags", &error))?;

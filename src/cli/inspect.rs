@@ -94,9 +94,9 @@ async fn inspect(
             Err(error) => return Err(failure(&error)),
         }
     }
-    let helper = keyring.unused_helper(reference);
+    let notes: Vec<String> = keyring.note_of_helper(reference).into_iter().collect();
     Err(match first {
-        Some(error) => failure(&error.with_unused_helper(helper)),
+        Some(error) => failure(&error.with_notes(&notes)),
         None => Failure::internal("there is no credential to try"),
     })
 }

@@ -14,8 +14,9 @@ use crate::registry::credentials::keyring::Keyring;
 use crate::tenant::Tenant;
 use crate::transfer::error::Error as TransferError;
 use crate::volume::attributes::Attributes;
+use crate::volume::credentials::Wanting;
 use crate::volume::error::Error;
-use crate::volume::publish::{Publish, Published, arguments, pull_request};
+use crate::volume::publish::{Publish, Published, arguments};
 use crate::volume::volumes::Volumes;
 
 /// How often progress is told.
@@ -56,7 +57,7 @@ pub async fn execute(
                 target,
                 attributes: attributes.clone(),
                 read_only: true,
-                keyring,
+                wanting: Wanting { keyring, ..Wanting::default() },
                 deadline: Instant::now() + PATIENCE,
             };
             match volumes.publish(publish, &mut progress).await? {
@@ -94,7 +95,8 @@ async fn pull(
     keyring: &Keyring,
     progress: &mut (dyn FnMut(Snapshot) + Send),
 ) -> Result<Arc<PulledTree>, Failure> {
-    let request = pull_request(attributes, keyring, &Tenant::CommandLine).await;
+    let wanting = Wanting { keyring: keyring.clone(), ..Wanting::default() };
+    let request = volumes.pull_request(attributes, &wanting, &Tenant::CommandLine).await;
     let mut pull = volumes.puller().await?.pull(request);
     let state = Arc::clone(pull.state());
     let mut ticks = tokio::time::interval(PROGRESS_EVERY);

@@ -62,7 +62,7 @@ impl Node for NodeService {
                 attributes: checked.attributes,
                 arguments: checked.arguments,
                 read_only: checked.read_only,
-                keyring: checked.keyring,
+                wanting: checked.wanting,
                 deadline,
             };
             let published = self.volumes.publish(publish, &mut |_| {}).await;

@@ -10,11 +10,14 @@ use tonic::Status;
 use crate::csi::v1::volume_capability::access_mode::Mode;
 use crate::csi::v1::volume_capability::{AccessType, MountVolume};
 use crate::csi::v1::{NodePublishVolumeRequest, VolumeCapability};
+use crate::kube::pull_secrets::Pod;
+use crate::registry::credentials::account_tokens::parse_tokens;
 use crate::registry::credentials::keyring::Keyring;
-use crate::registry::credentials::secret::Secret;
+use crate::registry::credentials::secret::{Secret, ServiceAccount};
 use crate::tenant::Tenant;
 use crate::volume;
 use crate::volume::attributes::Attributes;
+use crate::volume::credentials::Wanting;
 
 /// Bytes of a volume ID. The interface says 128 for strings; PersistentVolumes are not held to it.
 const VOLUME_ID_LIMIT: usize = 1024;
@@ -33,6 +36,11 @@ const MOUNT_FLAGS: [&str; 9] =
 /// What kubelet says of the pod, with `podInfoOnMount`. It overwrites what a pod's author writes under these keys.
 const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
 const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
+const POD_NAME: &str = "csi.storage.k8s.io/pod.name";
+const ACCOUNT_NAME: &str = "csi.storage.k8s.io/serviceAccount.name";
+/// Tokens of the pod's service account, among the secrets: with `serviceAccountTokenInSecrets`, and from there alone. In the context
+/// a pod's author could have written them (KEP-5538); no key of a Kubernetes secret has a slash.
+const ACCOUNT_TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 /// Bytes of a UID that are looked at; Kubernetes' have 36.
 const UID_LIMIT: usize = 64;
 
@@ -50,8 +58,8 @@ pub struct Checked {
     pub arguments: String,
     /// Whether the pod says that it is read-only.
     pub read_only: bool,
-    /// The credentials that came with it.
-    pub keyring: Keyring,
+    /// Who wants it, and the credentials that came with it.
+    pub wanting: Wanting,
 }
 
 /// Checks a publish request, all but its target path.
@@ -74,14 +82,27 @@ pub fn publish(request: NodePublishVolumeRequest, allow_writers: bool) -> Result
     bound("secrets", SECRETS_LIMIT, &request.secrets)?;
     let context: BTreeMap<String, String> = request.volume_context.into_iter().collect();
     let attributes = Attributes::parse(&context).map_err(|error| status(&error.into()))?;
-    let secrets: BTreeMap<String, Secret> =
+    let mut secrets: BTreeMap<String, Secret> =
         request.secrets.into_iter().map(|(key, value)| (key, Secret::new(value))).collect();
+    let tokens = secrets.remove(ACCOUNT_TOKENS);
     let keyring = Keyring::from_secrets(&secrets).map_err(|error| status(&error.into()))?;
     let arguments = volume::publish::arguments(&request.volume_id, &context, &access);
     let read_only = request.readonly;
     let tenant = Tenant::of_namespace(context.get(POD_NAMESPACE).map(String::as_str));
     let pod = context.get(POD_UID).filter(|uid| (1..=UID_LIMIT).contains(&uid.len())).cloned();
-    Ok(Checked { tenant, pod, volume_id: request.volume_id, attributes, arguments, read_only, keyring })
+    let told = |key: &str| context.get(key).filter(|value| !value.is_empty()).cloned();
+    let (namespace, name) = (told(POD_NAMESPACE), told(POD_NAME));
+    let account = match (&namespace, told(ACCOUNT_NAME)) {
+        (Some(namespace), Some(name)) => {
+            let tokens = tokens.map(|tokens| parse_tokens(tokens.reveal())).transpose();
+            let tokens = tokens.map_err(Status::invalid_argument)?.unwrap_or_default();
+            Some(ServiceAccount { namespace: namespace.clone(), name, tokens })
+        }
+        _ => None,
+    };
+    let pod_of = |((namespace, name), uid)| Pod { namespace, name, uid };
+    let wanting = Wanting { keyring, pod: namespace.zip(name).zip(pod.clone()).map(pod_of), account };
+    Ok(Checked { tenant, pod, volume_id: request.volume_id, attributes, arguments, read_only, wanting })
 }
 
 /// Checks that a volume ID is there. Otherwise it is opaque text.

@@ -9,16 +9,19 @@ use crate::csi::registration;
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
 use crate::node::bad_flag::BadFlag;
+use crate::node::credential_flags::CredentialFlags;
 use crate::node::disk_flags::DiskFlags;
 use crate::oci::reference::{InvalidReference, Reference};
 use crate::oci::repository::host_identity;
 use crate::registry::addresses::Addresses;
 use crate::registry::hosts::directory::HostsSettings;
 use crate::store::space::budget::{Budget, Level};
+use crate::volume::credentials::CredentialSources;
+use crate::volume::permits::Permits;
 use crate::{pull, registry};
 
 /// Everything `ocivol node` needs to know.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct NodeConfig {
     /// The store.
     pub root: PathBuf,
@@ -50,6 +53,10 @@ pub struct NodeConfig {
     pub scrub: Option<Duration>,
     /// What is pulled at the start, and kept.
     pub pins: Vec<Reference>,
+    /// Where credentials come from.
+    pub credentials: CredentialSources,
+    /// Which registries pods may use.
+    pub permits: Permits,
 }
 
 /// Flags of `ocivol node`, as they were given.
@@ -81,6 +88,8 @@ pub struct NodeFlags {
     pub scrub_days: u32,
     /// `--pin`
     pub pins: Vec<String>,
+    /// Flags about credentials.
+    pub credentials: CredentialFlags,
     /// Flags about registries and pulls.
     pub pulls: PullFlags,
 }
@@ -166,6 +175,7 @@ impl NodeFlags {
         };
         let (registry, mut pulls) = self.pulls.check(Addresses::default())?;
         pulls.quota = self.disk.quota()?;
+        let (credentials, permits) = self.credentials.check()?;
         let pins = self.pins.into_iter().map(check_pin).collect::<Result<_, _>>()?;
         Ok(NodeConfig {
             root: self.root,
@@ -183,6 +193,8 @@ impl NodeFlags {
             budget: self.disk.check()?,
             scrub: (self.scrub_days > 0).then(|| Duration::from_secs(u64::from(self.scrub_days) * 24 * 3600)),
             pins,
+            credentials,
+            permits,
         })
     }
 }
@@ -366,6 +378,7 @@ mod tests {
             disk: DiskFlags::default(),
             scrub_days: 30,
             pins: Vec::new(),
+            credentials: CredentialFlags::default(),
             pulls: PullFlags {
                 hosts_dir: None,
                 authoritative_mirrors: Vec::new(),
@@ -424,7 +437,7 @@ mod tests {
             ("--root", NodeFlags { root: "/var/../etc".into(), ..flags() }),
         ];
         for (flag, flags) in table {
-            let error = flags.check().expect_err(flag);
+            let error = flags.check().err().expect(flag);
             assert_eq!(error.flag, flag, "{error}");
         }
         let bad_host = PullFlags { plain_http: vec!["http://r:5000".into()], ..flags().pulls };

@@ -31,6 +31,8 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         Registry::new(config.registry.clone()).map_err(|error| Failure::internal(&error.to_string()))?;
     let pull_metrics = pull::metrics::Metrics::default();
     let settings = Settings {
+        credentials: config.credentials.clone(),
+        permits: config.permits.clone(),
         pulls: config.pulls.clone(),
         budget: config.budget,
         pinned: config.pins.iter().map(ToString::to_string).collect(),

@@ -46,6 +46,14 @@ pub enum Error {
         /// The bound.
         limit: usize,
     },
+    /// Nobody is asked without credentials on this node, and there are none.
+    #[error(
+        "there are no credentials for {reference}, and this node pulls nothing without: give the volume a nodePublishSecretRef"
+    )]
+    NoCredentials {
+        /// What was asked for.
+        reference: String,
+    },
     /// `pullPolicy: Never`. The same for content that is not here and for content that is not theirs.
     #[error(
         "{reference} is not in this node's store, and pullPolicy is Never; pull it first, or allow pulling"
@@ -67,10 +75,14 @@ impl Error {
         matches!(self, Self::Registry(crate::registry::error::Error::NotFound { .. }))
     }
 
-    /// Names the credential helper that would have credentials, and is not used.
-    pub fn with_unused_helper(self, helper: Option<&str>) -> Self {
+    /// The same, with what is to know of credentials that could not be had.
+    #[must_use]
+    pub fn with_notes(self, notes: &[String]) -> Self {
         match self {
-            Self::Registry(error) => Self::Registry(error.with_unused_helper(helper)),
+            Self::Registry(error) => Self::Registry(error.with_notes(notes)),
+            Self::NoCredentials { reference } if !notes.is_empty() => {
+                Self::NoCredentials { reference: format!("{reference} ({})", notes.join("; ")) }
+            }
             error => error,
         }
     }
@@ -83,6 +95,7 @@ impl Error {
             Self::Store(error) => error.kind(),
             Self::Layout(error) => error.kind(),
             Self::Manifest { .. } | Self::NoChild { .. } | Self::TooDeep { .. } => Kind::FailedPrecondition,
+            Self::NoCredentials { .. } => Kind::Unauthenticated,
             Self::NotPresent { .. } => Kind::NotFound,
         }
     }

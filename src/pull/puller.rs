@@ -63,8 +63,9 @@ struct RequestKey {
     policy: PullPolicy,
     tree: String,
     credentials: Vec<Credential>,
+    anonymous: bool,
     /// Part of the error, and so of who may see it.
-    unused_helper: Option<String>,
+    notes: Vec<String>,
 }
 
 impl Puller {
@@ -130,7 +131,8 @@ impl Puller {
             policy: request.policy,
             tree: format!("{:?} {:?} {}", request.choice, request.readable, request.options.normal_form()),
             credentials: request.credentials.clone(),
-            unused_helper: request.unused_helper.clone(),
+            anonymous: request.anonymous,
+            notes: request.notes.clone(),
         };
         self.requests.join(key, || {
             let progress = Arc::new(Progress::default());

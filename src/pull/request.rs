@@ -28,10 +28,12 @@ pub struct PullRequest {
     pub options: Options,
     /// Whether everybody may read the files; the family decides if it is not said.
     pub readable: Option<bool>,
-    /// Tried in order; none means anonymous.
+    /// Tried in order.
     pub credentials: Vec<Credential>,
-    /// The credential helper that would have some, for the error.
-    pub unused_helper: Option<String>,
+    /// Whether it is tried without any after them.
+    pub anonymous: bool,
+    /// What is to know of credentials that could not be had, for the error; without secrets.
+    pub notes: Vec<String>,
 }
 
 /// Kubernetes' words.

@@ -53,7 +53,7 @@ impl Resolver {
         };
         let mut askers: Vec<Asker> =
             request.credentials.iter().cloned().map(|credential| as_credential(Some(credential))).collect();
-        if askers.is_empty() {
+        if request.anonymous {
             askers.push(as_credential(None));
         }
         let mut first: Option<Error> = None;
@@ -70,8 +70,8 @@ impl Resolver {
                 }
             }
         }
-        let error = first.unwrap_or_else(|| Error::NotPresent { reference: request.reference.to_string() });
-        Err(error.with_unused_helper(request.unused_helper.as_deref()))
+        let no_credentials = || Error::NoCredentials { reference: request.reference.to_string() };
+        Err(first.unwrap_or_else(no_credentials).with_notes(&request.notes))
     }
 
     async fn resolve_as(&self, request: &PullRequest, asker: Asker) -> Result<(Resolved, Manifest), Error> {

@@ -255,9 +255,19 @@ async fn fetch(
             refusal => refusal,
         });
     }
+    let (token, lifetime) = read_token(response, &server).await?;
+    let expires = Instant::now() + lifetime;
+    Ok(Token { header: Secret::new(format!("Bearer {}", token.reveal())), expires: Some(expires) })
+}
+
+/// The token in the answer of `server`, and how long it may be used.
+pub(super) async fn read_token(
+    response: reqwest::Response,
+    server: &str,
+) -> Result<(Secret, Duration), Error> {
     let oddity = http::oddity(response.headers());
-    let body = http::read_bounded(Bytes::new(), response, RESPONSE_LIMIT, &server).await?;
-    let invalid = |what: String| Error::Protocol { host: server.clone(), what };
+    let body = http::read_bounded(Bytes::new(), response, RESPONSE_LIMIT, server).await?;
+    let invalid = |what: String| Error::Protocol { host: server.to_owned(), what };
     // The parser's own text could quote the token.
     let found: TokenResponse = serde_json::from_slice(&body).map_err(|_| {
         let text = "sent a token response that is not valid JSON".to_owned();
@@ -274,9 +284,9 @@ async fn fetch(
     if header::HeaderValue::from_str(&token).is_err() {
         return Err(invalid("sent a token that is no header value".into()));
     }
-    // A tenth is kept as margin for the time the request takes.
-    let expires = Instant::now() + Duration::from_secs(lifetime(&found.expires_in)) * 9 / 10;
-    Ok(Token { header: Secret::new(format!("Bearer {token}")), expires: Some(expires) })
+    // A tenth is kept as margin for the time the request takes. No clock but this machine's is looked at.
+    let lifetime = Duration::from_secs(lifetime(&found.expires_in)) * 9 / 10;
+    Ok((Secret::new(token), lifetime))
 }
 
 /// The seconds in `expires_in`; what is no positive number is the same as none.

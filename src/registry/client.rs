@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use reqwest::{Method, Response, header};
+use reqwest::{Method, Response, Url, header};
 
 use crate::failure::Kind;
 use crate::host::fair_queue::{FairQueue, Permit};
@@ -17,6 +17,7 @@ use crate::host::limits;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::oci::{manifest, media_type};
+use crate::registry::credentials::secret::Secret;
 use crate::registry::error::Error;
 use crate::registry::http;
 use crate::registry::http::Body;
@@ -238,6 +239,14 @@ impl Registry {
         let body = self.transport.body(place, &request, response);
         let meter = (places.len() > 1).then(|| self.mirrors.meter(place));
         Ok(Body { meter, ..body })
+    }
+
+    /// What the token server at `url`, which the operator names, gives for a service account's `token`.
+    ///
+    /// # Errors
+    /// When it cannot be reached, refuses, or sends no token.
+    pub async fn exchange(&self, url: &Url, token: &Secret) -> Result<Secret, Error> {
+        self.transport.exchanges.exchange(url, token, self.transport.settings().stall_timeout).await
     }
 
     /// Notes that `mirror` has sent something else than `digest` names: it is not asked for that for some time.

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::Url;
+use reqwest::{Proxy, Url};
 use tokio::sync::OnceCell;
 
 use crate::failure;
@@ -15,6 +15,7 @@ use crate::registry::addresses::{Addresses, NamedBy, Reach, Refused, address_of}
 use crate::registry::error::Error;
 use crate::registry::hosts::tls::HostTls;
 use crate::registry::http::host_and_port;
+use crate::registry::proxy::Proxies;
 use crate::registry::resolver::Resolver;
 
 /// The clients. Cheap to clone.
@@ -47,15 +48,17 @@ const SPECIAL_LIMIT: usize = 64;
 struct Maker {
     resolver: Resolver,
     connect_timeout: Duration,
+    proxies: Arc<Proxies>,
 }
 
 impl Clients {
     /// # Errors
     /// When no TLS configuration can be made.
     pub fn new(addresses: Addresses, connect_timeout: Duration) -> Result<Self, reqwest::Error> {
-        let (addresses, proxies): (_, Arc<[String]>) = (Arc::new(addresses), proxies().into());
+        let (addresses, all) = (Arc::new(addresses), Proxies::of_environment());
+        let proxies: Arc<[String]> = all.names().into();
         let resolver = Resolver::new(Arc::clone(&addresses), Arc::clone(&proxies));
-        let maker = Maker { resolver, connect_timeout };
+        let maker = Maker { resolver, connect_timeout, proxies: Arc::new(all) };
         // That there are no usable certificates is said at the start.
         let private = OnceCell::from(maker.client(Reach::Private, &HostTls::default())?);
         Ok(Self { addresses, proxies, maker, made: Arc::new(Made { private, ..Made::default() }) })
@@ -109,7 +112,9 @@ impl Made {
 
 impl Maker {
     fn client(&self, reach: Reach, tls: &HostTls) -> Result<reqwest::Client, reqwest::Error> {
+        let proxies = Arc::clone(&self.proxies);
         let client = reqwest::Client::builder()
+            .proxy(Proxy::custom(move |url| proxies.of_url(url).cloned()))
             .user_agent(concat!("ocivol/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(self.connect_timeout)
             .dns_resolver(Arc::new(self.resolver.reaching(reach)))
@@ -121,15 +126,4 @@ impl Maker {
             .http1_only();
         tls.apply(client)?.build()
     }
-}
-
-/// The names of proxies in the environment, as reqwest reads it.
-fn proxies() -> Vec<String> {
-    let names = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
-    let values = names.iter().filter_map(|name| std::env::var(name).ok());
-    let urls = values.filter_map(|value| {
-        let with_scheme = if value.contains("://") { value } else { format!("http://{value}") };
-        Url::parse(&with_scheme).ok()
-    });
-    urls.filter_map(|url| url.domain().map(str::to_owned)).collect()
 }

@@ -1,6 +1,7 @@
 //! Credentials: what proves to a registry who is asking, where it is kept, and the programs that have it.
 
 pub mod account;
+pub mod account_tokens;
 pub mod answers;
 pub mod command;
 pub mod docker_config;

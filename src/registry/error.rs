@@ -261,21 +261,16 @@ impl Error {
         Self::WrongContent { host, wanted, got }
     }
 
-    /// The same, with a word on the program that has credentials for the registry and is not run.
+    /// The same, with what is to know of credentials that could not be had, if they could have made a difference.
     #[must_use]
-    pub fn with_unused_helper(mut self, helper: Option<&str>) -> Self {
-        if let (
-            Some(helper),
-            Self::CredentialsNeeded { detail, .. }
-            | Self::NotFound { detail, .. }
-            | Self::Denied { detail, .. },
-        ) = (helper, &mut self)
+    pub fn with_notes(mut self, notes: &[String]) -> Self {
+        if let Self::CredentialsNeeded { detail, .. }
+        | Self::CredentialsRefused { detail, .. }
+        | Self::NotFound { detail, .. }
+        | Self::Denied { detail, .. } = &mut self
+            && !notes.is_empty()
         {
-            let helper = crate::failure::one_line(&helper.chars().take(60).collect::<String>());
-            detail.push_str(&format!(
-                " (config.json leaves this registry to the credential helper {helper:?}, which ocivol does not run: \
-                 write the credentials into its auths)"
-            ));
+            detail.push_str(&format!(" ({})", crate::failure::one_line(&notes.join("; "))));
         }
         self
     }

@@ -3,7 +3,6 @@
 //! Source: containerd's `docs/hosts.md`, and what its `core/remotes/docker/config` does where that says nothing.
 
 pub mod directory;
-pub mod duration;
 pub mod endpoint;
 pub mod file;
 pub mod tls;

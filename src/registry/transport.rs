@@ -15,6 +15,7 @@ use crate::registry::auth::{Asking, Slot, Token, Tokens};
 use crate::registry::challenge::Challenge;
 use crate::registry::clients::Clients;
 use crate::registry::error::Error;
+use crate::registry::exchange::Exchanges;
 use crate::registry::hosts::directory::{Hosts, HostsSettings};
 use crate::registry::hosts::tls::HostTls;
 use crate::registry::http::{Asked, Body};
@@ -53,6 +54,7 @@ impl Default for RegistrySettings {
 /// The HTTP client and what it knows of registries. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Transport {
+    pub(super) exchanges: Exchanges,
     clients: Clients,
     settings: Arc<RegistrySettings>,
     tokens: Arc<Tokens>,
@@ -87,7 +89,8 @@ impl Transport {
     pub fn new(settings: RegistrySettings) -> Result<Self, reqwest::Error> {
         let clients = Clients::new(settings.addresses.clone(), settings.connect_timeout)?;
         let hosts = Hosts::new(settings.hosts.clone());
-        Ok(Self { clients, settings: Arc::new(settings), tokens: Arc::default(), hosts })
+        let exchanges = Exchanges::new(clients.clone());
+        Ok(Self { exchanges, clients, settings: Arc::new(settings), tokens: Arc::default(), hosts })
     }
 
     pub fn settings(&self) -> &RegistrySettings {

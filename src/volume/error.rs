@@ -44,6 +44,17 @@ pub enum Error {
         /// How far it is.
         progress: String,
     },
+    /// The operator does not let pods of this namespace use it.
+    #[error(
+        "pods of namespace {namespace} may not use {repository} on this node; its operator says what they may use \
+         (registry.permits in the chart)"
+    )]
+    NotPermitted {
+        /// Whose pods.
+        namespace: String,
+        /// Registry and repository.
+        repository: String,
+    },
     /// An unpublish of the same target came.
     #[error("the volume was unpublished while it was being published")]
     Preempted,
@@ -86,6 +97,7 @@ impl Error {
             Self::Occupied { .. } => Kind::AlreadyExists,
             Self::NotPublished { .. } | Self::NotMounted { .. } => Kind::NotFound,
             Self::StillPulling { .. } => Kind::DeadlineExceeded,
+            Self::NotPermitted { .. } => Kind::PermissionDenied,
             Self::Preempted => Kind::Aborted,
             Self::TooMany { .. } | Self::TooManyOfPod { .. } => Kind::ResourceExhausted,
             Self::Stopping => Kind::Unavailable,

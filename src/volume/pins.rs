@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::oci::reference::Reference;
-use crate::registry::credentials::keyring::Keyring;
 use crate::tenant::Tenant;
 use crate::volume::attributes::Attributes;
-use crate::volume::publish::pull_request;
+use crate::volume::credentials::Wanting;
 use crate::volume::volumes::Volumes;
 
 /// Until what could not be pulled is tried again; twice as long each time.
@@ -42,7 +41,7 @@ impl Volumes {
         let name = reference.to_string();
         let attributes = Attributes::parse(&BTreeMap::from([("reference".to_owned(), name.clone())]));
         let attributes = attributes.map_err(|error| error.to_string())?;
-        let request = pull_request(&attributes, &Keyring::default(), &Tenant::CommandLine).await;
+        let request = self.pull_request(&attributes, &Wanting::default(), &Tenant::CommandLine).await;
         let puller = self.puller().await.map_err(|error| error.to_string())?;
         let pulled = puller.pull(request).wait().await.ok_or("the pull failed")?;
         let pulled = pulled.map_err(|error| crate::failure::chain(&*error))?;

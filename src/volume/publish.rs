@@ -14,13 +14,13 @@ use crate::mount::target::{Policy, Target};
 use crate::oci::digest::Digest;
 use crate::pull::progress::Snapshot;
 use crate::pull::request::{PullRequest, Pulled};
-use crate::registry::credentials::keyring::Keyring;
 use crate::store::open::Store;
 use crate::store::usage::volumes::{Measured, VolumeRecord};
 use crate::tenant::Tenant;
 use crate::transfer::error::Error as TransferError;
 use crate::volume::attributes;
 use crate::volume::attributes::Attributes;
+use crate::volume::credentials::{Found, Wanting};
 use crate::volume::error::Error;
 use crate::volume::order::{Operation, TargetGuard};
 use crate::volume::store_mounts::StoreMounts;
@@ -42,8 +42,8 @@ pub struct Publish {
     pub arguments: String,
     /// Whether whoever uses the volume says that it is read-only. It is in any case.
     pub read_only: bool,
-    /// Credentials, of which those for the reference's registry are used.
-    pub keyring: Keyring,
+    /// Who wants it, and the credentials that came with the request.
+    pub wanting: Wanting,
     /// When the caller must have an answer.
     pub deadline: Instant,
 }
@@ -95,13 +95,14 @@ impl Volumes {
     /// The mount is made only while the caller waits. What is mounted is never undone by a failing repetition.
     ///
     /// # Errors
-    /// [`Error::Occupied`] when something else is mounted there, [`Error::StillPulling`] at the deadline,
+    /// [`Error::NotPermitted`], [`Error::Occupied`] when something else is mounted there, [`Error::StillPulling`] at the deadline,
     /// [`Error::Preempted`] when an unpublish came, and what pulling and mounting can fail with.
     pub async fn publish(
         &self,
         request: Publish,
         progress: &mut (dyn FnMut(Snapshot) + Send),
     ) -> Result<Published, Error> {
+        self.permits.check(&request.tenant, &request.attributes.reference)?;
         let operation = self.order.publish(request.target.path());
         let slot = self.slots.take(&request.tenant, request.pod.as_deref());
         let waiting = async {
@@ -133,6 +134,28 @@ impl Volumes {
         let mount = move || mount(&store, &mounter, &request, &mounted, guard);
         blocking::run(Lane::Mounts, mount).await?;
         Ok(Published::Mounted(pulled))
+    }
+
+    /// The pull that `attributes` ask for, on behalf of `tenant`.
+    pub async fn pull_request(
+        &self,
+        attributes: &Attributes,
+        wanting: &Wanting,
+        tenant: &Tenant,
+    ) -> PullRequest {
+        let Found { credentials, notes } =
+            Box::pin(self.credentials.find(&attributes.reference, wanting, &self.registry)).await;
+        PullRequest {
+            tenant: tenant.clone(),
+            reference: attributes.reference.clone(),
+            policy: attributes.pull_policy,
+            choice: attributes.choice.clone(),
+            options: attributes.options.clone(),
+            readable: attributes.readable,
+            credentials,
+            anonymous: self.credentials.anonymous,
+            notes,
+        }
     }
 
     /// Whether the very volume is mounted at the target.
@@ -179,7 +202,9 @@ impl Volumes {
         let mut far = "the store is being opened".to_owned();
         let pulling = async {
             let puller = self.puller().await?;
-            let pull = puller.pull(pull_request(attributes, &request.keyring, &request.tenant).await);
+            far = "credentials are looked for".to_owned();
+            let asked = self.pull_request(attributes, &request.wanting, &request.tenant).await;
+            let pull = puller.pull(asked);
             let mut pull = self.interests.waiting(request.target.path(), pull);
             let mut ticks = tokio::time::interval(PROGRESS_EVERY);
             let outcome = loop {
@@ -207,27 +232,6 @@ impl Volumes {
             () = self.stopping() => return Err(Error::Stopping),
         }
         Err(Error::StillPulling { reference: attributes.reference.to_string(), progress: far })
-    }
-}
-
-/// The pull that `attributes` ask for, on behalf of `tenant`.
-pub async fn pull_request(attributes: &Attributes, keyring: &Keyring, tenant: &Tenant) -> PullRequest {
-    let (reference, keyring) = (attributes.reference.clone(), keyring.clone());
-    // Ten thousand entries, each a pattern, are work.
-    let matching = move || {
-        let unused_helper = keyring.unused_helper(&reference).map(str::to_owned);
-        (keyring.matching(&reference), unused_helper)
-    };
-    let (credentials, unused_helper) = blocking::run(Lane::Store, matching).await;
-    PullRequest {
-        tenant: tenant.clone(),
-        reference: attributes.reference.clone(),
-        policy: attributes.pull_policy,
-        choice: attributes.choice.clone(),
-        options: attributes.options.clone(),
-        readable: attributes.readable,
-        credentials,
-        unused_helper,
     }
 }
 

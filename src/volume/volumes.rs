@@ -21,11 +21,13 @@ use crate::store::open::Store;
 use crate::store::space::budget::Budget;
 use crate::store::usage::volumes::Measured;
 use crate::volume::collector::Collector;
+use crate::volume::credentials::CredentialSources;
 use crate::volume::damages::Damages;
 use crate::volume::error::Error;
 use crate::volume::interests::Interests;
 use crate::volume::metrics::StoreMetrics;
 use crate::volume::order::Order;
+use crate::volume::permits::Permits;
 use crate::volume::slots::Slots;
 use crate::volume::store_mounts::StoreMounts;
 
@@ -38,6 +40,8 @@ const STORE_PATIENCE: Duration = Duration::from_secs(2);
 pub struct Volumes {
     pub(in crate::volume) store_root: PathBuf,
     pub(in crate::volume) registry: Registry,
+    pub(in crate::volume) credentials: CredentialSources,
+    pub(in crate::volume) permits: Permits,
     pub(in crate::volume) pulls: PullSettings,
     pub(in crate::volume) budget: Budget,
     pub(in crate::volume) metrics: Metrics,
@@ -61,8 +65,12 @@ pub struct Volumes {
 }
 
 /// How volumes are made, and what they may take.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Settings {
+    /// Where credentials come from.
+    pub credentials: CredentialSources,
+    /// Which registries pods may use.
+    pub permits: Permits,
     /// Bounds of pulls.
     pub pulls: PullSettings,
     /// How much of its disk the store may take.
@@ -80,13 +88,15 @@ pub struct Settings {
 impl Volumes {
     /// Nothing is opened yet.
     pub fn new(store_root: PathBuf, registry: Registry, settings: Settings, metrics: Metrics) -> Arc<Self> {
-        let Settings { pulls, budget, pinned, min_age, policy, lock } = settings;
+        let Settings { credentials, permits, pulls, budget, pinned, min_age, policy, lock } = settings;
         let store_metrics = StoreMetrics::default();
         let collector = Collector::new(&store_root, pinned, min_age, store_metrics.clone());
         let mounter = Mounter::new(&store_root, &empty_directory(&store_root), lock);
         Arc::new(Self {
             store_root,
             registry,
+            credentials,
+            permits,
             pulls,
             budget,
             metrics,

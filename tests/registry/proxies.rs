@@ -1,6 +1,8 @@
 //! Proxies, as the chart's `registry.httpProxy`, `.httpsProxy` and `.noProxy` name them: who goes through one, and what
 //! it gets to see.
 
+use std::process::Command;
+
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use ocivol::demo::push::Layer;
@@ -11,7 +13,10 @@ use crate::support::tls::CertificateAuthority;
 use crate::support::wire::{Proxy, Secure};
 use crate::support::{Node, Scripted, isolated, noise};
 
-const HERE: &str = "IP:127.0.0.1";
+/// Addresses of a private network, on the loopback interface of the test: what is on the machine itself is asked without a proxy.
+const HOST: &str = "10.9.9.1";
+const OTHER: &str = "10.9.9.2";
+const HERE: &str = "IP:10.9.9.1";
 const LOGIN: (&str, &str) = ("user", "hunter2");
 /// The same as a Basic credential has it.
 const ENCODED: &str = "dXNlcjpodW50ZXIy";
@@ -21,7 +26,11 @@ const PROXY_ENCODED: &str = "cHJveHktdXNlcjpwcm94eS13b3Jk";
 
 /// A registry without TLS, which has a model `m:v1` of one file `w`.
 async fn registry_with(content: &[u8]) -> Scripted {
-    let registry = Scripted::start().await;
+    for address in [HOST, OTHER] {
+        let added = Command::new("ip").args(["address", "replace", address, "dev", "lo"]).status();
+        assert!(added.is_ok_and(|status| status.success()), "{address}");
+    }
+    let registry = Scripted::start_with_many_names().await;
     let layer = Layer::model_file("weight", "w", content.to_vec());
     registry.pusher("m").model("v1", &[layer]).await.expect("pushed");
     registry
@@ -42,8 +51,14 @@ async fn node_with(
     if let Some(authority) = authority {
         node.trust(&authority.bundle());
     }
+    node.env.insert("OCIVOL_ALLOW_HOSTS".to_owned(), "10.9.9.0/30".to_owned());
     node.run().await;
     node
+}
+
+/// The registry's address that is not the machine's own.
+fn named(registry: &Scripted) -> String {
+    registry.host().replace("127.0.0.1", HOST)
 }
 
 async fn publishes(node: &Node, reference: &str, content: &[u8]) {
@@ -64,9 +79,10 @@ fn a_proxy_sees_of_tls_only_where_it_goes() {
         let registry = registry_with(&content).await;
         let authority = CertificateAuthority::new();
         let (tokens, storage) = (Scripted::start().await, Scripted::start().await);
-        let secure = Secure::start(&authority.sign(HERE), &registry.host()).await;
-        let token_server = Secure::start(&authority.sign(HERE), &tokens.host()).await;
-        let elsewhere = Secure::start(&authority.sign(HERE), &storage.host()).await;
+        let secure = Secure::start_at(&format!("{HOST}:0"), &authority.sign(HERE), &registry.host()).await;
+        let token_server =
+            Secure::start_at(&format!("{HOST}:0"), &authority.sign(HERE), &tokens.host()).await;
+        let elsewhere = Secure::start_at(&format!("{HOST}:0"), &authority.sign(HERE), &storage.host()).await;
         tokens.script(|seen| {
             let basic = format!("Basic {ENCODED}");
             let good = seen.headers.get(header::AUTHORIZATION).is_some_and(|value| *value == *basic);
@@ -126,17 +142,19 @@ fn no_proxy_names_who_is_asked_without() {
         let content = noise(2, 100_000);
         let registry = registry_with(&content).await;
         let authority = CertificateAuthority::new();
-        let secure = Secure::start(&authority.sign(HERE), &registry.host()).await;
-        let other = Secure::start_at("127.0.0.2:0", &authority.sign("IP:127.0.0.2"), &registry.host()).await;
+        let secure = Secure::start_at(&format!("{HOST}:0"), &authority.sign(HERE), &registry.host()).await;
+        let other =
+            Secure::start_at(&format!("{OTHER}:0"), &authority.sign("IP:10.9.9.2"), &registry.host()).await;
         // The address of this one is known to the proxy alone.
         let named = Secure::start(&authority.sign("DNS:registry.example"), &registry.host()).await;
         let proxy = Proxy::start(&[("registry.example:443", &named.host())]).await;
         let url = format!("http://{}", proxy.host());
         for (no_proxy, first, second) in [
             ("", true, true),
-            ("127.0.0.1", false, true),
-            ("127.0.0.2,registry.other", true, false),
-            ("10.0.0.0/8, 127.0.0.0/30", false, false),
+            ("10.9.9.1", false, true),
+            ("10.9.9.2,registry.other", true, false),
+            ("192.168.0.0/16, 10.9.9.0/30", false, false),
+            ("10.9.9.1:443", true, true),
         ] {
             let variables = [("HTTPS_PROXY", url.as_str()), ("NO_PROXY", no_proxy)];
             let node = node_with(&variables, Some(&authority), &[]).await;
@@ -148,7 +166,7 @@ fn no_proxy_names_who_is_asked_without() {
             }
             publishes(&node, "registry.example/m:v1", &content).await;
         }
-        for name in ["registry.example", ".example", "example", "*"] {
+        for name in ["registry.example", "*.example", ".example", "example:443", "*"] {
             let variables = [("HTTPS_PROXY", url.as_str()), ("NO_PROXY", name)];
             let node = node_with(&variables, Some(&authority), &[]).await;
             let before = proxy.asked().len();
@@ -165,14 +183,14 @@ fn each_scheme_has_its_own_proxy() {
         let content = noise(3, 100_000);
         let registry = registry_with(&content).await;
         let authority = CertificateAuthority::new();
-        let secure = Secure::start(&authority.sign(HERE), &registry.host()).await;
+        let secure = Secure::start_at(&format!("{HOST}:0"), &authority.sign(HERE), &registry.host()).await;
         let (plain, tls) = (Proxy::start(&[]).await, Proxy::start(&[]).await);
         let urls = [&plain, &tls].map(|proxy| format!("http://{}", proxy.host()));
         let variables = [("HTTP_PROXY", urls[0].as_str()), ("HTTPS_PROXY", urls[1].as_str())];
-        let host = registry.host();
+        let host = named(&registry);
         for which in [0, 1] {
             let node = node_with(&variables[which..=which], Some(&authority), &["--plain-http", &host]).await;
-            publishes(&node, &registry.reference("m:v1"), &content).await;
+            publishes(&node, &format!("{host}/m:v1"), &content).await;
             publishes(&node, &secure.reference("m:v1"), &content).await;
         }
         let (asked, asked_for_tls) = (plain.asked(), tls.asked());
@@ -209,13 +227,13 @@ fn a_proxys_password_is_in_no_error_and_no_log() {
     isolated(async {
         let authority = CertificateAuthority::new();
         let registry = registry_with(b"content").await;
-        let secure = Secure::start(&authority.sign(HERE), &registry.host()).await;
-        let references = [secure.reference("m:v1"), registry.reference("m:v1")];
+        let secure = Secure::start_at(&format!("{HOST}:0"), &authority.sign(HERE), &registry.host()).await;
+        let references = [secure.reference("m:v1"), format!("{}/m:v1", named(&registry))];
         for answer in REFUSALS {
             let (host, proxy) = refusing(answer).await;
             let url = format!("http://{PROXY_LOGIN}@{host}");
             let variables = [("HTTPS_PROXY", url.as_str()), ("HTTP_PROXY", &url)];
-            let flags = ["-vv", "--plain-http", &registry.host()];
+            let flags = ["-vv", "--plain-http", &named(&registry)];
             let node = node_with(&variables, Some(&authority), &flags).await;
             for reference in &references {
                 let status = fails(&node, reference).await;

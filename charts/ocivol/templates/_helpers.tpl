@@ -79,8 +79,30 @@ OCIVOL_GRANT_TTL: {{ .Values.registry.grantTTL | quote }}
 OCIVOL_SPOOL_ABOVE: {{ . | quote }}
 {{- end }}
 OCIVOL_ALWAYS_VERIFY: {{ .Values.registry.alwaysVerify | quote }}
+OCIVOL_VOLUME_SECRETS: {{ .Values.credentials.volumeSecrets | quote }}
+{{- with .Values.credentials.serviceAccountTokens }}
+OCIVOL_SERVICE_ACCOUNT_TOKENS: {{ toJson . | quote }}
+{{- end }}
 {{- if .Values.credentials.imagePullSecrets.enabled }}
 OCIVOL_IMAGE_PULL_SECRETS: "true"
+{{- end }}
+{{- with .Values.credentials.providers.config }}
+OCIVOL_IMAGE_CREDENTIAL_PROVIDER_CONFIG: /etc/ocivol/providers/{{ base . }}
+OCIVOL_IMAGE_CREDENTIAL_PROVIDER_BIN_DIR: /etc/ocivol/provider-bin
+{{- end }}
+{{- with .Values.credentials.nodeDockerConfig }}
+OCIVOL_NODE_DOCKER_CONFIG: /etc/ocivol/docker/{{ base . }}
+{{- end }}
+{{- with .Values.credentials.helpers.names }}
+{{- $helpers := list }}
+{{- range . }}
+{{- $helpers = append $helpers (printf "%s=/etc/ocivol/helper-bin/docker-credential-%s" . .) }}
+{{- end }}
+OCIVOL_CREDENTIAL_HELPERS: {{ join "," $helpers | quote }}
+{{- end }}
+OCIVOL_ANONYMOUS: {{ .Values.credentials.anonymous | quote }}
+{{- with .Values.registry.permits }}
+OCIVOL_PERMITS: {{ toJson . | quote }}
 {{- end }}
 OCIVOL_MOUNT_LOCK: {{ .Values.mount.lock | quote }}
 OCIVOL_LOG_FORMAT: {{ .Values.log.format | quote }}
@@ -103,4 +125,18 @@ rules:
   # A pod says which secrets it uses, and that it is the one that kubelet told of.
   resources: [pods, secrets]
   verbs: [get]
+{{- end -}}
+
+{{- /* Whether the plugin talks to the API server. */ -}}
+{{- define "ocivol.usesCluster" -}}
+{{- if or .Values.credentials.imagePullSecrets.enabled .Values.credentials.providers.annotations -}}true{{- end -}}
+{{- end -}}
+
+{{- /* Audiences of the tokens that kubelet passes. */ -}}
+{{- define "ocivol.audiences" -}}
+{{- $all := .Values.credentials.providers.audiences -}}
+{{- range .Values.credentials.serviceAccountTokens -}}
+{{- $all = append $all .audience -}}
+{{- end -}}
+{{- toJson (uniq $all) -}}
 {{- end -}}

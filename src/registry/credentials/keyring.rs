@@ -89,6 +89,16 @@ impl Keyring {
         own.map(|(_, helper)| helper).or_else(|| self.helpers.get("")).map(String::as_str)
     }
 
+    /// What is to know of the program that has credentials for `reference`'s registry and is not run.
+    pub fn note_of_helper(&self, reference: &Reference) -> Option<String> {
+        let helper = self.unused_helper(reference)?;
+        let helper: String = helper.chars().take(60).collect();
+        Some(format!(
+            "config.json leaves this registry to the credential helper {helper:?}, which ocivol does not run: write the \
+             credentials into its auths"
+        ))
+    }
+
     /// The credentials that may be shown to `reference`'s registry, most specific first.
     pub fn matching(&self, reference: &Reference) -> Vec<Credential> {
         let mut found: Vec<Credential> = Vec::new();

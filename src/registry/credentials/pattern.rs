@@ -8,17 +8,19 @@ use crate::oci::reference::{DOCKER_HUB, Reference};
 ///
 /// kubelet compares paths as strings, so its `team` also matches `team-evil`; here segments are compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::registry) struct Pattern {
+pub struct Pattern {
     host: Option<String>,
     port: Option<String>,
     path: Vec<String>,
 }
 
 impl Pattern {
+    /// The pattern that everything matches.
     pub fn everything() -> Self {
         Self { host: None, port: None, path: Vec::new() }
     }
 
+    /// The pattern that `key` says, with or without a scheme and `/v1/` or `/v2/`.
     pub fn new(key: &str) -> Self {
         let key = key.trim();
         let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
@@ -54,11 +56,13 @@ impl Pattern {
         globs.all(|glob| globset::Glob::new(glob).is_ok()).then_some(pattern)
     }
 
+    /// Larger for what matches less.
     pub fn specificity(&self) -> (usize, bool, bool) {
         let exact = self.host.as_ref().is_some_and(|host| !host.contains(['*', '?', '[']));
         (self.path.len(), exact, self.port.is_some())
     }
 
+    /// Whether it is for the repository of `reference`.
     pub fn matches(&self, reference: &Reference) -> bool {
         let Some(pattern) = &self.host else { return true };
         let (host, port) = split_port(reference.host());

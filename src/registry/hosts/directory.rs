@@ -111,11 +111,15 @@ impl HostsSettings {
             });
         }
         let file = HostsFile::parse(&text, &path)?;
+        let server = self.server(registry, Some(&file.server), is_named)?;
         let mut all = Vec::with_capacity(file.mirrors.len() + 1);
         for entry in &file.mirrors {
-            all.extend(self.mirror(registry, entry)?.map(Arc::new));
+            all.extend(self.place(registry, entry, &server)?.map(Arc::new));
         }
-        all.push(Arc::new(self.server(registry, Some(&file.server), is_named)?));
+        // Who has said more of the registry itself in an entry of its own has said how it is asked.
+        if !all.iter().any(|place| place.role == Role::Server) {
+            all.push(Arc::new(server));
+        }
         Ok(Places { all, is_named })
     }
 
@@ -146,13 +150,26 @@ impl HostsSettings {
         })
     }
 
-    fn mirror(&self, registry: &str, entry: &Entry) -> Result<Option<Endpoint>, BadHosts> {
+    /// A place with an entry of its own: a mirror, or the registry itself, of which more is said there.
+    fn place(&self, registry: &str, entry: &Entry, server: &Endpoint) -> Result<Option<Endpoint>, BadHosts> {
         let Some(base) = entry.base.clone().filter(|_| entry.pulls || entry.resolves) else {
             return Ok(None);
         };
         let name = host_and_port(&base);
-        let authoritative = self.authoritative.contains("*") || self.authoritative.contains(&name);
         let namespace = namespace(registry, &base);
+        if namespace.is_none() || name == host_and_port(&server.base) {
+            return Ok(Some(Endpoint {
+                pulls: entry.pulls,
+                resolves: entry.resolves,
+                namespace,
+                headers: entry.headers.clone(),
+                tls: tls(entry)?,
+                is_named: true,
+                base,
+                ..server.clone()
+            }));
+        }
+        let authoritative = self.authoritative.contains("*") || self.authoritative.contains(&name);
         Ok(Some(Endpoint {
             name,
             role: Role::Mirror { authoritative },
@@ -286,6 +303,26 @@ mod tests {
         assert!(
             places.all.iter().all(|place| place.is_named && place.namespace.as_deref() == Some("r.example"))
         );
+    }
+
+    #[tokio::test]
+    async fn an_entry_for_the_registry_itself_is_no_mirror() {
+        let root = tempfile::tempdir().expect("a directory");
+        let roles = async |registry: &str| {
+            let places = hosts(root.path(), &[]).of(registry).await.expect("read");
+            places.all.iter().map(|place| (place.base.to_string(), place.role)).collect::<Vec<_>>()
+        };
+        write(root.path(), "r.example", "[host.\"http://r.example\"]\n");
+        assert_eq!(roles("r.example").await, [("http://r.example/v2/".to_owned(), Role::Server)]);
+        write(
+            root.path(),
+            "s.example",
+            "server = \"https://10.0.0.1\"\n[host.\"m\"]\n[host.\"https://10.0.0.1\"]\n",
+        );
+        let mirror = Role::Mirror { authoritative: false };
+        let expected =
+            [("https://m/v2/".to_owned(), mirror), ("https://10.0.0.1/v2/".to_owned(), Role::Server)];
+        assert_eq!(roles("s.example").await, expected);
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use toml::{Table, Value};
 
 use crate::failure::one_line;
-use crate::registry::hosts::duration;
+use crate::registry::credentials::go_duration::nanoseconds;
 
 /// A file of the hosts directory cannot be used. A pull fails with it, because it may be what says that a mirror has to be used, or
 /// whom to trust.
@@ -143,7 +143,9 @@ impl Entry {
         let dial_timeout = match table.get("dial_timeout") {
             None => None,
             Some(Value::String(text)) => Some(
-                duration::parse(text)
+                nanoseconds(text)
+                    .and_then(|span| u64::try_from(span).ok())
+                    .map(Duration::from_nanos)
                     .ok_or_else(|| bad(format!("dial_timeout {text:?} is no time, as \"3s\"")))?,
             ),
             Some(_) => return Err(bad("dial_timeout is no text".to_owned())),

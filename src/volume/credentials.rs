@@ -1,0 +1,230 @@
+//! The credentials for a volume, from all places that the operator allows, in the order in which they are tried.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::failure;
+use crate::host::blocking::{self, Lane};
+use crate::kube::cluster::Cluster;
+use crate::kube::pull_secrets::Pod;
+use crate::oci::reference::Reference;
+use crate::registry::client::Registry;
+use crate::registry::credentials::account::Account;
+use crate::registry::credentials::account_tokens::AccountRule;
+use crate::registry::credentials::helpers::Helpers;
+use crate::registry::credentials::keyring::Keyring;
+use crate::registry::credentials::providers::Providers;
+use crate::registry::credentials::secret::{Credential, ServiceAccount};
+
+/// Where credentials come from, beside the volume itself.
+#[derive(Clone)]
+pub struct CredentialSources {
+    /// Whether those in the volume's secret are used.
+    pub volume_secrets: bool,
+    /// How tokens of pods' service accounts are shown to registries.
+    pub accounts: Vec<AccountRule>,
+    /// Where pods' `imagePullSecrets` are read.
+    pub cluster: Option<Cluster>,
+    /// kubelet's credential providers.
+    pub providers: Option<Providers>,
+    /// The node's Docker config: every pod may use what is in it.
+    pub docker_config: Option<PathBuf>,
+    /// The programs that the node's Docker config may name.
+    pub helpers: Helpers,
+    /// Whether registries are asked without credentials.
+    pub anonymous: bool,
+}
+
+/// Who wants a volume, and what came with the wish.
+#[derive(Debug, Clone, Default)]
+pub struct Wanting {
+    /// Credentials that came with it.
+    pub keyring: Keyring,
+    /// The pod, if there is one.
+    pub pod: Option<Pod>,
+    /// Its service account.
+    pub account: Option<ServiceAccount>,
+}
+
+/// Credentials, and why there are no more.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// In the order in which they are tried.
+    pub credentials: Vec<Credential>,
+    /// What failed, a sentence for each source; without secrets.
+    pub notes: Vec<String>,
+}
+
+/// Bytes of a Docker config.
+const CONFIG_LIMIT: u64 = 1 << 20;
+
+impl Default for CredentialSources {
+    fn default() -> Self {
+        Self {
+            volume_secrets: true,
+            accounts: Vec::new(),
+            cluster: None,
+            providers: None,
+            docker_config: None,
+            helpers: Helpers::default(),
+            anonymous: true,
+        }
+    }
+}
+
+impl CredentialSources {
+    /// All credentials for `reference`. Sources are asked at the same time, each within a time limit of its own; one that fails is told
+    /// of, and does not keep the others from being used.
+    pub async fn find(&self, reference: &Reference, wanting: &Wanting, registry: &Registry) -> Found {
+        let mut found = Found::default();
+        if self.volume_secrets {
+            // Ten thousand entries, each a pattern, are work.
+            let (keyring, reference) = (wanting.keyring.clone(), reference.clone());
+            let matching = move || (keyring.matching(&reference), keyring.note_of_helper(&reference));
+            let (credentials, note) = blocking::run(Lane::Store, matching).await;
+            found.add(credentials, note);
+        }
+        let (accounts, pull_secrets, providers, node) = tokio::join!(
+            self.of_account(reference, wanting, registry),
+            self.of_pull_secrets(reference, wanting),
+            self.of_providers(reference, wanting),
+            self.of_node(reference),
+        );
+        for (credentials, notes) in [accounts, pull_secrets, providers, node] {
+            found.add(credentials, notes);
+        }
+        found
+    }
+
+    async fn of_account(
+        &self,
+        reference: &Reference,
+        wanting: &Wanting,
+        registry: &Registry,
+    ) -> (Vec<Credential>, Vec<String>) {
+        let (mut credentials, mut notes) = (Vec::new(), Vec::new());
+        let Some(account) = &wanting.account else { return (credentials, notes) };
+        for rule in self.accounts.iter().filter(|rule| rule.matches(reference)) {
+            let Some(own) = account.tokens.get(&rule.audience) else {
+                notes.push(format!(
+                    "there is no token of service account {} for audience {:?}: it is missing in tokenRequests of the CSIDriver",
+                    account.name, rule.audience
+                ));
+                continue;
+            };
+            let token = match &rule.exchange_url {
+                None => Ok(own.token.clone()),
+                Some(url) => registry.exchange(url, &own.token).await,
+            };
+            match token {
+                Ok(token) => credentials.push(rule.credential(account, own, token)),
+                Err(error) => {
+                    notes.push(format!(
+                        "the token of service account {}: {}",
+                        account.name,
+                        failure::chain(&error)
+                    ));
+                }
+            }
+        }
+        (credentials, notes)
+    }
+
+    async fn of_pull_secrets(
+        &self,
+        reference: &Reference,
+        wanting: &Wanting,
+    ) -> (Vec<Credential>, Vec<String>) {
+        let (Some(cluster), Some(pod)) = (&self.cluster, &wanting.pod) else { return Default::default() };
+        match cluster.pull_secrets(pod).await {
+            Ok(secrets) => {
+                let reference = reference.clone();
+                let matching = move || {
+                    let all =
+                        secrets.keyrings.iter().flat_map(|keyring| keyring.matching(&reference)).collect();
+                    (all, secrets.problems.iter().map(|problem| failure::chain(problem)).collect())
+                };
+                blocking::run(Lane::Store, matching).await
+            }
+            Err(error) => (Vec::new(), vec![failure::chain(&error)]),
+        }
+    }
+
+    async fn of_providers(&self, reference: &Reference, wanting: &Wanting) -> (Vec<Credential>, Vec<String>) {
+        let Some(providers) = &self.providers else { return Default::default() };
+        let mut notes = Vec::new();
+        let (mut uid, mut annotations) = (String::new(), BTreeMap::new());
+        if let (Some(needs), Some(account)) = (providers.needs_account(reference), &wanting.account)
+            && needs.annotations
+        {
+            match &self.cluster {
+                Some(cluster) => match cluster.service_account(&account.namespace, &account.name).await {
+                    Ok(facts) => (uid, annotations) = (facts.uid, facts.annotations),
+                    Err(error) => notes.push(failure::chain(&error)),
+                },
+                None => notes.push(
+                    "a credential provider wants annotations of service accounts, which need credentials.imagePullSecrets or \
+                     credentials.providers.serviceAccounts in the chart"
+                        .to_owned(),
+                ),
+            }
+        }
+        let account = wanting.account.as_ref();
+        let account =
+            account.map(|service_account| Account { service_account, uid: &uid, annotations: &annotations });
+        let (credentials, failed) = providers.credentials(reference, account.as_ref()).await;
+        notes.extend(failed.iter().map(|error| failure::chain(error)));
+        (credentials, notes)
+    }
+
+    async fn of_node(&self, reference: &Reference) -> (Vec<Credential>, Vec<String>) {
+        let Some(path) = self.docker_config.clone() else { return Default::default() };
+        let read = {
+            let (path, reference) = (path.clone(), reference.clone());
+            move || -> Result<_, String> {
+                let size = std::fs::metadata(&path).map_err(|error| error.to_string())?.len();
+                if size > CONFIG_LIMIT {
+                    return Err(format!("it has {size} bytes, more than {CONFIG_LIMIT}"));
+                }
+                let text = zeroize::Zeroizing::new(
+                    std::fs::read_to_string(&path).map_err(|error| error.to_string())?,
+                );
+                let keyring = Keyring::from_docker_config(&text, "it").map_err(|error| error.to_string())?;
+                // Whoever may use the node may use it: the file is the identity.
+                let keyring = keyring.with_identity("node");
+                let helper = keyring.unused_helper(&reference).map(str::to_owned);
+                Ok((keyring.matching(&reference), helper, keyring.note_of_helper(&reference)))
+            }
+        };
+        match blocking::run(Lane::Store, read).await {
+            Ok((credentials, None, _)) => (credentials, Vec::new()),
+            Ok((mut credentials, Some(helper), note)) => {
+                if !self.helpers.allows(&helper) {
+                    return (credentials, note.into_iter().collect());
+                }
+                match self.helpers.credential(&helper, reference).await {
+                    Ok(found) => {
+                        credentials.extend(found);
+                        (credentials, Vec::new())
+                    }
+                    Err(error) => (credentials, vec![failure::chain(&error)]),
+                }
+            }
+            Err(reason) => (
+                Vec::new(),
+                vec![format!("the node's Docker config {} cannot be used: {reason}", path.display())],
+            ),
+        }
+    }
+}
+
+impl Found {
+    fn add(&mut self, credentials: Vec<Credential>, notes: impl IntoIterator<Item = String>) {
+        for credential in credentials {
+            if !self.credentials.contains(&credential) {
+                self.credentials.push(credential);
+            }
+        }
+        self.notes.extend(notes);
+    }
+}
