@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::failure::{Kind, chain};
 use crate::layout::artifact::Artifact;
 use crate::layout::plan::{Item, Plan};
+use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::oci::manifest::{Document, Manifest, parse};
 use crate::pull::choose::Documents;
@@ -40,6 +41,28 @@ struct Inspected {
     size: u64,
     files: Vec<File>,
     annotations: BTreeMap<String, String>,
+    /// Signatures and the like, as the registry lists them.
+    referrers: Vec<Referrer>,
+}
+
+#[derive(Serialize)]
+struct Referrer {
+    digest: String,
+    media_type: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    artifact_type: Option<String>,
+    size: u64,
+}
+
+impl Referrer {
+    fn of(descriptor: &Descriptor) -> Self {
+        Self {
+            digest: descriptor.digest.to_string(),
+            media_type: descriptor.media_type.clone(),
+            artifact_type: descriptor.artifact_type.clone(),
+            size: descriptor.size,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -131,7 +154,12 @@ async fn inspect_as(
     {
         return Err(Failure { kind: error.kind(), message: chain(error) });
     }
-    Ok(describe(attributes, &artifact, &planned, &digest))
+    let mut described = describe(attributes, &artifact, &planned, &digest);
+    let referrers = registry.referrers(asker, artifact.digest).await;
+    // What else is shown does not depend on it.
+    let referrers = referrers.inspect_err(|error| tracing::warn!(%error, "cannot list what refers to it"));
+    described.referrers = referrers.unwrap_or_default().iter().map(Referrer::of).collect();
+    Ok(described)
 }
 
 /// The manifests of a registry, of which the first was read already.
@@ -213,6 +241,7 @@ fn describe(
         size: files.iter().fold(0, |sum, file| sum.saturating_add(file.size)),
         files,
         annotations: manifest.annotations.clone(),
+        referrers: Vec::new(),
     }
 }
 
@@ -228,6 +257,11 @@ fn text(found: &Inspected) -> String {
     for file in &found.files {
         let size = BinaryBytes(file.size).to_string();
         lines.push(format!("  {size:>11}  {}  {}", &file.digest, file.path));
+    }
+    for referrer in &found.referrers {
+        let size = BinaryBytes(referrer.size).to_string();
+        let kind = referrer.artifact_type.as_deref().unwrap_or(&referrer.media_type);
+        lines.push(format!("referrer   {}  {kind}, {size}", referrer.digest));
     }
     // Names and types are the registry's words: they must not speak to the terminal.
     let safe = lines

@@ -292,6 +292,16 @@ impl Registry {
         Ok(bytes)
     }
 
+    pub(super) fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    /// The registry itself.
+    pub(super) async fn server(&self, source: &Source) -> Result<Place, Error> {
+        let (places, _) = self.transport.places(source).await?;
+        places.into_iter().find(|place| !place.endpoint.is_mirror()).ok_or_else(|| no_place(source))
+    }
+
     /// The places of `source` that may be asked. A mirror that proves no right is one only if the registry can say who may read, and is
     /// one that the operator has named: anybody's may lie.
     async fn places(&self, source: &Source) -> Result<Vec<Place>, Error> {

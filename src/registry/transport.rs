@@ -21,6 +21,7 @@ use crate::registry::hosts::tls::HostTls;
 use crate::registry::http::{Asked, Body};
 use crate::registry::place::Place;
 use crate::registry::source::Source;
+use crate::registry::warnings::Warnings;
 use crate::registry::{auth, challenge, http};
 
 /// How registries are spoken to.
@@ -59,6 +60,7 @@ pub(super) struct Transport {
     settings: Arc<RegistrySettings>,
     tokens: Arc<Tokens>,
     hosts: Hosts,
+    warnings: Warnings,
 }
 
 /// What to ask for.
@@ -90,7 +92,14 @@ impl Transport {
         let clients = Clients::new(settings.addresses.clone(), settings.connect_timeout)?;
         let hosts = Hosts::new(settings.hosts.clone());
         let exchanges = Exchanges::new(clients.clone());
-        Ok(Self { exchanges, clients, settings: Arc::new(settings), tokens: Arc::default(), hosts })
+        Ok(Self {
+            exchanges,
+            warnings: Warnings::default(),
+            clients,
+            settings: Arc::new(settings),
+            tokens: Arc::default(),
+            hosts,
+        })
     }
 
     pub fn settings(&self) -> &RegistrySettings {
@@ -137,6 +146,9 @@ impl Transport {
                 (Some(_), None) => shown = true,
                 (None, _) => {}
             }
+        }
+        if is_from(&url, &response) {
+            self.warnings.tell(place.host(), response.headers());
         }
         if matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
             return Ok(response);

@@ -161,7 +161,9 @@ fn t28_credentials_are_for_token_servers_of_the_same_site() {
         drop(node);
         // Where the operator has named it, and not only its network, it is asked.
         for (allowed, comes) in [("127.0.0.0/8", false), (victim.host.as_str(), true)] {
-            let node = start(&registry, &["--allow-hosts", allowed, "--stall-timeout", "1"]).await;
+            // Without credentials it might be asked in any case.
+            let flags = ["--allow-hosts", allowed, "--stall-timeout", "1", "--anonymous", "false"];
+            let node = start(&registry, &flags).await;
             let volume = node.volume("pod");
             let published = node.publish_as(&volume, &reference, &[], ("user", "hunter2")).await;
             published.expect_err("it gives no token");

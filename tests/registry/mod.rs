@@ -10,6 +10,7 @@ mod needed_content;
 mod odd_answers;
 mod odd_registries;
 mod proxies;
+mod referrers;
 mod tls;
 mod token_expiry;
 mod wrong_answers;

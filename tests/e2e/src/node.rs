@@ -16,7 +16,10 @@ use crate::registry::{self, REGISTRY};
 pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 /// The machine's address on the bridge.
 pub const ADDRESS: &str = "10.99.0.1";
-const API: &str = "https://127.0.0.1:6443";
+/// Where the service `kubernetes` is, too, because no kube-proxy leads elsewhere: see [`SERVICE`].
+const API: &str = "https://127.0.0.1";
+/// The address of the service `kubernetes`, which is the node's own.
+const SERVICE: &str = "10.96.0.1/32";
 
 /// A machine's daemons.
 pub struct Node {
@@ -62,10 +65,13 @@ impl Node {
             .stderr(Stdio::null())
             .status();
         assert!(made.is_ok_and(|status| status.success()), "openssl");
+        run(Command::new("ip").args(["address", "add", SERVICE, "dev", "lo"]));
         fs::write(lib.join("pki/tokens"), "admin,admin,1,\"system:masters\"\n").expect("a file");
         let api = [
             "--etcd-servers=http://127.0.0.1:2379",
-            "--bind-address=127.0.0.1",
+            "--bind-address=0.0.0.0",
+            "--advertise-address=10.99.0.1",
+            "--secure-port=443",
             "--cert-dir=/var/lib/pki",
             "--token-auth-file=/var/lib/pki/tokens",
             "--authorization-mode=RBAC",

@@ -21,17 +21,19 @@ pub const PRIVATE: &str = "10.99.0.1:5001";
 pub const SLOW: &str = "10.99.0.1:5002";
 /// Nobody listens there.
 pub const DOWN: &str = "10.99.0.1:5999";
+/// Listens on the node itself, as peers of a cluster's mirrors do.
+pub const MIRROR: &str = "127.0.0.1:5003";
 pub const HOSTS: [&str; 4] = [REGISTRY, PRIVATE, SLOW, DOWN];
 pub const LOGIN: (&str, &str) = ("alice", "wonderland");
 /// bcrypt of the password above.
 const HTPASSWD: &str = "alice:$2b$05$r55D3P2KXKbooEGo2CnxM.5/i9DC9gz7KOr1BYW39TpMO7Jr7lFtm\n";
 
-/// Starts both.
+/// Starts them.
 pub fn start() -> Vec<(&'static str, Child)> {
     let directory = Path::new("/var/lib/registry");
     fs::write(directory.join("htpasswd"), HTPASSWD).expect("a file");
     let login = "auth: {htpasswd: {realm: e2e, path: /var/lib/registry/htpasswd}}\n";
-    [("registry", REGISTRY, ""), ("private-registry", PRIVATE, login)]
+    [("registry", REGISTRY, ""), ("private-registry", PRIVATE, login), ("mirror", MIRROR, "")]
         .map(|(name, host, auth)| {
             let config = format!(
                 "version: 0.1\nlog: {{level: error}}\n\
@@ -62,6 +64,7 @@ async fn serves() {
     let began = Instant::now();
     while tokio::net::TcpStream::connect(REGISTRY).await.is_err()
         || tokio::net::TcpStream::connect(PRIVATE).await.is_err()
+        || tokio::net::TcpStream::connect(MIRROR).await.is_err()
     {
         assert!(began.elapsed() < Duration::from_secs(60), "the registries do not serve");
         tokio::time::sleep(Duration::from_millis(20)).await;

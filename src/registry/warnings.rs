@@ -1,0 +1,73 @@
+//! What registries want people to know: `Warning` headers.
+//!
+//! Source: distribution-spec v1.1, "Warnings": `299 - "text"`, and at most 4096 bytes of them.
+
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use reqwest::header::HeaderMap;
+
+use crate::failure::one_line;
+
+/// What was told already. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Warnings(Arc<Mutex<HashSet<(String, String)>>>);
+
+/// Bytes of warnings in one answer.
+const BYTES: usize = 4096;
+/// Warnings that are remembered; beyond, all are told again.
+const LIMIT: usize = 256;
+
+impl Warnings {
+    /// Tells, once, what an answer of `host` warns of.
+    pub fn tell(&self, host: &str, headers: &HeaderMap) {
+        for text in texts(headers) {
+            let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.len() >= LIMIT {
+                told.clear();
+            }
+            if told.insert((host.to_owned(), text.clone())) {
+                tracing::warn!(host, warning = text, "the registry warns");
+            }
+        }
+    }
+}
+
+/// The texts of code 299 and no agent.
+fn texts(headers: &HeaderMap) -> Vec<String> {
+    let mut left = BYTES;
+    let mut found = Vec::new();
+    for value in headers.get_all("warning") {
+        let Some(rest) = left.checked_sub(value.len()) else { break };
+        left = rest;
+        let text =
+            value.to_str().ok().and_then(|value| value.trim().strip_prefix("299 - \"")?.strip_suffix('"'));
+        found.extend(text.map(|text| one_line(&text.replace("\\\"", "\"").replace("\\\\", "\\"))));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_of_code_299_are_told_and_others_are_not() {
+        let mut headers = HeaderMap::new();
+        for value in [
+            r#"299 - "your plan ends \"soon\"""#,
+            r#"199 - "x""#,
+            r#"299 proxy "x""#,
+            r#"299 - "x" "Tue, 15 Nov 1994 08:12:31 GMT""#,
+            "299 - x",
+            r#"299 - "second""#,
+        ] {
+            headers.append("warning", value.parse().expect("a value"));
+        }
+        assert_eq!(texts(&headers), [r#"your plan ends "soon""#, "second"]);
+        headers.append("warning", format!("299 - \"{}\"", "x".repeat(BYTES)).parse().expect("a value"));
+        assert_eq!(texts(&headers).len(), 2, "too much");
+    }
+}
