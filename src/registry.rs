@@ -13,6 +13,7 @@ pub mod error;
 mod exchange;
 pub mod hosts;
 pub mod http;
+pub mod local;
 mod mirrors;
 pub mod place;
 mod proxy;

@@ -58,6 +58,16 @@ pub struct Common {
         value_delimiter = ','
     )]
     pub allow_hosts: Vec<String>,
+    /// Directories below which image layouts on this node may lie, for references as oci-layout:/path; everybody may mount what is
+    /// there [default: none for the node plugin, any for commands]
+    #[arg(
+        long = "oci-layout-dir",
+        global = true,
+        env = "OCIVOL_OCI_LAYOUT_DIRS",
+        value_name = "DIR[,DIR]",
+        value_delimiter = ','
+    )]
+    pub oci_layout_dirs: Vec<PathBuf>,
     /// Seconds without a byte after which a request counts as stalled
     #[arg(long, global = true, env = "OCIVOL_STALL_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
     pub stall_timeout: u64,
@@ -246,7 +256,7 @@ pub enum MountLock {
 #[derive(Debug, Clone, Args)]
 pub struct ContentArgs {
     /// What to pull.
-    #[arg(help = "host[:port]/name[:tag][@digest]")]
+    #[arg(help = "host[:port]/name[:tag][@digest], or oci-layout:/path[:tag][@digest]")]
     pub reference: String,
     /// Always, IfNotPresent or Never
     #[arg(long)]
@@ -361,6 +371,7 @@ impl Common {
             authoritative_mirrors: self.authoritative_mirrors.clone(),
             plain_http: self.plain_http.clone(),
             allow_hosts: self.allow_hosts.clone(),
+            oci_layout_dirs: self.oci_layout_dirs.clone(),
             stall_timeout: self.stall_timeout,
             parallel_downloads: self.parallel_downloads,
             verify_diff_ids: self.verify_diff_ids,

@@ -42,10 +42,11 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 /// What commands work on, made from the common flags.
 pub fn volumes(common: &Common) -> Result<Arc<Volumes>, Failure> {
-    let (registry, pulls) = common
+    let (mut registry, pulls) = common
         .pulls()
         .check(Addresses::of_a_command())
         .map_err(|error| Failure::usage(&error.to_string()))?;
+    registry.layouts = registry.layouts.of_a_command();
     let registry = Registry::new(registry).map_err(|error| Failure::internal(&error.to_string()))?;
     let settings = Settings {
         credentials: CredentialSources::default(),

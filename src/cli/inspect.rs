@@ -78,10 +78,11 @@ struct File {
 /// Whatever failed.
 pub async fn run(common: &Common, flags: &ContentArgs) -> Result<ExitCode, Failure> {
     let attributes = Attributes::parse(&flags.attributes()).map_err(volume::error::Error::from)?;
-    let (settings, _) = common
+    let (mut settings, _) = common
         .pulls()
         .check(Addresses::of_a_command())
         .map_err(|error| Failure::usage(&error.to_string()))?;
+    settings.layouts = settings.layouts.of_a_command();
     let registry = Registry::new(settings).map_err(|error| Failure::internal(&error.to_string()))?;
     let keyring = match common.docker_config()? {
         Some(text) => {

@@ -15,6 +15,7 @@ use crate::oci::reference::{InvalidReference, Reference};
 use crate::oci::repository::host_identity;
 use crate::registry::addresses::Addresses;
 use crate::registry::hosts::directory::HostsSettings;
+use crate::registry::local::places::Places;
 use crate::store::space::budget::{Budget, Level};
 use crate::volume::credentials::CredentialSources;
 use crate::volume::permits::Permits;
@@ -105,6 +106,8 @@ pub struct PullFlags {
     pub plain_http: Vec<String>,
     /// `--allow-hosts`
     pub allow_hosts: Vec<String>,
+    /// `--oci-layout-dir`
+    pub oci_layout_dirs: Vec<PathBuf>,
     /// `--stall-timeout`, seconds.
     pub stall_timeout: u64,
     /// `--parallel-downloads`
@@ -258,9 +261,13 @@ impl PullFlags {
                 return Err(BadFlag { flag: "--spool-above", value, reason });
             }
         };
+        for directory in &self.oci_layout_dirs {
+            check_absolute("--oci-layout-dir", directory)?;
+        }
         let registry = registry::transport::RegistrySettings {
             hosts,
             addresses,
+            layouts: Places::below(self.oci_layout_dirs),
             stall_timeout: Duration::from_secs(self.stall_timeout),
             ..registry::transport::RegistrySettings::default()
         };
@@ -384,6 +391,7 @@ mod tests {
                 authoritative_mirrors: Vec::new(),
                 plain_http: Vec::new(),
                 allow_hosts: Vec::new(),
+                oci_layout_dirs: Vec::new(),
                 stall_timeout: 30,
                 parallel_downloads: 4,
                 verify_diff_ids: false,

@@ -1,4 +1,5 @@
-//! References: `host[:port]/name[:tag][@digest]`, read as Docker reads them.
+//! References: `host[:port]/name[:tag][@digest]`, read as Docker reads them, and `oci-layout:/path[:tag][@digest]`, an image layout on
+//! this node.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
@@ -11,8 +12,15 @@ use crate::oci::digest::Digest;
 
 /// Docker Hub's name in references. Its registry answers at another host, which `registry` knows.
 pub const DOCKER_HUB: &str = "docker.io";
+/// What stands for a host where an image layout on this node is meant. No registry has this name: a host has a dot or a port, or is
+/// `localhost`.
+pub const OCI_LAYOUT: &str = "oci-layout";
+/// What an image layout is asked for where the reference has neither tag nor digest: the only manifest, or the one named `latest`. It
+/// is no tag.
+pub const ONLY: &str = "*";
 
-/// Where a manifest is: a registry, a repository, and a tag or digest.
+/// Where a manifest is: a registry, a repository, and a tag or digest. Or an image layout on this node: then the host is
+/// [`OCI_LAYOUT`], and the repository is the path of a directory or archive, which begins with `/` and has no `.` or `..` in it.
 ///
 /// *Invariant:* every part obeys the grammar of distribution-spec v1.1, so it is safe in a URL path. At registries that tell
 /// upper case from lower (`MIXED_CASE`) names may have capital letters, too.
@@ -29,7 +37,7 @@ pub struct Reference {
 
 /// The text is not a reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a reference: {text:?}: {reason}; expected host[:port]/name[:tag][@digest]")]
+#[error("not a reference: {text:?}: {reason}; expected {}[:tag][@digest]", if .text.starts_with(LAYOUT_PREFIX) { "oci-layout:/path" } else { "host[:port]/name" })]
 pub struct InvalidReference {
     text: String,
     reason: String,
@@ -37,6 +45,11 @@ pub struct InvalidReference {
 
 /// Registries whose repositories have the names of their users, as these write them: Hugging Face's and Ollama's.
 const MIXED_CASE: [&str; 4] = ["hf.co", "huggingface.co", "registry.ollama.ai", "ollama.com"];
+/// What references to image layouts begin with, but for the path's own slash.
+const LAYOUT_PREFIX: &str = "oci-layout:";
+/// Bytes of the path of an image layout: a fourth of what Linux allows (`man 3 realpath`, PATH_MAX), so that errors that name one
+/// have room for more.
+const PATH_LIMIT: usize = 1024;
 /// Bytes of `host/repository`, as in distribution's reference grammar.
 const NAME_LIMIT: usize = 255;
 /// Characters of a tag: distribution-spec v1.1, "Pulling manifests".
@@ -63,12 +76,24 @@ impl Reference {
         self.digest.as_ref()
     }
 
-    /// What to ask the registry for: the digest if there is one, else the tag, else `latest`.
+    /// Whether an image layout on this node is meant, and not a registry.
+    pub fn is_layout(&self) -> bool {
+        self.host == OCI_LAYOUT
+    }
+
+    /// What to ask the registry for: the digest if there is one, else the tag, else `latest`; of an image layout [`ONLY`].
     pub fn target(&self) -> String {
+        let default = if self.is_layout() { ONLY } else { "latest" };
         match &self.digest {
             Some(digest) => digest.to_string(),
-            None => self.tag.clone().unwrap_or_else(|| "latest".to_owned()),
+            None => self.tag.as_deref().unwrap_or(default).to_owned(),
         }
+    }
+
+    /// The manifest at `digest` in the same repository.
+    #[must_use]
+    pub fn at(&self, digest: Digest) -> Self {
+        Self { digest: Some(digest), tag: None, ..self.clone() }
     }
 }
 
@@ -94,6 +119,12 @@ impl FromStr for Reference {
         };
         if let Some(tag) = tag {
             check_tag(tag).map_err(invalid)?;
+        }
+        if let Some(path) = name.strip_prefix(LAYOUT_PREFIX).filter(|path| path.starts_with('/')) {
+            let path = path.trim_end_matches('/');
+            check_path(path).map_err(invalid)?;
+            let (host, tag) = (OCI_LAYOUT.to_owned(), tag.map(str::to_owned));
+            return Ok(Self { host, repository: path.to_owned(), tag, digest });
         }
         let (host, repository) = split_host(name);
         check_host(host).map_err(invalid)?;
@@ -181,6 +212,21 @@ fn check_repository(host: &str, repository: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// The absolute path of an image layout. What it leads to is for who opens it to look at.
+fn check_path(path: &str) -> Result<(), String> {
+    if path.len() > PATH_LIMIT {
+        return Err(format!("the path is longer than {PATH_LIMIT} bytes"));
+    }
+    let Some(parts) = path.strip_prefix('/') else {
+        return Err("the path is that of no directory or archive".into());
+    };
+    match parts.split('/').find(|part| matches!(*part, "" | "." | "..") || part.chars().any(char::is_control))
+    {
+        Some(part) => Err(format!("the path has the part {part:?}")),
+        None => Ok(()),
+    }
+}
+
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`, distribution-spec v1.1.
 fn is_path_component(component: &str) -> bool {
     let alphanumeric = |byte: &u8| byte.is_ascii_digit() || byte.is_ascii_lowercase();
@@ -227,7 +273,8 @@ impl From<Reference> for String {
 
 impl fmt::Display for Reference {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}/{}", self.host, self.repository)?;
+        let separator = if self.is_layout() { ':' } else { '/' };
+        write!(out, "{}{separator}{}", self.host, self.repository)?;
         if let Some(tag) = &self.tag {
             write!(out, ":{tag}")?;
         }
@@ -260,6 +307,45 @@ mod tests {
             let reference: Reference = text.parse().expect(&text);
             assert_eq!((reference.host(), reference.repository(), reference.tag()), (host, repository, tag));
             assert_eq!(reference.to_string().parse::<Reference>(), Ok(reference));
+        }
+    }
+
+    #[test]
+    fn image_layouts_have_a_path_and_a_tag_after_the_last_slash() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let table = [
+            ("oci-layout:/srv/Models/a b.tar".to_owned(), "/srv/Models/a b.tar", None, "*".to_owned()),
+            ("oci-layout:/srv/a:b/x:v1".into(), "/srv/a:b/x", Some("v1"), "v1".into()),
+            (format!("oci-layout:/x:v1@{digest}"), "/x", Some("v1"), digest.clone()),
+            (format!("oci-layout:/x@{digest}"), "/x", None, digest),
+        ];
+        for (text, path, tag, target) in table {
+            let reference: Reference = text.parse().expect(&text);
+            assert!(reference.is_layout(), "{text}");
+            assert_eq!((reference.repository(), reference.tag()), (path, tag), "{text}");
+            assert_eq!((reference.target(), reference.to_string()), (target, text));
+            assert_eq!(reference.to_string().parse::<Reference>(), Ok(reference));
+        }
+        let slash: Reference = "oci-layout:/srv/x/".parse().expect("a path");
+        assert_eq!(slash.to_string(), "oci-layout:/srv/x");
+        let long = format!("oci-layout:/{}", "a".repeat(1024));
+        for bad in [
+            "oci-layout:/",
+            "oci-layout:/srv/../etc",
+            "oci-layout:/srv/./x",
+            "oci-layout://x",
+            "oci-layout:/a\nb",
+            "oci-layout:/x:",
+            "oci-layout:/x:a:b",
+            "oci-layout:/x@y",
+            "oci-layout:./x",
+            &long,
+        ] {
+            let error = bad.parse::<Reference>().expect_err(bad).to_string();
+            assert!(error.contains("expected oci-layout:/path[:tag][@digest]"), "{error}");
+        }
+        for other in ["oci-layout:v1", "oci-layout:5000/x", "oci-layout/x"] {
+            assert!(!other.parse::<Reference>().expect(other).is_layout(), "{other}");
         }
     }
 

@@ -6,9 +6,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::oci::reference::Reference;
+use crate::oci::reference::{OCI_LAYOUT, Reference};
 
-/// A repository of a registry.
+/// A repository of a registry; or an image layout on this node, whose host is [`OCI_LAYOUT`] and whose name is its path.
 ///
 /// *Invariant:* the host is in lower case and without the port that is https' own, so that a registry has one name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -25,6 +25,11 @@ impl Repository {
     pub fn of(reference: &Reference) -> Self {
         Self { host: host_identity(reference.host()), name: reference.repository().to_owned() }
     }
+
+    /// Whether it is an image layout on this node.
+    pub fn is_layout(&self) -> bool {
+        self.host == OCI_LAYOUT
+    }
 }
 
 /// The one name of a registry's host: DNS knows no case (RFC 4343), and 443 is what https means.
@@ -35,7 +40,8 @@ pub fn host_identity(host: &str) -> String {
 
 impl fmt::Display for Repository {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}/{}", self.host, self.name)
+        let separator = if self.is_layout() { ':' } else { '/' };
+        write!(out, "{}{separator}{}", self.host, self.name)
     }
 }
 
@@ -52,5 +58,8 @@ mod tests {
         );
         assert_ne!(of("r.example:5000/a"), of("r.example/a"));
         assert_eq!(of("localhost:4430/a").host, "localhost:4430");
+        let layout = of("oci-layout:/srv/x.tar:v1");
+        assert!(layout.is_layout() && layout.to_string() == "oci-layout:/srv/x.tar");
+        assert!(!of("oci-layout:5000/srv").is_layout() && !of("oci-layout/srv").is_layout());
     }
 }

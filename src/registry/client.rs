@@ -21,6 +21,7 @@ use crate::registry::credentials::secret::Secret;
 use crate::registry::error::Error;
 use crate::registry::http;
 use crate::registry::http::Body;
+use crate::registry::local::tags::Named;
 use crate::registry::mirrors::{Mirrors, content};
 use crate::registry::place::Place;
 use crate::registry::retry::{Backoff, retry};
@@ -74,6 +75,14 @@ impl Registry {
     pub fn longest_silence(&self) -> Duration {
         let settings = self.transport.settings();
         settings.stall_timeout.saturating_mul(1 << settings.attempts.min(8))
+    }
+
+    /// The first `limit` manifests that the image layout at `path` on this node names, and how many there are.
+    ///
+    /// # Errors
+    /// When the path is not for this process to read, or is no image layout.
+    pub async fn names_in_layout(&self, path: &str, limit: usize) -> Result<(Vec<Named>, usize), Error> {
+        self.transport.layouts().names(path, limit).await
     }
 
     /// The manifest or index at `target`, a tag or digest: from a mirror, if the registry confirms that it may be read, else from the

@@ -206,6 +206,14 @@ pub enum Error {
         /// Why.
         source: InvalidManifest,
     },
+    /// A path that this process does not read as an image layout, because nobody allowed it to.
+    #[error("oci-layout:{path} is not read: {reason}")]
+    Layout {
+        /// The path.
+        path: String,
+        /// Why, and what can be done about it.
+        reason: String,
+    },
     /// This machine has no certificates to check registries with.
     #[error("cannot set up TLS: {reason}; install ca-certificates, or name a bundle in SSL_CERT_FILE")]
     Tls {
@@ -243,6 +251,7 @@ impl Error {
             | Self::MirrorOnly { .. }
             | Self::Hosts(_)
             | Self::TooSlow { .. } => Kind::Unavailable,
+            Self::Layout { .. } => Kind::InvalidArgument,
             Self::Tls { .. } => Kind::Internal,
             Self::Protocol { .. } | Self::Manifest { .. } | Self::WrongContent { .. } => {
                 Kind::FailedPrecondition

@@ -26,8 +26,10 @@ pub struct Asker {
 }
 
 impl Source {
-    /// The repository of `reference`, asked as `credential`.
+    /// The repository of `reference`, asked as `credential`. An image layout on this node asks nobody for one, and what it holds is
+    /// everybody's.
     pub fn new(reference: &Reference, credential: Option<Credential>) -> Self {
+        let credential = credential.filter(|_| !reference.is_layout());
         Self { repository: Repository::of(reference), credential: credential.map(Arc::new) }
     }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use reqwest::header::{self, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
 
+use crate::oci::reference::OCI_LAYOUT;
 use crate::oci::repository::Repository;
 use crate::registry::addresses::{Addresses, NamedBy};
 use crate::registry::auth::{Asking, Slot, Token, Tokens};
@@ -19,6 +20,8 @@ use crate::registry::exchange::Exchanges;
 use crate::registry::hosts::directory::{Hosts, HostsSettings};
 use crate::registry::hosts::tls::HostTls;
 use crate::registry::http::{Asked, Body};
+use crate::registry::local::layouts::{LayoutRequest, Layouts};
+use crate::registry::local::places::Places;
 use crate::registry::place::Place;
 use crate::registry::source::Source;
 use crate::registry::warnings::Warnings;
@@ -31,6 +34,8 @@ pub struct RegistrySettings {
     pub hosts: HostsSettings,
     /// What may be connected to.
     pub addresses: Addresses,
+    /// Where image layouts on this node may lie (`oci-layout:/path`).
+    pub layouts: Places,
     /// Wait for a connection.
     pub connect_timeout: Duration,
     /// Wait for the first or the next byte of an answer; then the request counts as stalled. When it is asked again,
@@ -45,6 +50,7 @@ impl Default for RegistrySettings {
         Self {
             hosts: HostsSettings::default(),
             addresses: Addresses::default(),
+            layouts: Places::default(),
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
             attempts: 4,
@@ -57,6 +63,7 @@ impl Default for RegistrySettings {
 pub(super) struct Transport {
     pub(super) exchanges: Exchanges,
     clients: Clients,
+    layouts: Layouts,
     settings: Arc<RegistrySettings>,
     tokens: Arc<Tokens>,
     hosts: Hosts,
@@ -92,7 +99,9 @@ impl Transport {
         let clients = Clients::new(settings.addresses.clone(), settings.connect_timeout)?;
         let hosts = Hosts::new(settings.hosts.clone());
         let exchanges = Exchanges::new(clients.clone());
+        let layouts = Layouts::new(settings.layouts.clone());
         Ok(Self {
+            layouts,
             exchanges,
             warnings: Warnings::default(),
             clients,
@@ -106,6 +115,11 @@ impl Transport {
         &self.settings
     }
 
+    /// Image layouts on this node.
+    pub fn layouts(&self) -> &Layouts {
+        &self.layouts
+    }
+
     /// The places where the content of `source` is, in the order in which they are asked; the last is the registry itself. With
     /// whether the operator has named the registry.
     pub async fn places(&self, source: &Source) -> Result<(Vec<Place>, bool), Error> {
@@ -116,6 +130,13 @@ impl Transport {
     /// Asks `place` with what is known of it, and once more with what it then asks for.
     pub async fn send(&self, place: &Place, request: &HttpRequest<'_>) -> Result<Response, Error> {
         let source = &place.source;
+        if source.repository.is_layout() {
+            let (is_head, path, range) =
+                (request.method == Method::HEAD, request.path.as_str(), request.range.clone());
+            let url = url(place, "")?;
+            let asked = LayoutRequest { layout: &source.repository.name, path, is_head, range, url };
+            return self.bounded(OCI_LAYOUT, request.patience, self.layouts.answer(asked)).await;
+        }
         let url = url(place, &format!("{}/{}", source.repository.name, request.path))?;
         let slot = self.tokens.slot(place).await;
         let cached = slot.lock().await.clone().filter(Token::is_fresh);

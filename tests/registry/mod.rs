@@ -4,6 +4,7 @@ mod addresses;
 mod credential_sources;
 mod debian_registry;
 mod faults;
+mod image_layouts;
 mod logins;
 mod mirrors;
 mod needed_content;

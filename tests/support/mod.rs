@@ -6,6 +6,7 @@ pub mod container;
 pub mod debian_registry;
 pub mod disk;
 pub mod fixtures;
+pub mod image_layout;
 pub mod kubelet;
 pub mod layers;
 pub mod listing;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use reqwest::Url;
 
 use crate::host::blocking::{self, Lane};
-use crate::oci::reference::DOCKER_HUB;
+use crate::oci::reference::{DOCKER_HUB, OCI_LAYOUT};
 use crate::registry::hosts::endpoint::{Endpoint, Role};
 use crate::registry::hosts::file::{BadHosts, Entry, HostsFile};
 use crate::registry::hosts::tls::HostTls;
@@ -76,8 +76,11 @@ impl Hosts {
         }
         let (settings, name) = (Arc::clone(&self.settings), registry.to_owned());
         let places = match &self.settings.directory {
-            Some(_) => Arc::new(blocking::run(Lane::Store, move || settings.read(&name)).await?),
-            None => Arc::new(Places {
+            // Nobody has a mirror of what is on this node.
+            Some(_) if registry != OCI_LAYOUT => {
+                Arc::new(blocking::run(Lane::Store, move || settings.read(&name)).await?)
+            }
+            _ => Arc::new(Places {
                 all: vec![Arc::new(settings.server(&name, None, false)?)],
                 is_named: false,
             }),

@@ -1,0 +1,438 @@
+//! Answers, for image layouts, what registries are asked: manifests and blobs by name. Source: distribution-spec v1.1, "Pull".
+
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+
+use reqwest::header::{self, HeaderValue};
+use reqwest::{Response, ResponseBuilderExt as _, StatusCode, Url};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::failure::one_line;
+use crate::host::blocking::{self, Lane};
+use crate::oci::digest::Digest;
+use crate::registry::error::Error;
+use crate::registry::local::archive::Archive;
+use crate::registry::local::body::body;
+use crate::registry::local::layout::{Content, Found, Layout, archive_error, io_error, shown};
+use crate::registry::local::places::{Opened, Places, Refused};
+use crate::registry::local::tags::Named;
+
+/// The image layouts of this node. Cheap to clone.
+#[derive(Clone)]
+pub(in crate::registry) struct Layouts {
+    places: Places,
+    /// Names of the archives that were asked last.
+    archives: Arc<Mutex<Archives>>,
+    /// Held by who reads an index, which may be large: one at a time.
+    reading: Arc<Mutex<()>>,
+}
+
+/// What a layout is asked for.
+pub(in crate::registry) struct LayoutRequest<'a> {
+    /// The path of the layout.
+    pub layout: &'a str,
+    /// As in a registry: `manifests/<tag or digest>` or `blobs/<digest>`.
+    pub path: &'a str,
+    /// Only what there is to say of it is wanted.
+    pub is_head: bool,
+    /// These bytes of it.
+    pub range: Option<Range<u64>>,
+    /// Who answers.
+    pub url: Url,
+}
+
+/// Archives whose names are kept: each takes 200 KiB at most.
+const ARCHIVES: usize = 4;
+
+type Archives = VecDeque<(Identity, Arc<Archive>)>;
+
+/// What says that a file is the same, and unchanged: device, inode, size, and the times of the last changes to content and inode.
+type Identity = [i128; 5];
+
+impl Layouts {
+    /// Those in `places`.
+    pub fn new(places: Places) -> Self {
+        Self { places, archives: Arc::default(), reading: Arc::default() }
+    }
+
+    /// Answers as a registry would: 200 with the content, 206 with a part of it.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] when the path is not for this process to read, [`Error::NotFound`] when there is no such thing,
+    /// [`Error::Protocol`] when what is there is no image layout.
+    pub async fn answer(&self, asked: LayoutRequest<'_>) -> Result<Response, Error> {
+        let LayoutRequest { layout, path, is_head, range, url } = asked;
+        let opened = self.open(layout).await?;
+        let Found { digest, media_type, content } = match path.split_once('/') {
+            Some(("manifests", target)) => {
+                let (target, turn) = (target.to_owned(), Arc::clone(&self.reading).lock_owned().await);
+                blocking::run(Lane::Store, move || {
+                    let _turn = turn;
+                    opened.manifest(&target)
+                })
+                .await?
+            }
+            Some(("blobs", name)) => {
+                let digest: Digest = name.parse().map_err(|error| no_such(layout, &format!("{error}")))?;
+                let (wanted, media_type) = (digest.clone(), None);
+                let content = blocking::run(Lane::Store, move || opened.blob(&wanted)).await?;
+                Found { digest, media_type, content }
+            }
+            _ => return Err(no_such(layout, path)),
+        };
+        response(&digest, media_type, content, is_head, range, url)
+            .map_err(|what| Error::Protocol { host: shown(layout), what })
+    }
+
+    /// The first `limit` manifests that the layout at `path` names, and how many there are.
+    ///
+    /// # Errors
+    /// As [`Layouts::answer`].
+    pub async fn names(&self, path: &str, limit: usize) -> Result<(Vec<Named>, usize), Error> {
+        let opened = self.open(path).await?;
+        let turn = Arc::clone(&self.reading).lock_owned().await;
+        blocking::run(Lane::Store, move || {
+            let _turn = turn;
+            opened.all(limit)
+        })
+        .await
+    }
+
+    /// Opens a layout. The names of an archive are read first, if they are not known; others wait for that meanwhile, and
+    /// directories do not.
+    async fn open(&self, path: &str) -> Result<Layout, Error> {
+        let (places, name) = (self.places.clone(), path.to_owned());
+        let opened = {
+            let (places, name) = (places.clone(), name.clone());
+            blocking::run(Lane::Store, move || places.open(&name, None)).await?
+        };
+        let not_opened = |what: &str| Err(Error::Protocol { host: shown(path), what: what.to_owned() });
+        let (file, size) = match opened {
+            Ok(Opened::Directory) => return Ok(Layout::new(places, name, None)),
+            Ok(Opened::File(file, size)) => (file, size),
+            Err(Refused::NotFound) => return Err(no_such(path, "the directory or archive")),
+            Err(Refused::NoFile) => return not_opened("is neither a directory nor an archive"),
+            Err(Refused::LeadsOut) => {
+                let reason = "a symbolic link in it leads out of where image layouts may lie".to_owned();
+                return Err(Error::Layout { path: path.to_owned(), reason });
+            }
+            Err(Refused::Io(error)) => return Err(io_error(path, "opening it", &error.into())),
+        };
+        let (known, file) = (Arc::clone(&self.archives).lock_owned().await, Arc::new(file));
+        let archive = {
+            let (name, file) = (name.clone(), Arc::clone(&file));
+            blocking::run(Lane::Work, move || names_of(known, &name, &file, size)).await?
+        };
+        Ok(Layout::new(places, name, Some((file, size, archive))))
+    }
+}
+
+/// The names of an archive, as they are known, or read anew. They are kept although nobody may wait any more.
+fn names_of(
+    mut known: OwnedMutexGuard<Archives>,
+    path: &str,
+    file: &File,
+    size: u64,
+) -> Result<Arc<Archive>, Error> {
+    let status = file.metadata().map_err(|error| io_error(path, "the archive", &error))?;
+    let time = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+    let identity = [
+        status.dev().into(),
+        status.ino().into(),
+        size.into(),
+        time(status.mtime(), status.mtime_nsec()),
+        time(status.ctime(), status.ctime_nsec()),
+    ];
+    if let Some((_, archive)) = known.iter().find(|(known, _)| *known == identity) {
+        return Ok(Arc::clone(archive));
+    }
+    let archive = Arc::new(Archive::read(file, size).map_err(|error| archive_error(path, error))?);
+    known.truncate(ARCHIVES - 1);
+    known.push_front((identity, Arc::clone(&archive)));
+    Ok(archive)
+}
+
+fn no_such(path: &str, what: &str) -> Error {
+    Error::NotFound { host: shown(path), what: one_line(what), detail: String::new() }
+}
+
+fn response(
+    digest: &Digest,
+    media_type: Option<String>,
+    content: Content,
+    is_head: bool,
+    range: Option<Range<u64>>,
+    url: Url,
+) -> Result<Response, String> {
+    let size = content.size;
+    // A range that begins after the end is the whole: whoever asked sees that there is less than the manifest says.
+    let part = range.map(|range| range.start..range.end.min(size)).filter(|range| range.start < range.end);
+    let bytes = part.clone().unwrap_or(0..size);
+    let mut builder = http::Response::builder()
+        .url(url)
+        .status(if part.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK })
+        .header(header::CONTENT_LENGTH, bytes.end - bytes.start)
+        .header("docker-content-digest", digest.to_string());
+    if part.is_some() {
+        let range = format!("bytes {}-{}/{size}", bytes.start, bytes.end.saturating_sub(1));
+        builder = builder.header(header::CONTENT_RANGE, range);
+    }
+    if let Some(value) = media_type.and_then(|text| HeaderValue::from_str(&text).ok()) {
+        builder = builder.header(header::CONTENT_TYPE, value);
+    }
+    let body = if is_head { reqwest::Body::default() } else { body(content, bytes) };
+    let built = builder.body(body).map_err(|error| format!("has an answer that cannot be made: {error}"))?;
+    Ok(built.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::demo::tarball::{FILE, Header, Tarball, gzip};
+    use crate::failure::Kind;
+    use crate::oci::reference::ONLY;
+    use crate::registry::local::archive::KEPT;
+
+    const MARKER: &str = r#"{"imageLayoutVersion": "1.0.0"}"#;
+    const MANIFEST: &[u8] = b"{\"schemaVersion\": 2}";
+
+    /// The files of a layout with one manifest, tagged `v1`, and one blob.
+    fn files(blob: &[u8]) -> Vec<(String, Vec<u8>)> {
+        let index = serde_json::json!({"schemaVersion": 2, "manifests": [{
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": Digest::sha256(MANIFEST).to_string(),
+            "size": MANIFEST.len(),
+            "annotations": {"org.opencontainers.image.ref.name": "v1"},
+        }]});
+        vec![
+            ("oci-layout".to_owned(), MARKER.into()),
+            ("index.json".to_owned(), index.to_string().into_bytes()),
+            (name_of(MANIFEST), MANIFEST.to_vec()),
+            (name_of(blob), blob.to_vec()),
+        ]
+    }
+
+    fn name_of(blob: &[u8]) -> String {
+        format!("blobs/sha256/{}", Digest::sha256(blob).hex())
+    }
+
+    fn directory(at: &Path, files: &[(String, Vec<u8>)]) {
+        for (name, content) in files {
+            let path = at.join(name);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+            fs::write(path, content).expect("written");
+        }
+    }
+
+    fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+        files.iter().fold(Tarball::new(), |tar, (name, content)| tar.file(name, content)).finish()
+    }
+
+    struct Place {
+        directory: tempfile::TempDir,
+        layouts: Layouts,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().expect("a directory");
+            fs::create_dir(directory.path().join("in")).expect("made");
+            let layouts = Layouts::new(Places::below(vec![directory.path().join("in")]));
+            Self { directory, layouts }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path().join("in").join(name)
+        }
+
+        async fn ask(&self, name: &str, path: &str, range: Option<Range<u64>>) -> Result<Response, Error> {
+            let layout = self.path(name);
+            let url = Url::parse("https://oci-layout/v2/").expect("a URL");
+            let layout = layout.to_str().expect("text");
+            self.layouts.answer(LayoutRequest { layout, path, is_head: false, range, url }).await
+        }
+
+        async fn refusal(&self, name: &str, path: &str) -> (Kind, String) {
+            let error = self.ask(name, path, None).await.expect_err("a refusal");
+            (error.kind(), error.to_string())
+        }
+    }
+
+    async fn assert_refused(place: &Place, name: &str, path: &str, kind: Kind, words: &str) {
+        let (got, text) = place.refusal(name, path).await;
+        assert!(got == kind && text.contains(words), "{path} of {name}: {got:?} {text}");
+    }
+
+    #[tokio::test]
+    async fn directories_and_archives_answer_as_registries_do() {
+        let place = Place::new();
+        let blob: Vec<u8> = (0..700_000_u32).flat_map(u32::to_le_bytes).collect();
+        let files = files(&blob);
+        directory(&place.path("x"), &files);
+        fs::write(place.path("x.tar"), archive(&files)).expect("written");
+        let dotted: Vec<_> =
+            files.iter().map(|(name, content)| (format!("./{name}"), content.clone())).collect();
+        fs::write(place.path("dotted.tar"), archive(&dotted)).expect("written");
+        for name in ["x", "x.tar", "dotted.tar"] {
+            let manifest = Digest::sha256(MANIFEST).to_string();
+            for target in ["v1", ONLY, &manifest] {
+                let response = place.ask(name, &format!("manifests/{target}"), None).await.expect(target);
+                assert_eq!(response.headers()["docker-content-digest"], manifest.as_str());
+                assert_eq!(response.content_length(), Some(MANIFEST.len() as u64));
+                assert_eq!(response.bytes().await.expect("a body"), MANIFEST, "{name} {target}");
+            }
+            let path = format!("blobs/{}", Digest::sha256(&blob));
+            let response = place.ask(name, &path, None).await.expect("a blob");
+            assert_eq!((response.status(), response.content_length()), (StatusCode::OK, Some(2_800_000)));
+            assert!(response.bytes().await.expect("a body") == blob, "{name}");
+            let response = place.ask(name, &path, Some(1_000_000..2_000_001)).await.expect("a part");
+            assert_eq!(response.status(), StatusCode::PARTIAL_CONTENT);
+            assert_eq!(response.headers()[header::CONTENT_RANGE], "bytes 1000000-2000000/2800000");
+            assert!(response.bytes().await.expect("a body") == blob[1_000_000..2_000_001], "{name}");
+            assert_refused(&place, name, "manifests/v9", Kind::NotFound, "it has v1").await;
+            let missing = format!("blobs/{}", Digest::sha256(b"other"));
+            assert_refused(&place, name, &missing, Kind::NotFound, "was it copied whole?").await;
+        }
+        assert_refused(&place, "nothing", "manifests/v1", Kind::NotFound, "does not exist in oci-layout:")
+            .await;
+    }
+
+    #[tokio::test]
+    async fn what_is_no_layout_is_named() {
+        let place = Place::new();
+        let whole = files(b"blob");
+        let without = |name: &str| -> Vec<_> { whole.iter().filter(|(it, _)| it != name).cloned().collect() };
+        let with = |name: &str, content: &[u8]| -> Vec<_> {
+            let mut files = without(name);
+            files.push((name.to_owned(), content.to_vec()));
+            files
+        };
+        let table = [
+            ("marker", without("oci-layout"), Kind::FailedPrecondition, "it has no file oci-layout"),
+            (
+                "version",
+                with("oci-layout", br#"{"imageLayoutVersion": "2.0"}"#),
+                Kind::FailedPrecondition,
+                "only 1.0.0",
+            ),
+            ("index", without("index.json"), Kind::FailedPrecondition, "has no index.json"),
+            ("json", with("index.json", b"{"), Kind::FailedPrecondition, "index.json that cannot be read"),
+            ("manifest", without(&name_of(MANIFEST)), Kind::NotFound, "does not exist in oci-layout:"),
+            ("other", with(&name_of(MANIFEST), b"{}"), Kind::FailedPrecondition, "sent wrong content"),
+        ];
+        for (name, files, kind, words) in table {
+            directory(&place.path(name), &files);
+            fs::write(place.path(&format!("{name}.tar")), archive(&files)).expect("written");
+            for name in [name.to_owned(), format!("{name}.tar")] {
+                assert_refused(&place, &name, "manifests/v1", kind, words).await;
+            }
+        }
+        let tar = archive(&whole);
+        fs::write(place.path("gz"), gzip(&tar).expect("memory")).expect("written");
+        assert_refused(&place, "gz", "manifests/v1", Kind::FailedPrecondition, "compressed with gzip").await;
+        fs::write(place.path("text"), "x".repeat(1000)).expect("written");
+        assert_refused(&place, "text", "manifests/v1", Kind::FailedPrecondition, "is no tar archive").await;
+        // Within the content of the last entry, and within its header.
+        for length in [tar.len() - 1024 - 512 + 1, tar.len() - 1024 - 512 - 100] {
+            fs::write(place.path("cut"), &tar[..length]).expect("written");
+            assert_refused(&place, "cut", "manifests/v1", Kind::FailedPrecondition, "cut off").await;
+        }
+        let huge = Header { size: (1 << 33) - 1, ..Header::new("index.json", FILE) };
+        fs::write(place.path("huge"), Tarball::new().entry(&huge, b"{}").finish()).expect("written");
+        assert_refused(&place, "huge", "manifests/v1", Kind::FailedPrecondition, "cut off").await;
+    }
+
+    #[tokio::test]
+    async fn no_name_leads_out_and_nothing_but_files_is_read() {
+        let place = Place::new();
+        let secret = place.directory.path().join("secret");
+        directory(&secret, &files(b"secret"));
+        let blob = format!("blobs/{}", Digest::sha256(b"secret"));
+        std::os::unix::fs::symlink(&secret, place.path("absolute")).expect("linked");
+        std::os::unix::fs::symlink("../secret", place.path("relative")).expect("linked");
+        for name in ["absolute", "relative"] {
+            assert_refused(&place, name, "manifests/v1", Kind::InvalidArgument, "leads out").await;
+        }
+        assert_refused(&place, "../secret", "manifests/v1", Kind::InvalidArgument, "leads out").await;
+        for outside in [place.directory.path().join("secret"), PathBuf::from("/etc")] {
+            let name = outside.to_str().expect("text");
+            assert_refused(&place, name, "manifests/v1", Kind::InvalidArgument, "as --oci-layout-dir says")
+                .await;
+        }
+        let nowhere =
+            Place { directory: tempfile::tempdir().expect("made"), layouts: Layouts::new(Places::default()) };
+        assert_refused(
+            &nowhere,
+            "x",
+            "manifests/v1",
+            Kind::InvalidArgument,
+            "no directory for image layouts",
+        )
+        .await;
+
+        // A blob that is a link, a FIFO, a directory.
+        directory(&place.path("x"), &files(b"blob"));
+        let at = place.path("x").join(name_of(b"secret"));
+        std::os::unix::fs::symlink(secret.join(name_of(b"secret")), &at).expect("linked");
+        assert_refused(&place, "x", &blob, Kind::FailedPrecondition, "leads out").await;
+        fs::remove_file(&at).expect("removed");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &at, 0o644.into()).expect("a FIFO");
+        assert_refused(&place, "x", &blob, Kind::FailedPrecondition, "no regular file").await;
+        fs::remove_file(&at).expect("removed");
+        fs::create_dir(&at).expect("made");
+        assert_refused(&place, "x", &blob, Kind::FailedPrecondition, "a directory").await;
+        rustix::fs::mkfifoat(rustix::fs::CWD, place.path("fifo"), 0o644.into()).expect("a FIFO");
+        assert_refused(&place, "fifo", "manifests/v1", Kind::FailedPrecondition, "neither a directory nor")
+            .await;
+        // What stays below is followed.
+        std::os::unix::fs::symlink("x", place.path("y")).expect("linked");
+        assert!(place.ask("y", "manifests/v1", None).await.is_ok());
+        assert!(place.ask("x", "blobs/../../secret", None).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_archive_of_very_many_entries_is_read_in_bounded_memory() {
+        let place = Place::new();
+        let mut files = files(b"first");
+        files.extend((0..100_000_u32).map(|number| {
+            let content = number.to_le_bytes().to_vec();
+            (name_of(&content), content)
+        }));
+        let last = 99_999_u32.to_le_bytes();
+        // The one that counts comes last.
+        let marker = files.remove(0);
+        files.push(marker);
+        fs::write(place.path("x.tar"), archive(&files)).expect("written");
+        assert!(place.ask("x.tar", "manifests/v1", None).await.is_ok());
+        let response = place.ask("x.tar", &format!("blobs/{}", Digest::sha256(&last)), None).await;
+        assert_eq!(response.expect("a blob").bytes().await.expect("a body"), last.as_slice());
+        let missing = format!("blobs/{}", Digest::sha256(b"none"));
+        assert_refused(&place, "x.tar", &missing, Kind::NotFound, "blob sha256:").await;
+        let known = place.layouts.archives.lock().await;
+        assert_eq!(known.len(), 1, "it was read once");
+        assert_eq!(known[0].1.kept(), KEPT);
+    }
+
+    #[tokio::test]
+    async fn an_archive_that_changed_is_read_again() {
+        let place = Place::new();
+        fs::write(place.path("x.tar"), archive(&files(b"one"))).expect("written");
+        let path = format!("blobs/{}", Digest::sha256(b"other"));
+        assert!(place.ask("x.tar", &path, None).await.is_err());
+        fs::write(place.path("x.tar"), archive(&files(b"other"))).expect("written");
+        assert!(place.ask("x.tar", &path, None).await.is_ok());
+        for number in 0..10 {
+            fs::write(place.path(&format!("{number}.tar")), archive(&files(b"other"))).expect("written");
+            assert!(place.ask(&format!("{number}.tar"), &path, None).await.is_ok());
+        }
+        assert_eq!(place.layouts.archives.lock().await.len(), ARCHIVES);
+    }
+}
