@@ -2,6 +2,7 @@
 //!
 //! What is here serves
 //! - everybody, when it was once fetched without credentials (a manifest: whoever names the repository that it was fetched from);
+//! - everybody who names what the operator has loaded by the name that it was given there;
 //! - an asker that has shown its right to the repository it came from;
 //! - an asker to which the registry it came from says, by HEAD, that it is in the asker's repository as well;
 //! - else an asker whose own repository sends the same bytes again.
@@ -83,7 +84,12 @@ impl Rights {
                 && store.blobs.get(&digest)?.is_some_and(|blob| {
                     blob.origins.iter().any(|origin| origin.anonymous && origin.repository == *repository)
                 });
-            let granted = public || store.grants.holds(&asker.tenant, who, &of_manifest(&digest), limit)?;
+            // Content that the operator brought is everybody's under the name that it was given (KEP-2535, preloaded images).
+            let preloaded =
+                limit != Some(Duration::ZERO) && store.grants.is_preloaded(repository, &digest)?;
+            let granted = public
+                || preloaded
+                || store.grants.holds(&asker.tenant, who, &of_manifest(&digest), limit)?;
             Ok(Some(Known { digest, granted }))
         })
         .await

@@ -5,6 +5,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use crate::oci::digest::Digest;
+use crate::oci::reference::Reference;
+use crate::oci::repository::Repository;
 use crate::store::access::grants::Grants;
 use crate::store::access::keyed::NodeKey;
 use crate::store::access::tags::Tags;
@@ -180,6 +183,20 @@ impl Store {
             tracing::warn!(%error, tree = %record.tree, "cannot note when a tree was used last");
         }
         self.volumes.remove(target)
+    }
+
+    /// Notes that `digest` is what `reference` is, and that everybody may read it there, because the operator says so. Nothing that a
+    /// registry answers, or a pod asks for, changes that; who asks a registry later goes by its answer.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`].
+    pub fn preload(&self, reference: &Reference, digest: &Digest) -> Result<(), Error> {
+        let repository = Repository::of(reference);
+        self.grants.preload(&repository, digest)?;
+        match reference.digest() {
+            Some(_) => Ok(()),
+            None => self.tags.preload(&repository, &reference.target(), digest),
+        }
     }
 
     /// Bytes that a look at the whole store reads, about: what is on its disk, and the files of trees once more for each.

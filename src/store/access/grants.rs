@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::oci::digest::Digest;
+use crate::oci::repository::Repository;
 use crate::store::access::keyed::{AccessKey, NodeKey};
 use crate::store::access::shelf::Shelf;
 use crate::store::disk::{Disk, now};
@@ -45,6 +47,28 @@ impl Grants {
         let is_young =
             |grant: &Grant| limit.is_none_or(|limit| now().saturating_sub(grant.shown) < limit.as_secs());
         Ok(known.as_ref().is_some_and(is_young))
+    }
+
+    /// Whether the operator has said that everybody may read the manifest at `digest` in `repository`. That does not age.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn is_preloaded(&self, repository: &Repository, digest: &Digest) -> Result<bool, Error> {
+        let name = self.preloaded(repository, digest);
+        Ok(self.shelf.read_of::<Grant>(&Tenant::CommandLine, &name)?.is_some())
+    }
+
+    /// Remembers that everybody may read the manifest at `digest` in `repository`, because the operator says so.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`].
+    pub(in crate::store) fn preload(&self, repository: &Repository, digest: &Digest) -> Result<(), Error> {
+        self.shelf.write(&Tenant::CommandLine, &self.preloaded(repository, digest), &Grant { shown: now() })
+    }
+
+    /// The name of that. What askers have shown is of a manifest or a tree, by these words.
+    fn preloaded(&self, repository: &Repository, digest: &Digest) -> String {
+        self.key.name(AccessKey { repository, credential: &[] }, &format!("preloaded {digest}"))
     }
 
     /// Remembers that this asker may read `what`.

@@ -61,22 +61,20 @@ impl Shelf {
             .chain(std::iter::once(directory.clone()))
             .chain(others.iter().map(|other| directory.join(other)));
         for place in places {
-            let path = place.join(name);
-            let found = match record::read(&path) {
-                // What the disk has lost is asked for again, as what nobody wrote.
-                Err(error) if error.is_loss() => {
-                    tracing::warn!(%error, "what was noted is lost");
-                    None
-                }
-                found => found?,
-            };
-            if let Some(found) = found {
-                keep(&place);
-                keep(&path);
+            if let Some(found) = read_in(&place, name)? {
                 return Ok(Some(found));
             }
         }
         Ok(None)
+    }
+
+    /// What `tenant` itself wrote under `name`.
+    pub(in crate::store) fn read_of<T: DeserializeOwned>(
+        &self,
+        tenant: &Tenant,
+        name: &str,
+    ) -> Result<Option<T>, Error> {
+        read_in(&self.directory().join(directory_of(tenant)), name)
     }
 
     /// Writes `value` under `name` for `tenant`.
@@ -132,7 +130,10 @@ impl Shelf {
 
     fn forget_oldest_tenant(&self, tenants: &mut BTreeMap<String, usize>) -> Result<(), Error> {
         let directory = self.directory();
-        let oldest = tenants.keys().min_by_key(|name| modified(&directory.join(name))).cloned();
+        // What root has noted is not pushed out by namespaces.
+        let kept = directory_of(&Tenant::CommandLine);
+        let others = tenants.keys().filter(|name| **name != kept);
+        let oldest = others.min_by_key(|name| modified(&directory.join(name))).cloned();
         if let Some(oldest) = oldest {
             tenants.remove(&oldest);
             self.disk.discard(&directory.join(&oldest))?;
@@ -147,6 +148,24 @@ impl Shelf {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is in the file `name` of the directory `place`, which is then kept.
+fn read_in<T: DeserializeOwned>(place: &Path, name: &str) -> Result<Option<T>, Error> {
+    let path = place.join(name);
+    let found = match record::read(&path) {
+        // What the disk has lost is asked for again, as what nobody wrote.
+        Err(error) if error.is_loss() => {
+            tracing::warn!(%error, "what was noted is lost");
+            None
+        }
+        found => found?,
+    };
+    if found.is_some() {
+        keep(place);
+        keep(&path);
+    }
+    Ok(found)
 }
 
 /// Removes the oldest files until `left` are left; returns how many there are then.

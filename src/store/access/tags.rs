@@ -1,4 +1,4 @@
-//! What tags were when they were last resolved, for each asker.
+//! What tags were when they were last resolved, for each asker; and what the operator said that they are, for everybody.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::oci::digest::Digest;
+use crate::oci::repository::Repository;
 use crate::store::access::keyed::{AccessKey, NodeKey};
 use crate::store::access::shelf::Shelf;
-use crate::store::disk::Disk;
+use crate::store::disk::{Disk, now};
 use crate::store::durable::record;
 use crate::store::error::Error;
 use crate::tenant::Tenant;
@@ -23,6 +24,14 @@ pub struct Tags {
 #[derive(Debug, Serialize, Deserialize)]
 struct Resolved {
     digest: Digest,
+    /// Seconds since the epoch; 0 where ocivol 0.1 wrote it.
+    #[serde(default)]
+    at: u64,
+}
+
+/// The name of what is preloaded as `tag`. No tag has a space.
+fn preloaded(tag: &str) -> String {
+    format!("preloaded {tag}")
 }
 
 impl Tags {
@@ -30,12 +39,23 @@ impl Tags {
         Ok(Self { key, shelf: Shelf::open(disk, "tags")? })
     }
 
-    /// The digest that `tag` had when this asker last resolved it.
+    /// The digest that `tag` had when this asker last resolved it. What was [preloaded](Tags::preload) counts until the tenant itself
+    /// has asked the registry since; what other tenants were told changes it for nobody else.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn get(&self, tenant: &Tenant, who: AccessKey<'_>, tag: &str) -> Result<Option<Digest>, Error> {
-        let known: Option<Resolved> = self.shelf.read(tenant, &self.key.name(who, tag))?;
+        let everybodys = AccessKey { repository: who.repository, credential: &[] };
+        let preloaded = self.key.name(everybodys, &preloaded(tag));
+        let (preloaded, name): (Option<Resolved>, _) =
+            (self.shelf.read_of(&Tenant::CommandLine, &preloaded)?, self.key.name(who, tag));
+        let known: Option<Resolved> = match preloaded {
+            None => self.shelf.read(tenant, &name)?,
+            Some(loaded) => match self.shelf.read_of::<Resolved>(tenant, &name)? {
+                Some(own) if own.at > loaded.at => Some(own),
+                _ => Some(loaded),
+            },
+        };
         Ok(known.map(|known| known.digest))
     }
 
@@ -59,6 +79,20 @@ impl Tags {
     /// # Errors
     /// [`Error::NoSpace`], [`Error::Io`].
     pub fn set(&self, tenant: &Tenant, who: AccessKey<'_>, tag: &str, digest: &Digest) -> Result<(), Error> {
-        self.shelf.write(tenant, &self.key.name(who, tag), &Resolved { digest: digest.clone() })
+        self.shelf.write(tenant, &self.key.name(who, tag), &Resolved { digest: digest.clone(), at: now() })
+    }
+
+    /// Remembers that `tag` of `repository` is `digest`, for every asker, because the operator says so.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`].
+    pub(in crate::store) fn preload(
+        &self,
+        repository: &Repository,
+        tag: &str,
+        digest: &Digest,
+    ) -> Result<(), Error> {
+        let name = self.key.name(AccessKey { repository, credential: &[] }, &preloaded(tag));
+        self.shelf.write(&Tenant::CommandLine, &name, &Resolved { digest: digest.clone(), at: now() })
     }
 }
