@@ -5,6 +5,9 @@
 //! [`execute`](execute::execute) runs on both sides.
 
 pub mod client;
+mod content;
 pub mod execute;
+mod load;
 pub mod request;
+mod save;
 pub mod server;

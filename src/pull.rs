@@ -7,8 +7,10 @@
 pub mod choose;
 pub mod content;
 pub mod error;
+pub mod load;
 pub mod manifests;
 pub mod metrics;
+pub mod originals;
 pub mod plan;
 pub mod progress;
 pub mod puller;

@@ -35,7 +35,7 @@ const ROOMS: [(&str, &[&str]); 27] = [
     ("pull",           &["host", "oci", "layout", "registry", "store", "transfer"]),
     ("volume",         &["host", "kube", "oci", "layer", "layout", "registry", "store", "transfer::error", "transfer::flight", "mount", "pull"]),
     ("csi",            &["host", "kube::pull_secrets", "registry", "volume"]),
-    ("control",        &["host", "layer", "pull", "registry", "store::collect::report", "store::fsck::report", "transfer::error", "volume"]),
+    ("control",        &["host", "layer", "oci", "pull", "registry", "store::collect::report", "store::fsck::report", "transfer::error", "volume"]),
     ("telemetry",      &["host"]),
     ("demo",           &["host", "oci", "csi"]),
     ("node",           &["host", "kube", "oci", "mount", "pull", "registry", "store::space", "volume", "csi", "control", "telemetry"]),

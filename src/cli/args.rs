@@ -87,7 +87,7 @@ pub struct Common {
     /// meanwhile, as 4GiB [default: none]
     #[arg(long, global = true, env = "OCIVOL_SPOOL_ABOVE", value_name = "SIZE")]
     pub spool_above: Option<String>,
-    /// Docker config with credentials, for pull, mount and inspect [default: ~/.docker/config.json]
+    /// Docker config with credentials, for pull, mount, inspect and save [default: ~/.docker/config.json]
     #[arg(long, global = true, env = "OCIVOL_DOCKER_CONFIG", value_name = "FILE")]
     pub docker_config: Option<PathBuf>,
     /// What is printed: text for people, JSON for programs
@@ -126,6 +126,10 @@ pub enum Command {
     Umount(UmountArgs),
     /// Show manifest, family and files; pulls no layer
     Inspect(ContentArgs),
+    /// Bring what an OCI archive, or an image layout in a directory, holds into the store, under its names and for everybody on the node
+    Load(LoadArgs),
+    /// Write an artifact as an OCI archive, byte by byte as its registry has it; of an index the manifest for one platform
+    Save(SaveArgs),
     /// List what the store holds
     Ls,
     /// Take away what nothing needs
@@ -309,6 +313,41 @@ pub struct MountArgs {
     pub command: Vec<std::ffi::OsString>,
 }
 
+/// Flags of `load`.
+#[derive(Debug, Clone, Args)]
+pub struct LoadArgs {
+    /// A tar archive, or a directory, in OCI image layout
+    pub file: PathBuf,
+    /// The name of the only manifest in it [default: the names that it has there]
+    #[arg(value_name = "REF")]
+    pub name: Option<String>,
+    /// os/arch[/variant], for an index [default: this machine's]
+    #[arg(long)]
+    pub platform: Option<String>,
+}
+
+/// Flags of `save`.
+#[derive(Debug, Clone, Args)]
+pub struct SaveArgs {
+    /// What to write.
+    #[arg(value_name = "REF", help = "host[:port]/name[:tag][@digest]")]
+    pub reference: String,
+    /// Where to; - is the standard output
+    pub file: PathBuf,
+    /// Always, IfNotPresent or Never
+    #[arg(long)]
+    pub pull_policy: Option<String>,
+    /// os/arch[/variant], for an index [default: this machine's]
+    #[arg(long)]
+    pub platform: Option<String>,
+    /// The child of an index with this artifact type
+    #[arg(long, value_name = "TYPE")]
+    pub artifact_type: Option<String>,
+    /// The child of an index with this annotation
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub variant: Option<String>,
+}
+
 /// Flags of `umount`.
 #[derive(Debug, Args)]
 pub struct UmountArgs {
@@ -469,6 +508,20 @@ impl ContentArgs {
             ("readable", self.readable.clone()),
         ];
         given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+    }
+}
+
+impl SaveArgs {
+    /// The flags as a volume's attributes.
+    pub fn attributes(&self) -> BTreeMap<String, String> {
+        let given = [
+            ("reference", Some(&self.reference)),
+            ("pullPolicy", self.pull_policy.as_ref()),
+            ("platform", self.platform.as_ref()),
+            ("artifactType", self.artifact_type.as_ref()),
+            ("variant", self.variant.as_ref()),
+        ];
+        given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.clone()))).collect()
     }
 }
 

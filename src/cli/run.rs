@@ -6,10 +6,12 @@ use crate::cli::fsck;
 use crate::cli::gc;
 use crate::cli::inspect;
 use crate::cli::list;
+use crate::cli::load;
 use crate::cli::mount;
 use crate::cli::output;
 use crate::cli::process;
 use crate::cli::pull;
+use crate::cli::save;
 use crate::node;
 use std::process::ExitCode;
 
@@ -52,6 +54,8 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Pull(flags) => context::run(GRACE, pull::run(&common, &flags)),
+        Command::Load(flags) => context::run(GRACE, load::run(&common, &flags)),
+        Command::Save(flags) => context::run(GRACE, save::run(&common, &flags)),
         Command::Mount(flags) => mount::mount(&common, &flags, umask),
         Command::Umount(flags) => context::run(GRACE, mount::umount(&common, &flags)),
         Command::Inspect(flags) => context::run(GRACE, inspect::run(&common, &flags)),

@@ -3,16 +3,38 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use crate::control::execute::execute;
+use crate::control::execute::{Done, execute};
 use crate::control::request::{ControlRequest, Reply, SOCKET};
 use crate::failure::Failure;
 use crate::failure::Kind;
 use crate::host::blocking::{self, Lane};
+use crate::pull::originals::Originals;
 use crate::pull::progress::Snapshot;
 use crate::volume::volumes::Volumes;
+
+/// What an answer speaks of: it stays in the store as long as this exists.
+pub struct Kept {
+    /// Here.
+    _here: Option<Originals>,
+    /// In the plugin, until the connection ends.
+    _there: Option<(Lines<BufReader<OwnedReadHalf>>, OwnedWriteHalf)>,
+}
+
+/// Runs `request`, whose answer is all of it. See [`ask`].
+///
+/// # Errors
+/// As [`ask`].
+pub async fn run(
+    volumes: &Arc<Volumes>,
+    request: ControlRequest,
+    progress: impl FnMut(Snapshot) + Send,
+) -> Result<Reply, Failure> {
+    ask(volumes, request, progress).await.map(|(reply, _)| reply)
+}
 
 /// Runs `request`: by the plugin that holds the store of `volumes` if there is one, else here.
 ///
@@ -20,13 +42,13 @@ use crate::volume::volumes::Volumes;
 ///
 /// # Errors
 /// [`Failure`], whatever failed, on either side.
-pub async fn run(
+pub async fn ask(
     volumes: &Arc<Volumes>,
     request: ControlRequest,
     progress: impl FnMut(Snapshot) + Send,
-) -> Result<Reply, Failure> {
+) -> Result<(Reply, Kept), Failure> {
     match UnixStream::connect(volumes.store_root().join(SOCKET)).await {
-        Ok(stream) => ask(stream, &request, progress, volumes.store_root()).await,
+        Ok(stream) => converse(stream, &request, progress, volumes.store_root()).await,
         // Nobody listens: there is no plugin, or it left its socket behind.
         Err(error)
             if matches!(
@@ -34,17 +56,19 @@ pub async fn run(
                 std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
             ) =>
         {
-            let reply = execute(volumes, request, Some(std::process::id()), progress).await?;
+            let Done { reply, kept } = execute(volumes, request, Some(std::process::id()), progress).await?;
             let lost = match &reply {
-                Reply::Pulled(_) => "the disk failed to take what was pulled; see its log, and pull again",
+                Reply::Pulled(_) | Reply::Loaded(_) => {
+                    "the disk failed to take what was pulled; see its log, and pull again"
+                }
                 Reply::Mounted(_) => {
                     "it is mounted, but the disk failed to take what was pulled; see its log, unmount, and pull again"
                 }
-                _ => return Ok(reply),
+                _ => return Ok((reply, Kept { _here: kept, _there: None })),
             };
             let store = Arc::clone(volumes.puller().await?.store());
             if blocking::run(Lane::Work, move || store.flush()).await {
-                return Ok(reply);
+                return Ok((reply, Kept { _here: kept, _there: None }));
             }
             Err(Failure { kind: Kind::Unavailable, message: lost.to_owned() })
         }
@@ -52,12 +76,12 @@ pub async fn run(
     }
 }
 
-async fn ask(
+async fn converse(
     stream: UnixStream,
     request: &ControlRequest,
     mut progress: impl FnMut(Snapshot) + Send,
     root: &Path,
-) -> Result<Reply, Failure> {
+) -> Result<(Reply, Kept), Failure> {
     let (reader, mut writer) = stream.into_split();
     let conversation = async {
         let mut line = serde_json::to_vec(request)?;
@@ -68,7 +92,7 @@ async fn ask(
             match serde_json::from_str::<Reply>(&line)? {
                 Reply::Progress(snapshot) => progress(snapshot),
                 Reply::Failed(failure) => return Ok(Err(failure)),
-                reply => return Ok(Ok(reply)),
+                reply => return Ok(Ok((reply, Kept { _here: None, _there: Some((lines, writer)) }))),
             }
         }
         Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof))

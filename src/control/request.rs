@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::layer::format::Dropped;
+use crate::oci::digest::Digest;
 use crate::pull::progress::Snapshot;
 use crate::store::collect::report::Report;
 use crate::store::fsck::report::Report as CheckReport;
@@ -39,6 +40,13 @@ pub enum ControlRequest {
         /// Where.
         target: String,
     },
+    /// Bring all blobs of a manifest into the store as files, and keep them until who asks hangs up.
+    Save {
+        /// What: `reference`, `pullPolicy`, and what chooses from an index.
+        content: Content,
+    },
+    /// Bring the manifests of an image layout into the store, under their names and for everybody.
+    Load(Load),
     /// List the store.
     List,
     /// Take away what nothing needs.
@@ -65,6 +73,17 @@ impl std::fmt::Debug for Content {
     }
 }
 
+/// What to load.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Load {
+    /// The absolute path of a directory or archive, as the process that holds the store sees it.
+    pub path: String,
+    /// The name of its only manifest, if not the one that it has there.
+    pub name: Option<String>,
+    /// `os/arch[/variant]`, for an index; this machine's if not said.
+    pub platform: Option<String>,
+}
+
 /// One line of an answer; the last one is not `Progress`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -77,6 +96,10 @@ pub enum Reply {
     Mounted(Pulled),
     /// Nothing is mounted there any more.
     Unmounted,
+    /// Blobs are files in the store.
+    Saved(Saved),
+    /// Manifests are in the store under their names.
+    Loaded(Vec<Pulled>),
     /// What the store holds.
     List(Vec<Listed>),
     /// What went, or would.
@@ -104,4 +127,30 @@ pub struct Pulled {
     pub fetched: u64,
     /// The directory in the store.
     pub tree: PathBuf,
+}
+
+/// A manifest whose blobs are files in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// What was asked for.
+    pub reference: String,
+    /// What it resolved to: an index, or the manifest itself.
+    pub digest: Digest,
+    /// The manifest's media type.
+    pub media_type: String,
+    /// The manifest, its config and its layers, in this order and each once.
+    pub blobs: Vec<Blob>,
+    /// Bytes that came over the network.
+    pub fetched: u64,
+}
+
+/// A blob as a file of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blob {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its bytes.
+    pub size: u64,
+    /// Where its file is, below the store's directory.
+    pub path: PathBuf,
 }

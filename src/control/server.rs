@@ -63,7 +63,9 @@ async fn converse(stream: UnixStream, volumes: &Volumes) -> std::io::Result<()> 
     let pid = pid.filter(|pid| *pid > 0);
     let (reader, mut writer) = stream.into_split();
     let mut line = Vec::new();
-    BufReader::new(reader.take(REQUEST_LIMIT)).read_until(b'\n', &mut line).await?;
+    let mut reader = BufReader::new(reader.take(REQUEST_LIMIT));
+    reader.read_until(b'\n', &mut line).await?;
+    let mut kept = None;
     let reply = match serde_json::from_slice::<ControlRequest>(&line) {
         Ok(request) => {
             let (sender, mut snapshots) = mpsc::channel(PROGRESS_QUEUE);
@@ -73,7 +75,13 @@ async fn converse(stream: UnixStream, volumes: &Volumes) -> std::io::Result<()> 
             tokio::pin!(work);
             loop {
                 tokio::select! {
-                    result = &mut work => break result.unwrap_or_else(Reply::Failed),
+                    result = &mut work => match result {
+                        Ok(done) => {
+                            kept = done.kept;
+                            break done.reply;
+                        }
+                        Err(failure) => break Reply::Failed(failure),
+                    },
                     Some(snapshot) = snapshots.recv() => write(&mut writer, &Reply::Progress(snapshot)).await?,
                 }
             }
@@ -84,7 +92,13 @@ async fn converse(stream: UnixStream, volumes: &Volumes) -> std::io::Result<()> 
             message: "the plugin does not understand the request; use the same version of ocivol".into(),
         }),
     };
-    write(&mut writer, &reply).await
+    write(&mut writer, &reply).await?;
+    if let Some(kept) = kept {
+        // It is needed until who asked hangs up, which sends nothing more.
+        let _ = reader.read(&mut [0; 1]).await;
+        drop(kept);
+    }
+    Ok(())
 }
 
 async fn write(writer: &mut (impl tokio::io::AsyncWrite + Unpin), reply: &Reply) -> std::io::Result<()> {

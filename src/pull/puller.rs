@@ -43,14 +43,15 @@ pub type Shared = Result<Arc<Pulled>, Arc<Error>>;
 
 /// Pulls, for the whole node.
 pub struct Puller {
-    store: Arc<Store>,
+    pub(in crate::pull) store: Arc<Store>,
     requests: Flights<RequestKey, Progress, Shared>,
-    manifests: Manifests,
-    rights: Rights,
-    resolver: Resolver,
-    planner: Planner,
-    contents: Contents,
-    rooms: Rooms,
+    pub(in crate::pull) registry: Registry,
+    pub(in crate::pull) manifests: Manifests,
+    pub(in crate::pull) rights: Rights,
+    pub(in crate::pull) resolver: Resolver,
+    pub(in crate::pull) planner: Planner,
+    pub(in crate::pull) contents: Contents,
+    pub(in crate::pull) rooms: Rooms,
     trees: TreeBuilder,
     metrics: Metrics,
 }
@@ -88,8 +89,13 @@ impl Puller {
         let manifests = Manifests::new(Arc::clone(&store), registry.clone(), memory.clone());
         let rights = Rights::new(Arc::clone(&store), registry.clone(), settings);
         let resolver = Resolver::new(manifests.clone(), rights.clone());
-        let contents =
-            Contents::new(Arc::clone(&store), registry, rights.clone(), transfers, settings.spool_above);
+        let contents = Contents::new(
+            Arc::clone(&store),
+            registry.clone(),
+            rights.clone(),
+            transfers,
+            settings.spool_above,
+        );
         let verify_diff_ids = settings.verify_diff_ids;
         let planner = Planner::new(
             Arc::clone(&store),
@@ -104,6 +110,7 @@ impl Puller {
             rooms: Rooms::new(Arc::clone(&store), Quotas::new(Arc::clone(&store), settings.quota)),
             trees: TreeBuilder::new(Arc::clone(&store), memory),
             store,
+            registry,
             manifests,
             rights,
             resolver,

@@ -78,6 +78,12 @@ impl Needed {
         Self::new(blob, Form::File)
     }
 
+    /// The blob in every form in which the store may have its content.
+    pub fn in_any_form(blob: &Descriptor) -> [Self; 3] {
+        let unpacked = |profile| Self::new(blob, Form::Layer { profile, content: None });
+        [Self::file(blob), unpacked(Profile::Image), unpacked(Profile::Archive)]
+    }
+
     fn named(self, path: &str) -> Self {
         let skipped = path.chars().count().saturating_sub(NAME_LIMIT);
         Self { name: path.chars().skip(skipped).collect::<String>().into(), ..self }

@@ -20,7 +20,7 @@ async fn model() -> (Scripted, String) {
 }
 
 /// Runs the binary; it must not stop the registry that this test serves.
-async fn ocivol(node: &Node, registry: &Scripted, arguments: &[&str]) -> Output {
+pub async fn ocivol(node: &Node, registry: &Scripted, arguments: &[&str]) -> Output {
     let mut command = Command::new(BINARY);
     command
         .args(["--root".as_ref(), node.root.as_os_str()])
@@ -41,12 +41,12 @@ async fn run(mut command: Command) -> Output {
     tokio::task::spawn_blocking(move || child.wait_with_output().expect("an output")).await.expect("no panic")
 }
 
-fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout.clone()).expect("text")
 }
 
-fn failure(output: &Output) -> (i32, String) {
+pub fn failure(output: &Output) -> (i32, String) {
     assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
     let text = String::from_utf8(output.stderr.clone()).expect("text");
     assert_eq!(text.lines().count(), 1, "{text}");

@@ -78,6 +78,9 @@ OCIVOL_GRANT_TTL: {{ .Values.registry.grantTTL | quote }}
 {{- with .Values.registry.spoolAbove }}
 OCIVOL_SPOOL_ABOVE: {{ . | quote }}
 {{- end }}
+{{- with .Values.registry.ociLayoutDir }}
+OCIVOL_OCI_LAYOUT_DIRS: {{ . | quote }}
+{{- end }}
 OCIVOL_ALWAYS_VERIFY: {{ .Values.registry.alwaysVerify | quote }}
 OCIVOL_VOLUME_SECRETS: {{ .Values.credentials.volumeSecrets | quote }}
 {{- with .Values.credentials.serviceAccountTokens }}

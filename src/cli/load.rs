@@ -1,0 +1,45 @@
+//! `ocivol load`
+
+use std::process::ExitCode;
+
+use indicatif::BinaryBytes;
+
+use crate::cli::args::{Common, LoadArgs};
+use crate::cli::context::volumes;
+use crate::cli::output;
+use crate::cli::output::Progress;
+use crate::control::client;
+use crate::control::request::{ControlRequest, Load, Pulled, Reply};
+use crate::failure::Failure;
+
+/// Loads, and prints a line for each name.
+///
+/// # Errors
+/// Whatever failed.
+pub async fn run(common: &Common, flags: &LoadArgs) -> Result<ExitCode, Failure> {
+    if flags.file.as_os_str() == "-" {
+        return Err(Failure::usage(
+            "an archive is not read from the standard input: name a file or a directory",
+        ));
+    }
+    let path = std::path::absolute(&flags.file)
+        .map_err(|error| Failure::usage(&format!("{}: {error}", flags.file.display())))?;
+    let path = path
+        .into_os_string()
+        .into_string()
+        .map_err(|path| Failure::usage(&format!("{}: is not UTF-8", path.display())))?;
+    let load = Load { path, name: flags.name.clone(), platform: flags.platform.clone() };
+    let mut progress = Progress::new(common);
+    let reply = client::run(&volumes(common)?, ControlRequest::Load(load), |now| progress.show(&now)).await?;
+    drop(progress);
+    let Reply::Loaded(loaded) = reply else {
+        return Err(Failure::internal(&format!("unexpected answer: {reply:?}")));
+    };
+    output::result(common, &loaded, || loaded.iter().map(line).collect::<Vec<_>>().join("\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn line(loaded: &Pulled) -> String {
+    let Pulled { reference, digest, files, size, .. } = loaded;
+    format!("{digest}\n{reference}: {files} files, {}; it is everybody's on this node", BinaryBytes(*size))
+}
