@@ -179,6 +179,20 @@ fn csi_volumes(value: &Value, found: &mut Vec<Value>) {
     }
 }
 
+/// Kubernetes has it since 1.30.
+#[test]
+fn the_policy_is_known_to_the_versions_that_have_it() {
+    use k8s_openapi::api::admissionregistration::v1 as newest;
+    use k8s_openapi_1_33::api::admissionregistration::v1 as older;
+    let [policy, binding] = &objects(include_str!("../manifests/admission-policy.yaml"))[..] else {
+        panic!("a policy and its binding");
+    };
+    read::<newest::ValidatingAdmissionPolicy>(policy);
+    read::<older::ValidatingAdmissionPolicy>(policy);
+    read::<newest::ValidatingAdmissionPolicyBinding>(binding);
+    read::<older::ValidatingAdmissionPolicyBinding>(binding);
+}
+
 #[test]
 fn an_unknown_field_is_seen() {
     let mut object = of_kind("CSIDriver");

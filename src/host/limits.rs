@@ -61,7 +61,7 @@ pub const KEPT_PLAN: u64 = MIB;
 pub const LARGEST_PLAN: u64 = 40 * MIB;
 /// Bytes of memory for what takes much of it and does not take long: merges, large plans, configs that are read, one large window
 /// for decompression. The largest of them fit: [`MERGE_BYTES`], [`LARGE_UNPACK`].
-pub const WORK_BYTES: u64 = 164 * MIB;
+pub const WORK_BYTES: u64 = 158 * MIB;
 /// Bytes of memory for small work of that kind, and for reading manifests, in a lane of its own.
 pub const SMALL_WORK_BYTES: u64 = 32 * MIB;
 /// Bytes of memory that small work takes at most: the tree of an image of some 30,000 files, or the plan of a manifest of 400 KiB.
@@ -102,11 +102,24 @@ pub const PUBLISHES: u64 = 1024;
 /// The same of one pod: kubelet asks for a pod's volumes one after the other, or all again after a restart.
 pub const PUBLISHES_OF_A_POD: u64 = 64;
 
+/// Objects of the Kubernetes API that are read at a time.
+pub const OBJECTS: u64 = 2;
+/// Bytes of such an object: a secret holds 1 MiB, a third more as base64.
+pub const OBJECT_BYTES: usize = 1536 * 1024;
+/// Credential providers and helpers that may be configured.
+pub const PROGRAMS: usize = 12;
+/// Of each of them, so many run at a time.
+pub const PROGRAM_TURNS: u64 = 3;
+/// Bytes that one run may print. Real answers have some thousands.
+pub const PROGRAM_OUTPUT: usize = 64 * 1024;
+/// Bytes of answers that are kept of each.
+pub const PROGRAM_KEPT: usize = 64 * 1024;
+
 /// What the program is, idle, and what small things take that are bounded in number: tasks, stacks, tokens.
-const BASE: u64 = 32 * MIB;
+const BASE: u64 = 28 * MIB;
 
 /// Every bound of memory, in bytes. The first column says what it is for.
-pub fn table() -> [(&'static str, u64); 14] {
+pub fn table() -> [(&'static str, u64); 15] {
     let transfers = LARGE_TRANSFERS + SMALL_TRANSFERS;
     let large_unpacks = LARGE_UNPACKS_WHILE_COMING + LARGE_UNPACKS;
     let unpacks = large_unpacks + SMALL_UNPACKS_WHILE_COMING + SMALL_UNPACKS;
@@ -127,6 +140,11 @@ pub fn table() -> [(&'static str, u64); 14] {
         ("small merges and configs, manifests that are read", SMALL_WORK_BYTES),
         ("a collection", COLLECT_BYTES),
         ("looks at all of the store", 2 * FSCK_BYTES),
+        (
+            "credentials that are read",
+            OBJECTS * OBJECT_BYTES as u64
+                + PROGRAMS as u64 * (PROGRAM_TURNS * PROGRAM_OUTPUT as u64 + PROGRAM_KEPT as u64),
+        ),
         ("first looks after a crash", (FIRST_LOOKS * FIRST_LOOK_BYTES) as u64),
     ]
 }

@@ -12,13 +12,16 @@ use hyper::header::{ACCEPT, RETRY_AFTER};
 use hyper::{Request, Response, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::failure::one_line;
 use crate::host::blocking::{self, Lane};
+use crate::host::fair_queue::FairQueue;
+use crate::host::limits;
 use crate::kube::error::Error;
 use crate::kube::object::Object;
+use crate::tenant::Tenant;
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -39,19 +42,19 @@ pub(in crate::kube) struct Connection {
     config: Config,
     limits: Limits,
     client: OnceCell<Client>,
-    turns: Semaphore,
+    turns: FairQueue,
 }
 
 /// Requests at a time: with [`BODY_LIMIT`] that bounds the memory. Who waits for a turn waits within its time limit.
-const REQUESTS: usize = 16;
+const REQUESTS: u64 = limits::OBJECTS;
 /// Attempts for one object.
 const ATTEMPTS: u32 = 3;
 /// The first wait between attempts; doubles with every failure.
 const FIRST: Duration = Duration::from_millis(200);
 /// The longest wait, also for a `Retry-After`. API servers that are busy ask for one second.
 const LONGEST: Duration = Duration::from_secs(2);
-/// Bytes of an object. The API server takes requests of up to 3 MiB; a secret holds 1 MiB, a third more as base64.
-const BODY_LIMIT: usize = 3 * 1024 * 1024;
+/// Bytes of an object.
+const BODY_LIMIT: usize = limits::OBJECT_BYTES;
 /// Bytes of an answer that says why there is no object.
 const FAULT_LIMIT: usize = 64 * 1024;
 /// Characters of it that are shown.
@@ -63,7 +66,7 @@ impl Connection {
         // Attempts, their limits and the waits between them are those of this file.
         config.default_retry = false;
         config.connect_timeout = Some(limits.attempt);
-        Self { config, limits, client: OnceCell::new(), turns: Semaphore::new(REQUESTS) }
+        Self { config, limits, client: OnceCell::new(), turns: FairQueue::new(REQUESTS) }
     }
 
     /// When what is begun now has to have ended.
@@ -110,8 +113,7 @@ impl Connection {
     }
 
     async fn ask(&self, object: &Object) -> Result<Bytes, Error> {
-        // Nobody closes it.
-        let _turn = self.turns.acquire().await.ok();
+        let _turn = self.turns.acquire(&Tenant::of_namespace(Some(&object.namespace)), "", 1).await;
         let request = Request::get(object.path()).header(ACCEPT, "application/json").body(Body::empty());
         let request = request.map_err(|error| Error::Setup { reason: one_line(&error.to_string()) })?;
         let response = self.client().await?.send(request).await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::host::limits;
 use crate::kube::cluster::Cluster;
 use crate::node::bad_flag::BadFlag;
 use crate::registry::credentials::account_tokens::parse_rules;
@@ -100,6 +101,12 @@ impl CredentialFlags {
         }
         let helpers = Helpers::new(allowed)
             .map_err(|error| bad("--credential-helper", self.helpers.join(","), error.to_string()))?;
+        let programs = providers.as_ref().map_or(0, Providers::count) + helpers.count();
+        if programs > limits::PROGRAMS {
+            let reason =
+                format!("of credential providers and helpers there may be {} in all", limits::PROGRAMS);
+            return Err(bad("--image-credential-provider-config", programs.to_string(), reason));
+        }
         let sources = CredentialSources {
             volume_secrets: self.volume_secrets,
             accounts,

@@ -92,7 +92,7 @@ impl Registry {
     /// When the registry refuses, cannot be reached, or sends bytes that are not those of a digest in `target`.
     pub async fn manifest(&self, asker: &Asker, target: &str) -> Result<Fetched, Error> {
         let wanted = target.parse::<Digest>().ok();
-        let places = self.places(&asker.source).await?;
+        let (places, unused) = self.places(&asker.source).await?;
         let is_asked = |place: &Place| match wanted {
             Some(_) => place.endpoint.pulls,
             None => place.endpoint.resolves,
@@ -101,7 +101,7 @@ impl Registry {
         if let Some(digest) = &wanted {
             places = self.mirrors.order(places, digest, 0);
         }
-        let mut unconfirmed = None;
+        let mut unconfirmed = unused;
         let mut failed = None;
         for place in &places {
             let is_mirror = place.endpoint.is_mirror();
@@ -312,19 +312,21 @@ impl Registry {
     }
 
     /// The places of `source` that may be asked. A mirror that proves no right is one only if the registry can say who may read, and is
-    /// one that the operator has named: anybody's may lie.
-    async fn places(&self, source: &Source) -> Result<Vec<Place>, Error> {
+    /// one that the operator has named: anybody's may lie. With the name of one that may not be asked.
+    async fn places(&self, source: &Source) -> Result<(Vec<Place>, Option<String>), Error> {
         let (mut places, is_named) = self.transport.places(source).await?;
         let is_vouched = is_named && places.iter().any(is_witness);
-        places.retain(|place| place.endpoint.proves_rights() || is_vouched);
-        Ok(places)
+        let may_be_asked = |place: &Place| place.endpoint.proves_rights() || is_vouched;
+        let unused = places.iter().find(|place| !may_be_asked(place)).map(|place| place.host().to_owned());
+        places.retain(may_be_asked);
+        Ok((places, unused))
     }
 
     /// The places that are asked for `size` bytes of `blob`, best first. Mirrors that prove no right are asked when the registry has
     /// said that `asker` may read it.
     async fn places_of_blob(&self, asker: &Asker, blob: &Descriptor, size: u64) -> Result<Vec<Place>, Error> {
         let source = &asker.source;
-        let mut places = self.places(source).await?;
+        let (mut places, _) = self.places(source).await?;
         places.retain(|place| place.endpoint.pulls);
         let mut places = self.mirrors.order(places, &blob.digest, size);
         let proves_nothing = |place: &Place| !place.endpoint.proves_rights();

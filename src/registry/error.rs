@@ -124,9 +124,9 @@ pub enum Error {
         /// Why.
         reason: Refused,
     },
-    /// A mirror has it, and the registry does not say whether it may be read.
+    /// A mirror may have it, and the registry does not say whether it may be read.
     #[error(
-        "the mirror {mirror} has it, but {host} does not say whether this pod may read it: {reason}; if whatever the mirror has \
+        "the mirror {mirror} is not used, because {host} does not say whether this pod may read it: {reason}; if whatever the mirror has \
          may be read by everybody who uses this node, name it in --authoritative-mirrors (registry.authoritativeMirrors in the \
          chart)"
     )]

@@ -44,9 +44,22 @@ fn texts(headers: &HeaderMap) -> Vec<String> {
         left = rest;
         let text =
             value.to_str().ok().and_then(|value| value.trim().strip_prefix("299 - \"")?.strip_suffix('"'));
-        found.extend(text.map(|text| one_line(&text.replace("\\\"", "\"").replace("\\\\", "\\"))));
+        found.extend(text.and_then(unescaped).map(|text| one_line(&text)));
     }
     found
+}
+
+/// What is between the quotes; `None` when it ends before: a date follows, and there is to be none.
+fn unescaped(quoted: &str) -> Option<String> {
+    let (mut text, mut characters) = (String::with_capacity(quoted.len()), quoted.chars());
+    while let Some(character) = characters.next() {
+        match character {
+            '"' => return None,
+            '\\' => text.push(characters.next()?),
+            character => text.push(character),
+        }
+    }
+    Some(text)
 }
 
 #[cfg(test)]

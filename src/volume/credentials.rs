@@ -15,6 +15,7 @@ use crate::registry::credentials::helpers::Helpers;
 use crate::registry::credentials::keyring::Keyring;
 use crate::registry::credentials::providers::Providers;
 use crate::registry::credentials::secret::{Credential, ServiceAccount};
+use crate::tenant::Tenant;
 
 /// Where credentials come from, beside the volume itself.
 #[derive(Clone)]
@@ -75,7 +76,13 @@ impl Default for CredentialSources {
 impl CredentialSources {
     /// All credentials for `reference`. Sources are asked at the same time, each within a time limit of its own; one that fails is told
     /// of, and does not keep the others from being used.
-    pub async fn find(&self, reference: &Reference, wanting: &Wanting, registry: &Registry) -> Found {
+    pub async fn find(
+        &self,
+        reference: &Reference,
+        wanting: &Wanting,
+        tenant: &Tenant,
+        registry: &Registry,
+    ) -> Found {
         let mut found = Found::default();
         if self.volume_secrets {
             // Ten thousand entries, each a pattern, are work.
@@ -87,8 +94,8 @@ impl CredentialSources {
         let (accounts, pull_secrets, providers, node) = tokio::join!(
             self.of_account(reference, wanting, registry),
             self.of_pull_secrets(reference, wanting),
-            self.of_providers(reference, wanting),
-            self.of_node(reference),
+            self.of_providers(reference, wanting, tenant),
+            self.of_node(reference, tenant),
         );
         for (credentials, notes) in [accounts, pull_secrets, providers, node] {
             found.add(credentials, notes);
@@ -150,7 +157,12 @@ impl CredentialSources {
         }
     }
 
-    async fn of_providers(&self, reference: &Reference, wanting: &Wanting) -> (Vec<Credential>, Vec<String>) {
+    async fn of_providers(
+        &self,
+        reference: &Reference,
+        wanting: &Wanting,
+        tenant: &Tenant,
+    ) -> (Vec<Credential>, Vec<String>) {
         let Some(providers) = &self.providers else { return Default::default() };
         let mut notes = Vec::new();
         let (mut uid, mut annotations) = (String::new(), BTreeMap::new());
@@ -172,12 +184,12 @@ impl CredentialSources {
         let account = wanting.account.as_ref();
         let account =
             account.map(|service_account| Account { service_account, uid: &uid, annotations: &annotations });
-        let (credentials, failed) = providers.credentials(reference, account.as_ref()).await;
+        let (credentials, failed) = providers.credentials(reference, account.as_ref(), tenant).await;
         notes.extend(failed.iter().map(|error| failure::chain(error)));
         (credentials, notes)
     }
 
-    async fn of_node(&self, reference: &Reference) -> (Vec<Credential>, Vec<String>) {
+    async fn of_node(&self, reference: &Reference, tenant: &Tenant) -> (Vec<Credential>, Vec<String>) {
         let Some(path) = self.docker_config.clone() else { return Default::default() };
         let read = {
             let (path, reference) = (path.clone(), reference.clone());
@@ -202,7 +214,7 @@ impl CredentialSources {
                 if !self.helpers.allows(&helper) {
                     return (credentials, note.into_iter().collect());
                 }
-                match self.helpers.credential(&helper, reference).await {
+                match self.helpers.credential(&helper, reference, tenant).await {
                     Ok(found) => {
                         credentials.extend(found);
                         (credentials, Vec::new())

@@ -144,7 +144,7 @@ impl Volumes {
         tenant: &Tenant,
     ) -> PullRequest {
         let Found { credentials, notes } =
-            Box::pin(self.credentials.find(&attributes.reference, wanting, &self.registry)).await;
+            Box::pin(self.credentials.find(&attributes.reference, wanting, tenant, &self.registry)).await;
         PullRequest {
             tenant: tenant.clone(),
             reference: attributes.reference.clone(),

@@ -70,7 +70,7 @@ fn a_layer_of_four_gib_takes_less_than_64_mib_and_idling_less_than_8() {
         // Its own: what is resident of a program that was built for tests is five sixths of all, and no measure of anything.
         let idle = node.memory("RssAnon");
         assert!(idle < 8 * MIB, "idle: {} MiB", idle / MIB);
-        // And with it no more than what the sum of all bounds has for that.
+        // And with it, built for tests, little more than what the sum of all bounds has for it as it is released.
         let whole = node.memory("VmRSS");
         assert!(whole < 32 * MIB, "idle: {} MiB with the program", whole / MIB);
         node.kubelet.deadline = Duration::from_secs(120);

@@ -12,30 +12,39 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::host::fair_queue::FairQueue;
 use crate::host::interleaving::{Mutex, lock};
+use crate::host::limits;
+use crate::tenant::Tenant;
 
 /// Programs that run at a time for one kind of questions; others wait for their turn.
-const TURNS: usize = 8;
-/// Questions that are asked or wait for their turn.
-const QUESTIONS: usize = 512;
+const TURNS: u64 = limits::PROGRAM_TURNS;
+/// Questions of one tenant that are asked or wait for their turn. Its own bound: no tenant keeps another's from being asked.
+const QUESTIONS: usize = 64;
 /// Answers that are kept, and their bytes. Beyond, those go first that would end first.
 const KEPT: usize = 512;
-const KEPT_BYTES: usize = 4 * 1024 * 1024;
+const KEPT_BYTES: usize = limits::PROGRAM_KEPT;
 
 /// The answers to one kind of questions, whose errors are `E`.
 pub(in crate::registry) struct Answers<V, E> {
     state: Mutex<State<V, E>>,
-    turns: Semaphore,
+    turns: FairQueue,
     /// How long a question waits for its turn.
     patience: Duration,
 }
 
 struct State<V, E> {
     kept: HashMap<Key, Kept<V>>,
-    asked: HashMap<Key, watch::Receiver<Option<Result<V, E>>>>,
+    asked: HashMap<Key, Pending<V, E>>,
+}
+
+/// A question that is asked: on whose behalf, and where its answer will be.
+struct Pending<V, E> {
+    tenant: Tenant,
+    answer: watch::Receiver<Option<Result<V, E>>>,
 }
 
 struct Kept<V> {
@@ -97,14 +106,21 @@ where
     /// No answers yet. Who waits for a turn waits so long.
     pub fn new(patience: Duration) -> Arc<Self> {
         let state = State { kept: HashMap::new(), asked: HashMap::new() };
-        Arc::new(Self { state: Mutex::new(state), turns: Semaphore::new(TURNS), patience })
+        Arc::new(Self { state: Mutex::new(state), turns: FairQueue::new(TURNS), patience })
     }
 
-    /// The answer that is kept for one of `kept`, the first that there is; else that of `ask`, unless `question` is already being asked.
+    /// The answer that is kept for one of `kept`, the first that there is; else that of `ask`, on behalf of `tenant`, unless `question` is
+    /// already being asked.
     ///
     /// # Errors
     /// Those of `ask`, and [`Unasked`] when there is no turn for it. They are not kept.
-    pub async fn get<F>(self: &Arc<Self>, question: Key, kept: Vec<Key>, ask: F) -> Result<V, E>
+    pub async fn get<F>(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        question: Key,
+        kept: Vec<Key>,
+        ask: F,
+    ) -> Result<V, E>
     where
         F: Future<Output = Result<Answer<V>, E>> + Send + 'static,
     {
@@ -114,12 +130,15 @@ where
                 return Ok(value);
             }
             match state.asked.get(&question) {
-                Some(answer) => answer.clone(),
-                None if state.asked.len() >= QUESTIONS => return Err(Unasked::Busy.into()),
+                Some(pending) => pending.answer.clone(),
+                None if state.asked.values().filter(|it| it.tenant == *tenant).count() >= QUESTIONS => {
+                    return Err(Unasked::Busy.into());
+                }
                 None => {
                     let (sender, answer) = watch::channel(None);
-                    state.asked.insert(question, answer.clone());
-                    let asked = Asked { answers: Arc::clone(self), question };
+                    let pending = Pending { tenant: tenant.clone(), answer: answer.clone() };
+                    state.asked.insert(question, pending);
+                    let asked = Asked { answers: Arc::clone(self), question, tenant: tenant.clone() };
                     tokio::spawn(asked.ask(kept, ask, sender));
                     answer
                 }
@@ -129,11 +148,11 @@ where
         answer.ok().and_then(|answer| answer.clone()).unwrap_or(Err(Unasked::BrokenOff.into()))
     }
 
-    async fn ask<F>(&self, kept: &[Key], ask: F) -> Result<V, E>
+    async fn ask<F>(&self, tenant: &Tenant, kept: &[Key], ask: F) -> Result<V, E>
     where
         F: Future<Output = Result<Answer<V>, E>>,
     {
-        let turn = tokio::time::timeout(self.patience, self.turns.acquire()).await;
+        let turn = tokio::time::timeout(self.patience, self.turns.acquire(tenant, "", 1)).await;
         let _turn = turn.map_err(|_| Unasked::Busy)?;
         // What another question brought meanwhile may be the answer to this one, too: that for all of a registry.
         if let Some(value) = lock(&self.state).find(kept) {
@@ -176,6 +195,7 @@ impl<V: Clone, E> State<V, E> {
 struct Asked<V, E> {
     answers: Arc<Answers<V, E>>,
     question: Key,
+    tenant: Tenant,
 }
 
 impl<V, E> Asked<V, E>
@@ -187,7 +207,7 @@ where
     where
         F: Future<Output = Result<Answer<V>, E>> + Send + 'static,
     {
-        let answer = self.answers.ask(&kept, ask).await;
+        let answer = self.answers.ask(&self.tenant, &kept, ask).await;
         // Who comes now finds what is kept, or asks anew.
         drop(self);
         // Nobody may wait any more.
@@ -215,6 +235,11 @@ mod tests {
         Key::of([text])
     }
 
+    /// Questions that begin with `@` are another's.
+    fn tenant_of(question: &str) -> Tenant {
+        Tenant::of_namespace(Some(if question.starts_with('@') { "other" } else { "one" }))
+    }
+
     /// Asks, which takes a second and gives the number of the run.
     async fn ask(
         answers: &Test,
@@ -229,7 +254,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
             Ok(Answer { value, bytes: 1, keep })
         };
-        answers.get(key(question), vec![key(question), key("all")], run).await
+        answers.get(&tenant_of(question), key(question), vec![key(question), key("all")], run).await
     }
 
     #[test]
@@ -271,7 +296,22 @@ mod tests {
         let many = names.iter().map(|name| ask(&answers, &runs, name, Some(("all", MINUTE))));
         let found = futures_util::future::join_all(many).await;
         assert!(found.iter().all(Result::is_ok), "{found:?}");
-        assert_eq!(runs.load(Ordering::SeqCst), TURNS);
+        // One turn is left for others.
+        assert_eq!(runs.load(Ordering::SeqCst) as u64, TURNS - 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_tenant_keeps_another_from_asking() {
+        let (answers, runs) = (Answers::new(MINUTE), Arc::default());
+        let names: Vec<String> = (0..QUESTIONS).map(|number| number.to_string()).collect();
+        let many = futures_util::future::join_all(names.iter().map(|name| ask(&answers, &runs, name, None)));
+        let other = async {
+            tokio::task::yield_now().await;
+            let began = Instant::now();
+            ask(&answers, &runs, "@other", None).await.map(|_| began.elapsed())
+        };
+        let (_, took) = tokio::join!(many, other);
+        assert!(took.expect("it has its turn") <= Duration::from_secs(3), "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -280,9 +320,9 @@ mod tests {
         let names: Vec<String> = (0..=QUESTIONS).map(|number| number.to_string()).collect();
         let found =
             futures_util::future::join_all(names.iter().map(|name| ask(&answers, &runs, name, None))).await;
-        assert_eq!(found.iter().filter(|value| value.is_ok()).count(), TURNS);
+        assert_eq!(found.iter().filter(|value| value.is_ok()).count() as u64, TURNS - 1);
         assert_eq!(found.last(), Some(&Err(Unasked::Busy)));
-        assert_eq!(found.get(TURNS), Some(&Err(Unasked::Busy)));
+        assert_eq!(found.get(TURNS as usize), Some(&Err(Unasked::Busy)));
         assert_eq!(lock(&answers.state).asked.len(), 0);
     }
 
@@ -298,7 +338,7 @@ mod tests {
     async fn a_fault_leaves_nobody_waiting() {
         let answers: Test = Answers::new(MINUTE);
         let fault = async { panic!("a fault of the test's own") };
-        assert_eq!(answers.get(key("a"), Vec::new(), fault).await, Err(Unasked::BrokenOff));
+        assert_eq!(answers.get(&tenant_of("a"), key("a"), Vec::new(), fault).await, Err(Unasked::BrokenOff));
         let runs = Arc::default();
         assert_eq!(ask(&answers, &runs, "a", None).await, Ok(1));
     }
@@ -307,7 +347,7 @@ mod tests {
     async fn errors_are_not_kept() {
         let answers: Test = Answers::new(MINUTE);
         let fails = async { Err(Unasked::Busy) };
-        assert_eq!(answers.get(key("a"), vec![key("a")], fails).await, Err(Unasked::Busy));
+        assert_eq!(answers.get(&tenant_of("a"), key("a"), vec![key("a")], fails).await, Err(Unasked::Busy));
         assert_eq!(ask(&answers, &Arc::default(), "a", None).await, Ok(1));
     }
 

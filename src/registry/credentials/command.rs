@@ -19,12 +19,11 @@ use tokio::process::Child;
 use zeroize::Zeroizing;
 
 use crate::host::blocking::{self, Lane};
+use crate::host::limits;
 use crate::registry::credentials::secret::Secret;
 
-/// Bytes that a program may print. Real answers have some thousands.
-pub(in crate::registry) const OUTPUT_LIMIT: usize = 1024 * 1024;
-/// Bytes that there is room for at once: what is read grows beyond only where an answer is longer, so that few copies of it are made.
-const USUAL_OUTPUT: usize = 64 * 1024;
+/// Bytes that a program may print. There is room for them at once, so that no copies are made.
+pub(in crate::registry) const OUTPUT_LIMIT: usize = limits::PROGRAM_OUTPUT;
 
 /// A program, and how it is run.
 #[derive(Debug, Clone)]
@@ -166,7 +165,7 @@ impl Running {
                 let _ = stdin.write_all(input).await;
             }
         };
-        let mut text = Zeroizing::new(Vec::with_capacity(USUAL_OUTPUT));
+        let mut text = Zeroizing::new(Vec::with_capacity(OUTPUT_LIMIT + 1));
         let read = async {
             let Some(stdout) = stdout else { return Ok(()) };
             stdout.take(OUTPUT_LIMIT as u64 + 1).read_to_end(&mut text).await.map_err(broken)?;

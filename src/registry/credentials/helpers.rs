@@ -17,6 +17,7 @@ use crate::oci::reference::{DOCKER_HUB, Reference};
 use crate::registry::credentials::answers::{Answer, Answers, Key, Unasked};
 use crate::registry::credentials::command::{Command, CommandError, Exit, objection};
 use crate::registry::credentials::secret::{Credential, Secret};
+use crate::tenant::Tenant;
 
 /// How long a helper may take. It looks into a store of the node, or asks its cloud once.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -126,6 +127,11 @@ impl Helpers {
         Ok(Self { all: Arc::new(allowed.into_iter().map(helper).collect::<Result<_, _>>()?) })
     }
 
+    /// How many are allowed.
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+
     /// Whether the helper of this name may be run.
     pub fn allows(&self, name: &str) -> bool {
         self.all.contains_key(name)
@@ -141,10 +147,11 @@ impl Helpers {
         &self,
         name: &str,
         reference: &Reference,
+        tenant: &Tenant,
     ) -> Result<Option<Credential>, HelperError> {
         let server = if reference.host() == DOCKER_HUB { DOCKER_HUB_SERVER } else { reference.host() };
         let found = match self.all.get(name) {
-            Some(helper) => helper.ask(name, server).await,
+            Some(helper) => helper.ask(name, server, tenant).await,
             None => Err(HelperFault::NotAllowed),
         };
         // The name is a text of whoever wrote the config.json.
@@ -154,7 +161,12 @@ impl Helpers {
 }
 
 impl Helper {
-    async fn ask(&self, name: &str, server: &str) -> Result<Option<Credential>, HelperFault> {
+    async fn ask(
+        &self,
+        name: &str,
+        server: &str,
+        tenant: &Tenant,
+    ) -> Result<Option<Credential>, HelperFault> {
         let (command, key) = (self.command.clone(), Key::of([server]));
         let input = Zeroizing::new(server.as_bytes().to_vec());
         let identity = format!("helper {name} {server}");
@@ -168,7 +180,7 @@ impl Helper {
             let time = if value.is_some() { KEPT } else { NONE_KEPT };
             Ok(Answer { value, bytes: output.text.len(), keep: Some((key, time)) })
         };
-        self.answers.get(key, vec![key], ask).await
+        self.answers.get(tenant, key, vec![key], ask).await
     }
 }
 
@@ -209,9 +221,9 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let helpers = helpers(directory.path(), text, LONG);
         let reference = image.parse().expect("a reference");
-        let found = helpers.credential("test", &reference).await;
+        let found = helpers.credential("test", &reference, &Tenant::CommandLine).await;
         // The second time it is kept, if it may be.
-        assert_eq!(helpers.clone().credential("test", &reference).await, found);
+        assert_eq!(helpers.clone().credential("test", &reference, &Tenant::CommandLine).await, found);
         (found, asked(directory.path()))
     }
 
@@ -268,7 +280,8 @@ mod tests {
         let text = r#"sleep 0.2; echo '{"Username":"u","Secret":"s"}'"#;
         let helpers = helpers(directory.path(), text, LONG);
         let references = ["r.io/a", "r.io/b"].map(|text| text.parse().expect("a reference"));
-        let asks = (0..20).map(|number| helpers.credential("test", &references[number % 2]));
+        let asks =
+            (0..20).map(|number| helpers.credential("test", &references[number % 2], &Tenant::CommandLine));
         let found = futures_util::future::join_all(asks).await;
         assert!(found.iter().all(|found| matches!(found, Ok(Some(_)))), "{found:?}");
         assert_eq!(asked(directory.path()), ["get r.io"]);
@@ -279,7 +292,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let after = Duration::from_millis(300);
         let helpers = helpers(directory.path(), "sleep 1000", after);
-        let found = helpers.credential("test", &"r.io/a".parse().expect("a reference")).await;
+        let found =
+            helpers.credential("test", &"r.io/a".parse().expect("a reference"), &Tenant::CommandLine).await;
         assert_eq!(found.expect_err("killed").fault, CommandError::TooSlow { after }.into());
     }
 
@@ -296,7 +310,8 @@ mod tests {
                 continue;
             };
             assert!(!helpers.allows(wanted));
-            let error = helpers.credential(wanted, &image).await.expect_err("not allowed");
+            let error =
+                helpers.credential(wanted, &image, &Tenant::CommandLine).await.expect_err("not allowed");
             assert_eq!(error.fault, HelperFault::NotAllowed);
         }
         assert!(helpers.allows("test") && asked(directory.path()).is_empty());

@@ -16,6 +16,7 @@ use crate::registry::credentials::pattern::Pattern;
 use crate::registry::credentials::provider_config::{AccountConfig, ProviderConfig};
 use crate::registry::credentials::provider_protocol::{BadResponse, Request, Response, Scope};
 use crate::registry::credentials::secret::Credential;
+use crate::tenant::Tenant;
 
 /// A provider. Its answers are kept as long as it is there.
 #[derive(Debug)]
@@ -81,6 +82,7 @@ impl Provider {
         &self,
         reference: &Reference,
         account: Option<&Account<'_>>,
+        tenant: &Tenant,
     ) -> Result<Vec<Credential>, ProviderFault> {
         if !self.matches(reference) {
             return Ok(Vec::new());
@@ -90,7 +92,7 @@ impl Provider {
             None => Some(Told::default()),
         };
         let Some(told) = told else { return Ok(Vec::new()) };
-        let response = self.ask(reference, &told).await?;
+        let response = self.ask(reference, &told, tenant).await?;
         let identity = |key: &str| {
             let separator = if told.name.is_empty() { "" } else { " " };
             Some(format!("provider {} {key}{separator}{}", self.name, told.name))
@@ -101,7 +103,12 @@ impl Provider {
     }
 
     /// The provider's answer for `reference`, as kubelet asks and keeps it.
-    async fn ask(&self, reference: &Reference, told: &Told<'_>) -> Result<Arc<Response>, ProviderFault> {
+    async fn ask(
+        &self,
+        reference: &Reference,
+        told: &Told<'_>,
+        tenant: &Tenant,
+    ) -> Result<Arc<Response>, ProviderFault> {
         let image = format!("{}/{}", reference.host(), reference.repository());
         let key =
             |parts: &[&str], more: &[&str]| Key::of(parts.iter().chain(&told.owner).chain(more).copied());
@@ -136,6 +143,6 @@ impl Provider {
             let keep = (!time.is_zero()).then_some((key, time));
             Ok(Answer { value: Arc::new(response), bytes: output.text.len(), keep })
         };
-        self.answers.get(question, vec![for_image, for_registry, for_all], ask).await
+        self.answers.get(tenant, question, vec![for_image, for_registry, for_all], ask).await
     }
 }

@@ -17,6 +17,7 @@ use crate::registry::credentials::provider::{Provider, ProviderFault};
 use crate::registry::credentials::provider_config::{AccountConfig, ProviderConfig};
 use crate::registry::credentials::provider_files::{BadProviders, read};
 use crate::registry::credentials::secret::Credential;
+use crate::tenant::Tenant;
 
 /// How long a provider may take: kubelet's own limit, `ExecPlugin` in plugin.go.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -69,6 +70,11 @@ impl Providers {
         Ok(Self { all })
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+
     /// The audiences of all tokens that any provider needs: what `tokenRequests` of the CSIDriver object have to name.
     pub fn audiences(&self) -> BTreeSet<&str> {
         self.all.iter().filter_map(|provider| Some(provider.account.as_ref()?.audience.as_str())).collect()
@@ -89,7 +95,7 @@ impl Providers {
     }
 
     /// Every credential that the providers for `reference` give to a pod of `account`, in the order of the configuration, and those of
-    /// each provider most specific first; and what failed. A provider that takes long holds up the answer: up to two minutes, of
+    /// each provider most specific first; and what failed. It is asked on behalf of `tenant`. A provider that takes long holds up the answer: up to two minutes, of
     /// which one is for its turn.
     ///
     /// A provider without `tokenAttributes` knows nothing of the account. One with them is not asked when it requires an account and
@@ -98,8 +104,9 @@ impl Providers {
         &self,
         reference: &Reference,
         account: Option<&Account<'_>>,
+        tenant: &Tenant,
     ) -> (Vec<Credential>, Vec<ProviderError>) {
-        let asked = self.all.iter().map(|provider| provider.credentials(reference, account));
+        let asked = self.all.iter().map(|provider| provider.credentials(reference, account, tenant));
         let (mut found, mut failed) = (Vec::new(), Vec::new());
         for (provider, answer) in self.all.iter().zip(futures_util::future::join_all(asked).await) {
             match answer {
@@ -191,7 +198,7 @@ mod tests {
     }
 
     async fn users(providers: &Providers, image: &str, account: Option<&Account<'_>>) -> Vec<String> {
-        let (found, failed) = providers.credentials(&reference(image), account).await;
+        let (found, failed) = providers.credentials(&reference(image), account, &Tenant::CommandLine).await;
         assert_eq!(failed, []);
         found.into_iter().map(|credential| credential.user).collect()
     }
@@ -205,7 +212,8 @@ mod tests {
             .with("b", &answer(&format!(r#""cacheKeyType":"Image",{R_IO}"#)), "")
             .with("c", "exit 3", "");
         let providers = node.load();
-        let (found, failed) = providers.credentials(&reference("r.io/team/app:v1"), None).await;
+        let (found, failed) =
+            providers.credentials(&reference("r.io/team/app:v1"), None, &Tenant::CommandLine).await;
         let users: Vec<_> =
             found.iter().map(|found| (found.user.as_str(), found.identity.as_deref())).collect();
         let expected = [
@@ -220,7 +228,10 @@ mod tests {
             failed[0].to_string().contains(r#"provider "c" gave no credentials: it exited with status 3;"#)
         );
         assert!(!format!("{found:?} {providers:?}").contains("hunter2"));
-        assert_eq!(providers.credentials(&reference("elsewhere.io/x"), None).await, (Vec::new(), Vec::new()));
+        assert_eq!(
+            providers.credentials(&reference("elsewhere.io/x"), None, &Tenant::CommandLine).await,
+            (Vec::new(), Vec::new())
+        );
     }
 
     #[tokio::test]
@@ -327,7 +338,7 @@ mod tests {
         }
         assert!(node.asked("a").is_empty());
         let account = Account { annotations: &annotations, ..account };
-        let (found, failed) = providers.credentials(&image, Some(&account)).await;
+        let (found, failed) = providers.credentials(&image, Some(&account), &Tenant::CommandLine).await;
         let identities: Vec<_> = found.iter().filter_map(|found| found.identity.as_deref()).collect();
         assert_eq!(
             (identities, failed),
@@ -347,11 +358,12 @@ mod tests {
         let providers = node.load();
         let needs = AccountNeeds { audiences: ["aud".to_owned()].into(), annotations: false };
         assert_eq!(providers.needs_account(&reference("r.io/a")), Some(needs));
-        let (found, _) = providers.credentials(&reference("r.io/a"), None).await;
+        let (found, _) = providers.credentials(&reference("r.io/a"), None, &Tenant::CommandLine).await;
         assert_eq!(found[0].identity.as_deref(), Some("provider a r.io"));
         let (service_account, none) = (service_account("sa", "another", "hunter2"), BTreeMap::new());
         let account = Account { service_account: &service_account, uid: "", annotations: &none };
-        let (found, failed) = providers.credentials(&reference("r.io/a"), Some(&account)).await;
+        let (found, failed) =
+            providers.credentials(&reference("r.io/a"), Some(&account), &Tenant::CommandLine).await;
         assert_eq!((found.len(), node.asked("a").len()), (0, 1));
         let text = format!("{} {failed:?}", failed[0]);
         assert!(text.contains(r#"service account ns/sa for the audience "aud"; name"#), "{text}");
@@ -395,7 +407,8 @@ mod tests {
         for (cache_type, expected) in [("Token", vec![]), ("ServiceAccount", vec![BadResponse::Echo.into()])]
         {
             let node = Node::new().with("a", &text, &tokens(cache_type, "requireServiceAccount: true"));
-            let (found, failed) = node.load().credentials(&reference("r.io/a"), Some(&account)).await;
+            let (found, failed) =
+                node.load().credentials(&reference("r.io/a"), Some(&account), &Tenant::CommandLine).await;
             let failed: Vec<ProviderFault> = failed.into_iter().map(|error| error.fault).collect();
             assert_eq!((found.len(), failed), (1 - expected.len(), expected));
         }
@@ -405,11 +418,12 @@ mod tests {
     async fn t41_what_a_provider_prints_is_in_no_error() {
         for text in ["echo hunter2; echo hunter2 >&2; exit 1", "echo hunter2", "yes hunter2", "kill -9 $$"] {
             let node = Node::new().with("a", text, "");
-            let (found, failed) = node.load().credentials(&reference("r.io/a"), None).await;
+            let (found, failed) =
+                node.load().credentials(&reference("r.io/a"), None, &Tenant::CommandLine).await;
             let printed = format!("{} {failed:?}", failed[0]);
             assert!(found.is_empty() && !printed.contains("hunter2"), "{printed}");
             // An error is not kept.
-            let _ = node.load().credentials(&reference("r.io/a"), None).await;
+            let _ = node.load().credentials(&reference("r.io/a"), None, &Tenant::CommandLine).await;
             assert_eq!(node.asked("a").len(), 2);
         }
     }
@@ -419,7 +433,7 @@ mod tests {
         let node = Node::new().with("a", "sleep 1000", "");
         let after = Duration::from_millis(300);
         let providers = node.load_with(after).expect("valid");
-        let (_, failed) = providers.credentials(&reference("r.io/a"), None).await;
+        let (_, failed) = providers.credentials(&reference("r.io/a"), None, &Tenant::CommandLine).await;
         assert_eq!(failed[0].fault, CommandError::TooSlow { after }.into());
     }
 

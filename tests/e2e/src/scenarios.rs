@@ -57,6 +57,7 @@ fn peaceful() -> Vec<Scenario> {
         writes::no_container_can_change_a_claim_whatever_it_says,
         claims::a_claim_is_shared_by_pods_that_say_read_only_and_that_do_not,
         messages::events_say_what_the_readme_says,
+        registries::the_sample_of_an_admission_policy_refuses_pods,
     ]
 }
 

@@ -9,6 +9,9 @@ use std::sync::{Arc, Mutex};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse as _;
 use base64::Engine as _;
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
 use k8s_openapi::api::core::v1::Secret;
 use ocivol::demo::push::{Layer, Pusher};
 use ocivol::demo::registry::{Registry, Seen};
@@ -56,7 +59,7 @@ pub async fn what_the_node_and_the_cluster_have_pulls_what_it_may_and_nothing_el
             MIRROR.replace("127.0.0.1", "localhost")
         };
         let text = format!(
-            "server = \"http://{DOWN}\"\n[host.\"http://{mirror}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
+            "server = \"https://{DOWN}\"\n[host.\"http://{mirror}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
         );
         fs::create_dir_all(hosts.join(name)).expect("a directory");
         fs::write(hosts.join(name).join("hosts.toml"), text).expect("a file");
@@ -111,6 +114,43 @@ pub async fn what_the_node_and_the_cluster_have_pulls_what_it_may_and_nothing_el
     pods.clear().await;
     others.clear().await;
     node.install(&[]).await;
+}
+
+pub async fn the_sample_of_an_admission_policy_refuses_pods(node: Shared) {
+    let cluster = node.lock().await.cluster.clone();
+    let pods = cluster.namespace("policy", json!({"example.com/ocivol-references": "checked"})).await;
+    let text = fs::read_to_string(crate::machine::target().join("../manifests/admission-policy.yaml"))
+        .expect("a file");
+    let [policy, binding]: [Value; 2] = serde_yaml_ng::Deserializer::from_str(&text)
+        .map(|document| serde::Deserialize::deserialize(document).expect("YAML"))
+        .collect::<Vec<_>>()
+        .try_into()
+        .expect("a policy and its binding");
+    cluster.create::<ValidatingAdmissionPolicy>(policy).await;
+    cluster.create::<ValidatingAdmissionPolicyBinding>(binding).await;
+    let digest = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+    // It takes a moment until the API server goes by it.
+    for (name, reference, word) in [
+        ("elsewhere", format!("registry.other/x@{digest}"), "registry.example.com only"),
+        ("by-tag", "registry.example.com/x:v1".to_owned(), "by digest"),
+    ] {
+        crate::cluster::eventually("the policy holds", || async {
+            let wanted = pod(name, inline(&reference), &script("true"));
+            match pods.try_create(wanted).await {
+                Ok(()) => {
+                    pods.delete_by_force(name).await;
+                    None
+                }
+                Err(error) => error.to_string().contains(word).then_some(()),
+            }
+        })
+        .await;
+    }
+    let good = pod("good", inline(&format!("registry.example.com/x@{digest}")), &script("true"));
+    pods.try_create(good).await.expect("it is allowed");
+    pods.clear().await;
+    cluster.delete::<ValidatingAdmissionPolicyBinding>("ocivol-references").await;
+    cluster.delete::<ValidatingAdmissionPolicy>("ocivol-references").await;
 }
 
 async fn create(pods: &Pods, name: &str, reference: &str, changes: &Value) {
