@@ -32,6 +32,11 @@ impl Backoff {
         stall_timeout.saturating_mul(1 << self.stalls.min(self.limit).min(8))
     }
 
+    /// Gives up at the `limit`-th failure in a row from now on.
+    pub fn allow(&mut self, limit: u32) {
+        self.limit = limit;
+    }
+
     /// Something succeeded: start over.
     pub fn reset(&mut self) {
         self.failures = 0;

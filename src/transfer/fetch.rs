@@ -37,6 +37,8 @@ use crate::transfer::rate::{Judgement, Rate};
 /// A connection below this rate (bytes per second) is helped by another, and a source below it is compared with others. Object
 /// stores give 50 to 90 MB/s to a connection, a local registry ten times as much.
 pub const HELP_BELOW: f64 = 100e6;
+/// Ranges in a row that may be answered with others until a source is asked for the whole blob.
+const ODD_RANGES: usize = 2;
 /// How often rates are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -95,6 +97,8 @@ pub struct Fetch<'a> {
     may_split: bool,
     /// The source is asked for the whole blob: it does not answer a range with that range.
     without_ranges: AtomicBool,
+    /// Ranges that were answered with others.
+    odd_ranges: AtomicUsize,
     /// Some of the bytes were not the next ones of one answer.
     in_parts: AtomicBool,
     /// The bytes come from another host than the registry.
@@ -218,6 +222,7 @@ impl<'a> Fetch<'a> {
             parts: Mutex::new(Parts::new(wanted.missing)),
             may_split: wanted.in_parts,
             without_ranges: AtomicBool::new(wanted.whole),
+            odd_ranges: AtomicUsize::new(0),
             in_parts: AtomicBool::new(wanted.resumed),
             elsewhere: AtomicBool::new(false),
             oddity: Mutex::default(),
@@ -350,6 +355,10 @@ impl Fetch<'_> {
                     if reached > before {
                         backoff.reset();
                     }
+                    // What has come of a layer is lost when its source is given up.
+                    if self.speed.received() > 0 {
+                        backoff.allow(2 * self.means.registry.attempts());
+                    }
                     let Some(wait) = backoff.after(&error) else { return Err(error.into()) };
                     tracing::debug!(digest = %self.blob.digest, %error, ?wait, "retrying part of a blob");
                     let _waits = Waits::start(&self.waiting);
@@ -384,12 +393,18 @@ impl Fetch<'_> {
             *self.oddity.lock().unwrap_or_else(PoisonError::into_inner) = Some(oddity);
         }
         let mut position = match self.starts_at(&body, &range, whole) {
+            // One answer may be odd: all that is here already would come again if that were all that the source can.
+            Err(_) if !whole && self.odd_ranges.fetch_add(1, Relaxed) < ODD_RANGES => {
+                let reason = "it answered a range with another".to_owned();
+                return Err(registry::error::Error::Unreachable { host: self.host(), reason }.into());
+            }
             Err(_) if !whole => {
                 self.without_ranges.store(true, Relaxed);
                 return Ok(());
             }
             position => position?,
         };
+        self.odd_ranges.store(0, Relaxed);
         self.in_parts.fetch_or(position > 0, Relaxed);
         if position < range.start && self.parts().active() > 1 {
             return Ok(()); // Left for the connection that reads from the start.

@@ -1,6 +1,7 @@
 //! What registries send, and how they are asked.
 
 mod addresses;
+mod breaks;
 mod credential_sources;
 mod debian_registry;
 mod faults;

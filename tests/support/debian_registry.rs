@@ -1,6 +1,7 @@
 //! Debian's `docker-registry`, started by the test on a port of its own.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -65,23 +66,25 @@ impl DebianRegistry {
             base.join("data").display()
         );
         std::fs::write(base.join("config.yml"), config).expect("a file");
-        let process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(base.join("config.yml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| {
-                panic!("docker-registry cannot be started: {error}; run `apt-get install docker-registry`, or `make test`")
-            });
-        let registry = Self { process, port, directory, login };
+        let mut registry = Self { process: start(base), port, directory, login };
+        registry.serves().await;
+        registry
+    }
+
+    /// Ends it at once, and starts it again where it was.
+    pub async fn restart(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        self.process = start(self.directory.path());
+        self.serves().await;
+    }
+
+    async fn serves(&mut self) {
         let began = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             assert!(began.elapsed() < PATIENCE, "docker-registry does not listen");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        registry
     }
 
     pub fn host(&self) -> String {
@@ -97,6 +100,15 @@ impl DebianRegistry {
         pusher.login.clone_from(&self.login);
         pusher
     }
+}
+
+fn start(base: &Path) -> Child {
+    let mut command = Command::new("docker-registry");
+    command.arg("serve").arg(base.join("config.yml"));
+    let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    started.unwrap_or_else(|error| {
+        panic!("docker-registry cannot be started: {error}; run `apt-get install docker-registry`, or `make test`")
+    })
 }
 
 impl Drop for DebianRegistry {

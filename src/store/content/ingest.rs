@@ -4,8 +4,8 @@
 //! what reached the disk.
 
 use std::collections::HashSet;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -50,6 +50,8 @@ pub struct Ingest {
     partial: Partial,
     /// Bytes written since `ranges.json` was.
     unrecorded: AtomicU64,
+    /// `ranges.json`, once it is there.
+    recorded: Mutex<Option<File>>,
 }
 
 /// A download that was begun, and that nobody works on.
@@ -73,7 +75,10 @@ struct Sidecar {
 }
 
 /// How often the finished ranges are recorded: what a killed process downloads again, at most.
-const RECORD_EVERY: u64 = 64 * 1024 * 1024;
+const RECORD_EVERY: u64 = 4 * 1024 * 1024;
+/// Bytes of a record that is written over in place: a page, which a process that is killed has written whole or not at all. After a
+/// power cut none of them counts.
+const RECORD_BYTES: usize = 4096;
 
 impl Ingests {
     pub(in crate::store) fn new(disk: Arc<Disk>, ledger: Arc<Ledger>, blobs: Arc<Blobs>) -> Self {
@@ -122,6 +127,7 @@ impl Ingests {
             losses,
             partial,
             unrecorded: AtomicU64::new(0),
+            recorded: Mutex::default(),
         };
         ingest.partial.file()?;
         Ok(ingest)
@@ -282,9 +288,33 @@ impl Ingest {
             ranges: self.partial.ranges(),
         };
         let path = self.directory.join("ranges.json");
+        if self.is_written_over(&sidecar) {
+            return Ok(());
+        }
         record::write(disk, &path, &sidecar)?;
+        *self.recorded() = OpenOptions::new().write(true).open(&path).ok();
         // What was given up meanwhile must not come back.
         if self.losses == self.ingests.ledger.losses() { Ok(()) } else { remove(&path) }
+    }
+}
+
+impl Ingest {
+    /// Writes the record over the one that is there: without making a file, and renaming it, for every few megabytes. Whether it could. One
+    /// that was removed because the disk has lost something does not come back.
+    fn is_written_over(&self, sidecar: &Sidecar) -> bool {
+        let recorded = self.recorded();
+        let Some(file) = recorded.as_ref() else { return false };
+        let Ok(mut bytes) = serde_json::to_vec(sidecar) else { return false };
+        if bytes.len() > RECORD_BYTES {
+            return false;
+        }
+        // White space after a record says nothing.
+        bytes.resize(RECORD_BYTES, b' ');
+        file.write_all_at(&bytes, 0).is_ok()
+    }
+
+    fn recorded(&self) -> MutexGuard<'_, Option<File>> {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
