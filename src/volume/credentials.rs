@@ -175,8 +175,8 @@ impl CredentialSources {
                     Err(error) => notes.push(failure::chain(&error)),
                 },
                 None => notes.push(
-                    "a credential provider wants annotations of service accounts, which need credentials.imagePullSecrets or \
-                     credentials.providers.serviceAccounts in the chart"
+                    "a credential provider wants annotations of service accounts: set credentials.providers.annotations in the \
+                     chart"
                         .to_owned(),
                 ),
             }

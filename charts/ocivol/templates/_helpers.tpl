@@ -63,7 +63,7 @@ OCIVOL_PINS: {{ join "," . | quote }}
 {{- end }}
 OCIVOL_PARALLEL_DOWNLOADS: {{ .Values.registry.parallelDownloads | quote }}
 OCIVOL_STALL_TIMEOUT: {{ .Values.registry.stallTimeout | quote }}
-OCIVOL_HOSTS_DIR: {{ if .Values.registry.hostsDir }}/etc/containerd/certs.d{{ else }}""{{ end }}
+OCIVOL_HOSTS_DIR: {{ .Values.registry.hostsDir | quote }}
 {{- with .Values.registry.authoritativeMirrors }}
 OCIVOL_AUTHORITATIVE_MIRRORS: {{ join "," . | quote }}
 {{- end }}
