@@ -111,6 +111,7 @@ impl CredentialFlags {
             volume_secrets: self.volume_secrets,
             accounts,
             cluster,
+            pull_secrets: self.image_pull_secrets,
             providers,
             docker_config: self.node_docker_config,
             helpers,

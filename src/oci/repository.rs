@@ -28,7 +28,7 @@ impl Repository {
 
     /// Whether it is an image layout on this node.
     pub fn is_layout(&self) -> bool {
-        self.host == OCI_LAYOUT
+        self.host == OCI_LAYOUT && self.name.starts_with('/')
     }
 }
 

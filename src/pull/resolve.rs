@@ -53,13 +53,16 @@ impl Resolver {
         };
         let mut askers: Vec<Asker> =
             request.credentials.iter().cloned().map(|credential| as_credential(Some(credential))).collect();
-        if request.anonymous {
-            askers.push(as_credential(None));
-        }
+        askers.push(as_credential(None));
         let mut first: Option<Error> = None;
         for asker in askers {
-            match self.resolve_as(request, asker).await {
+            // What an operator has loaded, or has on the node, needs no credentials; nobody else is asked without, if that is so.
+            let may_ask =
+                request.anonymous || asker.source.credential.is_some() || request.reference.is_layout();
+            let policy = if may_ask { request.policy } else { PullPolicy::Never };
+            match self.resolve_as(request, policy, asker).await {
                 Ok(resolved) => return Ok(resolved),
+                Err(Error::NotPresent { .. }) if !may_ask && request.policy != PullPolicy::Never => {}
                 Err(error) => {
                     let next_may_help = error.is_about_access() || matches!(&error, Error::NotPresent { .. });
                     let first = first.get_or_insert(error);
@@ -74,21 +77,26 @@ impl Resolver {
         Err(first.unwrap_or_else(no_credentials).with_notes(&request.notes))
     }
 
-    async fn resolve_as(&self, request: &PullRequest, asker: Asker) -> Result<(Resolved, Manifest), Error> {
+    async fn resolve_as(
+        &self,
+        request: &PullRequest,
+        policy: PullPolicy,
+        asker: Asker,
+    ) -> Result<(Resolved, Manifest), Error> {
         let reference = &request.reference;
-        let offline = request.policy == PullPolicy::Never;
+        let offline = policy == PullPolicy::Never;
         let known = self.rights.known(&asker, reference, offline).await?;
         // A tag is not asked for again while what it was is here; what is gone, the registry may have forgotten as well.
         let is_lost = match &known {
             Some(Known { digest, granted: true })
-                if request.policy == PullPolicy::IfNotPresent && reference.digest().is_none() =>
+                if policy == PullPolicy::IfNotPresent && reference.digest().is_none() =>
             {
                 !self.manifests.holds(digest).await?
             }
             _ => false,
         };
         let (digest, asked) = match known {
-            Some(Known { digest, granted: true }) if request.policy != PullPolicy::Always && !is_lost => {
+            Some(Known { digest, granted: true }) if policy != PullPolicy::Always && !is_lost => {
                 (digest, false)
             }
             _ if offline => return Err(Error::NotPresent { reference: reference.to_string() }),

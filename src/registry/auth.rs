@@ -159,21 +159,29 @@ pub(super) async fn respond(
         Challenge::Bearer { realm, service, .. } => {
             let realm = check_realm(realm, asking.plain_http)
                 .map_err(|what| Error::Protocol { host: source.repository.host.clone(), what })?;
-            let credential = asking.credential_for(&realm, clients)?;
+            let mut credential = asking.credential_for(&realm, clients)?;
             let is_own = realm.host_str() == Some(asking.own_host());
             let named_by = match realm.origin() == place.endpoint.base.origin() {
                 true => place.named_by(),
                 false if is_own => NamedBy::Reference,
                 false => NamedBy::Answer,
             };
+            if !is_own && place.endpoint.is_mirror() && realm.scheme() != "https" {
+                // A mirror without TLS, or who is on the way to it, could have it sent in the clear.
+                credential = None;
+            }
             let is_site = is_same_site(asking.own_host(), realm.host_str().unwrap_or_default());
-            let tls = if is_site { place.endpoint.tls.clone() } else { HostTls::default() };
+            let is_passed_on = credential.is_some() && !place.is_trusted_with_credentials();
+            let tls = if is_site && !is_passed_on { place.endpoint.tls.clone() } else { HostTls::default() };
+            // What a mirror wants a token for is not what it gets one for, with a pod's credential.
+            let own_scope = format!("repository:{}:pull", source.repository.name);
+            let scope = if is_passed_on { &own_scope } else { &asking.scope };
             let http = clients.of(named_by, &realm, &tls).await?;
             let source = Source {
                 repository: source.repository.clone(),
                 credential: credential.cloned().map(Arc::new),
             };
-            fetch(&http, realm, service.as_deref(), &source, &asking.scope).await.map(Some)
+            fetch(&http, realm, service.as_deref(), &source, scope).await.map(Some)
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::registry::error::Error;
 use crate::registry::http;
 use crate::registry::http::Body;
 use crate::registry::local::tags::Named;
-use crate::registry::mirrors::{Mirrors, content};
+use crate::registry::mirrors::Mirrors;
 use crate::registry::place::Place;
 use crate::registry::retry::{Backoff, retry};
 use crate::registry::source::{Asker, Source};
@@ -97,27 +97,29 @@ impl Registry {
             Some(_) => place.endpoint.pulls,
             None => place.endpoint.resolves,
         };
-        let mut places: Vec<Place> = places.into_iter().filter(is_asked).collect();
-        if let Some(digest) = &wanted {
-            places = self.mirrors.order(places, digest, 0);
-        }
+        let places: Vec<Place> = places.into_iter().filter(is_asked).collect();
+        let places = self.mirrors.order(places, wanted.as_ref(), 0);
         let mut unconfirmed = unused;
         let mut failed = None;
         for place in &places {
             let is_mirror = place.endpoint.is_mirror();
             // Who has others to ask asks a mirror once.
             let attempts = if is_mirror { 1 } else { self.attempts() };
+            // Who has bytes of a manifest waits for no turn: others wait for bytes with theirs.
+            let turn = self.requests.acquire(&asker.tenant, place.host(), 1).await;
             match self.manifest_at(place, asker, target, attempts).await {
                 Ok(fetched) if place.endpoint.proves_rights() => return Ok(fetched),
                 Ok(fetched) => {
-                    let digest = fetched.digest.to_string();
-                    if self.confirms(asker, &digest, &fetched.digest).await? {
+                    let target = fetched.digest.to_string();
+                    let confirmed = self.has_manifest(asker, &target, &fetched.digest, Some(turn));
+                    if confirmed.await? {
                         return Ok(fetched);
                     }
                     unconfirmed.get_or_insert_with(|| place.host().to_owned());
                 }
                 Err(error) => {
-                    self.mirrors.failed(place, wanted.as_ref(), &error);
+                    // Not for whom: anybody can ask for the manifest that a layer's digest would be.
+                    self.mirrors.failed(place, None, &error);
                     if !is_mirror || failed.is_none() {
                         failed = Some(error);
                     }
@@ -144,7 +146,6 @@ impl Registry {
     ) -> Result<Fetched, Error> {
         let Asker { source, tenant } = asker;
         let host = place.host();
-        let _turn = self.requests.acquire(tenant, host, 1).await;
         let what = name(source, target);
         retry(attempts, self.transport.settings().stall_timeout, |patience| {
             let request = manifest_request(Method::GET, target, &what, patience);
@@ -196,10 +197,22 @@ impl Registry {
     /// # Errors
     /// When the registry wants other credentials, or to be left alone for some time.
     pub async fn confirms(&self, asker: &Asker, target: &str, digest: &Digest) -> Result<bool, Error> {
+        self.has_manifest(asker, target, digest, None).await
+    }
+
+    /// The same, in the `turn` that somebody has.
+    async fn has_manifest(
+        &self,
+        asker: &Asker,
+        target: &str,
+        digest: &Digest,
+        turn: Option<Permit>,
+    ) -> Result<bool, Error> {
         let what = name(&asker.source, target);
         let is_tag = target.parse::<Digest>().is_err();
         let request = |patience| manifest_request(Method::HEAD, target, &what, patience);
-        let Some(response) = self.head(asker, |place| !is_tag || place.endpoint.resolves, request).await?
+        let Some(response) =
+            self.head(asker, |place| !is_tag || place.endpoint.resolves, request, turn).await?
         else {
             return Ok(false);
         };
@@ -214,7 +227,7 @@ impl Registry {
     pub async fn confirms_blob(&self, asker: &Asker, blob: &Descriptor) -> Result<bool, Error> {
         let what = name(&asker.source, &blob.digest.to_string());
         let request = |patience| blob_request(Method::HEAD, blob, None, &what, patience);
-        let Some(response) = self.head(asker, |_| true, request).await? else { return Ok(false) };
+        let Some(response) = self.head(asker, |_| true, request, None).await? else { return Ok(false) };
         // What does not speak of this blob, a page to log in for example, says nothing of it.
         let length = header_text(&response, header::CONTENT_LENGTH).map(|text| text.parse() == Ok(blob.size));
         let digest = header_text(&response, "docker-content-digest")
@@ -246,7 +259,7 @@ impl Registry {
         let request = blob_request(Method::GET, blob, range, &what, patience);
         let (place, response) = self.first_to_answer(&asker.source, &places, blob, &request).await?;
         let body = self.transport.body(place, &request, response);
-        let meter = (places.len() > 1).then(|| self.mirrors.meter(place));
+        let meter = (places.len() > 1).then(|| self.mirrors.meter(place, &blob.digest));
         Ok(Body { meter, ..body })
     }
 
@@ -261,7 +274,12 @@ impl Registry {
     /// Notes that `mirror` has sent something else than `digest` names: it is not asked for that for some time.
     pub fn distrust(&self, mirror: &Place, digest: &Digest) {
         tracing::warn!(mirror = mirror.host(), registry = mirror.registry, %digest, "a mirror sends other bytes than the digest names");
-        self.mirrors.is_without(content(mirror, digest));
+        self.mirrors.is_wrong(mirror, digest);
+    }
+
+    /// Notes that `mirror` sends next to nothing of `digest`: other places are asked before it for some time.
+    pub fn avoid(&self, mirror: &Place, digest: &Digest) {
+        self.mirrors.lacks(mirror, digest);
     }
 
     /// Reads a small blob whole, and checks its digest.
@@ -328,7 +346,7 @@ impl Registry {
         let source = &asker.source;
         let (mut places, _) = self.places(source).await?;
         places.retain(|place| place.endpoint.pulls);
-        let mut places = self.mirrors.order(places, &blob.digest, size);
+        let mut places = self.mirrors.order(places, Some(&blob.digest), size);
         let proves_nothing = |place: &Place| !place.endpoint.proves_rights();
         if places.iter().any(proves_nothing) && !self.mirrors.is_confirmed(source, &blob.digest) {
             // What it says when it refuses is for the request to itself to tell.
@@ -396,11 +414,15 @@ impl Registry {
         asker: &Asker,
         is_asked: impl Fn(&Place) -> bool,
         request: impl Fn(Duration) -> HttpRequest<'a>,
+        turn: Option<Permit>,
     ) -> Result<Option<Response>, Error> {
         let settings = self.transport.settings();
         let (places, _) = self.transport.places(&asker.source).await?;
         for place in places.iter().filter(|place| is_witness(place) && is_asked(place)) {
-            let _turn = self.requests.acquire(&asker.tenant, place.host(), 1).await;
+            let _turn = match &turn {
+                Some(_) => None,
+                None => Some(self.requests.acquire(&asker.tenant, place.host(), 1).await),
+            };
             let answered = retry(settings.attempts, settings.stall_timeout, |_| async {
                 match self.transport.send(place, &request(settings.stall_timeout)).await {
                     Ok(response) => Ok(Some(response)),
@@ -441,7 +463,7 @@ fn no_place(source: &Source) -> Error {
     let host = source.repository.host.clone();
     Error::Protocol {
         host,
-        what: "has no place to pull from: its hosts.toml gives none the capability".to_owned(),
+        what: "has no place to pull from: its hosts.toml gives none the capability, or what its mirrors send is wrong".to_owned(),
     }
 }
 

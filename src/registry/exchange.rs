@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use reqwest::{Url, header};
+use sha2::{Digest as _, Sha256};
 
 use crate::registry::addresses::NamedBy;
 use crate::registry::auth;
@@ -23,8 +24,8 @@ pub(super) struct Exchanges {
     known: Arc<Mutex<Known>>,
 }
 
-/// What was got, and until when it is good, by the server and what it was got for.
-type Known = HashMap<(Url, Secret), (Instant, Secret)>;
+/// What was got, and until when it is good, by the server and a hash of what it was got for.
+type Known = HashMap<(Url, [u8; 32]), (Instant, Secret)>;
 
 /// Tokens that are kept; beyond, they are asked for again.
 const LIMIT: usize = 1024;
@@ -39,7 +40,7 @@ impl Exchanges {
     /// # Errors
     /// When it cannot be reached, refuses, or sends no token.
     pub async fn exchange(&self, url: &Url, token: &Secret, patience: Duration) -> Result<Secret, Error> {
-        let key = (url.clone(), token.clone());
+        let key = (url.clone(), Sha256::digest(token.reveal()).into());
         let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((until, known)) = lock().get(&key)
             && Instant::now() < *until
@@ -50,10 +51,8 @@ impl Exchanges {
         let asked = tokio::time::timeout(patience, self.ask(url, token, &host)).await;
         let (found, until) = asked.unwrap_or(Err(Error::Stalled { host, after: patience }))?;
         let mut known = lock();
-        if known.len() >= LIMIT {
-            let now = Instant::now();
-            known.retain(|_, (until, _)| now < *until);
-        }
+        let now = Instant::now();
+        known.retain(|_, (until, _)| now < *until);
         if known.len() >= LIMIT {
             known.clear();
         }

@@ -64,13 +64,26 @@ impl Body {
         let began = Instant::now();
         match tokio::time::timeout(after, self.response.chunk()).await {
             Ok(chunk) => {
-                let chunk = chunk.map_err(|error| unreachable(&self.host, error))?;
+                let chunk = chunk.map_err(|error| {
+                    self.broke_off();
+                    unreachable(&self.host, error)
+                })?;
                 if let (Some(meter), Some(chunk)) = (&mut self.meter, &chunk) {
                     meter.add(chunk.len(), began.elapsed());
                 }
                 Ok(chunk)
             }
-            Err(_) => Err(Error::Stalled { host: self.host.clone(), after }),
+            Err(_) => {
+                self.broke_off();
+                Err(Error::Stalled { host: self.host.clone(), after })
+            }
+        }
+    }
+
+    /// What was to come did not: if a mirror sends it, other places are asked before that.
+    pub fn broke_off(&self) {
+        if let Some(meter) = &self.meter {
+            meter.broke_off();
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Mirrors are asked in the operator's order, the registry last. For what is large the fastest is first, as soon as it is known. A
 //! mirror that takes longer for an answer than nineteen of twenty before is raced by the next place. One that cannot be reached rests for some time, and
-//! one that has sent wrong bytes for a digest, or does not have it, is not asked for that for some time.
+//! one that does not have something
+//! is asked last for it, and one that has sent wrong bytes is not asked for those again for some time.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
@@ -20,17 +21,21 @@ use crate::registry::source::Source;
 /// What was learnt of places. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Mirrors {
-    /// By the root of the API.
+    /// By the root of the API, and the registry: how a mirror is for one says nothing of another.
     seen: Arc<Mutex<HashMap<String, Seen>>>,
-    /// Mirrors that do not have content of a repository, or have other content under its digest.
-    without: Arc<Mutex<HashMap<Content, Instant>>>,
+    /// Mirrors that have sent wrong content of a repository.
+    wrong: Arc<Mutex<HashMap<Content, Instant>>>,
+    /// Mirrors that do not have content, or broke off in it, for who asked.
+    lacking: Arc<Mutex<HashMap<Lacking, Instant>>>,
     /// What a registry has said that it may be read.
     confirmed: Arc<Mutex<HashMap<(Source, Digest), Instant>>>,
 }
 
-/// The root of a mirror's API, the registry and the repository whose content it is, and its digest: what a mirror does not have in one
-/// repository it may have in another.
-type Content = (String, String, String, Digest);
+/// Where a mirror is and for which registry, the repository, and a digest: what a mirror has wrong in one repository it may have right
+/// in another.
+type Content = (String, String, Digest);
+/// The same, and who asked: what one may not see is there for others.
+type Lacking = (String, Source, Digest);
 
 /// What was learnt of one place.
 #[derive(Default)]
@@ -57,8 +62,10 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const FAILURES: u32 = 3;
 /// How long a place rests that could not be reached.
 const REST: Duration = Duration::from_secs(30);
-/// How long a mirror is not asked for what it did not have, or had wrong.
-const WITHOUT: Duration = Duration::from_secs(600);
+/// How long a mirror is not asked for what it had wrong.
+const WRONG: Duration = Duration::from_secs(600);
+/// How long a mirror is asked last for what it did not have, or broke off in.
+const LACKING: Duration = Duration::from_secs(30);
 /// How long a registry's word counts for which a mirror sends the content.
 const CONFIRMED: Duration = Duration::from_secs(600);
 /// What is remembered of each; beyond, it is learnt again.
@@ -67,31 +74,35 @@ const LIMIT: usize = 4096;
 const MEASURED: u64 = 4 << 20;
 
 impl Mirrors {
-    /// `places` in the order in which they are asked for `size` bytes that `digest` names. Those that rest come last, before them the
-    /// registry itself; mirrors that do not have it are left out.
-    pub fn order(&self, places: Vec<Place>, digest: &Digest, size: u64) -> Vec<Place> {
+    /// `places` in the order in which they are asked for `size` bytes that `digest` names, or for what has no digest yet. Mirrors that rest,
+    /// or did not have it, come last, after the registry itself; those that had it wrong are left out, but for those in its place.
+    pub fn order(&self, mut places: Vec<Place>, digest: Option<&Digest>, size: u64) -> Vec<Place> {
         let now = Instant::now();
-        let without = lock(&self.without);
-        let lacks = |place: &Place| {
-            let until = without.get(&content(place, digest));
-            place.endpoint.is_mirror() && until.is_some_and(|until| *until > now)
+        let is_wrong =
+            |place: &Place| digest.is_some_and(|digest| is_now(&self.wrong, &content(place, digest), now));
+        let is_lacking = |place: &Place| {
+            let key = |digest: &Digest| (key(place), place.source.clone(), digest.clone());
+            digest.is_some_and(|digest| is_now(&self.lacking, &key(digest), now))
         };
-        let mut kept: Vec<Place> = places.into_iter().filter(|place| !lacks(place)).collect();
-        drop(without);
+        let late: Vec<bool> = places.iter().map(|place| is_wrong(place) || is_lacking(place)).collect();
+        let mut late_of = late.iter();
+        let mut kept: Vec<(Place, bool)> =
+            places.drain(..).map(|place| (place, late_of.next().is_some_and(|late| *late))).collect();
+        kept.retain(|(place, _)| place.endpoint.proves_rights() || !is_wrong(place));
         let seen = lock(&self.seen);
         let known = |place: &Place| seen.get(&key(place));
         let rests =
             |place: &Place| known(place).and_then(|seen| seen.rests_until).is_some_and(|until| until > now);
         if size >= LARGE {
             // Stable: those of which nothing is known keep their place, before those that are known, so that they become known.
-            kept.sort_by(|one, two| {
+            kept.sort_by(|(one, _), (two, _)| {
                 let rate = |place: &Place| known(place).and_then(|seen| seen.rate).unwrap_or(f64::INFINITY);
                 let both = one.endpoint.is_mirror() && two.endpoint.is_mirror();
                 if both { rate(two).total_cmp(&rate(one)) } else { std::cmp::Ordering::Equal }
             });
         }
-        kept.sort_by_key(|place| place.endpoint.is_mirror() && rests(place));
-        kept
+        kept.sort_by_key(|(place, is_late)| place.endpoint.is_mirror() && (*is_late || rests(place)));
+        kept.into_iter().map(|(place, _)| place).collect()
     }
 
     /// How long the answer of `place` is waited for until the next one is asked as well.
@@ -132,16 +143,19 @@ impl Mirrors {
                     seen.rests_until = Some(Instant::now() + REST);
                 }
             }),
-            (error, Some(digest)) if error.kind() != Kind::Unavailable => {
-                self.is_without(content(place, digest));
-            }
+            (error, Some(digest)) if error.kind() != Kind::Unavailable => self.lacks(place, digest),
             _ => {}
         }
     }
 
-    /// Notes that a mirror does not have content, or has something else under its name.
-    pub fn is_without(&self, content: Content) {
-        remember(&self.without, content, WITHOUT);
+    /// Notes that a mirror has something else than `digest` names.
+    pub fn is_wrong(&self, place: &Place, digest: &Digest) {
+        remember(&self.wrong, content(place, digest), WRONG);
+    }
+
+    /// Notes that a mirror does not have `digest` for who asked, or broke off in it.
+    pub fn lacks(&self, place: &Place, digest: &Digest) {
+        remember(&self.lacking, (key(place), place.source.clone(), digest.clone()), LACKING);
     }
 
     /// Whether the registry has said lately that `source` may read `digest`.
@@ -156,9 +170,15 @@ impl Mirrors {
         remember(&self.confirmed, (source.clone(), digest.clone()), CONFIRMED);
     }
 
-    /// Measures what comes from `place`.
-    pub fn meter(&self, place: &Place) -> Meter {
-        Meter { mirrors: self.clone(), place: place.clone(), bytes: 0, time: Duration::ZERO }
+    /// Measures what comes of `digest` from `place`.
+    pub fn meter(&self, place: &Place, digest: &Digest) -> Meter {
+        Meter {
+            mirrors: self.clone(),
+            place: place.clone(),
+            digest: digest.clone(),
+            bytes: 0,
+            time: Duration::ZERO,
+        }
     }
 
     fn note(&self, place: &Place, change: impl FnOnce(&mut Seen)) {
@@ -174,6 +194,7 @@ impl Mirrors {
 pub struct Meter {
     mirrors: Mirrors,
     place: Place,
+    digest: Digest,
     bytes: u64,
     time: Duration,
 }
@@ -183,6 +204,13 @@ impl Meter {
     pub fn add(&mut self, bytes: usize, wait: Duration) {
         self.bytes += bytes as u64;
         self.time += wait;
+    }
+
+    /// What was to come did not: other places are asked before this one.
+    pub fn broke_off(&self) {
+        if let Some(mirror) = self.mirror() {
+            self.mirrors.lacks(mirror, &self.digest);
+        }
     }
 
     /// The place, if it is a mirror.
@@ -203,13 +231,17 @@ impl Drop for Meter {
     }
 }
 
+/// The root of a place's API, and the registry it is asked for.
 fn key(place: &Place) -> String {
-    place.endpoint.base.to_string()
+    format!("{} {}", place.endpoint.base, place.registry)
 }
 
-/// What a mirror is without, or not.
-pub(super) fn content(place: &Place, digest: &Digest) -> Content {
-    (key(place), place.registry.clone(), place.source.repository.name.clone(), digest.clone())
+fn content(place: &Place, digest: &Digest) -> Content {
+    (key(place), place.source.repository.name.clone(), digest.clone())
+}
+
+fn is_now<K: Hash + Eq>(map: &Mutex<HashMap<K, Instant>>, key: &K, now: Instant) -> bool {
+    lock(map).get(key).is_some_and(|until| *until > now)
 }
 
 fn remember<K: Hash + Eq>(map: &Mutex<HashMap<K, Instant>>, key: K, span: Duration) {
@@ -233,6 +265,7 @@ mod tests {
 
     use super::*;
     use crate::oci::repository::Repository;
+    use crate::registry::credentials::secret::{Credential, Secret};
     use crate::registry::hosts::endpoint::{Endpoint, Role};
     use crate::registry::hosts::tls::HostTls;
 
@@ -259,7 +292,7 @@ mod tests {
 
     fn order(mirrors: &Mirrors, size: u64) -> Vec<String> {
         let digest = Digest::sha256(b"x");
-        mirrors.order(places(), &digest, size).iter().map(|place| place.endpoint.name.clone()).collect()
+        mirrors.order(places(), Some(&digest), size).iter().map(|place| place.endpoint.name.clone()).collect()
     }
 
     fn unreachable() -> Error {
@@ -271,7 +304,7 @@ mod tests {
         let mirrors = Mirrors::default();
         assert_eq!(order(&mirrors, 1), ["one", "two", "r"]);
         let sent = |at: usize, seconds: f64| {
-            let mut meter = mirrors.meter(&places()[at]);
+            let mut meter = mirrors.meter(&places()[at], &Digest::sha256(b"x"));
             meter.add(100 << 20, Duration::from_secs_f64(seconds));
         };
         sent(0, 4.0);
@@ -281,7 +314,7 @@ mod tests {
         sent(2, 0.1);
         assert_eq!(order(&mirrors, LARGE), ["two", "one", "r"]);
         assert_eq!(order(&mirrors, 1), ["one", "two", "r"]);
-        mirrors.meter(&places()[1]).add(1, Duration::from_secs(100));
+        mirrors.meter(&places()[1], &Digest::sha256(b"x")).add(1, Duration::from_secs(100));
         assert_eq!(order(&mirrors, LARGE), ["two", "one", "r"], "too little to say anything");
     }
 
@@ -299,8 +332,14 @@ mod tests {
         let missing = Error::NotFound { host: "h".into(), what: "x".into(), detail: String::new() };
         mirrors.failed(&places()[1], Some(&digest), &missing);
         mirrors.failed(&places()[2], Some(&digest), &missing);
-        assert_eq!(order(&mirrors, 1), ["one", "r"]);
-        let other = mirrors.order(places(), &Digest::sha256(b"y"), 1);
+        assert_eq!(order(&mirrors, 1), ["one", "r", "two"], "it is asked last, and only for who asked");
+        let mut alice = places();
+        let alices = Credential::of_user("alice", Secret::new("x"));
+        alice.iter_mut().for_each(|place| place.source.credential = Some(Arc::new(alices.clone())));
+        assert_eq!(mirrors.order(alice, Some(&digest), 1)[1].endpoint.name, "two");
+        mirrors.is_wrong(&places()[1], &digest);
+        assert_eq!(order(&mirrors, 1), ["one", "r"], "what is wrong is wrong for all");
+        let other = mirrors.order(places(), Some(&Digest::sha256(b"y")), 1);
         assert_eq!(other.len(), 3, "it may have other content");
         let status =
             Error::Status { host: "h".into(), status: 500, retry_after: None, detail: String::new() };
@@ -331,9 +370,11 @@ mod tests {
         let mirrors = Mirrors::default();
         for number in 0..3 * LIMIT {
             let place = place(&format!("h{number}"), Role::Server);
-            mirrors.is_without(content(&place, &Digest::sha256(b"x")));
+            mirrors.is_wrong(&place, &Digest::sha256(b"x"));
+            mirrors.lacks(&place, &Digest::sha256(b"x"));
             mirrors.note(&place, |seen| seen.failures += 1);
         }
-        assert!(lock(&mirrors.without).len() <= LIMIT && lock(&mirrors.seen).len() <= LIMIT);
+        let sizes = [lock(&mirrors.wrong).len(), lock(&mirrors.lacking).len(), lock(&mirrors.seen).len()];
+        assert!(sizes.iter().all(|size| *size <= LIMIT), "{sizes:?}");
     }
 }

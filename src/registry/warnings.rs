@@ -17,16 +17,19 @@ pub(super) struct Warnings(Arc<Mutex<HashSet<(String, String)>>>);
 
 /// Bytes of warnings in one answer.
 const BYTES: usize = 4096;
-/// Warnings that are remembered; beyond, all are told again.
-const LIMIT: usize = 256;
+/// Warnings of one host that are told, as long as the process lives.
+const OF_A_HOST: usize = 8;
+/// The same of all.
+const LIMIT: usize = 1024;
 
 impl Warnings {
     /// Tells, once, what an answer of `host` warns of.
     pub fn tell(&self, host: &str, headers: &HeaderMap) {
         for text in texts(headers) {
             let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if told.len() >= LIMIT {
-                told.clear();
+            let of_host = told.iter().filter(|(known, _)| known == host).count();
+            if of_host >= OF_A_HOST || told.len() >= LIMIT {
+                return;
             }
             if told.insert((host.to_owned(), text.clone())) {
                 tracing::warn!(host, warning = text, "the registry warns");

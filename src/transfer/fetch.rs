@@ -290,6 +290,8 @@ impl Fetch<'_> {
                     }
                     match rate.judge(now, received) {
                         Judgement::Dead => {
+                            let mirrors = self.mirrors();
+                            mirrors.iter().for_each(|it| self.means.registry.avoid(it, &self.blob.digest));
                             let host = self.host();
                             return Err(registry::error::Error::TooSlow { host, over: Rate::DEAD_AFTER }.into());
                         }
@@ -437,6 +439,7 @@ impl Fetch<'_> {
         if self.parts().is_complete(id) {
             return Ok(());
         }
+        body.broke_off();
         // How long an answer is that came from elsewhere is nobody's business.
         let reason = match self.came_from_elsewhere() {
             true => "the answer of where it redirects to ended too early".to_owned(),

@@ -69,7 +69,12 @@ struct How {
     whole: bool,
     /// A layer is not unpacked while it comes.
     as_archive: bool,
+    /// How often it is asked for again because mirrors sent wrong bytes.
+    mirrors_left: u32,
 }
+
+/// Mirrors of one registry that may send wrong bytes until its source is given up.
+const MIRRORS: u32 = 8;
 
 /// Ends with the outcome, or with none when it was given up for a faster one.
 type Attempting<'a> = BoxFuture<'a, (Asker, Option<Result<Stored, Failed>>)>;
@@ -249,12 +254,15 @@ impl Transfers {
         Box::pin(async move {
             let mut turn = Some(turn);
             let fetching = async {
-                let mut how = How { whole: false, as_archive: false };
+                let mut how = How { whole: false, as_archive: false, mirrors_left: MIRRORS };
                 loop {
                     let result = self.fetch(needed, &asker, sources, &speed, &mut turn, how).await;
                     match result {
                         // Each time there is a mirror less to ask.
-                        Err(Failed { in_parts, by_mirror: true, .. }) => how.whole |= in_parts,
+                        Err(Failed { in_parts, by_mirror: true, .. }) if how.mirrors_left > 0 => {
+                            how.whole |= in_parts;
+                            how.mirrors_left -= 1;
+                        }
                         Err(Failed { in_parts: true, .. }) if !how.whole => how.whole = true,
                         // It finds room when all of it is here.
                         Err(Failed { error, .. }) if error.is_short_of_memory() && !how.as_archive => {

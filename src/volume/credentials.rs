@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use crate::failure;
 use crate::host::blocking::{self, Lane};
@@ -10,7 +11,7 @@ use crate::kube::pull_secrets::Pod;
 use crate::oci::reference::Reference;
 use crate::registry::client::Registry;
 use crate::registry::credentials::account::Account;
-use crate::registry::credentials::account_tokens::AccountRule;
+use crate::registry::credentials::account_tokens::{AccountRule, uid_of};
 use crate::registry::credentials::helpers::Helpers;
 use crate::registry::credentials::keyring::Keyring;
 use crate::registry::credentials::providers::Providers;
@@ -24,8 +25,10 @@ pub struct CredentialSources {
     pub volume_secrets: bool,
     /// How tokens of pods' service accounts are shown to registries.
     pub accounts: Vec<AccountRule>,
-    /// Where pods' `imagePullSecrets` are read.
+    /// The cluster's API, where it may be asked.
     pub cluster: Option<Cluster>,
+    /// Whether pods' `imagePullSecrets` are used.
+    pub pull_secrets: bool,
     /// kubelet's credential providers.
     pub providers: Option<Providers>,
     /// The node's Docker config: every pod may use what is in it.
@@ -56,6 +59,8 @@ pub struct Found {
     pub notes: Vec<String>,
 }
 
+/// Credentials that are tried for one volume.
+const CREDENTIALS: usize = 64;
 /// Bytes of a Docker config.
 const CONFIG_LIMIT: u64 = 1 << 20;
 
@@ -65,6 +70,7 @@ impl Default for CredentialSources {
             volume_secrets: true,
             accounts: Vec::new(),
             cluster: None,
+            pull_secrets: false,
             providers: None,
             docker_config: None,
             helpers: Helpers::default(),
@@ -119,6 +125,13 @@ impl CredentialSources {
                 ));
                 continue;
             };
+            if own.expires <= SystemTime::now() {
+                notes.push(format!(
+                    "the token of service account {} for {:?} is over",
+                    account.name, rule.audience
+                ));
+                continue;
+            }
             let token = match &rule.exchange_url {
                 None => Ok(own.token.clone()),
                 Some(url) => registry.exchange(url, &own.token).await,
@@ -142,7 +155,9 @@ impl CredentialSources {
         reference: &Reference,
         wanting: &Wanting,
     ) -> (Vec<Credential>, Vec<String>) {
-        let (Some(cluster), Some(pod)) = (&self.cluster, &wanting.pod) else { return Default::default() };
+        let (true, Some(cluster), Some(pod)) = (self.pull_secrets, &self.cluster, &wanting.pod) else {
+            return Default::default();
+        };
         match cluster.pull_secrets(pod).await {
             Ok(secrets) => {
                 let reference = reference.clone();
@@ -172,7 +187,8 @@ impl CredentialSources {
             match &self.cluster {
                 Some(cluster) => match cluster.service_account(&account.namespace, &account.name).await {
                     Ok(facts) => (uid, annotations) = (facts.uid, facts.annotations),
-                    Err(error) => notes.push(failure::chain(&error)),
+                    // Without what is there, it would be another account's credentials that a provider gives, or the node's.
+                    Err(error) => return (Vec::new(), vec![failure::chain(&error)]),
                 },
                 None => notes.push(
                     "a credential provider wants annotations of service accounts: set credentials.providers.annotations in the \
@@ -180,6 +196,9 @@ impl CredentialSources {
                         .to_owned(),
                 ),
             }
+        }
+        if uid.is_empty() {
+            uid = wanting.account.as_ref().and_then(uid_of).unwrap_or_default();
         }
         let account = wanting.account.as_ref();
         let account =
@@ -233,7 +252,7 @@ impl CredentialSources {
 impl Found {
     fn add(&mut self, credentials: Vec<Credential>, notes: impl IntoIterator<Item = String>) {
         for credential in credentials {
-            if !self.credentials.contains(&credential) {
+            if self.credentials.len() < CREDENTIALS && !self.credentials.contains(&credential) {
                 self.credentials.push(credential);
             }
         }

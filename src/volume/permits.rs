@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::oci::reference::Reference;
+use crate::oci::reference::{DOCKER_HUB, Reference};
+use crate::oci::repository::Repository;
 use crate::registry::credentials::pattern::Pattern;
 use crate::tenant::Tenant;
 use crate::volume::error::Error;
@@ -27,6 +28,9 @@ struct Rule {
     deny: Vec<String>,
 }
 
+/// Other names of Docker Hub's registry.
+const HUB: [&str; 2] = ["registry-1.docker.io", "index.docker.io"];
+
 impl Permits {
     /// Reads rules, as JSON.
     ///
@@ -38,6 +42,10 @@ impl Permits {
         }
         let rules: Vec<Rule> = serde_json::from_str(text)
             .map_err(|error| format!("it is no list of {{namespaces, allow, deny}} in JSON: {error}"))?;
+        let keys = rules.iter().flat_map(|rule| rule.allow.iter().chain(&rule.deny));
+        if let Some(key) = keys.into_iter().find(|key| *key != "*" && Pattern::of_images(key).is_none()) {
+            return Err(format!("{key:?} names no registry or repository, as registry.example/team"));
+        }
         for glob in rules.iter().flat_map(|rule| &rule.namespaces) {
             globset::Glob::new(glob).map_err(|error| format!("{glob:?} is no glob: {}", error.kind()))?;
         }
@@ -64,7 +72,13 @@ impl Permits {
             rule.namespaces.iter().any(is_match)
         };
         let Some(rule) = self.0.iter().find(is_named) else { return Ok(()) };
-        let names = |list: &[String]| list.iter().any(|key| Pattern::new(key).matches(reference));
+        let Repository { host, name } = Repository::of(reference);
+        // However a registry is named, it is the same.
+        let host = if HUB.contains(&host.as_str()) { DOCKER_HUB } else { &host };
+        let is_for = |key: &String| {
+            key == "*" || Pattern::new(key).matches_repository(host, name.trim_start_matches('/'))
+        };
+        let names = |list: &[String]| list.iter().any(is_for);
         if names(&rule.deny) || !(rule.allow.is_empty() || names(&rule.allow)) {
             let repository = format!("{}/{}", reference.host(), reference.repository());
             return Err(Error::NotPermitted { namespace: tenant.to_string(), repository });
@@ -82,6 +96,8 @@ mod tests {
         let text = r#"[
             {"namespaces":["kube-system"]},
             {"namespaces":["team-*"],"allow":["r.example/team","*.trusted.example"],"deny":["r.example/team/secret"]},
+            {"namespaces":["layouts"],"allow":["oci-layout/srv"]},
+            {"namespaces":["nothing"],"deny":["*"]},
             {"namespaces":["*"],"deny":["docker.io"]}
         ]"#;
         let permits = Permits::parse(text).expect("valid");
@@ -97,10 +113,17 @@ mod tests {
             ("team-a", "a.trusted.example/x", true),
             ("team-a", "trusted.example/x", false),
             ("other", "alpine", false),
+            ("other", "Registry-1.docker.io:443/library/alpine", false),
+            ("team-a", "R.example:443/team/secret/m", false),
+            ("team-a", "R.example:443/team/m", true),
+            ("team-a", "oci-layout:/srv/x", false),
+            ("layouts", "oci-layout:/srv/x", true),
+            ("layouts", "oci-layout:/etc/x", false),
             ("other", "r.example/team/secret/m", true),
         ] {
             assert_eq!(may(Some(namespace), reference), expected, "{namespace} {reference}");
         }
+        assert!(!may(Some("nothing"), "r.example:5000/x"));
         // A request that names no namespace is one that only the last rule names.
         assert!(!may(None, "alpine") && may(None, "r.example/x"));
         assert!(permits.check(&Tenant::CommandLine, &"alpine".parse().expect("one")).is_ok());
@@ -114,6 +137,7 @@ mod tests {
             r#"[{"namespaces":[]}]"#,
             r#"[{"namespaces":["["]}]"#,
             r#"[{"namespaces":["a"],"alow":[]}]"#,
+            r#"[{"namespaces":["a"],"deny":["https://x"]}]"#,
         ] {
             assert!(Permits::parse(text).is_err(), "{text}");
         }

@@ -102,7 +102,6 @@ impl Volumes {
         request: Publish,
         progress: &mut (dyn FnMut(Snapshot) + Send),
     ) -> Result<Published, Error> {
-        self.permits.check(&request.tenant, &request.attributes.reference)?;
         let operation = self.order.publish(request.target.path());
         let slot = self.slots.take(&request.tenant, request.pod.as_deref());
         let waiting = async {
@@ -117,6 +116,8 @@ impl Volumes {
             if self.what_is_there(&request).await? {
                 return Ok(None);
             }
+            // What is mounted stays, whatever its operator has said meanwhile.
+            self.permits.check(&request.tenant, &request.attributes.reference)?;
             Ok(Some((guard, slot?)))
         };
         let busy = || Error::StillPulling {

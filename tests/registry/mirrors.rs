@@ -377,3 +377,67 @@ fn a_slow_mirror_and_a_fast_one_share_a_large_model() {
         assert!(was_asked.load(Ordering::SeqCst));
     });
 }
+
+#[test]
+fn t28_what_a_mirror_asks_for_a_pods_credential_is_not_shown_to() {
+    isolated(async {
+        let content = noise(1, 100_000);
+        let registry = Scripted::with_model(content.clone()).await;
+        registry.script(|seen| (!is_alice(&seen.headers)).then(unauthorized));
+        // In the domain of the registry, and without TLS.
+        let tokens = Scripted::start().await;
+        tokens.script(|_| Some(r#"{"token":"t"}"#.into_response()));
+        let realm = format!(
+            "Bearer realm=\"http://{}/token\",scope=\"repository:victim/secret:pull,push\"",
+            tokens.host()
+        );
+        let mirror = Scripted::start_with_many_names().await;
+        mirror.script(move |_| {
+            Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, realm.clone())]).into_response())
+        });
+        let mut node = Node::prepare(&["--plain-http", &registry.host()]);
+        let host = &mirror.hosts(2)[1];
+        node.write_hosts(&own(&registry.host()), "hosts.toml", &file(host, ALL));
+        node.run().await;
+        let volume = node.volume("alice");
+        node.publish_as(&volume, &registry.reference("m:v1"), &[], LOGIN).await.expect("published");
+        let asked = tokens.requests();
+        assert!(!asked.is_empty(), "as anybody it may ask");
+        assert!(asked.iter().all(|seen| !seen.headers.contains_key(header::AUTHORIZATION)), "{asked:?}");
+    });
+}
+
+#[test]
+fn what_is_for_all_registries_makes_no_pod_somebody_at_one_that_it_names() {
+    isolated(async {
+        let registry = Scripted::with_model(noise(1, 100_000)).await;
+        registry.script(|seen| (!is_alice(&seen.headers)).then(unauthorized));
+        let mut node = Node::prepare(&["--plain-http", &registry.host()]);
+        // As a mirror of others, with its own password.
+        let text = format!(
+            "{}[host.\"http://{}\".header]\n  Authorization = \"Basic YWxpY2U6d29uZGVybGFuZA==\"\n",
+            file(&registry.host(), ALL),
+            registry.host()
+        );
+        node.write_hosts("_default", "hosts.toml", &text);
+        node.run().await;
+        let status = refused(&node, "pod", &registry.reference("m:v1")).await;
+        assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+        assert!(registry.requests().iter().all(|seen| !is_alice(&seen.headers)));
+    });
+}
+
+#[test]
+fn a_mirror_that_breaks_off_is_not_the_only_one_that_is_asked() {
+    isolated(async {
+        let content = noise(1, 9 << 20);
+        let (registry, mirror, node) = pair(&content, ALL, &["--stall-timeout", "1"]).await;
+        let part = content.clone();
+        // Each time a little comes, and then nothing more.
+        mirror.script(move |seen| {
+            gets_content(seen).then(|| crate::support::answers::broken(&part[..1000], part.len(), true))
+        });
+        publishes(&node, "pod", &registry.reference("m:v1"), &content).await;
+        assert!(mirror.requests().iter().filter(|seen| gets_content(seen)).count() < 3);
+    });
+}

@@ -129,6 +129,11 @@ impl AccountRule {
     }
 }
 
+/// The UID of a pod's service account, as any of its tokens says it.
+pub fn uid_of(account: &ServiceAccount) -> Option<String> {
+    account.tokens.values().find_map(|token| account_uid(token.token.reveal()))
+}
+
 /// The claims in a token that are looked at. kubelet brings it, so nobody else can have written it.
 #[derive(Deserialize)]
 struct Claims {

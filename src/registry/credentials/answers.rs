@@ -24,7 +24,7 @@ use crate::tenant::Tenant;
 const TURNS: u64 = limits::PROGRAM_TURNS;
 /// Questions of one tenant that are asked or wait for their turn. Its own bound: no tenant keeps another's from being asked.
 const QUESTIONS: usize = 64;
-/// Answers that are kept, and their bytes. Beyond, those go first that would end first.
+/// Answers that are kept, and their bytes. Beyond, those of the tenant that has most go, the first to end first.
 const KEPT: usize = 512;
 const KEPT_BYTES: usize = limits::PROGRAM_KEPT;
 
@@ -38,16 +38,16 @@ pub(in crate::registry) struct Answers<V, E> {
 
 struct State<V, E> {
     kept: HashMap<Key, Kept<V>>,
-    asked: HashMap<Key, Pending<V, E>>,
+    /// By who asked: nobody waits in the line of somebody else.
+    asked: HashMap<(Tenant, Key), Pending<V, E>>,
 }
 
-/// A question that is asked: on whose behalf, and where its answer will be.
-struct Pending<V, E> {
-    tenant: Tenant,
-    answer: watch::Receiver<Option<Result<V, E>>>,
-}
+/// Where the answer to a question that is asked will be.
+type Pending<V, E> = watch::Receiver<Option<Result<V, E>>>;
 
 struct Kept<V> {
+    /// Who asked.
+    tenant: Tenant,
     value: V,
     bytes: usize,
     until: Instant,
@@ -129,15 +129,14 @@ where
             if let Some(value) = state.find(&kept) {
                 return Ok(value);
             }
-            match state.asked.get(&question) {
-                Some(pending) => pending.answer.clone(),
-                None if state.asked.values().filter(|it| it.tenant == *tenant).count() >= QUESTIONS => {
+            match state.asked.get(&(tenant.clone(), question)) {
+                Some(answer) => answer.clone(),
+                None if state.asked.keys().filter(|(who, _)| who == tenant).count() >= QUESTIONS => {
                     return Err(Unasked::Busy.into());
                 }
                 None => {
                     let (sender, answer) = watch::channel(None);
-                    let pending = Pending { tenant: tenant.clone(), answer: answer.clone() };
-                    state.asked.insert(question, pending);
+                    state.asked.insert((tenant.clone(), question), answer.clone());
                     let asked = Asked { answers: Arc::clone(self), question, tenant: tenant.clone() };
                     tokio::spawn(asked.ask(kept, ask, sender));
                     answer
@@ -162,7 +161,8 @@ where
         if let Some((key, time)) = answer.keep
             && let Some(until) = Instant::now().checked_add(time)
         {
-            let kept = Kept { value: answer.value.clone(), bytes: answer.bytes, until };
+            let (tenant, value) = (tenant.clone(), answer.value.clone());
+            let kept = Kept { tenant, value, bytes: answer.bytes, until };
             lock(&self.state).keep(key, kept);
         }
         Ok(answer.value)
@@ -183,7 +183,12 @@ impl<V: Clone, E> State<V, E> {
         self.kept.remove(&key);
         let mut bytes: usize = self.kept.values().map(|kept| kept.bytes).sum();
         while self.kept.len() >= KEPT || bytes + kept.bytes > KEPT_BYTES {
-            let first = self.kept.iter().min_by_key(|(_, kept)| kept.until).map(|(key, _)| *key);
+            // Of the tenant that has most, what ends first.
+            let mut held: HashMap<&Tenant, usize> = HashMap::new();
+            self.kept.values().for_each(|it| *held.entry(&it.tenant).or_default() += it.bytes.max(1));
+            let most = held.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(tenant, _)| tenant.clone());
+            let of_most = self.kept.iter().filter(|(_, it)| Some(&it.tenant) == most.as_ref());
+            let first = of_most.min_by_key(|(_, kept)| kept.until).map(|(key, _)| *key);
             let Some(gone) = first.and_then(|first| self.kept.remove(&first)) else { break };
             bytes -= gone.bytes;
         }
@@ -217,7 +222,7 @@ where
 
 impl<V, E> Drop for Asked<V, E> {
     fn drop(&mut self) {
-        lock(&self.answers.state).asked.remove(&self.question);
+        lock(&self.answers.state).asked.remove(&(self.tenant.clone(), self.question));
     }
 }
 
@@ -355,7 +360,12 @@ mod tests {
     async fn what_is_kept_has_bounds() {
         let mut state: State<usize, Unasked> = State { kept: HashMap::new(), asked: HashMap::new() };
         let now = Instant::now();
-        let kept = |value: usize, bytes: usize| Kept { value, bytes, until: now + MINUTE * value as u32 };
+        let kept = |value: usize, bytes: usize| Kept {
+            tenant: tenant_of("a"),
+            value,
+            bytes,
+            until: now + MINUTE * value as u32,
+        };
         for number in 1..=KEPT + 1 {
             state.keep(key(&number.to_string()), kept(number, 1));
         }

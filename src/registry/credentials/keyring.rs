@@ -16,6 +16,9 @@ pub struct Keyring {
     helpers: BTreeMap<String, String>,
 }
 
+/// Credentials that are tried of one keyring: each is a log-in at the registry, from the node's address.
+const MATCHES: usize = 32;
+
 impl Keyring {
     /// Reads the secrets that kubelet passes for `nodePublishSecretRef`.
     ///
@@ -99,12 +102,15 @@ impl Keyring {
         ))
     }
 
-    /// The credentials that may be shown to `reference`'s registry, most specific first.
+    /// The credentials that may be shown to `reference`'s registry, most specific first; at most 32.
     pub fn matching(&self, reference: &Reference) -> Vec<Credential> {
         let mut found: Vec<Credential> = Vec::new();
         for (pattern, credential) in &self.entries {
             if pattern.matches(reference) && !found.contains(credential) {
                 found.push(credential.clone());
+            }
+            if found.len() >= MATCHES {
+                break;
             }
         }
         found

@@ -64,8 +64,13 @@ impl Pattern {
 
     /// Whether it is for the repository of `reference`.
     pub fn matches(&self, reference: &Reference) -> bool {
+        self.matches_repository(reference.host(), reference.repository())
+    }
+
+    /// Whether it is for a repository of a registry.
+    pub fn matches_repository(&self, host: &str, repository: &str) -> bool {
         let Some(pattern) = &self.host else { return true };
-        let (host, port) = split_port(reference.host());
+        let (host, port) = split_port(host);
         if self.port.as_deref() != port {
             return false;
         }
@@ -76,8 +81,8 @@ impl Pattern {
         };
         globs.len() == labels.len()
             && globs.iter().zip(&labels).all(label_matches)
-            && self.path.len() <= reference.repository().split('/').count()
-            && self.path.iter().zip(reference.repository().split('/')).all(|(want, part)| want == part)
+            && self.path.len() <= repository.split('/').count()
+            && self.path.iter().zip(repository.split('/')).all(|(want, part)| want == part)
     }
 }
 

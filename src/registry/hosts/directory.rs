@@ -114,11 +114,21 @@ impl HostsSettings {
             });
         }
         let file = HostsFile::parse(&text, &path)?;
-        let server = self.server(registry, Some(&file.server), is_named)?;
+        let mut server = self.server(registry, Some(&file.server), is_named)?;
         let mut all = Vec::with_capacity(file.mirrors.len() + 1);
         for entry in &file.mirrors {
-            all.extend(self.place(registry, entry, &server)?.map(Arc::new));
+            match self.place(registry, entry, &server) {
+                Ok(place) => all.extend(place),
+                // Others may do: the registry, at last.
+                Err(error) => tracing::warn!(registry, %error, "a mirror is not used"),
+            }
         }
+        if !is_named {
+            // What is for all is for no registry in particular: whoever names it in a pod would be it, with its headers and certificates.
+            let of_registry = all.iter_mut().filter(|place| place.role == Role::Server);
+            of_registry.chain([&mut server]).for_each(Endpoint::forget_identity);
+        }
+        let mut all: Vec<Arc<Endpoint>> = all.into_iter().map(Arc::new).collect();
         // Who has said more of the registry itself in an entry of its own has said how it is asked.
         if !all.iter().any(|place| place.role == Role::Server) {
             all.push(Arc::new(server));

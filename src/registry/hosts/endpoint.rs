@@ -54,6 +54,12 @@ impl Endpoint {
         self.role != Role::Server
     }
 
+    /// Drops what says who asks: headers, and the client's certificate.
+    pub fn forget_identity(&mut self) {
+        self.headers.clear();
+        self.tls = self.tls.without_identity();
+    }
+
     /// The URL of what is at `path`, below the API's root.
     ///
     /// # Errors

@@ -113,9 +113,9 @@ impl Entry {
         if let Some(value) = table.get("capabilities") {
             let words = texts(value).ok_or_else(|| bad("capabilities is no list of words".to_owned()))?;
             if let Some(word) = words.iter().find(|word| {
-                !["pull", "resolve", "push"].iter().any(|known| word.eq_ignore_ascii_case(known))
+                !["pull", "resolve", "push", "referrers"].iter().any(|known| word.eq_ignore_ascii_case(known))
             }) {
-                return Err(bad(format!("capability {word:?} is none of pull, resolve, push")));
+                return Err(bad(format!("capability {word:?} is none of pull, resolve, push, referrers")));
             }
             let has = |word: &str| words.iter().any(|it| it.eq_ignore_ascii_case(word));
             // An empty list is as good as none.
@@ -150,6 +150,11 @@ impl Entry {
             ),
             Some(_) => return Err(bad("dial_timeout is no text".to_owned())),
         };
+        if table.contains_key("dial_addr") {
+            return Err(
+                bad("dial_addr, a socket of the node's, is not supported: use an address".to_owned()),
+            );
+        }
         let override_path = flag("override_path")?;
         let base =
             url.map(|url| api_root(url, override_path).ok_or_else(|| bad("no http or https URL".to_owned())));
@@ -306,7 +311,7 @@ server = "https://registry-1.docker.io"
             ("[host.\"https://u:p@a\"]", "no http or https URL"),
             (
                 "[host.\"a\"]\ncapabilities = [\"fly\"]",
-                "capability \"fly\" is none of pull, resolve, push of \"a\"",
+                "capability \"fly\" is none of pull, resolve, push, referrers of \"a\"",
             ),
             ("[host.\"a\"]\nskip_verify = \"yes\"", "skip_verify is neither true nor false"),
             ("[host.\"a\"]\ndial_timeout = \"soon\"", "dial_timeout \"soon\" is no time"),

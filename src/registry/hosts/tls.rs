@@ -82,6 +82,14 @@ impl HostTls {
         Ok(tls)
     }
 
+    /// The same without a client's certificate.
+    #[must_use]
+    pub fn without_identity(&self) -> Self {
+        let mut tls = Self { identity: None, ..self.clone() };
+        tls.key = tls.hash();
+        tls
+    }
+
     /// What tells it from others; nothing when nothing is said.
     pub fn key(&self) -> Option<[u8; 32]> {
         self.key
