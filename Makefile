@@ -241,6 +241,7 @@ bench: ## Compare with other tools, print the table that the README quotes
 	@if command -v go >/dev/null; then $(MAKE) --no-print-directory $(TOOLS)/containerd/ctr; \
 		else echo "no Go: the newest containerd is not compared"; fi
 	$(CARGO) bench --bench compare
+	$(CARGO) bench --bench throttled
 
 $(TOOLS)/containerd/ctr:
 	$(call again,GOBIN=$(abspath $(TOOLS))/containerd go install \

@@ -45,6 +45,8 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
             crate::host::limits::enforce().map_err(|error| {
                 Failure::internal(&format!("cannot bound this process's memory: {error}"))
             })?;
+            crate::host::limits::forbid_cores()
+                .map_err(|error| Failure::internal(&format!("cannot forbid cores: {error}")))?;
             process::give_up_privileges()?;
             context::run(node::shutdown::GRACE, async {
                 let (stop, stopped) = watch::channel(false);

@@ -4,7 +4,7 @@
 //! would drop a model from memory before its pod has read it. So the bounds are the process's own, and this is the one place
 //! where they are set. What is shared is divided between tenants ([`fair_queue`](crate::host::fair_queue)).
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -26,7 +26,7 @@ pub const SMALL_UNPACKS_WHILE_COMING: u64 = 1;
 /// Layers of small blobs that are unpacked at a time when they are here, beside those.
 pub const SMALL_UNPACKS: u64 = 2;
 /// Connections for one blob.
-pub const CONNECTIONS: usize = 6;
+pub const CONNECTIONS: usize = 8;
 /// Connections beside the first of each transfer.
 pub const HELPERS: u64 = 16;
 /// Bytes of a piece on its way from a connection to the writer: hyper's largest buffer. Cut smaller, a piece would cost as much
@@ -61,9 +61,9 @@ pub const KEPT_PLAN: u64 = MIB;
 pub const LARGEST_PLAN: u64 = 40 * MIB;
 /// Bytes of memory for what takes much of it and does not take long: merges, large plans, configs that are read, one large window
 /// for decompression. The largest of them fit: [`MERGE_BYTES`], [`LARGE_UNPACK`].
-pub const WORK_BYTES: u64 = 158 * MIB;
+pub const WORK_BYTES: u64 = 164 * MIB;
 /// Bytes of memory for small work of that kind, and for reading manifests, in a lane of its own.
-pub const SMALL_WORK_BYTES: u64 = 32 * MIB;
+pub const SMALL_WORK_BYTES: u64 = 26 * MIB;
 /// Bytes of memory that small work takes at most: the tree of an image of some 30,000 files, or the plan of a manifest of 400 KiB.
 pub const SMALL_WORK: u64 = 8 * MIB;
 /// Bytes of memory that the indexes of one tree may take in a merge: of 590,000 entries with names of 50 bytes.
@@ -160,6 +160,16 @@ const RESERVED: u64 = (1 << 30) + 512 * (2 << 20);
 /// What [`enforce`] sets, in bytes, unless less is set already.
 pub fn data_limit() -> u64 {
     heap() + RESERVED
+}
+
+/// Makes sure that no core of this process is written anywhere: it would have credentials in it. See `man 2 getrlimit`, RLIMIT_CORE, and
+/// `man 2 PR_SET_DUMPABLE`, which counts for programs that take cores, too.
+///
+/// # Errors
+/// The kernel's.
+pub fn forbid_cores() -> rustix::io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
 /// Makes the kernel refuse what exceeds the sum and what is only reserved: an error in this table ends the process, which is

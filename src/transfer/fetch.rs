@@ -297,9 +297,13 @@ impl Fetch<'_> {
                         }
                         Judgement::BytesPerSecond(rate) => {
                             self.speed.set(Some(self.pace(rate)));
-                            if !is_refused_help && let Some(helper) = self.help(rate) {
-                                is_helped = true;
-                                connections.push(self.connection(Some(helper)));
+                            // As many again: a blob that is fetched for some seconds has no time to lose with one after the other.
+                            let active = self.parts().active();
+                            for _ in 0..active {
+                                if !is_refused_help && let Some(helper) = self.help(rate) {
+                                    is_helped = true;
+                                    connections.push(self.connection(Some(helper)));
+                                }
                             }
                         }
                         Judgement::Unknown => {}

@@ -14,7 +14,7 @@ const FIRST_RETRY: Duration = Duration::from_secs(5);
 const LAST_RETRY: Duration = Duration::from_secs(300);
 
 impl Volumes {
-    /// Pulls `reference`, without credentials, until it is here, and keeps it from then on. What was pulled as the same before
+    /// Pulls `reference`, with the node's own credentials if there are some, until it is here, and keeps it from then on. What was pulled as the same before
     /// is kept until then.
     pub async fn pin(&self, reference: &Reference) {
         let mut retry = FIRST_RETRY;

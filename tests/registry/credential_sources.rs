@@ -312,6 +312,16 @@ fn sources_can_be_switched_off() {
 }
 
 #[test]
+fn t41_no_core_of_the_plugin_is_written() {
+    isolated(async {
+        let node = Node::start(&[]).await;
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", node.pid())).expect("it runs");
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a line");
+        assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+    });
+}
+
+#[test]
 fn a_namespace_uses_what_its_operator_permits() {
     isolated(async {
         let content = noise(1, 100_000);
