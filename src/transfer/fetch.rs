@@ -97,6 +97,8 @@ pub struct Fetch<'a> {
     may_split: bool,
     /// The source is asked for the whole blob: it does not answer a range with that range.
     without_ranges: AtomicBool,
+    /// Its connections are slow for a network.
+    is_slow: AtomicBool,
     /// Ranges that were answered with others.
     odd_ranges: AtomicUsize,
     /// Some of the bytes were not the next ones of one answer.
@@ -222,6 +224,7 @@ impl<'a> Fetch<'a> {
             parts: Mutex::new(Parts::new(wanted.missing)),
             may_split: wanted.in_parts,
             without_ranges: AtomicBool::new(wanted.whole),
+            is_slow: AtomicBool::new(false),
             odd_ranges: AtomicUsize::new(0),
             in_parts: AtomicBool::new(wanted.resumed),
             elsewhere: AtomicBool::new(false),
@@ -297,9 +300,9 @@ impl Fetch<'_> {
                         }
                         Judgement::BytesPerSecond(rate) => {
                             self.speed.set(Some(self.pace(rate)));
-                            // As many again: a blob that is fetched for some seconds has no time to lose with one after the other.
+                            // As many as it takes to be fast, if each is as fast as those that run; at least as many again.
                             let active = self.parts().active();
-                            for _ in 0..active {
+                            for _ in 0..active.max(connections_for(rate, active)) {
                                 if !is_refused_help && let Some(helper) = self.help(rate) {
                                     is_helped = true;
                                     connections.push(self.connection(Some(helper)));
@@ -335,6 +338,7 @@ impl Fetch<'_> {
             && (1..CONNECTIONS).contains(&active)
             && rate < HELP_BELOW * active as f64
             && !self.without_ranges.load(Relaxed);
+        self.is_slow.fetch_or(wanted, Relaxed);
         let helper = if wanted { self.means.queue.helper(self.asker) } else { None };
         helper.filter(|_| parts.split())
     }
@@ -346,7 +350,14 @@ impl Fetch<'_> {
             if self.without_ranges.load(Relaxed) && self.parts().active() > 0 {
                 return Ok(());
             }
-            let Some((id, range)) = self.parts().take() else { return Ok(()) };
+            let taken = self.parts().take();
+            let Some((id, range)) = taken else {
+                // Whoever is done with a part of a slow blob takes half of another's.
+                if self.may_split && self.is_slow.load(Relaxed) && self.parts().split() {
+                    continue;
+                }
+                return Ok(());
+            };
             let before = range.start;
             let result = self.fetch_part(id, range, &backoff).await;
             let reached = {
@@ -551,6 +562,12 @@ pub fn wrong_content(
 ) -> registry::error::Error {
     let host = asker.source.repository.host.clone();
     registry::error::Error::wrong_content(host, blob.digest.clone(), got, from_elsewhere)
+}
+
+/// Connections that `active` ones, which get `rate` together, lack of what is fast.
+fn connections_for(rate: f64, active: usize) -> usize {
+    let each = (rate / active.max(1) as f64).max(1.0);
+    (1..CONNECTIONS).find(|more| (active + more) as f64 * each >= HELP_BELOW).unwrap_or(CONNECTIONS)
 }
 
 /// Counts a connection among those that wait, as long as it lives.

@@ -13,7 +13,7 @@ pub struct Parts {
 }
 
 /// A part smaller than twice this is not split: a new connection would not pay.
-const SMALLEST: u64 = 16 * 1024 * 1024;
+const SMALLEST: u64 = 6 * 1024 * 1024;
 
 impl Parts {
     /// What is missing.
