@@ -31,7 +31,7 @@ pub struct Common {
     /// The store [default: /var/lib/ocivol; without root ~/.local/share/ocivol]
     #[arg(long, global = true, env = "OCIVOL_ROOT", value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Mirrors, authorities and client certificates of registries, as containerd has them: <DIR>/<registry>/hosts.toml [default:
+    /// Mirrors, authorities and client certificates of registries, as containerd has them: DIR/REGISTRY/hosts.toml [default:
     /// /etc/containerd/certs.d, where it exists]; empty: none
     #[arg(long, global = true, env = "OCIVOL_HOSTS_DIR", value_name = "DIR")]
     pub hosts_dir: Option<PathBuf>,

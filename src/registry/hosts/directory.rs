@@ -17,6 +17,7 @@ use crate::oci::reference::{DOCKER_HUB, OCI_LAYOUT};
 use crate::registry::hosts::endpoint::{Endpoint, Role};
 use crate::registry::hosts::file::{BadHosts, Entry, HostsFile};
 use crate::registry::hosts::tls::HostTls;
+use crate::registry::http::host_and_port;
 
 /// What an operator says of hosts.
 #[derive(Debug, Clone, Default)]
@@ -206,11 +207,6 @@ fn namespace(registry: &str, base: &Url) -> Option<String> {
     let host = host_and_port(base);
     let is_own = host == registry || (registry == DOCKER_HUB && host == "registry-1.docker.io");
     (!is_own).then(|| registry.to_owned())
-}
-
-fn host_and_port(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// The directory for `registry`, and whether it is that registry's own.

@@ -39,7 +39,7 @@ impl Tags {
         Ok(Self { key, shelf: Shelf::open(disk, "tags")? })
     }
 
-    /// The digest that `tag` had when this asker last resolved it. What was [preloaded](Tags::preload) counts until the tenant itself
+    /// The digest that `tag` had when this asker last resolved it. What was preloaded counts until the tenant itself
     /// has asked the registry since; what other tenants were told changes it for nobody else.
     ///
     /// # Errors
