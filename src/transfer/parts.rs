@@ -12,8 +12,8 @@ pub struct Parts {
     next_id: usize,
 }
 
-/// A part smaller than twice this is not split: a new connection would not pay.
-const SMALLEST: u64 = 6 * 1024 * 1024;
+/// A part smaller than twice this is not split: a new connection would not pay, and what is on its way beyond the new end is lost.
+const SMALLEST: u64 = 16 * 1024 * 1024;
 
 impl Parts {
     /// What is missing.
