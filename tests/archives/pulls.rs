@@ -123,7 +123,9 @@ fn regression_a_registry_that_refuses_a_second_connection_delivers_over_the_firs
             let volume = node.volume("pod");
             node.publish(&volume, &registry.reference("image:v1"), &[]).await.expect("published");
             assert!(fs::read(volume.target.join("big")).expect("a file") == content);
-            assert_eq!(registry.count(&Method::GET, "/blobs/"), requests);
+            // Several are opened at once; what they are refused is not asked for again and again.
+            let asked = registry.count(&Method::GET, "/blobs/");
+            assert!((3..=requests + 3).contains(&asked), "{asked} requests");
             node.kubelet.unpublish(&volume).await.expect("unpublished");
         }
     });
