@@ -63,15 +63,16 @@ impl CredentialFlags {
         })?;
         let permits =
             Permits::parse(&self.permits).map_err(|reason| bad("--permits", self.permits.clone(), reason))?;
+        // Nobody who needs none has a client of the API in memory.
         let needs_cluster = self.image_pull_secrets || self.provider_config.is_some();
-        let cluster = match (needs_cluster, Cluster::in_cluster()) {
-            (false, _) => None,
-            (true, Ok(cluster)) => Some(cluster),
-            (true, Err(error)) if self.image_pull_secrets => {
+        let cluster = match needs_cluster.then(Cluster::in_cluster) {
+            None => None,
+            Some(Ok(cluster)) => Some(cluster),
+            Some(Err(error)) if self.image_pull_secrets => {
                 return Err(bad("--image-pull-secrets", "true".to_owned(), error.to_string()));
             }
             // Providers may do without.
-            (true, Err(_)) => None,
+            Some(Err(_)) => None,
         };
         let providers = match (&self.provider_config, &self.provider_bin_dir) {
             (None, None) => None,
