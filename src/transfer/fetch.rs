@@ -267,6 +267,7 @@ impl Fetch<'_> {
                     {
                         tracing::debug!(digest = %self.blob.digest, %error, "going on with fewer connections");
                         is_refused_help = true;
+                        self.is_slow.store(false, Relaxed); // Nor do those that are left ask more often.
                         if connections.is_empty() {
                             connections.push(self.connection(None)); // The others were done with their parts.
                         }
