@@ -170,6 +170,18 @@ fn t28_credentials_are_for_token_servers_of_the_same_site() {
             assert_eq!(victim.connections.load(Ordering::SeqCst) > 0, comes, "{allowed}");
             node.kubelet.unpublish(&volume).await.expect("unpublished");
         }
+
+        // As anybody one may ask where its network is allowed; and shows nothing.
+        let tokens = Scripted::start_with_many_names().await;
+        tokens.script(|_| Some(StatusCode::UNAUTHORIZED.into_response()));
+        let realm = format!("http://{}/token", tokens.hosts(2)[1]);
+        registry.script(move |seen| seen.path.contains("/manifests/").then(|| log_in_at(&realm)));
+        let node = start(&registry, &["--allow-hosts", "127.0.0.0/8"]).await;
+        let published = node.publish_as(&node.volume("pod"), &reference, &[], ("user", "hunter2")).await;
+        assert_refused(&published.expect_err("it gives no token"), "of another domain", "with credentials");
+        let asked = tokens.requests();
+        assert!(!asked.is_empty(), "as anybody");
+        assert!(asked.iter().all(|seen| !seen.headers.contains_key(header::AUTHORIZATION)), "{asked:?}");
     });
 }
 

@@ -171,22 +171,15 @@ impl HostsSettings {
         };
         let name = host_and_port(&base);
         let namespace = namespace(registry, &base);
-        if namespace.is_none() || name == host_and_port(&server.base) {
-            return Ok(Some(Endpoint {
-                pulls: entry.pulls,
-                resolves: entry.resolves,
-                namespace,
-                headers: entry.headers.clone(),
-                tls: tls(entry)?,
-                is_named: true,
-                base,
-                ..server.clone()
-            }));
-        }
-        let authoritative = self.authoritative.contains("*") || self.authoritative.contains(&name);
+        let (name, role) = if namespace.is_none() || name == host_and_port(&server.base) {
+            (server.name.clone(), Role::Server)
+        } else {
+            let authoritative = self.authoritative.contains("*") || self.authoritative.contains(&name);
+            (name, Role::Mirror { authoritative })
+        };
         Ok(Some(Endpoint {
             name,
-            role: Role::Mirror { authoritative },
+            role,
             pulls: entry.pulls,
             resolves: entry.resolves,
             namespace,
