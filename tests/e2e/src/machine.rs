@@ -146,6 +146,7 @@ fn start(arguments: &[&str]) -> Child {
         fs::remove_dir_all(directory()).expect("the machine before");
     }
     fs::create_dir_all(directory().join("logs")).expect("directories");
+    require_room();
     keep_settings();
     Command::new("/proc/self/exe")
         .args(arguments)
@@ -153,6 +154,19 @@ fn start(arguments: &[&str]) -> Child {
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .spawn()
         .expect("a process")
+}
+
+/// A disk that fills up below the machine's own breaks etcd, the registry and all that runs there, and none of them says why.
+fn require_room() {
+    let file_system = rustix::fs::statvfs(directory()).expect("the disk of target/");
+    let free = file_system.f_bavail * file_system.f_frsize;
+    assert!(
+        free >= DISK,
+        "{} has {} GiB free, and the node needs up to {}: make room there",
+        directory().display(),
+        free >> 30,
+        DISK >> 30
+    );
 }
 
 /// Enters the cgroups and namespaces, and starts [`init`] there with `arguments`.
