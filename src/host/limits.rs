@@ -47,6 +47,8 @@ pub const RECENT_BYTES: usize = 64 * 1024;
 pub const READ_BACK: usize = 128 * 1024;
 /// Bytes of manifests on their way.
 pub const MANIFEST_BYTES: u64 = 8 * MIB;
+/// Archives of image layouts on this node whose names are read at a time: some seconds each, where an archive has a million entries.
+pub const ARCHIVE_READS: u64 = 4;
 /// Requests for manifests and other small answers at a time.
 pub const SMALL_REQUESTS: u64 = 24;
 /// Bytes of memory for plans, which pulls have as long as they last.

@@ -189,7 +189,7 @@ impl Contents {
     ) -> Result<(), Error> {
         let repository = &asker.source.repository;
         let is_known_there = found.origins().iter().any(|known| known.repository.host == repository.host);
-        let may_say_so = is_known_there && self.rights.believes_word_of(&asker.source).await?;
+        let may_say_so = is_known_there && self.rights.believes_word_of(asker).await?;
         if !may_say_so || !self.registry.confirms_blob(asker, &needed.blob).await? {
             self.read_once(&needed.blob, asker, progress).await?;
         }

@@ -101,7 +101,7 @@ impl Puller {
         progress: &mut (dyn FnMut(Snapshot) + Send),
     ) -> Result<Vec<Loaded>, LoadError> {
         let path = request.layout.repository();
-        let (all, count) = self.registry.names_in_layout(path, MANIFESTS).await?;
+        let (all, count) = self.registry.names_in_layout(path, &Tenant::CommandLine, MANIFESTS).await?;
         let wrong = |what| LoadError::Names { layout: request.layout.to_string(), what };
         if count > MANIFESTS {
             let what = format!("has {count} manifests, and {MANIFESTS} are loaded at a time; split it");

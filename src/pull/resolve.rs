@@ -124,7 +124,7 @@ impl Resolver {
         // With a manifest at hand a HEAD tells whether it is still the right one. That is all it is believed, and that only
         // where nobody else can answer.
         if let Some(Known { digest, .. }) = known
-            && self.rights.believes_word_of(&asker.source).await?
+            && self.rights.believes_word_of(asker).await?
             && self.manifests.holds(&digest).await?
             && self.manifests.is_confirmed(asker, &target, &digest).await?
         {

@@ -19,7 +19,7 @@ use crate::pull::request::PullSettings;
 use crate::registry;
 use crate::registry::client::Registry;
 use crate::registry::credentials::secret::Secret;
-use crate::registry::source::{Asker, Source};
+use crate::registry::source::Asker;
 use crate::store::access::keyed::AccessKey;
 use crate::store::error::Error as StoreError;
 use crate::store::key::TreeKey;
@@ -144,8 +144,8 @@ impl Rights {
     ///
     /// # Errors
     /// As [`Registry::is_believed`].
-    pub async fn believes_word_of(&self, source: &Source) -> Result<bool, registry::error::Error> {
-        self.registry.is_believed(source).await
+    pub async fn believes_word_of(&self, asker: &Asker) -> Result<bool, registry::error::Error> {
+        self.registry.is_believed(asker).await
     }
 
     fn limit(&self, offline: bool) -> Option<Duration> {

@@ -27,6 +27,7 @@ use crate::registry::place::Place;
 use crate::registry::retry::{Backoff, retry};
 use crate::registry::source::{Asker, Source};
 use crate::registry::transport::{HttpRequest, RegistrySettings, Transport, is_from_elsewhere};
+use crate::tenant::Tenant;
 
 /// A client for every registry. Cheap to clone; connections and tokens are shared.
 #[derive(Clone)]
@@ -57,13 +58,13 @@ impl Registry {
     /// # Errors
     /// When the HTTP client cannot be made: no usable TLS roots, for example.
     pub fn new(settings: RegistrySettings) -> Result<Self, Error> {
-        let transport = Transport::new(settings);
         let no_roots = |error: reqwest::Error| Error::Tls { reason: crate::failure::chain(&error) };
         let (requests, manifests) = (
             FairQueue::with_registries(limits::SMALL_REQUESTS, limits::SMALL_PER_REGISTRY),
             FairQueue::new(limits::MANIFEST_BYTES),
         );
-        Ok(Self { transport: transport.map_err(no_roots)?, mirrors: Mirrors::default(), requests, manifests })
+        let transport = Transport::new(settings, manifests.clone()).map_err(no_roots)?;
+        Ok(Self { transport, mirrors: Mirrors::default(), requests, manifests })
     }
 
     /// Failures in a row after which a caller should give a source up.
@@ -81,8 +82,13 @@ impl Registry {
     ///
     /// # Errors
     /// When the path is not for this process to read, or is no image layout.
-    pub async fn names_in_layout(&self, path: &str, limit: usize) -> Result<(Vec<Named>, usize), Error> {
-        self.transport.layouts().names(path, limit).await
+    pub async fn names_in_layout(
+        &self,
+        path: &str,
+        tenant: &Tenant,
+        limit: usize,
+    ) -> Result<(Vec<Named>, usize), Error> {
+        self.transport.layouts().names(path, tenant, limit).await
     }
 
     /// The manifest or index at `target`, a tag or digest: from a mirror, if the registry confirms that it may be read, else from the
@@ -92,7 +98,7 @@ impl Registry {
     /// When the registry refuses, cannot be reached, or sends bytes that are not those of a digest in `target`.
     pub async fn manifest(&self, asker: &Asker, target: &str) -> Result<Fetched, Error> {
         let wanted = target.parse::<Digest>().ok();
-        let (places, unused) = self.places(&asker.source).await?;
+        let (places, unused) = self.places(asker).await?;
         let is_asked = |place: &Place| match wanted {
             Some(_) => place.endpoint.pulls,
             None => place.endpoint.resolves,
@@ -179,13 +185,13 @@ impl Registry {
         .await
     }
 
-    /// Whether the word of `source`'s registry shows something, without the content. Over TLS nobody else can give it; without,
+    /// Whether the word of the registry that `asker` asks shows something, without the content. Over TLS nobody else can give it; without,
     /// anybody on the network between can, but for what does not leave this machine.
     ///
     /// # Errors
     /// When the operator's file for the registry cannot be used.
-    pub async fn is_believed(&self, source: &Source) -> Result<bool, Error> {
-        let (places, _) = self.transport.places(source).await?;
+    pub async fn is_believed(&self, asker: &Asker) -> Result<bool, Error> {
+        let (places, _) = self.transport.places(asker).await?;
         Ok(places.iter().any(is_witness))
     }
 
@@ -324,15 +330,15 @@ impl Registry {
     }
 
     /// The registry itself.
-    pub(super) async fn server(&self, source: &Source) -> Result<Place, Error> {
-        let (places, _) = self.transport.places(source).await?;
-        places.into_iter().find(|place| !place.endpoint.is_mirror()).ok_or_else(|| no_place(source))
+    pub(super) async fn server(&self, asker: &Asker) -> Result<Place, Error> {
+        let (places, _) = self.transport.places(asker).await?;
+        places.into_iter().find(|place| !place.endpoint.is_mirror()).ok_or_else(|| no_place(&asker.source))
     }
 
-    /// The places of `source` that may be asked. A mirror that proves no right is one only if the registry can say who may read, and is
+    /// The places that `asker` may ask. A mirror that proves no right is one only if the registry can say who may read, and is
     /// one that the operator has named: anybody's may lie. With the name of one that may not be asked.
-    async fn places(&self, source: &Source) -> Result<(Vec<Place>, Option<String>), Error> {
-        let (mut places, is_named) = self.transport.places(source).await?;
+    async fn places(&self, asker: &Asker) -> Result<(Vec<Place>, Option<String>), Error> {
+        let (mut places, is_named) = self.transport.places(asker).await?;
         let is_vouched = is_named && places.iter().any(is_witness);
         let may_be_asked = |place: &Place| place.endpoint.proves_rights() || is_vouched;
         let unused = places.iter().find(|place| !may_be_asked(place)).map(|place| place.host().to_owned());
@@ -344,7 +350,7 @@ impl Registry {
     /// said that `asker` may read it.
     async fn places_of_blob(&self, asker: &Asker, blob: &Descriptor, size: u64) -> Result<Vec<Place>, Error> {
         let source = &asker.source;
-        let (mut places, _) = self.places(source).await?;
+        let (mut places, _) = self.places(asker).await?;
         places.retain(|place| place.endpoint.pulls);
         let mut places = self.mirrors.order(places, Some(&blob.digest), size);
         let proves_nothing = |place: &Place| !place.endpoint.proves_rights();
@@ -417,7 +423,7 @@ impl Registry {
         turn: Option<Permit>,
     ) -> Result<Option<Response>, Error> {
         let settings = self.transport.settings();
-        let (places, _) = self.transport.places(&asker.source).await?;
+        let (places, _) = self.transport.places(asker).await?;
         for place in places.iter().filter(|place| is_witness(place) && is_asked(place)) {
             let _turn = match &turn {
                 Some(_) => None,

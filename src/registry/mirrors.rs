@@ -268,6 +268,8 @@ mod tests {
     use crate::registry::credentials::secret::{Credential, Secret};
     use crate::registry::hosts::endpoint::{Endpoint, Role};
     use crate::registry::hosts::tls::HostTls;
+    use crate::registry::source::Asker;
+    use crate::tenant::Tenant;
 
     fn place(host: &str, role: Role) -> Place {
         let endpoint = Endpoint {
@@ -282,7 +284,8 @@ mod tests {
             is_named: true,
         };
         let repository = Repository { host: "r".into(), name: "x".into() };
-        Place::new(&Arc::new(endpoint), &Source { repository, credential: None })
+        let source = Source { repository, credential: None };
+        Place::new(&Arc::new(endpoint), &Asker { source, tenant: Tenant::Unnamed })
     }
 
     fn places() -> Vec<Place> {

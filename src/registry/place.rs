@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use crate::registry::addresses::NamedBy;
 use crate::registry::hosts::endpoint::Endpoint;
-use crate::registry::source::Source;
+use crate::registry::source::{Asker, Source};
+use crate::tenant::Tenant;
 
 /// Where requests for a source's content go.
 #[derive(Debug, Clone)]
@@ -17,16 +18,19 @@ pub struct Place {
     pub source: Source,
     /// The registry's name, as the reference has it.
     pub registry: String,
+    /// On whose behalf it is asked.
+    pub tenant: Tenant,
 }
 
 impl Place {
-    /// `endpoint`, asked on behalf of `source`.
-    pub fn new(endpoint: &Arc<Endpoint>, source: &Source) -> Self {
+    /// `endpoint`, where `asker` asks.
+    pub fn new(endpoint: &Arc<Endpoint>, asker: &Asker) -> Self {
+        let Asker { source, tenant } = asker;
         let (registry, mut there) = (source.repository.host.clone(), source.clone());
         if endpoint.is_mirror() {
             there.repository.host.clone_from(&endpoint.name);
         }
-        Self { endpoint: Arc::clone(endpoint), source: there, registry }
+        Self { endpoint: Arc::clone(endpoint), source: there, registry, tenant: tenant.clone() }
     }
 
     /// The host, with port, that errors are about.

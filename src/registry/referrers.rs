@@ -32,7 +32,7 @@ impl Registry {
     /// # Errors
     /// When the registry refuses, cannot be reached, or sends no index.
     pub async fn referrers(&self, asker: &Asker, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
-        let place = self.server(&asker.source).await?;
+        let place = self.server(asker).await?;
         let mut found = Vec::new();
         let mut next = Some(format!("referrers/{digest}"));
         for _ in 0..PAGES {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use reqwest::header::{self, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
 
+use crate::host::fair_queue::FairQueue;
 use crate::oci::reference::OCI_LAYOUT;
 use crate::oci::repository::Repository;
 use crate::registry::addresses::{Addresses, NamedBy};
@@ -23,7 +24,7 @@ use crate::registry::http::{Asked, Body};
 use crate::registry::local::layouts::{LayoutRequest, Layouts};
 use crate::registry::local::places::Places;
 use crate::registry::place::Place;
-use crate::registry::source::Source;
+use crate::registry::source::{Asker, Source};
 use crate::registry::warnings::Warnings;
 use crate::registry::{auth, challenge, http};
 
@@ -93,13 +94,15 @@ const HIDES: [StatusCode; 3] = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN,
 const REFUSED: [StatusCode; 3] = [StatusCode::BAD_REQUEST, StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
 
 impl Transport {
+    /// Indexes of image layouts count in `manifests`, in bytes.
+    ///
     /// # Errors
     /// When no TLS configuration can be made.
-    pub fn new(settings: RegistrySettings) -> Result<Self, reqwest::Error> {
+    pub fn new(settings: RegistrySettings, manifests: FairQueue) -> Result<Self, reqwest::Error> {
         let clients = Clients::new(settings.addresses.clone(), settings.connect_timeout)?;
         let hosts = Hosts::new(settings.hosts.clone());
         let exchanges = Exchanges::new(clients.clone());
-        let layouts = Layouts::new(settings.layouts.clone());
+        let layouts = Layouts::new(settings.layouts.clone(), manifests);
         Ok(Self {
             layouts,
             exchanges,
@@ -120,11 +123,11 @@ impl Transport {
         &self.layouts
     }
 
-    /// The places where the content of `source` is, in the order in which they are asked; the last is the registry itself. With
+    /// The places where the content of `asker`'s source is, in the order in which they are asked; the last is the registry itself. With
     /// whether the operator has named the registry.
-    pub async fn places(&self, source: &Source) -> Result<(Vec<Place>, bool), Error> {
-        let places = self.hosts.of(&source.repository.host).await?;
-        Ok((places.all.iter().map(|endpoint| Place::new(endpoint, source)).collect(), places.is_named))
+    pub async fn places(&self, asker: &Asker) -> Result<(Vec<Place>, bool), Error> {
+        let places = self.hosts.of(&asker.source.repository.host).await?;
+        Ok((places.all.iter().map(|endpoint| Place::new(endpoint, asker)).collect(), places.is_named))
     }
 
     /// Asks `place` with what is known of it, and once more with what it then asks for.
@@ -134,7 +137,8 @@ impl Transport {
             let (is_head, path, range) =
                 (request.method == Method::HEAD, request.path.as_str(), request.range.clone());
             let url = url(place, "")?;
-            let asked = LayoutRequest { layout: &source.repository.name, path, is_head, range, url };
+            let (layout, tenant) = (source.repository.name.as_str(), &place.tenant);
+            let asked = LayoutRequest { layout, tenant, path, is_head, range, url };
             return self.bounded(OCI_LAYOUT, request.patience, self.layouts.answer(asked)).await;
         }
         let url = url(place, &format!("{}/{}", source.repository.name, request.path))?;

@@ -106,6 +106,15 @@ impl Layout {
         Ok((all, count))
     }
 
+    /// Bytes of the index that are read, and in memory at a time at most; 0 where there is none, or one that is too large to be read.
+    ///
+    /// # Errors
+    /// As [`Layout::manifest`].
+    pub fn index_size(&self) -> Result<u64, Error> {
+        let size = self.open("index.json")?.map_or(0, |content| content.size);
+        Ok(if size > SIZE_LIMIT as u64 { 0 } else { size })
+    }
+
     /// The content of a blob, which nobody has compared with its digest.
     ///
     /// # Errors

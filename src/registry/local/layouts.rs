@@ -6,21 +6,23 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::Arc;
-
-use reqwest::header::{self, HeaderValue};
-use reqwest::{Response, ResponseBuilderExt as _, StatusCode, Url};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::failure::one_line;
 use crate::host::blocking::{self, Lane};
+use crate::host::fair_queue::FairQueue;
+use crate::host::limits;
 use crate::oci::digest::Digest;
+use crate::oci::reference::OCI_LAYOUT;
 use crate::registry::error::Error;
 use crate::registry::local::archive::Archive;
 use crate::registry::local::body::body;
 use crate::registry::local::layout::{Content, Found, Layout, archive_error, io_error, shown};
 use crate::registry::local::places::{Opened, Places, Refused};
 use crate::registry::local::tags::Named;
+use crate::tenant::Tenant;
+use reqwest::header::{self, HeaderValue};
+use reqwest::{Response, ResponseBuilderExt as _, StatusCode, Url};
 
 /// The image layouts of this node. Cheap to clone.
 #[derive(Clone)]
@@ -28,14 +30,18 @@ pub(in crate::registry) struct Layouts {
     places: Places,
     /// Names of the archives that were asked last.
     archives: Arc<Mutex<Archives>>,
-    /// Held by who reads an index, which may be large: one at a time.
-    reading: Arc<Mutex<()>>,
+    /// Turns to read the names of an archive.
+    turns: FairQueue,
+    /// Bytes of indexes that are read, and of manifests.
+    indexes: FairQueue,
 }
 
 /// What a layout is asked for.
 pub(in crate::registry) struct LayoutRequest<'a> {
     /// The path of the layout.
     pub layout: &'a str,
+    /// On whose behalf.
+    pub tenant: &'a Tenant,
     /// As in a registry: `manifests/<tag or digest>` or `blobs/<digest>`.
     pub path: &'a str,
     /// Only what there is to say of it is wanted.
@@ -55,9 +61,9 @@ type Archives = VecDeque<(Identity, Arc<Archive>)>;
 type Identity = [i128; 5];
 
 impl Layouts {
-    /// Those in `places`.
-    pub fn new(places: Places) -> Self {
-        Self { places, archives: Arc::default(), reading: Arc::default() }
+    /// Those in `places`. The bytes of their indexes are counted in `indexes`.
+    pub fn new(places: Places, indexes: FairQueue) -> Self {
+        Self { places, archives: Arc::default(), turns: FairQueue::new(limits::ARCHIVE_READS), indexes }
     }
 
     /// Answers as a registry would: 200 with the content, 206 with a part of it.
@@ -66,16 +72,12 @@ impl Layouts {
     /// [`Error::Layout`] when the path is not for this process to read, [`Error::NotFound`] when there is no such thing,
     /// [`Error::Protocol`] when what is there is no image layout.
     pub async fn answer(&self, asked: LayoutRequest<'_>) -> Result<Response, Error> {
-        let LayoutRequest { layout, path, is_head, range, url } = asked;
-        let opened = self.open(layout).await?;
+        let LayoutRequest { layout, tenant, path, is_head, range, url } = asked;
+        let opened = self.open(layout, tenant).await?;
         let Found { digest, media_type, content } = match path.split_once('/') {
             Some(("manifests", target)) => {
-                let (target, turn) = (target.to_owned(), Arc::clone(&self.reading).lock_owned().await);
-                blocking::run(Lane::Store, move || {
-                    let _turn = turn;
-                    opened.manifest(&target)
-                })
-                .await?
+                let target = target.to_owned();
+                self.read_index(opened, tenant, move |layout| layout.manifest(&target)).await?
             }
             Some(("blobs", name)) => {
                 let digest: Digest = name.parse().map_err(|error| no_such(layout, &format!("{error}")))?;
@@ -93,19 +95,35 @@ impl Layouts {
     ///
     /// # Errors
     /// As [`Layouts::answer`].
-    pub async fn names(&self, path: &str, limit: usize) -> Result<(Vec<Named>, usize), Error> {
-        let opened = self.open(path).await?;
-        let turn = Arc::clone(&self.reading).lock_owned().await;
+    pub async fn names(
+        &self,
+        path: &str,
+        tenant: &Tenant,
+        limit: usize,
+    ) -> Result<(Vec<Named>, usize), Error> {
+        let opened = self.open(path, tenant).await?;
+        self.read_index(opened, tenant, move |layout| layout.all(limit)).await
+    }
+
+    /// Does what may read the index of `layout`, when there is room for it in memory.
+    async fn read_index<T: Send + 'static>(
+        &self,
+        layout: Layout,
+        tenant: &Tenant,
+        read: impl FnOnce(&Layout) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let looked_at = layout.clone();
+        let size = blocking::run(Lane::Store, move || looked_at.index_size()).await?;
+        let turn = self.indexes.acquire(tenant, OCI_LAYOUT, size).await;
         blocking::run(Lane::Store, move || {
             let _turn = turn;
-            opened.all(limit)
+            read(&layout)
         })
         .await
     }
 
-    /// Opens a layout. The names of an archive are read first, if they are not known; others wait for that meanwhile, and
-    /// directories do not.
-    async fn open(&self, path: &str) -> Result<Layout, Error> {
+    /// Opens a layout. The names of an archive are read first, if they are not known.
+    async fn open(&self, path: &str, tenant: &Tenant) -> Result<Layout, Error> {
         let (places, name) = (self.places.clone(), path.to_owned());
         let opened = {
             let (places, name) = (places.clone(), name.clone());
@@ -123,37 +141,61 @@ impl Layouts {
             }
             Err(Refused::Io(error)) => return Err(io_error(path, "opening it", &error.into())),
         };
-        let (known, file) = (Arc::clone(&self.archives).lock_owned().await, Arc::new(file));
-        let archive = {
-            let (name, file) = (name.clone(), Arc::clone(&file));
-            blocking::run(Lane::Work, move || names_of(known, &name, &file, size)).await?
+        let identity = identity(path, &file, size)?;
+        let archive = match known(&self.archives, &identity) {
+            Some(archive) => archive,
+            None => {
+                let turn = self.turns.acquire(tenant, path, 1).await;
+                let (name, file) =
+                    (name.clone(), file.try_clone().map_err(|error| io_error(path, "opening it", &error))?);
+                let archives = Arc::clone(&self.archives);
+                // They are kept although nobody may wait any more.
+                blocking::run(Lane::Work, move || {
+                    let _turn = turn;
+                    names_of(&archives, identity, &name, &file, size)
+                })
+                .await?
+            }
         };
-        Ok(Layout::new(places, name, Some((file, size, archive))))
+        Ok(Layout::new(places, name, Some((Arc::new(file), size, archive))))
     }
 }
 
-/// The names of an archive, as they are known, or read anew. They are kept although nobody may wait any more.
-fn names_of(
-    mut known: OwnedMutexGuard<Archives>,
-    path: &str,
-    file: &File,
-    size: u64,
-) -> Result<Arc<Archive>, Error> {
+/// What says that `file` is still the same.
+fn identity(path: &str, file: &File, size: u64) -> Result<Identity, Error> {
     let status = file.metadata().map_err(|error| io_error(path, "the archive", &error))?;
     let time = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-    let identity = [
+    Ok([
         status.dev().into(),
         status.ino().into(),
         size.into(),
         time(status.mtime(), status.mtime_nsec()),
         time(status.ctime(), status.ctime_nsec()),
-    ];
-    if let Some((_, archive)) = known.iter().find(|(known, _)| *known == identity) {
-        return Ok(Arc::clone(archive));
+    ])
+}
+
+/// The names of the archive that is `identity`, if they are known.
+fn known(archives: &Mutex<Archives>, identity: &Identity) -> Option<Arc<Archive>> {
+    let archives = archives.lock().unwrap_or_else(PoisonError::into_inner);
+    archives.iter().find(|(known, _)| known == identity).map(|(_, archive)| Arc::clone(archive))
+}
+
+/// The names of an archive, as somebody else has read them meanwhile, or read anew and kept.
+fn names_of(
+    archives: &Mutex<Archives>,
+    identity: Identity,
+    path: &str,
+    file: &File,
+    size: u64,
+) -> Result<Arc<Archive>, Error> {
+    if let Some(archive) = known(archives, &identity) {
+        return Ok(archive);
     }
     let archive = Arc::new(Archive::read(file, size).map_err(|error| archive_error(path, error))?);
-    known.truncate(ARCHIVES - 1);
-    known.push_front((identity, Arc::clone(&archive)));
+    let mut archives = archives.lock().unwrap_or_else(PoisonError::into_inner);
+    archives.retain(|(known, _)| *known != identity);
+    archives.truncate(ARCHIVES - 1);
+    archives.push_front((identity, Arc::clone(&archive)));
     Ok(archive)
 }
 
@@ -245,7 +287,8 @@ mod tests {
         fn new() -> Self {
             let directory = tempfile::tempdir().expect("a directory");
             fs::create_dir(directory.path().join("in")).expect("made");
-            let layouts = Layouts::new(Places::below(vec![directory.path().join("in")]));
+            let layouts =
+                Layouts::new(Places::below(vec![directory.path().join("in")]), FairQueue::new(1 << 20));
             Self { directory, layouts }
         }
 
@@ -257,7 +300,9 @@ mod tests {
             let layout = self.path(name);
             let url = Url::parse("https://oci-layout/v2/").expect("a URL");
             let layout = layout.to_str().expect("text");
-            self.layouts.answer(LayoutRequest { layout, path, is_head: false, range, url }).await
+            self.layouts
+                .answer(LayoutRequest { layout, tenant: &Tenant::Unnamed, path, is_head: false, range, url })
+                .await
         }
 
         async fn refusal(&self, name: &str, path: &str) -> (Kind, String) {
@@ -367,8 +412,10 @@ mod tests {
             assert_refused(&place, name, "manifests/v1", Kind::InvalidArgument, "as --oci-layout-dir says")
                 .await;
         }
-        let nowhere =
-            Place { directory: tempfile::tempdir().expect("made"), layouts: Layouts::new(Places::default()) };
+        let nowhere = Place {
+            directory: tempfile::tempdir().expect("made"),
+            layouts: Layouts::new(Places::default(), FairQueue::new(1)),
+        };
         assert_refused(
             &nowhere,
             "x",
@@ -416,7 +463,7 @@ mod tests {
         assert_eq!(response.expect("a blob").bytes().await.expect("a body"), last.as_slice());
         let missing = format!("blobs/{}", Digest::sha256(b"none"));
         assert_refused(&place, "x.tar", &missing, Kind::NotFound, "blob sha256:").await;
-        let known = place.layouts.archives.lock().await;
+        let known = place.layouts.archives.lock().expect("not poisoned");
         assert_eq!(known.len(), 1, "it was read once");
         assert_eq!(known[0].1.kept(), KEPT);
     }
@@ -433,6 +480,6 @@ mod tests {
             fs::write(place.path(&format!("{number}.tar")), archive(&files(b"other"))).expect("written");
             assert!(place.ask(&format!("{number}.tar"), &path, None).await.is_ok());
         }
-        assert_eq!(place.layouts.archives.lock().await.len(), ARCHIVES);
+        assert_eq!(place.layouts.archives.lock().expect("not poisoned").len(), ARCHIVES);
     }
 }
