@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use bytes::Bytes;
-use reqwest::{Url, header};
+use reqwest::{StatusCode, Url, header};
 use serde::Deserialize;
 
 use crate::registry::addresses::NamedBy;
@@ -229,30 +229,37 @@ async fn fetch(
     scope: &str,
 ) -> Result<Token, Error> {
     let server = http::host_and_port(&realm);
-    let identity = source.credential.as_deref().and_then(|credential| credential.identity_token.as_ref());
-    let request = match (identity, source.credential.as_deref()) {
-        (Some(token), _) => {
-            let mut form = vec![
-                ("grant_type", "refresh_token"),
-                ("client_id", "ocivol"),
-                ("scope", scope),
-                ("refresh_token", token.reveal()),
-            ];
-            form.extend(service.map(|service| ("service", service)));
-            http.post(realm).form(&form)
+    let send = async |request: reqwest::RequestBuilder| {
+        let request = request.header(header::ACCEPT_ENCODING, "identity");
+        request.send().await.map_err(|error| http::unreachable(&server, error))
+    };
+    let post = |grant: &[(&str, &str)]| {
+        let mut form = vec![("client_id", "ocivol"), ("scope", scope)];
+        form.extend(service.map(|service| ("service", service)));
+        form.extend(grant);
+        http.post(realm.clone()).form(&form)
+    };
+    let mut query = vec![("scope", scope)];
+    query.extend(service.map(|service| ("service", service)));
+    let get = http.get(realm.clone()).query(&query);
+    let response = match source.credential.as_deref() {
+        None => send(get).await?,
+        Some(Credential { identity_token: Some(token), .. }) => {
+            send(post(&[("grant_type", "refresh_token"), ("refresh_token", token.reveal())])).await?
         }
-        (None, credential) => {
-            let mut query = vec![("scope", scope)];
-            query.extend(service.map(|service| ("service", service)));
-            let request = http.get(realm).query(&query);
-            match credential {
-                Some(credential) => request.basic_auth(&credential.user, Some(credential.password.reveal())),
-                None => request,
+        Some(Credential { user, password, .. }) => {
+            let response = send(get.basic_auth(user, Some(password.reveal()))).await?;
+            match response.status() {
+                // It has the newer of the two ways alone, as containerd asks first.
+                StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                    let password = password.reveal();
+                    let grant = [("grant_type", "password"), ("username", user), ("password", password)];
+                    send(post(&grant)).await?
+                }
+                _ => response,
             }
         }
     };
-    let request = request.header(header::ACCEPT_ENCODING, "identity");
-    let response = request.send().await.map_err(|error| http::unreachable(&server, error))?;
     if !response.status().is_success() {
         let asked = Asked { source, server: &server, what: "a token", shown: source.credential.is_some() };
         // A token has no name that somebody could have got wrong.

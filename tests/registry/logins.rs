@@ -58,6 +58,89 @@ fn bearer_tokens_are_fetched_once_and_per_credential() {
     });
 }
 
+/// A token server that takes POST alone, and gives `good` to who sends all of `wanted`.
+async fn oauth_server(wanted: &'static [&'static str]) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let host = listener.local_addr().expect("bound").to_string();
+    let answer = move |headers: axum::http::HeaderMap, body: String| async move {
+        let is_form = headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| value == "application/x-www-form-urlencoded");
+        let pairs: Vec<&str> = body.split('&').collect();
+        match is_form && wanted.iter().all(|pair| pairs.contains(pair)) {
+            true => (StatusCode::OK, r#"{"access_token":"good","expires_in":300}"#),
+            false => (StatusCode::UNAUTHORIZED, "{}"),
+        }
+    };
+    let router = axum::Router::new().route("/token", axum::routing::post(answer));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    host
+}
+
+/// Publishes from a registry that wants `good` from `tokens`, with the keys of a secret.
+async fn publish_with_oauth(tokens: &str, secret: &[(&str, &str)]) -> Result<(), tonic::Status> {
+    let registry = Scripted::start().await;
+    registry
+        .pusher("team/m")
+        .model("v1", &[Layer::model_file("weight", "w", noise(1, 1000))])
+        .await
+        .expect("pushed");
+    let realm = format!("Bearer realm=\"http://{tokens}/token\",service=\"registry\"");
+    registry.script(move |seen| {
+        let good = seen.headers.get(header::AUTHORIZATION).is_some_and(|value| value == "Bearer good");
+        (!good)
+            .then(|| (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, realm.clone())]).into_response())
+    });
+    let node = Node::start(&["--plain-http", &registry.host()]).await;
+    let volume = node.volume("pod");
+    let reference = registry.reference("team/m:v1");
+    let docker;
+    let secret: Vec<(&str, &str)> = match secret {
+        [("identitytoken", token)] => {
+            docker = format!(r#"{{"auths":{{"{}":{{"identitytoken":"{token}"}}}}}}"#, registry.host());
+            vec![(".dockerconfigjson", &docker)]
+        }
+        pair => pair.to_vec(),
+    };
+    let request = node.kubelet.publish_request(&volume, &[("reference", &reference)], &secret);
+    let published = node.kubelet.publish(request).await;
+    assert!(!node.logged().contains("hunter2"));
+    if published.is_ok() {
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+    }
+    published
+}
+
+#[test]
+fn identity_tokens_and_passwords_are_posted_as_oauth2_has_it() {
+    isolated(async {
+        const SCOPE: &str = "scope=repository%3Ateam%2Fm%3Apull";
+        let refresh: &'static [&str] = &[
+            "grant_type=refresh_token",
+            "refresh_token=t0ken",
+            SCOPE,
+            "service=registry",
+            "client_id=ocivol",
+        ];
+        let tokens = oauth_server(refresh).await;
+        publish_with_oauth(&tokens, &[("identitytoken", "t0ken")]).await.expect("published");
+        let status = publish_with_oauth(&tokens, &[("identitytoken", "other")]).await.expect_err("wrong");
+        assert_eq!(status.code(), Code::Unauthenticated, "{}", status.message());
+
+        // GET is asked first, as Docker does; this server answers it with 405.
+        let password: &'static [&str] =
+            &["grant_type=password", "username=user", "password=hunter2", SCOPE, "service=registry"];
+        let tokens = oauth_server(password).await;
+        publish_with_oauth(&tokens, &[("username", "user"), ("password", "hunter2")])
+            .await
+            .expect("published");
+        let wrong = publish_with_oauth(&tokens, &[("username", "user"), ("password", "swordfish")]).await;
+        let status = wrong.expect_err("wrong");
+        assert_eq!(status.code(), Code::Unauthenticated, "{}", status.message());
+        assert!(!status.message().contains("swordfish"), "{}", status.message());
+    });
+}
+
 #[test]
 fn t26_redirects_carry_no_credentials_elsewhere() {
     isolated(async {

@@ -16,10 +16,11 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Child;
+use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
 use crate::host::blocking::{self, Lane};
-use crate::host::limits;
+use crate::host::{limits, orphans};
 use crate::registry::credentials::secret::Secret;
 
 /// Bytes that a program may print. There is room for them at once, so that no copies are made.
@@ -148,17 +149,21 @@ impl Command {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
-        Ok(Running(child))
+        Ok(Running(Some(child)))
     }
 }
 
 /// A program that runs. When this is dropped before its end, it is killed with its process group.
-struct Running(Child);
+struct Running(Option<Child>);
 
 impl Running {
     async fn end(mut self, input: &[u8]) -> Result<Output, CommandError> {
         let broken = |error: std::io::Error| CommandError::Broken { reason: error.to_string() };
-        let (stdin, stdout) = (self.0.stdin.take(), self.0.stdout.take());
+        let gone = || CommandError::Broken { reason: "it is gone".to_owned() };
+        let (stdin, stdout) = {
+            let child = self.0.as_mut().ok_or_else(gone)?;
+            (child.stdin.take(), child.stdout.take())
+        };
         let write = async {
             if let Some(mut stdin) = stdin {
                 // A program that does not read what it is asked may still answer. The pipe is closed by the drop.
@@ -182,20 +187,30 @@ impl Running {
             }
         }
         // Only now, so that as long as anything is read the process is not waited for, and its id is nobody else's.
-        let status = self.0.wait().await.map_err(broken)?;
+        let group = group_of(&self.0);
+        let status = self.0.as_mut().ok_or_else(gone)?.wait().await.map_err(broken)?;
+        group.map(orphans::bury);
         Ok(Output { exit: status.into(), text })
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // There is no id any more when it has been waited for.
-        let id = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        if let Some(id) = id {
-            // Who is gone need not be killed. Tokio waits for the process.
-            let _ = kill_process_group(id, Signal::KILL);
-        }
+        // There is none when it has been waited for.
+        let Some(group) = group_of(&self.0) else { return };
+        // Who is gone need not be killed.
+        let _ = kill_process_group(group, Signal::KILL);
+        let (Some(mut child), Ok(runtime)) = (self.0.take(), Handle::try_current()) else { return };
+        runtime.spawn(async move {
+            let _ = child.wait().await;
+            orphans::bury(group);
+        });
     }
+}
+
+/// The process group of a program that has not been waited for: its id is the program's.
+fn group_of(child: &Option<Child>) -> Option<Pid> {
+    child.as_ref()?.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
 }
 
 #[cfg(test)]
@@ -303,6 +318,29 @@ pub(in crate::registry) mod tests {
         assert_eq!(error, Some(CommandError::TooSlow { after: Duration::from_millis(500) }));
         ended(&id).await;
         assert!(error.is_some_and(|error| error.to_string().contains("within 0.5 s")));
+    }
+
+    #[tokio::test]
+    async fn regression_what_a_program_leaves_behind_does_not_stay_in_the_table_of_processes() {
+        // As for process 1 of a container: who loses its parent is a child of this process.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).expect("a subreaper");
+        let directory = tempfile::tempdir().expect("a directory");
+        let id = directory.path().join("id");
+        let left = format!(
+            "sleep 0.1 >/dev/null & echo $! >'{0}.part'; mv '{0}.part' '{0}'; echo done",
+            id.display()
+        );
+        let killed = format!("sleep 1000 & echo $! >'{0}.part'; mv '{0}.part' '{0}'; wait", id.display());
+        for (text, limit) in [(left, LONG), (killed, Duration::from_millis(500))] {
+            let _ = command(directory.path(), &text, limit).run(bytes("")).await;
+            let left = format!("/proc/{}", std::fs::read_to_string(&id).expect("written").trim());
+            let gone = async {
+                while Path::new(&left).exists() {
+                    output("true", "").await.expect("another program");
+                }
+            };
+            tokio::time::timeout(LONG, gone).await.expect("it is waited for");
+        }
     }
 
     #[tokio::test]
