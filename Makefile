@@ -84,11 +84,13 @@ rendered = { cat manifests/namespace.yaml && $(TOOLS)/bin/helm template ocivol c
 	--kube-version $(lastword $(KUBERNETES)) $(2); } > $(1)
 # With the rights to read pull secrets, of all namespaces and of two: tests/manifests.rs looks at them.
 PULL_SECRETS := --set credentials.imagePullSecrets.enabled=true
+EVENTS := --set events.enabled=true
 PULL_SECRETS_OF_TWO := $(PULL_SECRETS) --set credentials.imagePullSecrets.namespaces[0]=shop \
 	--set credentials.imagePullSecrets.namespaces[1]=bank
 # $(call rendered-all,install.yaml,directory): all that is rendered and kept.
 rendered-all = $(call rendered,$(1)) && $(call rendered,$(2)/pull-secrets.yaml,$(PULL_SECRETS)) && \
-	$(call rendered,$(2)/pull-secrets-of-two.yaml,$(PULL_SECRETS_OF_TWO))
+	$(call rendered,$(2)/pull-secrets-of-two.yaml,$(PULL_SECRETS_OF_TWO)) && \
+	$(call rendered,$(2)/events.yaml,$(EVENTS))
 
 manifests: $(TOOLS)/bin/helm ## Render manifests/install.yaml from the chart, and what the tests look at
 	$(call rendered-all,manifests/install.yaml,tests/packaging/rendered)

@@ -3,6 +3,7 @@
 //! The mount table is the truth about what is mounted; the store's records only say which volume it was. So
 //! unpublish, stats and repeated publishes work while the store is lost, full, newer, or held by another process.
 
+pub mod announce;
 pub mod attributes;
 pub mod collect;
 pub mod collector;

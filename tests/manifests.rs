@@ -34,6 +34,11 @@ fn pull_secrets_of_two() -> Vec<Value> {
     objects(include_str!("packaging/rendered/pull-secrets-of-two.yaml"))
 }
 
+/// With `events.enabled`.
+fn events() -> Vec<Value> {
+    objects(include_str!("packaging/rendered/events.yaml"))
+}
+
 fn one_of(objects: &[Value], kind: &str) -> Value {
     objects.iter().find(|object| object["kind"] == kind).cloned().unwrap_or_else(|| panic!("no {kind}"))
 }
@@ -118,6 +123,7 @@ fn every_object_is_known_to_every_version() {
     assert_eq!(all.len(), 6);
     all.extend(pull_secrets());
     all.extend(pull_secrets_of_two());
+    all.extend(events());
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples");
     for entry in std::fs::read_dir(examples).expect("examples") {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("text");
@@ -294,6 +300,22 @@ fn pull_secrets_need_the_right_to_get_pods_and_secrets_and_no_other() {
         assert_eq!(one_of(&objects, "ServiceAccount")["automountServiceAccountToken"], false);
         assert_eq!(one_of(&objects, "ConfigMap")["data"]["OCIVOL_IMAGE_PULL_SECRETS"], "true");
     }
+}
+
+#[test]
+fn events_need_the_right_to_create_and_patch_events_and_no_other() {
+    let objects = events();
+    let rights = rights(&objects);
+    let kinds: Vec<_> = rights.iter().map(|(kind, namespace, _)| (kind.as_str(), *namespace)).collect();
+    assert_eq!(kinds, [("ClusterRole", None), ("ClusterRoleBinding", None)]);
+    let rules =
+        serde_json::json!([{"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]}]);
+    assert_eq!(rights[0].2["rules"], rules);
+    assert_eq!(rights[1].2["roleRef"]["name"], rights[0].2["metadata"]["name"]);
+    let pod = &one_of(&objects, "DaemonSet")["spec"]["template"]["spec"];
+    assert_eq!(rights[1].2["subjects"][0]["name"], pod["serviceAccountName"]);
+    assert_eq!(pod["automountServiceAccountToken"], true);
+    assert_eq!(one_of(&objects, "ConfigMap")["data"]["OCIVOL_POD_EVENTS"], "true");
 }
 
 /// Page cache is charged to the container that writes it: a limit drops a model from memory before its pod reads it.

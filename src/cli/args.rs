@@ -241,6 +241,9 @@ pub struct NodeArgs {
     /// Which registries and repositories pods may use: a list of {namespaces, allow, deny} in JSON [default: all]
     #[arg(long, env = "OCIVOL_PERMITS", value_name = "JSON", default_value = "")]
     pub permits: String,
+    /// Tell pods in their events of pulls that take long, and of what registries warn of
+    #[arg(long, env = "OCIVOL_POD_EVENTS")]
+    pub pod_events: bool,
     /// Accept access modes for writing and mount read-only anyway; for csi-sanity
     #[arg(long, env = "OCIVOL_ALLOW_WRITER_MODES")]
     pub allow_writer_modes: bool,
@@ -483,6 +486,7 @@ impl NodeArgs {
                 helpers: self.credential_helper,
                 anonymous: self.anonymous,
                 permits: self.permits,
+                pod_events: self.pod_events,
             },
             pulls: common.pulls(),
         };

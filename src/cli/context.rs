@@ -49,6 +49,7 @@ pub fn volumes(common: &Common) -> Result<Arc<Volumes>, Failure> {
     registry.layouts = registry.layouts.of_a_command();
     let registry = Registry::new(registry).map_err(|error| Failure::internal(&error.to_string()))?;
     let settings = Settings {
+        events: None,
         credentials: CredentialSources::default(),
         permits: Permits::default(),
         pulls,

@@ -54,6 +54,8 @@ impl Node for NodeService {
             let target =
                 self.volumes.check_target(&target_path).await.map_err(|error| status::from_volume(&error))?;
             let (reference, volume_id) = (checked.attributes.reference.clone(), checked.volume_id.clone());
+            let (namespace, pod) = (checked.tenant.clone(), checked.wanting.pod.clone());
+            let (pod, began) = (pod.map(|pod| pod.name).unwrap_or_default(), Instant::now());
             let publish = Publish {
                 tenant: checked.tenant,
                 pod: checked.pod,
@@ -67,8 +69,13 @@ impl Node for NodeService {
             };
             let published = self.volumes.publish(publish, &mut |_| {}).await;
             match published.map_err(|error| status::from_volume(&error))? {
-                Published::AlreadyThere => tracing::info!(volume_id, target_path, "already published"),
+                Published::AlreadyThere => {
+                    tracing::info!(%namespace, pod, volume_id, target_path, "already published");
+                }
                 Published::Mounted(pulled) => tracing::info!(
+                    %namespace,
+                    pod,
+                    seconds = began.elapsed().as_secs_f64(),
                     volume_id,
                     target_path,
                     %reference,

@@ -7,13 +7,14 @@ use ::kube::Config;
 use ::kube::config::{Kubeconfig, KubeconfigError};
 
 use crate::kube::accounts::{AccountFacts, Accounts};
-use crate::kube::connection::{Connection, Limits, innermost};
+use crate::kube::connection::{Change, Connection, Limits, innermost};
 use crate::kube::error::Error;
+use crate::kube::object::Object;
 use crate::kube::pull_secrets::{self, Pod, PullSecrets};
 
 /// The cluster's API, as the plugin's own service account sees it. Cheap to clone; connects when it is first asked.
 ///
-/// It needs the rights to get what it reads, and no other: it never lists and never watches.
+/// It needs the rights to get what it reads and to write events, and no other: it never lists and never watches.
 #[derive(Clone)]
 pub struct Cluster(Arc<Inner>);
 
@@ -54,6 +55,25 @@ impl Cluster {
             ));
         }
         Ok(Self::of(config, Limits::DEFAULT))
+    }
+
+    /// Writes `object`, which is part of `body`. Takes at most 4 seconds.
+    ///
+    /// # Errors
+    /// As for the pod in [`Cluster::pull_secrets`], after one attempt. The right to create and to patch is needed.
+    pub(in crate::kube) async fn change(
+        &self,
+        object: &Object,
+        change: Change,
+        body: &serde_json::Value,
+    ) -> Result<(), Error> {
+        self.0.connection.change(object, change, body).await
+    }
+
+    /// For tests of what uses it.
+    #[cfg(test)]
+    pub(in crate::kube) fn for_tests(config: Config, limits: Limits) -> Self {
+        Self::of(config, limits)
     }
 
     fn of(config: Config, limits: Limits) -> Self {

@@ -8,10 +8,11 @@ use ::kube::client::Body;
 use ::kube::{Client, Config};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::header::{ACCEPT, RETRY_AFTER};
-use hyper::{Request, Response, StatusCode};
+use hyper::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
+use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -35,6 +36,15 @@ pub(in crate::kube) struct Limits {
 impl Limits {
     /// Those of the plugin. kubelet waits two minutes for a publish, of which the pull wants the most.
     pub const DEFAULT: Self = Self { whole: Duration::from_secs(10), attempt: Duration::from_secs(4) };
+}
+
+/// How an object is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::kube) enum Change {
+    /// It is made.
+    Create,
+    /// These of its fields are set (RFC 7386).
+    Merge,
 }
 
 /// The way to the API server. Connects when it is first asked.
@@ -104,6 +114,33 @@ impl Connection {
         }
     }
 
+    /// Writes `object`, in one attempt: what is written by the way is not worth another. Takes none of the turns, which are for
+    /// what publishes wait for. *Caller:* writes one object at a time.
+    ///
+    /// # Errors
+    /// As [`Connection::get`].
+    pub async fn change(&self, object: &Object, change: Change, body: &Value) -> Result<(), Error> {
+        let (method, path, kind) = match change {
+            Change::Create => (Method::POST, object.collection(), "application/json"),
+            Change::Merge => (Method::PATCH, object.path(), "application/merge-patch+json"),
+        };
+        let request = Request::builder().method(method).uri(path).header(ACCEPT, "application/json");
+        let request = request.header(CONTENT_TYPE, kind).body(Body::from(body.to_string().into_bytes()));
+        let request = request.map_err(|error| Error::Setup { reason: one_line(&error.to_string()) })?;
+        let limit = self.limits.attempt;
+        let late = || Error::Timeout { what: object.clone(), limit };
+        let asked = async {
+            let response = self.client().await?.send(request).await;
+            let response = response.map_err(|error| unreachable(object, &error))?;
+            if !response.status().is_success() {
+                return Err(refusal(object, response).await);
+            }
+            // Read to its end, so that the connection is used again.
+            body_of(object, response, FAULT_LIMIT).await.map(drop)
+        };
+        timeout_at(Instant::now() + limit, asked).await.unwrap_or_else(|_| Err(late()))
+    }
+
     /// One attempt within its own limit and `deadline`.
     async fn attempt(&self, object: &Object, deadline: Instant) -> Result<Bytes, Error> {
         let began = Instant::now();
@@ -121,7 +158,7 @@ impl Connection {
         if response.status() != StatusCode::OK {
             return Err(refusal(object, response).await);
         }
-        body(object, response, BODY_LIMIT).await
+        body_of(object, response, BODY_LIMIT).await
     }
 
     /// The client, which is made when it is first needed: that reads the token and the certificates, so it may block. From then on
@@ -145,7 +182,7 @@ fn read<T: DeserializeOwned>(object: &Object, body: &[u8]) -> Result<T, Error> {
 }
 
 /// The body of an answer, of at most `limit` bytes.
-async fn body(object: &Object, response: Response<Body>, limit: usize) -> Result<Bytes, Error> {
+async fn body_of(object: &Object, response: Response<Body>, limit: usize) -> Result<Bytes, Error> {
     match Limited::new(response.into_body(), limit).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Error::Protocol {
@@ -167,7 +204,7 @@ async fn refusal(object: &Object, response: Response<Body>) -> Error {
     let status = response.status();
     let header = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     let retry_after = header.map(Duration::from_secs);
-    let said = body(object, response, FAULT_LIMIT).await.ok();
+    let said = body_of(object, response, FAULT_LIMIT).await.ok();
     let said = said.and_then(|body| serde_json::from_slice::<Refusal>(&body).ok());
     let detail = said.map_or_else(String::new, |said| {
         format!(" ({})", one_line(&said.message.chars().take(DETAIL_LIMIT).collect::<String>()))
@@ -204,7 +241,7 @@ pub(in crate::kube) mod tests {
     use axum::Router;
     use axum::body::Body as Sent;
     use axum::http::header::AUTHORIZATION;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::kube::object::Resource;
@@ -223,13 +260,20 @@ pub(in crate::kube) mod tests {
         Silence,
     }
 
-    /// A path, and the `Authorization` that came with it.
-    type Seen = Vec<(String, Option<String>)>;
+    /// A request.
+    #[derive(Clone)]
+    struct Seen {
+        method: Method,
+        path: String,
+        /// Its `Authorization`.
+        token: Option<String>,
+        body: Bytes,
+    }
 
     /// An API server on the loopback interface, without TLS, that remembers what it was asked.
     pub struct Fake {
         pub address: SocketAddr,
-        seen: Arc<Mutex<Seen>>,
+        seen: Arc<Mutex<Vec<Seen>>>,
     }
 
     impl Fake {
@@ -237,19 +281,21 @@ pub(in crate::kube) mod tests {
         pub async fn start(script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) -> Self {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let address = listener.local_addr().expect("an address");
-            let seen: Arc<Mutex<Seen>> = Arc::default();
+            let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
             let (log, script) = (Arc::clone(&seen), Arc::new(script));
             let router = Router::new().fallback(move |request: axum::extract::Request| {
                 let (log, script) = (Arc::clone(&log), Arc::clone(&script));
                 async move {
-                    assert_eq!(request.method(), "GET");
+                    let method = request.method().clone();
                     assert_eq!(request.uri().query(), None);
                     let token = request.headers().get(AUTHORIZATION);
                     let token = token.map(|token| token.to_str().expect("text").to_owned());
                     let path = request.uri().path().to_owned();
+                    let body = axum::body::to_bytes(request.into_body(), BODY_LIMIT).await.expect("a body");
+                    assert_eq!(body.is_empty(), method == Method::GET);
                     let before = {
                         let mut log = log.lock().expect("no panic");
-                        log.push((path.clone(), token));
+                        log.push(Seen { method, path: path.clone(), token, body });
                         log.len() - 1
                     };
                     answer(script(&path, before)).await
@@ -261,12 +307,21 @@ pub(in crate::kube) mod tests {
 
         /// The paths that were asked for.
         pub fn paths(&self) -> Vec<String> {
-            self.seen.lock().expect("no panic").iter().map(|(path, _)| path.clone()).collect()
+            self.seen.lock().expect("no panic").iter().map(|seen| seen.path.clone()).collect()
         }
 
         /// The `Authorization` of each request.
         pub fn tokens(&self) -> Vec<Option<String>> {
-            self.seen.lock().expect("no panic").iter().map(|(_, token)| token.clone()).collect()
+            self.seen.lock().expect("no panic").iter().map(|seen| seen.token.clone()).collect()
+        }
+
+        /// What was written: the method and the path, and the body.
+        pub fn sent(&self) -> Vec<(String, Value)> {
+            let seen = self.seen.lock().expect("no panic").clone();
+            let sent = seen.into_iter().map(|Seen { method, path, body, .. }| {
+                (format!("{method} {path}"), serde_json::from_slice(&body).expect("JSON"))
+            });
+            sent.collect()
         }
 
         pub fn config(&self) -> Config {

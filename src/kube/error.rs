@@ -11,8 +11,8 @@ use crate::registry::credentials::docker_config::InvalidCredentials;
 pub enum Error {
     /// This process is in no pod, or its pod has no token.
     #[error(
-        "cannot use the Kubernetes API as a pod does: {reason}; in the chart set credentials.imagePullSecrets.enabled, which mounts \
-         the token of the service account"
+        "cannot use the Kubernetes API as a pod does: {reason}; in the chart credentials.imagePullSecrets.enabled and \
+         events.enabled mount the token of the service account"
     )]
     NotInCluster {
         /// What is missing.
@@ -192,6 +192,7 @@ fn advice(what: &Object) -> String {
             what.namespace
         ),
         Resource::ServiceAccount => "let its service account get serviceaccounts there".to_owned(),
+        Resource::Event => "let it create and patch events there: events.enabled in the chart".to_owned(),
     }
 }
 
@@ -199,6 +200,7 @@ fn advice(what: &Object) -> String {
 fn origin(what: &Object) -> &'static str {
     match what.resource {
         Resource::Pod | Resource::ServiceAccount => "it was deleted after kubelet told of it",
+        Resource::Event => "it, or its namespace, was deleted",
         Resource::Secret => {
             "create it, or take it out of imagePullSecrets of the pod and its service account"
         }

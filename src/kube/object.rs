@@ -1,4 +1,4 @@
-//! The objects that are read: where each is in the API, and how it is named to people.
+//! The objects that are read and written: where each is in the API, and how it is named to people.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::failure::one_line;
 
-/// Kinds of objects that are read.
+/// Kinds of objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resource {
     /// A pod.
@@ -15,6 +15,8 @@ pub enum Resource {
     Secret,
     /// A service account.
     ServiceAccount,
+    /// An event, which is written.
+    Event,
 }
 
 /// An object by its names, which are safe to be part of a path. Displayed as `secret shop/pull`.
@@ -66,12 +68,18 @@ impl Object {
 
     /// Where the API has it.
     pub fn path(&self) -> String {
+        format!("{}/{}", self.collection(), self.name)
+    }
+
+    /// Where the API has all of its kind and namespace.
+    pub fn collection(&self) -> String {
         let plural = match self.resource {
             Resource::Pod => "pods",
             Resource::Secret => "secrets",
             Resource::ServiceAccount => "serviceaccounts",
+            Resource::Event => "events",
         };
-        format!("/api/v1/namespaces/{}/{plural}/{}", self.namespace, self.name)
+        format!("/api/v1/namespaces/{}/{plural}", self.namespace)
     }
 }
 
@@ -98,6 +106,7 @@ impl fmt::Display for Resource {
             Self::Pod => "pod",
             Self::Secret => "secret",
             Self::ServiceAccount => "service account",
+            Self::Event => "event",
         })
     }
 }

@@ -56,6 +56,8 @@ pub struct NodeConfig {
     pub pins: Vec<Reference>,
     /// Where credentials come from.
     pub credentials: CredentialSources,
+    /// Whether events of pods are written.
+    pub pod_events: bool,
     /// Which registries pods may use.
     pub permits: Permits,
 }
@@ -178,6 +180,7 @@ impl NodeFlags {
         };
         let (registry, mut pulls) = self.pulls.check(Addresses::default())?;
         pulls.quota = self.disk.quota()?;
+        let pod_events = self.credentials.pod_events;
         let (credentials, permits) = self.credentials.check()?;
         let pins = self.pins.into_iter().map(check_pin).collect::<Result<_, _>>()?;
         Ok(NodeConfig {
@@ -197,6 +200,7 @@ impl NodeFlags {
             scrub: (self.scrub_days > 0).then(|| Duration::from_secs(u64::from(self.scrub_days) * 24 * 3600)),
             pins,
             credentials,
+            pod_events,
             permits,
         })
     }

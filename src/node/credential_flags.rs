@@ -1,4 +1,4 @@
-//! Flags about credentials, and about who may use what.
+//! Flags about credentials, about who may use what, and about what the Kubernetes API is asked for.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,6 +33,8 @@ pub struct CredentialFlags {
     pub anonymous: bool,
     /// `--permits`
     pub permits: String,
+    /// `--pod-events`
+    pub pod_events: bool,
 }
 
 impl Default for CredentialFlags {
@@ -47,6 +49,7 @@ impl Default for CredentialFlags {
             helpers: Vec::new(),
             anonymous: true,
             permits: String::new(),
+            pod_events: false,
         }
     }
 }
@@ -64,12 +67,15 @@ impl CredentialFlags {
         let permits =
             Permits::parse(&self.permits).map_err(|reason| bad("--permits", self.permits.clone(), reason))?;
         // Nobody who needs none has a client of the API in memory.
-        let needs_cluster = self.image_pull_secrets || self.provider_config.is_some();
+        let needs_cluster = self.image_pull_secrets || self.pod_events || self.provider_config.is_some();
         let cluster = match needs_cluster.then(Cluster::in_cluster) {
             None => None,
             Some(Ok(cluster)) => Some(cluster),
             Some(Err(error)) if self.image_pull_secrets => {
                 return Err(bad("--image-pull-secrets", "true".to_owned(), error.to_string()));
+            }
+            Some(Err(error)) if self.pod_events => {
+                return Err(bad("--pod-events", "true".to_owned(), error.to_string()));
             }
             // Providers may do without.
             Some(Err(_)) => None,
@@ -134,6 +140,7 @@ mod tests {
             ("--permits", CredentialFlags { permits: "{}".into(), ..flags() }),
             ("--credential-helper", CredentialFlags { helpers: vec!["x".into()], ..flags() }),
             ("--credential-helper", CredentialFlags { helpers: vec!["x=relative".into()], ..flags() }),
+            ("--pod-events", CredentialFlags { pod_events: true, ..flags() }),
             (
                 "--image-credential-provider-bin-dir",
                 CredentialFlags { provider_config: Some("/x".into()), ..flags() },

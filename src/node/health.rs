@@ -28,6 +28,9 @@ pub(in crate::node) fn checks(
     metrics.register(&mut registry);
     pull_metrics.register(&mut registry);
     volumes.store_metrics.register(&mut registry);
+    if let Some(events) = volumes.announcements.events() {
+        events.register(&mut registry);
+    }
     let version = prometheus_client::metrics::info::Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
     registry.register("ocivol_build", "What is running", version);
     let (socket, volumes) = (config.socket.clone(), Arc::clone(volumes));

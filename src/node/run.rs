@@ -9,6 +9,7 @@ use crate::csi::metrics::Metrics;
 use crate::csi::registration::{self, State};
 use crate::failure::Failure;
 use crate::host::{blocking, socket};
+use crate::kube::events::{Author, Events};
 use crate::node::config::NodeConfig;
 use crate::node::health::checks;
 use crate::node::open::open;
@@ -30,7 +31,10 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     let registry =
         Registry::new(config.registry.clone()).map_err(|error| Failure::internal(&error.to_string()))?;
     let pull_metrics = pull::metrics::Metrics::default();
+    let cluster = config.credentials.cluster.clone().filter(|_| config.pod_events);
+    let author = Author { driver: config.driver_name.clone(), node: config.node_id.clone() };
     let settings = Settings {
+        events: cluster.map(|cluster| Events::start(cluster, author)),
         credentials: config.credentials.clone(),
         permits: config.permits.clone(),
         pulls: config.pulls.clone(),

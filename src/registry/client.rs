@@ -269,6 +269,11 @@ impl Registry {
         Ok(Body { meter, ..body })
     }
 
+    /// What `registry` has warned `tenant` of since this was last asked, once an hour: text of the registry, fit for one line.
+    pub fn take_warnings(&self, registry: &str, tenant: &Tenant) -> Vec<String> {
+        self.transport.warnings().take(registry, tenant)
+    }
+
     /// What the token server at `url`, which the operator names, gives for a service account's `token`.
     ///
     /// # Errors

@@ -118,6 +118,11 @@ impl Transport {
         &self.settings
     }
 
+    /// What registries have warned those who asked of.
+    pub fn warnings(&self) -> &Warnings {
+        &self.warnings
+    }
+
     /// Image layouts on this node.
     pub fn layouts(&self) -> &Layouts {
         &self.layouts
@@ -173,7 +178,7 @@ impl Transport {
             }
         }
         if is_from(&url, &response) {
-            self.warnings.tell(place.host(), response.headers());
+            self.warnings.hear(place, response.headers());
         }
         if matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
             return Ok(response);

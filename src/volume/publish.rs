@@ -207,6 +207,8 @@ impl Volumes {
             let asked = self.pull_request(attributes, &request.wanting, &request.tenant).await;
             let pull = puller.pull(asked);
             let mut pull = self.interests.waiting(request.target.path(), pull);
+            let pod = request.wanting.pod.as_ref();
+            let mut announcer = self.announcements.of(pod, &request.volume_id, &attributes.reference);
             let mut ticks = tokio::time::interval(PROGRESS_EVERY);
             let outcome = loop {
                 tokio::select! {
@@ -215,11 +217,22 @@ impl Volumes {
                     _ = ticks.tick() => {
                         let snapshot = pull.snapshot();
                         far = snapshot.to_string();
+                        if let Some(announcer) = &mut announcer {
+                            announcer.progress(&snapshot);
+                        }
                         progress(snapshot);
                     }
                 }
             };
+            let end = pull.snapshot();
             drop(pull);
+            if let Some(announcer) = &announcer {
+                if let Some(Ok(pulled)) = &outcome {
+                    announcer.pulled(&end, pulled);
+                }
+                let host = attributes.reference.host();
+                announcer.warned(&self.registry.take_warnings(host, &request.tenant));
+            }
             let pulled = outcome.unwrap_or_else(|| Err(Arc::new(TransferError::Fault.into())));
             // What came, or was begun in vain, may be too much.
             self.collector.nudge.notify_one();

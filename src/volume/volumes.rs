@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::host::blocking::{self, Lane};
+use crate::kube::events::Events;
 use crate::mount::attach::Mounter;
 use crate::mount::locked::Lock;
 use crate::mount::mountinfo::Table;
@@ -20,6 +21,7 @@ use crate::store::disk::empty_directory;
 use crate::store::open::Store;
 use crate::store::space::budget::Budget;
 use crate::store::usage::volumes::Measured;
+use crate::volume::announce::Announcements;
 use crate::volume::collector::Collector;
 use crate::volume::credentials::CredentialSources;
 use crate::volume::damages::Damages;
@@ -57,6 +59,8 @@ pub struct Volumes {
     pub(in crate::volume) collector: Arc<Collector>,
     /// Held by who looks at all of the store because somebody asked.
     pub(in crate::volume) repairing: Mutex<()>,
+    /// What pods are told of their pulls.
+    pub announcements: Announcements,
     /// What is damaged on the disk.
     pub(in crate::volume) damages: Arc<Damages>,
     /// What happens to the store.
@@ -83,12 +87,15 @@ pub struct Settings {
     pub policy: Policy,
     /// Which flags of mounts are locked.
     pub lock: Lock,
+    /// Where events of pods are written; none where they are not.
+    pub events: Option<Events>,
 }
 
 impl Volumes {
     /// Nothing is opened yet.
     pub fn new(store_root: PathBuf, registry: Registry, settings: Settings, metrics: Metrics) -> Arc<Self> {
-        let Settings { credentials, permits, pulls, budget, pinned, min_age, policy, lock } = settings;
+        let Settings { credentials, permits, pulls, budget, pinned, min_age, policy, lock, events } =
+            settings;
         let store_metrics = StoreMetrics::default();
         let collector = Collector::new(&store_root, pinned, min_age, store_metrics.clone());
         let mounter = Mounter::new(&store_root, &empty_directory(&store_root), lock);
@@ -109,6 +116,7 @@ impl Volumes {
             measured: std::sync::Mutex::default(),
             collector,
             repairing: Mutex::default(),
+            announcements: Announcements::new(events),
             damages: Arc::default(),
             store_metrics,
             stopping: watch::Sender::new(false),

@@ -89,6 +89,9 @@ OCIVOL_SERVICE_ACCOUNT_TOKENS: {{ toJson . | quote }}
 {{- if .Values.credentials.imagePullSecrets.enabled }}
 OCIVOL_IMAGE_PULL_SECRETS: "true"
 {{- end }}
+{{- if .Values.events.enabled }}
+OCIVOL_POD_EVENTS: "true"
+{{- end }}
 {{- with .Values.credentials.providers.config }}
 OCIVOL_IMAGE_CREDENTIAL_PROVIDER_CONFIG: /etc/ocivol/providers/{{ base . }}
 OCIVOL_IMAGE_CREDENTIAL_PROVIDER_BIN_DIR: /etc/ocivol/provider-bin
@@ -132,7 +135,7 @@ rules:
 
 {{- /* Whether the plugin talks to the API server. */ -}}
 {{- define "ocivol.usesCluster" -}}
-{{- if or .Values.credentials.imagePullSecrets.enabled .Values.credentials.providers.annotations -}}true{{- end -}}
+{{- if or .Values.credentials.imagePullSecrets.enabled .Values.credentials.providers.annotations .Values.events.enabled -}}true{{- end -}}
 {{- end -}}
 
 {{- /* Audiences of the tokens that kubelet passes. */ -}}

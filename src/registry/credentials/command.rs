@@ -189,7 +189,9 @@ impl Running {
         // Only now, so that as long as anything is read the process is not waited for, and its id is nobody else's.
         let group = group_of(&self.0);
         let status = self.0.as_mut().ok_or_else(gone)?.wait().await.map_err(broken)?;
-        group.map(orphans::bury);
+        if let Some(group) = group {
+            orphans::bury(group);
+        }
         Ok(Output { exit: status.into(), text })
     }
 }

@@ -1,12 +1,18 @@
 //! What the events of a pod say.
 
+use std::net::IpAddr;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
+use axum::http::header;
+use axum::response::IntoResponse as _;
 use k8s_openapi::api::core::v1::Secret;
 use ocivol::demo::push::{Layer, Pusher};
+use ocivol::demo::registry::{Registry as DemoRegistry, Seen};
 use serde_json::{Value, json};
 
 use super::Shared;
+use crate::node::ADDRESS;
 use crate::pod::{inline, inline_with, pod, script};
 use crate::proxy::SlowLine;
 use crate::registry::{DOWN, LOGIN, PRIVATE, REGISTRY, SLOW, fetched, push_model};
@@ -30,6 +36,58 @@ pub async fn a_pull_longer_than_kubelets_deadline_shows_progress_and_ends_well(n
     let bytes: u64 = fetched("slow/").values().sum();
     assert!((bytes as f64) < 1.1 * size as f64, "{bytes} bytes were fetched of {size}");
     pods.clear().await;
+}
+
+pub async fn a_pod_is_told_of_its_pull_and_of_what_its_registry_warns(node: Shared) {
+    const SECONDS: f64 = 12.0;
+    let node = node.lock().await;
+    let pods = node.cluster.namespace("told", json!({})).await;
+    let warning = registry_that_warns("this model is \"old\"").await;
+    let plain = format!("registry.plainHTTP={{{SLOW},{warning}}}");
+    node.install(&["events.enabled=true", &plain]).await;
+    let weights = vec![7; 4 << 20];
+    let size = weights.len() as f64;
+    let _ = push_model("told/model", "v1", weights).await;
+    let _line = SlowLine::start(SLOW, REGISTRY, size / SECONDS).await;
+    pods.create(pod("slow", inline(&format!("{SLOW}/told/model:v1")), &script("true"))).await;
+    pods.create(pod("warned", inline(&format!("{warning}/m:v1")), &script("true"))).await;
+    let message = pods.event("warned", "warns").await;
+    assert_eq!(message, format!("{warning} warns: this model is \"old\""));
+    let message = pods.event("slow", "told/model:v1: ").await;
+    assert!(message.contains("layers") && message.contains('%'), "{message}");
+    let message = pods.event("slow", "told/model:v1@sha256:").await;
+    assert!(message.contains("seconds") && message.contains("/s"), "{message}");
+    pods.running("slow").await;
+    pods.running("warned").await;
+    let of_pulling: Vec<String> = pods.events_of("slow").await;
+    let of_pulling = of_pulling.iter().filter(|message| message.contains("told/model:v1: ")).count();
+    assert_eq!(of_pulling, 1, "progress is one event");
+    pods.clear().await;
+    node.install(&[]).await;
+}
+
+/// A registry that sends a warning with a manifest; its host.
+async fn registry_that_warns(text: &str) -> String {
+    let manifest: Arc<Mutex<Option<Vec<u8>>>> = Arc::default();
+    let (known, value) = (Arc::clone(&manifest), format!("299 - \"{}\"", text.replace('"', "\\\"")));
+    let hook = move |seen: &Seen| {
+        let manifest = known.lock().expect("no panic").clone()?;
+        let is_wanted = seen.method == "GET" && seen.path.contains("/manifests/");
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        let headers = [(header::WARNING, value.clone()), (header::CONTENT_TYPE, kind.to_owned())];
+        is_wanted.then(|| (headers, manifest).into_response())
+    };
+    let address: IpAddr = ADDRESS.parse().expect("an address");
+    let registry = DemoRegistry::start_at(address, Some(Box::new(hook))).await.expect("a registry");
+    let host = format!("{ADDRESS}:{}", registry.port());
+    let layers = [Layer::model_file("weight", "model.gguf", b"warned".to_vec())];
+    let digest = Pusher::new(&host, "m").model("v1", &layers).await.expect("pushed");
+    let url = format!("http://{host}/v2/m/manifests/{digest}");
+    let sent = reqwest::get(url).await.expect("an answer").bytes().await.expect("a manifest");
+    *manifest.lock().expect("no panic") = Some(sent.to_vec());
+    // It serves until the machine ends.
+    std::mem::forget(registry);
+    host
 }
 
 pub async fn events_say_what_the_readme_says(node: Shared) {

@@ -1,0 +1,341 @@
+//! Events of pods: what a person sees of their volumes with `kubectl describe pod`.
+//!
+//! They are written by the way: nobody waits for them, a node writes few, and one that cannot be written is counted and forgotten. They are
+//! core/v1, and not events.k8s.io/v1: there an event's text cannot be changed, and the progress of a pull is one event whose text changes.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::failure::one_line;
+use crate::kube::budget::Budget;
+use crate::kube::cluster::Cluster;
+use crate::kube::connection::Change;
+use crate::kube::error::Error;
+use crate::kube::object::{InvalidName, Object, Resource};
+use crate::kube::pull_secrets::Pod;
+
+/// What is told of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodEvent {
+    /// The pod.
+    pub pod: Pod,
+    /// What it is about: of two with the same pod, subject and reason the later one takes the place of the earlier.
+    pub subject: String,
+    /// Why it is told.
+    pub reason: Reason,
+    /// In words, without secrets.
+    pub message: String,
+}
+
+/// Why something is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// A pull takes long; the text is how far it is.
+    Pulling,
+    /// A pull that took long has ended well.
+    Pulled,
+    /// The registry wants something to be known.
+    RegistryWarning,
+}
+
+/// Takes events and writes them by the way. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Events {
+    sender: mpsc::Sender<PodEvent>,
+    budget: Arc<Mutex<Budget>>,
+    metrics: EventMetrics,
+}
+
+/// Who writes events, as people see it.
+#[derive(Debug, Clone)]
+pub struct Author {
+    /// The driver's name.
+    pub driver: String,
+    /// The node's name.
+    pub node: String,
+}
+
+/// Counters of this process. Clones count together.
+#[derive(Debug, Clone)]
+struct EventMetrics(Family<Outcome, Counter>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    result: Ending,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Ending {
+    #[allow(non_camel_case_types)]
+    sent,
+    #[allow(non_camel_case_types)]
+    dropped,
+    #[allow(non_camel_case_types)]
+    failed,
+}
+
+/// Events that wait to be written.
+const WAITING: usize = 64;
+/// Events that are remembered, so that the next one of the kind takes their place.
+const REMEMBERED: usize = 256;
+/// Characters of a message.
+const MESSAGE_LIMIT: usize = 1000;
+/// Bytes of a pod's name in the name of an event, which has at most 253.
+const NAME_LIMIT: usize = 220;
+
+impl Reason {
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Pulling => ("Normal", "Pulling"),
+            Self::Pulled => ("Normal", "Pulled"),
+            Self::RegistryWarning => ("Warning", "RegistryWarning"),
+        }
+    }
+}
+
+impl Default for EventMetrics {
+    fn default() -> Self {
+        let all = Family::default();
+        for result in [Ending::sent, Ending::dropped, Ending::failed] {
+            // There from the start: otherwise nobody sees the first one come.
+            drop(all.get_or_create(&Outcome { result }));
+        }
+        Self(all)
+    }
+}
+
+impl EventMetrics {
+    fn count(&self, result: Ending) {
+        self.0.get_or_create(&Outcome { result }).inc();
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register("ocivol_events", "Events of pods, by what became of them", self.0.clone());
+    }
+}
+
+impl Events {
+    /// Starts to write events to `cluster`, until all clones of this are gone.
+    pub fn start(cluster: Cluster, author: Author) -> Self {
+        Self::counted(cluster, author, EventMetrics::default())
+    }
+
+    fn counted(cluster: Cluster, author: Author, metrics: EventMetrics) -> Self {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let writer = Writer {
+            cluster,
+            author,
+            metrics: metrics.clone(),
+            began: Timestamp::now().as_nanosecond(),
+            written: VecDeque::new(),
+        };
+        tokio::spawn(writer.run(receiver));
+        Self { sender, budget: Arc::new(Mutex::new(Budget::new(Instant::now()))), metrics }
+    }
+
+    /// Makes the counters part of what is served.
+    pub fn register(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+
+    /// Has `event` written, unless too many are.
+    pub fn tell(&self, event: PodEvent) {
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_told =
+            budget.take(&event.pod.namespace, Instant::now()) && self.sender.try_send(event).is_ok();
+        drop(budget);
+        if !is_told {
+            self.metrics.count(Ending::dropped);
+        }
+    }
+}
+
+/// Writes events, one after the other.
+struct Writer {
+    cluster: Cluster,
+    author: Author,
+    metrics: EventMetrics,
+    /// When, so that no other process gives an event the same name.
+    began: i128,
+    written: VecDeque<Written>,
+}
+
+/// An event that was written.
+struct Written {
+    name: String,
+    count: u32,
+}
+
+impl Writer {
+    async fn run(mut self, mut events: mpsc::Receiver<PodEvent>) {
+        while let Some(event) = events.recv().await {
+            match self.write(&event).await {
+                Ok(()) => self.metrics.count(Ending::sent),
+                Err(error) => {
+                    self.metrics.count(Ending::failed);
+                    tracing::debug!(%error, "an event of a pod is not written");
+                }
+            }
+        }
+    }
+
+    /// Changes the event of this kind that there is, or makes one.
+    async fn write(&mut self, event: &PodEvent) -> Result<(), Error> {
+        let object = self.object(event)?;
+        let now = now();
+        let message: String = one_line(&event.message).chars().take(MESSAGE_LIMIT).collect();
+        let known = self.written.iter().position(|written| written.name == object.name);
+        if let Some(known) = known.and_then(|at| self.written.get_mut(at)) {
+            let patch = json!({"count": known.count + 1, "lastTimestamp": now, "message": message});
+            match self.cluster.change(&object, Change::Merge, &patch).await {
+                // They are kept for an hour.
+                Err(Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    known.count += 1;
+                    return Ok(());
+                }
+            }
+        }
+        let (kind, reason) = event.reason.words();
+        let Author { driver, node } = &self.author;
+        let Pod { namespace, name, uid } = &event.pod;
+        let made = json!({
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"namespace": namespace, "name": object.name},
+            "involvedObject": {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": uid},
+            "type": kind,
+            "reason": reason,
+            "message": message,
+            "source": {"component": driver, "host": node},
+            "reportingComponent": driver,
+            "reportingInstance": node,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        });
+        self.cluster.change(&object, Change::Create, &made).await?;
+        self.written.retain(|written| written.name != object.name);
+        self.written.truncate(REMEMBERED - 1);
+        self.written.push_front(Written { name: object.name, count: 1 });
+        Ok(())
+    }
+
+    /// The event's own name: the pod's, and what tells one from others of the pod.
+    fn object(&self, event: &PodEvent) -> Result<Object, InvalidName> {
+        let Pod { namespace, name, uid } = &event.pod;
+        let (_, reason) = event.reason.words();
+        let what = format!("{} {uid} {reason} {}", self.began, event.subject);
+        let begin = name.get(..NAME_LIMIT).unwrap_or(name).trim_end_matches(['-', '.']);
+        Object::new(Resource::Event, namespace, &format!("{begin}.{:016x}", xxh3_64(what.as_bytes())))
+    }
+}
+
+/// As `metav1.Time` is written: RFC 3339, in whole seconds.
+fn now() -> String {
+    let seconds = Timestamp::now().as_second();
+    Timestamp::from_second(seconds).unwrap_or_default().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::kube::connection::tests::{Fake, Reply, SHORT};
+
+    fn event(reason: Reason, message: &str) -> PodEvent {
+        let pod = Pod { namespace: "shop".into(), name: "web-0".into(), uid: "pod-uid".into() };
+        PodEvent { pod, subject: "volume".into(), reason, message: message.into() }
+    }
+
+    async fn started(fake: &Fake) -> (Events, EventMetrics) {
+        let metrics = EventMetrics::default();
+        let author = Author { driver: "ocivol.csi.io".into(), node: "node-a".into() };
+        let cluster = Cluster::for_tests(fake.config(), SHORT);
+        (Events::counted(cluster, author, metrics.clone()), metrics)
+    }
+
+    async fn until(metrics: &EventMetrics, sent: u64, failed: u64) {
+        let count = |result| metrics.0.get_or_create(&Outcome { result }).get();
+        let all = async {
+            while (count(Ending::sent), count(Ending::failed)) != (sent, failed) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), all).await.expect("they are written");
+    }
+
+    #[tokio::test]
+    async fn the_progress_of_a_pull_is_one_event_whose_text_changes() {
+        let fake = Fake::start(|_, _| Reply::Object(json!({}))).await;
+        let (events, metrics) = started(&fake).await;
+        events.tell(event(Reason::Pulling, "1 of 3"));
+        events.tell(event(Reason::Pulling, "2 of 3\nlines"));
+        events.tell(event(Reason::Pulled, "all"));
+        until(&metrics, 3, 0).await;
+        let sent: Vec<(String, Value)> = fake.sent();
+        let (methods, bodies): (Vec<String>, Vec<Value>) = sent.into_iter().unzip();
+        let path = "/api/v1/namespaces/shop/events";
+        let name = bodies[0]["metadata"]["name"].as_str().expect("a name").to_owned();
+        assert_eq!(methods, [format!("POST {path}"), format!("PATCH {path}/{name}"), format!("POST {path}")]);
+        assert!(name.starts_with("web-0."), "{name}");
+        assert_eq!(bodies[0]["involvedObject"]["uid"], "pod-uid");
+        assert_eq!(bodies[0]["source"], json!({"component": "ocivol.csi.io", "host": "node-a"}));
+        assert_eq!(
+            (bodies[0]["type"].as_str(), bodies[0]["reason"].as_str()),
+            (Some("Normal"), Some("Pulling"))
+        );
+        assert_eq!(bodies[1]["count"], 2);
+        assert_eq!(bodies[1]["message"], "2 of 3\\nlines");
+        assert_eq!(bodies[2]["reason"], "Pulled");
+        // As the API server's types read it.
+        let read: k8s_openapi::api::core::v1::Event =
+            serde_json::from_value(bodies[0].clone()).expect("an event");
+        assert!(read.first_timestamp.is_some() && read.count == Some(1));
+    }
+
+    #[tokio::test]
+    async fn an_event_that_is_gone_is_made_again_and_one_that_is_refused_is_forgotten() {
+        let fake = Fake::start(|path, before| match (path.ends_with("/events"), before) {
+            (false, 1) => Reply::Status(404),
+            (false, _) => Reply::Status(403),
+            _ => Reply::Object(json!({})),
+        });
+        let fake = fake.await;
+        let (events, metrics) = started(&fake).await;
+        for text in ["one", "two", "three"] {
+            events.tell(event(Reason::Pulling, text));
+        }
+        until(&metrics, 2, 1).await;
+        let methods: Vec<String> = fake
+            .sent()
+            .into_iter()
+            .map(|(method, _)| method.split(' ').next().expect("a method").to_owned())
+            .collect();
+        assert_eq!(methods, ["POST", "PATCH", "POST", "PATCH"]);
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_tells_much_is_cut_and_an_api_that_does_not_answer_holds_nobody_up() {
+        let fake = Fake::start(|_, _| Reply::Silence).await;
+        let (events, metrics) = started(&fake).await;
+        for number in 0..100 {
+            events.tell(event(Reason::RegistryWarning, &number.to_string()));
+        }
+        assert_eq!(metrics.0.get_or_create(&Outcome { result: Ending::dropped }).get(), 87);
+    }
+}
