@@ -518,3 +518,61 @@ impl Rename {
         Ok(name.strip(self.strip).map(below))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::checksum::Checksum;
+    use crate::layer::index::Place;
+
+    fn entry(name: &str, kind: EntryKind) -> Entry {
+        let name = Name::parse(name.as_bytes()).expect("safe");
+        Entry { name, kind, metadata: EntryMetadata::default() }
+    }
+
+    fn file(name: &str) -> Entry {
+        entry(name, EntryKind::File { size: 0, checksum: Checksum::of(b""), place: Place::Named })
+    }
+
+    fn link(name: &str, target: &str) -> Entry {
+        entry(name, EntryKind::Symlink { target: target.into(), place: Place::Named })
+    }
+
+    /// The names of the leaves of a tree of these layers.
+    fn leaves(layers: &[Vec<Entry>]) -> Vec<String> {
+        let mut merge = Merge::new(Profile::Image);
+        for layer in layers {
+            merge.apply(layer, &Rename::default()).expect("applied");
+        }
+        let mut found = Vec::new();
+        let walked: Result<(), ()> = merge.walk(&mut |visit| {
+            if let Visit::Leaf { path, .. } = visit {
+                found.push(path.to_string());
+            }
+            Ok(())
+        });
+        walked.expect("no error");
+        found
+    }
+
+    #[test]
+    fn a_parent_is_looked_up_again_once_it_may_be_another() {
+        // The directory becomes a link, the link a directory, and what is on the way to the parent as well.
+        let layer = vec![file("a/x"), link("a", "b"), file("a/y"), file("a/z")];
+        assert_eq!(leaves(&[layer]), ["a", "b/y", "b/z"]);
+        let layer = vec![link("a", "b"), file("a/x"), entry("a", EntryKind::Directory), file("a/y")];
+        assert_eq!(leaves(&[layer]), ["a/y", "b/x"]);
+        let layer = vec![file("a/b/c/x"), link("a/b", "/d"), file("a/b/c/y")];
+        assert_eq!(leaves(&[layer]), ["a/b", "d/c/y"]);
+        // What a layer above hides is made anew there, and what it has itself stays.
+        let below = vec![file("a/b/x"), file("c/x")];
+        let hide = |name| entry(name, EntryKind::Whiteout);
+        let above = vec![file("a/b/y"), hide("a/b"), file("a/b/z"), hide("c"), file("c/y")];
+        assert_eq!(leaves(&[below.clone(), above]), ["a/b/y", "a/b/z", "c/y"]);
+        let above = vec![file("a/b/y"), entry("a", EntryKind::Opaque), file("a/b/z")];
+        assert_eq!(leaves(&[below.clone(), above]), ["a/b/y", "a/b/z", "c/x"]);
+        // The last parent of one layer is none of the next one: it has to be touched by that as well.
+        let above = vec![file("c/y"), hide("c"), file("c/z")];
+        assert_eq!(leaves(&[below, above]), ["a/b/x", "c/y", "c/z"]);
+    }
+}
