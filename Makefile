@@ -244,6 +244,7 @@ bench: ## Compare with other tools, print the table that the README quotes
 		else echo "no Go: the newest containerd is not compared"; fi
 	$(CARGO) bench --bench compare
 	$(CARGO) bench --bench throttled
+	$(AS_ROOT) $(CARGO) bench --bench volumes
 
 $(TOOLS)/containerd/ctr:
 	$(call again,GOBIN=$(abspath $(TOOLS))/containerd go install \

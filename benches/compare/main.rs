@@ -4,7 +4,7 @@
 //! changes each round; the medians are compared. Two times count: until the tool returns, and until a `sync`
 //! after it returns, because some tools wait for the disk and some do not.
 //!
-//! `ROUNDS` (5), `WORKLOADS` (`model,image-gzip,image-zstd,many-small`), `BENCH_DIR` (where the tools store; a file
+//! `ROUNDS` (5), `WORKLOADS` (`model,image-gzip,image-zstd,many-small,shared`), `BENCH_DIR` (where the tools store; a file
 //! system with a journal, or ext4 gets slower with every round) and `BASELINE` (another ocivol, which alone is compared) are
 //! taken from the environment.
 
@@ -37,7 +37,8 @@ struct Measured {
 fn main() {
     let setting = |name: &str| std::env::var(name).ok();
     let rounds: usize = setting("ROUNDS").and_then(|text| text.parse().ok()).unwrap_or(5);
-    let wanted = setting("WORKLOADS").unwrap_or_else(|| "model,image-gzip,image-zstd,many-small".into());
+    let wanted =
+        setting("WORKLOADS").unwrap_or_else(|| "model,image-gzip,image-zstd,many-small,shared".into());
     let baseline = setting("BASELINE");
     let place = setting("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
@@ -67,26 +68,33 @@ fn main() {
 fn measure(tool: &Tool, directory: &Path) -> Measured {
     remove(directory);
     fs::create_dir_all(directory).expect("a directory");
-    sync();
     // A daemon is running before the clock starts, and counts towards the CPU time when it ends.
-    let before = children_cpu();
     let daemon = tool.daemon.as_ref().map(|daemon| daemon.start(directory));
+    if let Some(script) = &tool.before {
+        run(tool, script, directory);
+    }
+    sync();
+    let before = children_cpu() + daemon.as_ref().map_or(Duration::ZERO, |daemon| daemon.cpu());
     let began = Instant::now();
+    run(tool, &tool.script, directory);
+    let wall = began.elapsed();
+    sync();
+    let synced = began.elapsed();
+    drop(daemon);
+    let cpu = children_cpu().saturating_sub(before);
+    remove(directory);
+    Measured { wall, synced, cpu }
+}
+
+fn run(tool: &Tool, script: &str, directory: &Path) {
     let status = Command::new("bash")
-        .args(["-o", "pipefail", "-ec", &tool.script])
+        .args(["-o", "pipefail", "-ec", script])
         .env("DIR", directory)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .status()
         .expect("bash starts");
-    let wall = began.elapsed();
-    assert!(status.success(), "{} failed: {}", tool.name, tool.script);
-    sync();
-    let synced = began.elapsed();
-    drop(daemon);
-    let cpu = children_cpu() - before;
-    remove(directory);
-    Measured { wall, synced, cpu }
+    assert!(status.success(), "{} failed: {script}", tool.name);
 }
 
 /// Removes what a tool has left, mounts first.

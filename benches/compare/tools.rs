@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::workloads::Workload;
+use crate::workloads::{BASE, Workload};
 
 /// One tool.
 pub struct Tool {
     pub name: &'static str,
     /// A shell script; `$DIR` is an empty directory.
     pub script: String,
+    /// One that runs before the clock starts, and gets what the tool is to have already.
+    pub before: Option<String>,
     pub daemon: Option<Containerd>,
 }
 
@@ -44,15 +46,30 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 /// The tools for a workload; ocivol is the first. With a `baseline`, another ocivol, only the two.
 pub fn of(workload: &Workload, host: &str, baseline: Option<&str>) -> Vec<Tool> {
     let name = &workload.name;
-    let plain = |name, script: String| Tool { name, script, daemon: None };
-    let pull = |ocivol: &str| format!("{ocivol} pull --root $DIR --plain-http {host} {host}/{name}:v1");
-    let mut tools = vec![plain("ocivol pull", pull(env!("CARGO_BIN_EXE_ocivol")))];
+    let plain = |name, script: String| Tool { name, script, before: None, daemon: None };
+    let pull = |ocivol: &str, tag: &str| {
+        format!("{ocivol} pull --root $DIR --plain-http {host} {host}/{name}:{tag}")
+    };
+    let ours = |tool_name, ocivol: &str| Tool {
+        name: tool_name,
+        script: pull(ocivol, "v1"),
+        before: workload.has_base.then(|| pull(ocivol, BASE)),
+        daemon: None,
+    };
+    let mut tools = vec![ours("ocivol pull", env!("CARGO_BIN_EXE_ocivol"))];
     if let Some(baseline) = baseline {
-        tools.push(plain("ocivol pull, baseline", pull(baseline)));
+        tools.push(ours("ocivol pull, baseline", baseline));
+    }
+    if workload.has_base {
+        let (image, base) = (format!("{host}/{name}:v1"), format!("{host}/{name}:{BASE}"));
+        tools.extend(containerds(&image, Some(&base)));
+        return tools;
+    }
+    if baseline.is_some() {
         return tools;
     }
     if workload.is_image {
-        tools.extend(containerds(&format!("{host}/{name}:v1")));
+        tools.extend(containerds(&format!("{host}/{name}:v1"), None));
         let podman = "podman --root $DIR/root --runroot $DIR/run --storage-driver overlay";
         tools.push(plain(
             "podman pull and mount",
@@ -91,7 +108,7 @@ pub fn of(workload: &Workload, host: &str, baseline: Option<&str>) -> Vec<Tool> 
 }
 
 /// Debian's containerd, and the newest where `make bench` could build it.
-fn containerds(reference: &str) -> Vec<Tool> {
+fn containerds(reference: &str, base: Option<&str>) -> Vec<Tool> {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/containerd");
     let newest = || (built.join("containerd"), built.join("ctr"));
     let debian = (PathBuf::from("/usr/bin/containerd"), PathBuf::from("/usr/bin/ctr"));
@@ -115,7 +132,9 @@ fn containerds(reference: &str) -> Vec<Tool> {
             let script = format!(
                 "mkdir $DIR/mnt && {ctr} images pull --plain-http {reference} && {ctr} images mount {reference} $DIR/mnt"
             );
-            Tool { name, script, daemon: Some(Containerd { binary, client, settings, igzip }) }
+            // It is unpacked when it is pulled.
+            let before = base.map(|base| format!("{ctr} images pull --plain-http {base}"));
+            Tool { name, script, before, daemon: Some(Containerd { binary, client, settings, igzip }) }
         })
         .collect()
 }
@@ -152,6 +171,17 @@ impl Containerd {
             std::thread::yield_now();
         }
         running
+    }
+}
+
+impl Running {
+    /// CPU time that it and those of its children that have ended have used.
+    pub fn cpu(&self) -> Duration {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).expect("it runs");
+        // `man 5 proc_pid_stat`: fields 14 to 17; field 2 is a name in parentheses.
+        let fields = text.rsplit(')').next().expect("a name").split_whitespace();
+        let ticks: u64 = fields.skip(11).take(4).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+        Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
     }
 }
 

@@ -16,9 +16,17 @@ pub struct Workload {
     pub description: String,
     /// An image, and not files.
     pub is_image: bool,
+    /// Whether all but the last of its layers are those of `<name>:v0` as well, which is there already.
+    pub has_base: bool,
     /// Digests of its layers.
     pub digests: Vec<Digest>,
 }
+
+/// The tag of what is there already.
+pub const BASE: &str = "v0";
+/// Files of the layer that is new, and bytes of each.
+const NEW_FILES: u64 = 500;
+const NEW_SIZE: usize = 40_000;
 
 /// Weight files, and bytes of each.
 const WEIGHTS: usize = 4;
@@ -37,18 +45,32 @@ impl Workload {
             pusher.model("v1", &layers).await.expect("pushed");
             let digests = layers.iter().map(|layer| Digest::sha256(&layer.content)).collect();
             let description = "A ModelPack model of 2.1 GB in seven raw layers.".to_owned();
-            return Self { name: name.into(), description, is_image: false, digests };
+            return Self { name: name.into(), description, is_image: false, has_base: false, digests };
         }
-        let tars = if name == "many-small" { vec![small_files()] } else { real_files() };
+        let has_base = name == "shared";
+        let mut tars = if name == "many-small" { vec![small_files()] } else { real_files() };
+        if has_base {
+            tars.truncate(5);
+            tars.push(new_files());
+        }
         let diff_ids: Vec<Digest> = tars.iter().map(|tar| Digest::sha256(tar)).collect();
         let unpacked: usize = tars.iter().map(Vec::len).sum();
         let compress = if name.ends_with("zstd") { zstd } else { gzip };
         let layers: Vec<Layer> =
             tars.into_iter().map(|tar| Layer::archive(compress(&tar).expect("memory"))).collect();
         pusher.image("v1", &layers, &diff_ids).await.expect("pushed");
+        if has_base {
+            let below = layers.len() - 1;
+            pusher.image(BASE, &layers[..below], &diff_ids[..below]).await.expect("pushed");
+        }
         let packed: usize = layers.iter().map(|layer| layer.content.len()).sum();
         let what = if name == "many-small" {
             format!("An image of one layer, gzip, {SMALL_FILES} files of 1 to 4 KB")
+        } else if has_base {
+            format!(
+                "An image of {} layers of real files of /usr, of which all but one are here",
+                layers.len()
+            )
         } else {
             let compression = name.rsplit('-').next().unwrap_or_default();
             format!("An image of {} layers of real files of /usr, {compression}", layers.len())
@@ -61,6 +83,7 @@ impl Workload {
                 unpacked as f64 / 1e9
             ),
             is_image: true,
+            has_base,
             digests: layers.iter().map(|layer| Digest::sha256(&layer.content)).collect(),
         }
     }
@@ -98,6 +121,11 @@ fn small_files() -> Vec<u8> {
         tar = tar.entry(&header, &content);
     }
     tar.finish()
+}
+
+fn new_files() -> Vec<u8> {
+    let file = |tar: Tarball, number: u64| tar.file(format!("opt/new/{number}"), &noise(number, NEW_SIZE));
+    (0..NEW_FILES).fold(Tarball::new().directory("opt/new"), file).finish()
 }
 
 /// Up to six layers of what this machine has installed.

@@ -1,6 +1,6 @@
 //! Named moments at which a test can end the process, as the power or the kernel's OOM killer would; named writes that it can make
 //! fail, as a disk would; and all of them, and every piece of work that blocks, as moments at which it can have the process wait,
-//! so that whatever runs beside it gets in between.
+//! so that whatever runs beside it gets in between. What a kernel may lack a test can have it lack.
 //!
 //! They stand where the work would be half done if it ended there: between a name and its record, between a mount
 //! and what remembers it. `tests/crash/failpoints.rs` kills the plugin at every one of them, and finds a new one by itself.
@@ -27,6 +27,19 @@ pub fn fails(write: &str) -> std::io::Result<()> {
     {
         let _ = write;
         Ok(())
+    }
+}
+
+/// Whether this kernel shall be taken for one without `what`, because `OCIVOL_LACKS` names it: `statmount`. Release builds hold
+/// nothing of this.
+#[inline]
+pub fn is_lacking(what: &str) -> bool {
+    #[cfg(debug_assertions)]
+    return std::env::var_os("OCIVOL_LACKS").is_some_and(|lacking| lacking == what);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = what;
+        false
     }
 }
 

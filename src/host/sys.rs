@@ -60,6 +60,36 @@ pub fn start_writeback(file: BorrowedFd<'_>, range: std::ops::Range<u64>) -> io:
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Bytes of the part of a [`statmount`] answer that has the same length always; strings follow it.
+pub const STATMOUNT_FIXED: usize = 512;
+
+/// What the kernel knows of the mount with the unique ID `mount` in the caller's mount namespace: the parts that the bits of
+/// `wanted` stand for, as a `struct statmount` of `linux/mount.h`. Its strings are in `answer` too, if there is room for them.
+///
+/// # Errors
+/// The kernel's: `ENOSYS` before Linux 6.8, `ENOENT` when there is no such mount, `EOVERFLOW` when `answer` is too small.
+pub fn statmount(mount: u64, wanted: u64, answer: &mut [u8]) -> io::Result<()> {
+    /// The same on all architectures of this size; not in `libc` for all of them.
+    const SYS_STATMOUNT: libc::c_long = 457;
+    /// `struct mnt_id_req` of Linux 6.8, with its size first.
+    #[repr(C)]
+    struct Request {
+        size: u32,
+        spare: u32,
+        mount: u64,
+        wanted: u64,
+    }
+    let size = u32::try_from(size_of::<Request>()).map_err(io::Error::other)?;
+    let request = Request { size, spare: 0, mount, wanted };
+    // SAFETY: `request` lives through the call and says its own size; the kernel writes at most as many bytes to `answer` as the
+    // length that is passed, and any bytes are good there.
+    let result = unsafe {
+        let no_flags: libc::c_long = 0;
+        libc::syscall(SYS_STATMOUNT, &raw const request, answer.as_mut_ptr(), answer.len(), no_flags)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A clone of the mount that is this thread's root directory, made in a user namespace and a mount namespace of its own:
 /// all flags that the mount has are locked on the clone. See `man 7 mount_namespaces`, and [`crate::mount::locked`].
 ///

@@ -22,6 +22,16 @@ pub struct Merge<'a> {
     files: HashSet<u32>,
     /// Whether parents may be symlinks.
     profile: Profile,
+    /// The parent that was made last: mostly that of the next entry, too. Until something on the way to it may have been replaced.
+    last: Option<Parent>,
+}
+
+/// A directory that a layer found or made at a path.
+#[derive(Debug)]
+struct Parent {
+    layer: u32,
+    path: Vec<u8>,
+    node: u32,
 }
 
 /// Where an entry stands: in which layer, and its number there. Two names of the tree that stand for the same
@@ -122,7 +132,13 @@ impl Node {
 impl<'a> Merge<'a> {
     /// An empty tree.
     pub fn new(profile: Profile) -> Self {
-        Self { nodes: vec![Node::directory(0)], layers: Vec::new(), files: HashSet::new(), profile }
+        Self {
+            nodes: vec![Node::directory(0)],
+            layers: Vec::new(),
+            files: HashSet::new(),
+            profile,
+            last: None,
+        }
     }
 
     /// Applies a layer that is one file.
@@ -175,6 +191,7 @@ impl<'a> Merge<'a> {
     /// Keeps what `look` wants, and the directories it is in. Of each file, symlink and directory, from the root down,
     /// `look` says whether it is wanted, and what those below it are looked at with.
     pub fn retain<V: Copy>(&mut self, start: V, judge: &mut dyn FnMut(&Name, V, bool) -> (V, bool)) {
+        self.last = None;
         self.retain_in(ROOT, &Name::default(), start, judge);
     }
 
@@ -289,6 +306,7 @@ impl<'a> Merge<'a> {
             return;
         }
         *cleared = layer;
+        self.last = None;
         let mut children = std::mem::take(children);
         children.retain(|_, child| !self.hide(*child, layer));
         if let Content::Directory { children: place, .. } = &mut self.nodes[node as usize].content {
@@ -306,6 +324,10 @@ impl<'a> Merge<'a> {
     fn put(&mut self, parent: u32, part: &[u8], node: Node) -> Result<u32, Rule> {
         if let Some(there) = self.child(parent, part) {
             self.check_replacing(&self.nodes[there as usize], &node)?;
+            // A file was on the way to nothing.
+            if self.is_directory(there) || self.symlink(there).is_some() {
+                self.last = None;
+            }
             self.nodes[there as usize] = node;
             return Ok(there);
         }
@@ -334,6 +356,7 @@ impl<'a> Merge<'a> {
     }
 
     fn remove(&mut self, parent: u32, part: &[u8]) {
+        self.last = None;
         if let Content::Directory { children, .. } = &mut self.nodes[parent as usize].content {
             children.remove(part);
         }
@@ -362,6 +385,9 @@ impl<'a> Merge<'a> {
 
     /// The directory at `path`, which is created where it is missing, and touched with all above it.
     fn make_parent(&mut self, path: &[u8], layer: u32) -> Result<u32, Rule> {
+        if let Some(last) = self.last.as_ref().filter(|last| last.layer == layer && last.path == path) {
+            return Ok(last.node);
+        }
         let way = self.resolve(path)?;
         let mut node = ROOT;
         self.nodes[ROOT as usize].touched = layer;
@@ -375,6 +401,7 @@ impl<'a> Merge<'a> {
             };
             self.nodes[node as usize].touched = layer;
         }
+        self.last = Some(Parent { layer, path: path.to_vec(), node });
         Ok(node)
     }
 
@@ -489,5 +516,63 @@ impl Rename {
         }
         let below = |stripped: Name| Name::below(self.prefix.as_bytes(), stripped.as_bytes());
         Ok(name.strip(self.strip).map(below))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::checksum::Checksum;
+    use crate::layer::index::Place;
+
+    fn entry(name: &str, kind: EntryKind) -> Entry {
+        let name = Name::parse(name.as_bytes()).expect("safe");
+        Entry { name, kind, metadata: EntryMetadata::default() }
+    }
+
+    fn file(name: &str) -> Entry {
+        entry(name, EntryKind::File { size: 0, checksum: Checksum::of(b""), place: Place::Named })
+    }
+
+    fn link(name: &str, target: &str) -> Entry {
+        entry(name, EntryKind::Symlink { target: target.into(), place: Place::Named })
+    }
+
+    /// The names of the leaves of a tree of these layers.
+    fn leaves(layers: &[Vec<Entry>]) -> Vec<String> {
+        let mut merge = Merge::new(Profile::Image);
+        for layer in layers {
+            merge.apply(layer, &Rename::default()).expect("applied");
+        }
+        let mut found = Vec::new();
+        let walked: Result<(), ()> = merge.walk(&mut |visit| {
+            if let Visit::Leaf { path, .. } = visit {
+                found.push(path.to_string());
+            }
+            Ok(())
+        });
+        walked.expect("no error");
+        found
+    }
+
+    #[test]
+    fn a_parent_is_looked_up_again_once_it_may_be_another() {
+        // The directory becomes a link, the link a directory, and what is on the way to the parent as well.
+        let layer = vec![file("a/x"), link("a", "b"), file("a/y"), file("a/z")];
+        assert_eq!(leaves(&[layer]), ["a", "b/y", "b/z"]);
+        let layer = vec![link("a", "b"), file("a/x"), entry("a", EntryKind::Directory), file("a/y")];
+        assert_eq!(leaves(&[layer]), ["a/y", "b/x"]);
+        let layer = vec![file("a/b/c/x"), link("a/b", "/d"), file("a/b/c/y")];
+        assert_eq!(leaves(&[layer]), ["a/b", "d/c/y"]);
+        // What a layer above hides is made anew there, and what it has itself stays.
+        let below = vec![file("a/b/x"), file("c/x")];
+        let hide = |name| entry(name, EntryKind::Whiteout);
+        let above = vec![file("a/b/y"), hide("a/b"), file("a/b/z"), hide("c"), file("c/y")];
+        assert_eq!(leaves(&[below.clone(), above]), ["a/b/y", "a/b/z", "c/y"]);
+        let above = vec![file("a/b/y"), entry("a", EntryKind::Opaque), file("a/b/z")];
+        assert_eq!(leaves(&[below.clone(), above]), ["a/b/y", "a/b/z", "c/x"]);
+        // The last parent of one layer is none of the next one: it has to be touched by that as well.
+        let above = vec![file("c/y"), hide("c"), file("c/z")];
+        assert_eq!(leaves(&[below, above]), ["a/b/x", "c/y", "c/z"]);
     }
 }

@@ -14,9 +14,8 @@ use crate::layout::tree_path::TreePath;
 use crate::mount::error::{Error, kernel};
 use crate::mount::inside::DIRECTORY;
 use crate::mount::locked::{Lock, LockedStore, identity};
-use crate::mount::mountinfo::Table;
 use crate::mount::target::Target;
-use crate::mount::{inside, overlay};
+use crate::mount::{inside, lookup, overlay};
 
 /// Mounts trees of one store on targets.
 #[derive(Debug)]
@@ -126,7 +125,7 @@ impl Mounter {
             }
         }
         let empty = rustix::fs::openat(CWD, &self.empty, DIRECTORY, Mode::empty())?;
-        let place = Table::read().map_err(io::Error::other)?.locate_store(&source.tree.canonicalize()?);
+        let place = lookup::locate_store(&source.tree.canonicalize()?).map_err(io::Error::other)?;
         let place =
             place.ok_or_else(|| io::Error::other("the store's file system is not in the mount table"))?;
         Ok(overlay::mount_of(directory, &place, &empty, source.exec)?)
@@ -212,7 +211,7 @@ mod tests {
 
     use super::*;
     use crate::mount::detach;
-    use crate::mount::mountinfo::Mount;
+    use crate::mount::mountinfo::{Mount, Table};
     use crate::mount::target::Policy;
 
     /// Gives this thread a mount namespace of its own; what is mounted there ends with the thread.

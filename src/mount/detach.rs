@@ -3,16 +3,22 @@
 //! Deleting recursively below a target has cost others their data (CVE-2017-1002102, CVE-2026-3864): here only
 //! `umount` and `rmdir` exist.
 
+use std::path::Path;
+
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::mount::error::{Error, kernel};
-use crate::mount::mountinfo::{Mount, Table};
+use crate::mount::lookup;
+use crate::mount::mountinfo::Mount;
 use crate::mount::target::Target;
 
 /// Mounts stacked on one target that are taken away in one call.
 const STACK_LIMIT: usize = 64;
+/// How often a mount that is in use is tried in one call. Whoever looks at its path uses it for some microseconds, kubelet and this
+/// process among them.
+const BUSY_TRIES: usize = 3;
 
 /// Takes away every mount on `target` that is `ours`, then the directory if `and_directory`. Returns how many
 /// mounts there were; none is success.
@@ -25,18 +31,17 @@ const STACK_LIMIT: usize = 64;
 pub fn detach(target: &Target, ours: impl Fn(&Mount) -> bool, and_directory: bool) -> Result<usize, Error> {
     let path = target.path();
     for unmounted in 0..STACK_LIMIT {
-        let table = Table::read()?;
-        let Some(mount) = table.at(path) else {
+        let Some(mount) = lookup::at(path)? else {
             if and_directory {
                 remove_directory(target)?;
             }
             return Ok(unmounted);
         };
-        if !ours(mount) {
+        if !ours(&mount) {
             let what = format!("{} {}", mount.fs_type, mount.root.display());
             return Err(Error::NotOurs { path: path.to_owned(), what });
         }
-        match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW) {
+        match unmount(path) {
             Ok(()) => crate::host::failpoint::reached("unpublish.unmounted"),
             // No longer a mount: somebody else was faster.
             Err(Errno::INVAL | Errno::NOENT) => {}
@@ -47,6 +52,16 @@ pub fn detach(target: &Target, ours: impl Fn(&Mount) -> bool, and_directory: boo
         }
     }
     Err(Error::Busy { path: path.to_owned(), source: std::io::Error::other("mounts keep appearing on it") })
+}
+
+fn unmount(path: &Path) -> Result<(), Errno> {
+    let mut tries = 1..BUSY_TRIES;
+    loop {
+        match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW) {
+            Err(Errno::BUSY) if tries.next().is_some() => std::thread::yield_now(),
+            result => return result,
+        }
+    }
 }
 
 fn remove_directory(target: &Target) -> Result<(), Error> {

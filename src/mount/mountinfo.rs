@@ -88,13 +88,17 @@ impl Table {
 
     /// Where the store directory `path` is. Works from the table alone, also when the store cannot be read.
     pub fn locate_store(&self, path: &Path) -> Option<StoreLocation> {
-        let holder = self.holder(path)?;
-        let below = path.strip_prefix(&holder.mount_point).ok()?;
-        Some(StoreLocation { device: holder.device.clone(), root: join(&holder.root, below) })
+        StoreLocation::on(self.holder(path)?, path)
     }
 }
 
 impl StoreLocation {
+    /// Of the directory `path`, which lies on `holder`.
+    pub(in crate::mount) fn on(holder: &Mount, path: &Path) -> Option<Self> {
+        let below = path.strip_prefix(&holder.mount_point).ok()?;
+        Some(Self { device: holder.device.clone(), root: join(&holder.root, below) })
+    }
+
     /// Whether `mount` shows a tree of this store, or a layer that needs none.
     pub fn holds(&self, mount: &Mount) -> bool {
         let below = |name| mount.root.starts_with(join(&self.root, Path::new(name)));
@@ -111,6 +115,14 @@ impl StoreLocation {
 }
 
 impl Mount {
+    /// With what `source`, that of its file system, tells of an overlay of ours.
+    pub(in crate::mount) fn of_source(self, source: &Path) -> Self {
+        match (self.fs_type == "overlay").then(|| tree_of(source)).flatten() {
+            Some((device, root)) => Self { device, root, is_overlay: true, ..self },
+            None => self,
+        }
+    }
+
     /// Whether the mount shows a tree of some ocivol store: by the shape of its root, `…/trees/<64 hex>/fs…` or
     /// `…/layers/<64 hex>/fs…`.
     ///
@@ -155,10 +167,8 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let shared = optional.iter().any(|field| field.starts_with(b"shared:"));
     let fs_type = text(fields.next()?);
     let source = unescape(fields.next().unwrap_or_default());
-    let shown = (fs_type == "overlay").then(|| tree_of(&source)).flatten();
-    let is_overlay = shown.is_some();
-    let (device, root) = shown.unwrap_or((device, root));
-    Some(Mount { id, device, root, mount_point, options, shared, fs_type, is_overlay })
+    let mount = Mount { id, device, root, mount_point, options, shared, fs_type, is_overlay: false };
+    Some(mount.of_source(&source))
 }
 
 /// Device and directory of the tree that an overlay shows, from the source that the mount table has for it.

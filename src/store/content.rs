@@ -2,12 +2,14 @@
 
 pub mod blobs;
 pub mod build;
+pub mod crew;
 pub mod file_list;
 pub mod holes;
 pub mod ingest;
 pub mod layer;
 pub mod layers;
 pub mod link;
+pub mod links;
 pub mod partial;
 pub mod ranges;
 pub mod soundness;

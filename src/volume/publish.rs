@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::host::blocking::{self, Lane};
 use crate::host::failpoint;
 use crate::mount::attach::{MountSource, Mounter};
-use crate::mount::mountinfo::Table;
+use crate::mount::lookup;
 use crate::mount::target::{Policy, Target};
 use crate::oci::digest::Digest;
 use crate::pull::progress::Snapshot;
@@ -165,9 +165,8 @@ impl Volumes {
         let root = self.store_root.clone();
         let looked_up = path.clone();
         let found = blocking::run(Lane::Mounts, move || {
-            let table = Table::read()?;
-            let ours = StoreMounts::locate(&table, &root);
-            Ok::<_, Error>(table.at(&looked_up).map(|mount| (ours.may_unmount(mount), mount.clone())))
+            let Some(mount) = lookup::at(&looked_up)? else { return Ok(None) };
+            Ok::<_, Error>(Some((StoreMounts::find(&root)?.may_unmount(&mount), mount)))
         })
         .await?;
         let Some((ours, mount)) = found else { return Ok(false) };

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use crate::host::blocking::{self, Lane};
-use crate::mount::mountinfo::{Mount, Table};
+use crate::mount::lookup;
+use crate::mount::mountinfo::Mount;
 use crate::mount::target::Target;
 use crate::mount::view;
 use crate::store::usage::volumes::Measured;
@@ -31,9 +32,8 @@ impl Volumes {
         let target = self.check_target(path).await.map_err(|_| not_published())?;
         let (root, mounted) = (self.store_root.clone(), target.path().to_owned());
         let mount = blocking::run(Lane::Mounts, move || {
-            let table = Table::read()?;
-            let ours = StoreMounts::locate(&table, &root);
-            Ok::<_, Error>(table.at(&mounted).filter(|mount| ours.may_unmount(mount)).cloned())
+            let ours = StoreMounts::find(&root)?;
+            Ok::<_, Error>(lookup::at(&mounted)?.filter(|mount| ours.may_unmount(mount)))
         });
         let mount = mount.await?.ok_or_else(not_published)?;
         if let Some(store) = self.store_if_at_hand().await {
@@ -60,7 +60,7 @@ impl Volumes {
         let read = move || {
             // What was taken out was moved out of the way. One that was made anew is not concerned.
             let is_retired = |part: &std::ffi::OsStr| part.as_encoded_bytes().starts_with(b"retired-");
-            let is_concerned = Table::read().ok()?.at(&path)?.root.iter().any(is_retired);
+            let is_concerned = lookup::at(&path).ok()??.root.iter().any(is_retired);
             store.volumes.get(&path).ok()?.filter(|_| is_concerned)
         };
         let record = blocking::run(Lane::Mounts, read).await?;
@@ -78,7 +78,7 @@ impl Volumes {
             // Of a mount of our own: directories that are open in the volume's would keep it from being unmounted.
             let Some(view) = view::private(&target)? else { return Ok(None) };
             // An unpublish may have come before: then it is a view of the empty directory that was mounted on.
-            let is_still_there = Table::read()?.at(target.path()) == Some(&mount);
+            let is_still_there = lookup::at(target.path())?.as_ref() == Some(&mount);
             let view = PathBuf::from(format!("/proc/self/fd/{}/.", view.as_raw_fd()));
             Ok::<_, Error>(is_still_there.then(|| count(&view)))
         });

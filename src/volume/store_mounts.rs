@@ -1,7 +1,9 @@
 //! Which mounts of the mount table are of this store.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::mount;
+use crate::mount::lookup;
 use crate::mount::mountinfo::{Mount, StoreLocation, Table};
 use crate::store::collect::rules::Mounted;
 
@@ -9,9 +11,14 @@ use crate::store::collect::rules::Mounted;
 pub(in crate::volume) struct StoreMounts(Option<StoreLocation>);
 
 impl StoreMounts {
+    /// For who looks at one target, and needs no table.
+    pub(in crate::volume) fn find(store_root: &Path) -> Result<Self, mount::error::Error> {
+        Ok(Self(lookup::locate_store(&canonical(store_root))?))
+    }
+
+    /// For who has the table.
     pub(in crate::volume) fn locate(table: &Table, store_root: &Path) -> Self {
-        let root = store_root.canonicalize().unwrap_or_else(|_| store_root.to_owned());
-        Self(table.locate_store(&root))
+        Self(table.locate_store(&canonical(store_root)))
     }
 
     /// A tree of this store.
@@ -29,4 +36,8 @@ impl StoreMounts {
     pub(in crate::volume) fn may_unmount(&self, mount: &Mount) -> bool {
         self.holds(mount) || mount.looks_like_a_tree()
     }
+}
+
+fn canonical(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }

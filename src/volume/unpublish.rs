@@ -4,7 +4,6 @@ use crate::host::blocking::{self, Lane};
 use std::path::PathBuf;
 
 use crate::mount;
-use crate::mount::mountinfo::Table;
 use crate::mount::target::Target;
 use crate::volume::error::Error;
 use crate::volume::order::TargetGuard;
@@ -60,7 +59,7 @@ impl Volumes {
     ) -> Result<(TargetGuard, usize), Error> {
         let root = self.store_root.clone();
         blocking::run(Lane::Mounts, move || {
-            let ours = StoreMounts::locate(&Table::read()?, &root);
+            let ours = StoreMounts::find(&root)?;
             let mounts = mount::detach::detach(&target, |mount| ours.may_unmount(mount), and_directory)?;
             Ok((guard, mounts))
         })

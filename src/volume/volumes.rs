@@ -11,6 +11,7 @@ use crate::host::blocking::{self, Lane};
 use crate::kube::events::Events;
 use crate::mount::attach::Mounter;
 use crate::mount::locked::Lock;
+use crate::mount::lookup;
 use crate::mount::mountinfo::Table;
 use crate::mount::target::Policy;
 use crate::pull::metrics::Metrics;
@@ -234,7 +235,7 @@ impl Volumes {
             let store = Arc::clone(store);
             let forget = move || {
                 let _guard = guard;
-                if Table::read()?.at(&record.target).is_none() {
+                if lookup::at(&record.target)?.is_none() {
                     store.end_volume(&record.target)?;
                 }
                 Ok::<_, Error>(())
@@ -246,12 +247,12 @@ impl Volumes {
     }
 }
 
-/// Whether the mount table can be read: without it nothing can be published or unpublished.
+/// Whether the kernel says what is mounted: without that nothing can be published or unpublished.
 ///
 /// # Errors
 /// [`Error::Mount`] with the kernel's reason.
 pub async fn is_able_to_mount() -> Result<(), Error> {
-    blocking::run(Lane::Mounts, || Table::read().map(drop)).await.map_err(Error::from)
+    blocking::run(Lane::Mounts, || lookup::at(Path::new("/")).map(drop)).await.map_err(Error::from)
 }
 
 fn usable(puller: Result<Arc<Puller>, Error>) -> Option<Arc<Store>> {

@@ -1,0 +1,149 @@
+//! Work that one thread finds and several do.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+
+use crate::store::error::Error;
+
+/// Those who do what is found. Dropped, they end when everything is done.
+pub(in crate::store) struct Crew<'a, T> {
+    work: &'a (dyn Fn(T) -> Result<(), Error> + Sync),
+    /// Nothing without helpers.
+    waiting: Option<SyncSender<T>>,
+    failure: &'a Failure,
+}
+
+/// The first error of any of them.
+#[derive(Default)]
+struct Failure {
+    is_there: AtomicBool,
+    error: Mutex<Option<Error>>,
+}
+
+/// Helpers of one leader, however many cores there are.
+const MOST: usize = 3;
+/// Pieces of work that wait for a helper. With more the leader does one.
+const WAITING: usize = 2;
+
+/// As many helpers as there are cores beside the leader's.
+pub(in crate::store) fn spare_cores() -> usize {
+    std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1).min(MOST)
+}
+
+/// Runs `lead`, which gives pieces of work to a crew of itself and `helpers` more threads. It ends when all of them are done.
+///
+/// # Errors
+/// The first one, of `lead` or of `work`. What is not begun by then is not done.
+pub(in crate::store) fn with_helpers<T: Send, R>(
+    helpers: usize,
+    work: &(dyn Fn(T) -> Result<(), Error> + Sync),
+    lead: impl FnOnce(&Crew<'_, T>) -> Result<R, Error>,
+) -> Result<R, Error> {
+    let failure = Failure::default();
+    let (sender, receiver) = sync_channel::<T>(WAITING);
+    let receiver = Mutex::new(receiver);
+    let help = || {
+        loop {
+            let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(next) = next else { return };
+            if !failure.is_there.load(Ordering::Relaxed)
+                && let Err(error) = work(next)
+            {
+                failure.note(error);
+            }
+        }
+    };
+    let led = std::thread::scope(|scope| {
+        // Without any of these threads it takes longer, and nothing else.
+        let start =
+            |_: &usize| std::thread::Builder::new().name("link".into()).spawn_scoped(scope, help).is_ok();
+        let started = (0..helpers).filter(start).count();
+        let crew = Crew { work, waiting: (started > 0).then_some(sender), failure: &failure };
+        let led = lead(&crew);
+        if led.is_err() {
+            failure.is_there.store(true, Ordering::Relaxed);
+        }
+        drop(crew);
+        // What waits still the leader does as well.
+        help();
+        led
+    })?;
+    match failure.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(led),
+    }
+}
+
+impl<T> Crew<'_, T> {
+    /// Has `piece` done: by a helper, or at once when all have enough to do.
+    ///
+    /// # Errors
+    /// The first that there was, of whatever piece.
+    pub(in crate::store) fn give(&self, piece: T) -> Result<(), Error> {
+        if self.failure.is_there.load(Ordering::Relaxed)
+            && let Some(error) = self.failure.error.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            return Err(error);
+        }
+        let own = match &self.waiting {
+            Some(waiting) => waiting.try_send(piece).err().map(|refused| match refused {
+                std::sync::mpsc::TrySendError::Full(piece)
+                | std::sync::mpsc::TrySendError::Disconnected(piece) => piece,
+            }),
+            None => Some(piece),
+        };
+        own.map_or(Ok(()), self.work)
+    }
+}
+
+impl Failure {
+    fn note(&self, error: Error) {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.is_there.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+
+    #[test]
+    fn everything_is_done_once_however_many_help() {
+        for helpers in [0, 1, 3] {
+            let sum = AtomicU64::new(0);
+            let add = |number: u64| {
+                sum.fetch_add(number, Ordering::SeqCst);
+                Ok(())
+            };
+            let led = with_helpers(helpers, &add, |crew| {
+                (1..=1000).try_for_each(|number| crew.give(number))?;
+                Ok("led")
+            });
+            assert_eq!((led.expect("no error"), sum.into_inner()), ("led", 500_500));
+        }
+    }
+
+    #[test]
+    fn the_first_error_is_the_result_and_ends_the_rest() {
+        for helpers in [0, 1, 3] {
+            let done = AtomicU64::new(0);
+            let fail = |number: u64| {
+                done.fetch_add(1, Ordering::SeqCst);
+                if number == 5 { Err(Error::Damaged("five".into())) } else { Ok(()) }
+            };
+            let led = with_helpers(helpers, &fail, |crew| {
+                // Until it is told.
+                (1..).try_for_each(|number| crew.give(number))
+            });
+            assert!(led.expect_err("an error").to_string().contains("five"));
+            let led: Result<(), _> =
+                with_helpers(helpers, &fail, |_| Err(Error::Damaged("of the leader".into())));
+            assert!(led.expect_err("an error").to_string().contains("of the leader"));
+            let led = with_helpers(helpers, &fail, |crew| crew.give(5));
+            assert!(led.expect_err("the last piece counts").to_string().contains("five"));
+        }
+    }
+}
