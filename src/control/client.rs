@@ -72,7 +72,7 @@ pub async fn ask(
             }
             Err(Failure { kind: Kind::Unavailable, message: lost.to_owned() })
         }
-        Err(error) => Err(broken(volumes.store_root(), &error.to_string())),
+        Err(error) => Err(unreachable(volumes.store_root(), &error)),
     }
 }
 
@@ -100,6 +100,23 @@ async fn converse(
     match conversation.await {
         Ok(result) => result,
         Err(error) => Err(broken(root, &error.to_string())),
+    }
+}
+
+/// Why nobody was asked.
+fn unreachable(root: &Path, error: &std::io::Error) -> Failure {
+    let root_text = root.display();
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => Failure {
+            kind: Kind::PermissionDenied,
+            message: format!("{root_text} is another user's; run as root, or use another --root"),
+        },
+        std::io::ErrorKind::NotADirectory => Failure::usage(&format!("--root: {root_text} is no directory")),
+        // The kernel's bound for the path of a socket (`man 7 unix`).
+        std::io::ErrorKind::InvalidInput => Failure::usage(&format!(
+            "--root: {root_text} is too long for the path of a socket in it; use a shorter one"
+        )),
+        _ => broken(root, &error.to_string()),
     }
 }
 
