@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::cli::args::Common;
 use crate::cli::interrupt;
 use crate::cli::output;
-use crate::control::wait;
+use crate::control::{client, wait};
 use crate::failure::Failure;
 use crate::host::blocking;
 use crate::mount::locked::Lock;
@@ -65,7 +65,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 pub async fn store(common: &Common) -> Result<Arc<Volumes>, Failure> {
     let volumes = volumes(common)?;
     let root = volumes.store_root();
-    if wait::is_served(root).await {
+    if client::is_served(root).await? {
         let unused: Vec<&str> =
             common.given.iter().map(String::as_str).filter(|flag| !OWN.contains(flag)).collect();
         if !unused.is_empty() {

@@ -7,8 +7,8 @@ use indicatif::BinaryBytes;
 use crate::cli::args::Common;
 use crate::cli::context::volumes;
 use crate::cli::output::{self, ago, counted, short};
+use crate::control::client;
 use crate::control::request::{ControlRequest, Reply};
-use crate::control::{client, wait};
 use crate::failure::Failure;
 use crate::store::disk::now;
 use crate::volume::list::{Listed, Listing};
@@ -19,7 +19,7 @@ use crate::volume::list::{Listed, Listing};
 /// Whatever failed.
 pub async fn run(common: &Common) -> Result<ExitCode, Failure> {
     let volumes = volumes(common)?;
-    let listing = if wait::is_served(volumes.store_root()).await {
+    let listing = if client::is_served(volumes.store_root()).await? {
         match client::run(&volumes, ControlRequest::List, |_| {}).await? {
             Reply::List(listing) => listing,
             other => return Err(Failure::internal(&format!("unexpected answer: {other:?}"))),

@@ -16,8 +16,8 @@ use crate::cli::credentials::{docker_config, without_helpers};
 use crate::cli::progress::Progress;
 use crate::cli::pull::{pull, say_if_old};
 use crate::cli::{namespace, output};
+use crate::control::client;
 use crate::control::request::{Content, ControlRequest, Pulled, Reply};
-use crate::control::{client, wait};
 use crate::failure::{Failure, Kind};
 use crate::mount::attach::{MountSource, Mounter};
 use crate::mount::locked::Lock;
@@ -106,7 +106,7 @@ async fn mount_for_good(
     target: String,
 ) -> Result<ExitCode, Failure> {
     let may_mount = capabilities(None).is_ok_and(|own| own.effective.contains(CapabilitySet::SYS_ADMIN));
-    if !may_mount && !wait::is_served(&common.root()?).await {
+    if !may_mount && !client::is_served(&common.root()?).await? {
         return Err(Failure {
             kind: Kind::PermissionDenied,
             message: format!(

@@ -154,7 +154,8 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode>
         let flag = format!("--{}", long(&id));
         if does_something(name, &id) {
             cli.common.given.push(flag);
-        } else {
+        } else if id != "root" {
+            // Which store is meant may be said always: what is not asked of it changes nothing.
             output::warn(&format!("{flag} does nothing for `ocivol {name}`"));
         }
     }

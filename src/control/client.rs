@@ -47,15 +47,9 @@ pub async fn ask(
     request: ControlRequest,
     progress: impl FnMut(Snapshot) + Send,
 ) -> Result<(Reply, Kept), Failure> {
-    match UnixStream::connect(volumes.store_root().join(SOCKET)).await {
-        Ok(stream) => converse(stream, &request, progress, volumes.store_root()).await,
-        // Nobody listens: there is no plugin, or it left its socket behind.
-        Err(error)
-            if matches!(
-                error.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
-            ) =>
-        {
+    match connect(volumes.store_root()).await? {
+        Some(stream) => converse(stream, &request, progress, volumes.store_root()).await,
+        None => {
             let Done { reply, kept } = execute(volumes, request, Some(std::process::id()), progress).await?;
             let lost = match &reply {
                 Reply::Pulled(_) | Reply::Loaded(_) => {
@@ -72,7 +66,24 @@ pub async fn ask(
             }
             Err(Failure { kind: Kind::Unavailable, message: lost.to_owned() })
         }
-        Err(error) => Err(unreachable(volumes.store_root(), &error)),
+    }
+}
+
+/// Whether a plugin has the store at `root`, and can be asked.
+///
+/// # Errors
+/// When that cannot be seen, as there is something else at `root`, or it is somebody else's.
+pub async fn is_served(root: &Path) -> Result<bool, Failure> {
+    Ok(connect(root).await?.is_some())
+}
+
+async fn connect(root: &Path) -> Result<Option<UnixStream>, Failure> {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    match UnixStream::connect(root.join(SOCKET)).await {
+        Ok(stream) => Ok(Some(stream)),
+        // Nobody listens: there is no plugin, or it left its socket behind.
+        Err(error) if matches!(error.kind(), NotFound | ConnectionRefused) => Ok(None),
+        Err(error) => Err(unreachable(root, &error)),
     }
 }
 

@@ -1,11 +1,8 @@
 //! Two commands on one store: the second waits for the first.
 
-use std::path::Path;
 use std::time::Duration;
 
-use tokio::net::UnixStream;
-
-use crate::control::request::SOCKET;
+use crate::control::client::is_served;
 use crate::failure::Failure;
 use crate::host::blocking::{self, Lane};
 use crate::volume::volumes::Volumes;
@@ -28,7 +25,7 @@ pub async fn until_free(volumes: &Volumes, told: impl FnOnce(&str)) -> Result<()
     let end = tokio::time::Instant::now() + PATIENCE;
     loop {
         looks.tick().await;
-        if is_served(volumes.store_root()).await {
+        if is_served(volumes.store_root()).await? {
             return Ok(());
         }
         let error = match volumes.puller().await {
@@ -43,11 +40,6 @@ pub async fn until_free(volumes: &Volumes, told: impl FnOnce(&str)) -> Result<()
             told(&blocking::run(Lane::Store, move || describe(&holder)).await);
         }
     }
-}
-
-/// Whether a plugin has the store at `root`, and can be asked.
-pub async fn is_served(root: &Path) -> bool {
-    UnixStream::connect(root.join(SOCKET)).await.is_ok()
 }
 
 /// The holder of a store, with the command that it runs where that can be seen.

@@ -77,22 +77,28 @@ fn what_was_stopped_is_kept_and_listed() {
     isolated(async {
         let (registry, reference) = held().await;
         let node = Node::on_host(&[]);
-        let pulling = start(command(&node, &registry, &["pull", &reference]));
-        let ingest = node.root.join("v1/ingest");
-        let holds_some = || {
-            let entries = std::fs::read_dir(&ingest).into_iter().flatten().flatten();
-            entries.into_iter().any(|entry| {
-                let recorded = std::fs::read_to_string(entry.path().join("ranges.json")).unwrap_or_default();
-                recorded.contains("ranges")
-            })
-        };
-        eventually("a part", holds_some).await;
-        let output = interrupt(pulling).await;
-        assert_eq!(output.status.code(), Some(130));
-        let said = stderr(&output);
+        let mut pulling = start(command(&node, &registry, &["pull", &reference]));
+        let mut said = BufReader::new(pulling.stderr.take().expect("a pipe"));
+        let number = Pid::from_raw(pulling.id().try_into().expect("a number"));
+        let ended = tokio::task::spawn_blocking(move || {
+            // It says how far it is.
+            let mut far = String::new();
+            while !far.contains(" MiB of ") {
+                far.clear();
+                assert!(said.read_line(&mut far).expect("a line") > 0, "it ended");
+            }
+            kill(number, Signal::SIGINT).expect("alive");
+            let mut last = String::new();
+            said.read_to_string(&mut last).expect("text");
+            (far, last, pulling.wait().expect("an end").code())
+        });
+        let (far, last, code) = ended.await.expect("no panic");
+        assert!(far.starts_with("m:v1: 0 of 1 layers, "), "{far}");
+        assert_eq!(code, Some(130));
+        let last = last.lines().last().expect("a line");
         assert!(
-            said.starts_with("ocivol: stopped; ") && said.ends_with(" MiB are kept, pull again to go on\n"),
-            "{said}"
+            last.starts_with("ocivol: stopped; ") && last.ends_with(" MiB are kept, pull again to go on"),
+            "{last}"
         );
         let listed = stdout(&ocivol(&node, &registry, &["ls"]).await);
         assert!(listed.contains(" MiB unfinished, "), "{listed}");
