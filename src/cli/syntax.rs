@@ -106,7 +106,7 @@ const EXAMPLES: [(&str, &str); 13] = [
     ("completion", "  ocivol completion bash >/etc/bash_completion.d/ocivol"),
 ];
 
-const STATUSES: &str = "Exit status: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C. Every flag has a variable, OCIVOL_ and its name.";
+const STATUSES: &str = "Exit status: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C. The help of a command has its flags, with the variables that set them, and examples.";
 
 /// The syntax.
 pub fn command() -> clap::Command {
