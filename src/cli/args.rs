@@ -168,7 +168,7 @@ pub enum Command {
     /// Show the whole path: registry, plugin, kubelet, mount; in a temporary directory
     Demo,
     /// The CSI node plugin: what the DaemonSet runs
-    Node(NodeArgs),
+    Node(Box<NodeArgs>),
     /// Print a script that completes ocivol's commands and flags in a shell
     Completion(CompletionArgs),
     /// Write manual pages

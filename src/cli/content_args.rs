@@ -133,7 +133,7 @@ pub fn policy_of_pull(reference: &str, policy: Option<PolicyName>) -> Option<Pol
     policy.or((!has_digest).then_some(PolicyName::Always))
 }
 
-fn name(value: impl ValueEnum) -> String {
+fn name(value: impl ValueEnum + Copy) -> String {
     value.to_possible_value().map(|known| known.get_name().to_owned()).unwrap_or_default()
 }
 

@@ -48,7 +48,7 @@ fn alone(unshare: impl Fn() -> nix::Result<()>) -> nix::Result<()> {
     const TIMES: usize = 200;
     for _ in 0..TIMES {
         match unshare() {
-            Err(nix::errno::Errno::EINVAL) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            Err(nix::errno::Errno::EINVAL) => std::thread::park_timeout(std::time::Duration::from_millis(1)),
             done => return done,
         }
     }

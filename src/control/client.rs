@@ -50,7 +50,8 @@ pub async fn ask(
     match connect(volumes.store_root()).await? {
         Some(stream) => converse(stream, &request, progress, volumes.store_root()).await,
         None => {
-            let Done { reply, kept } = execute(volumes, request, Some(std::process::id()), progress).await?;
+            let Done { reply, kept } =
+                Box::pin(execute(volumes, request, Some(std::process::id()), progress)).await?;
             let lost = match &reply {
                 Reply::Pulled(_) | Reply::Loaded(_) => {
                     "the disk failed to take what was pulled; see its log, and pull again"
