@@ -11,3 +11,4 @@ mod load;
 pub mod request;
 mod save;
 pub mod server;
+pub mod wait;

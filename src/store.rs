@@ -36,6 +36,7 @@ pub mod disk;
 pub mod durable;
 pub mod error;
 pub mod fsck;
+pub mod inventory;
 pub mod key;
 pub mod lock;
 pub mod open;

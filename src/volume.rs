@@ -18,6 +18,7 @@ pub mod order;
 pub mod permits;
 pub mod pins;
 pub mod publish;
+pub mod remove;
 pub mod slots;
 pub mod stats;
 pub mod store_mounts;

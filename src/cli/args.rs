@@ -1,11 +1,16 @@
 //! Commands and flags.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use clap::ArgAction::SetTrue;
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 
+use crate::cli::command_args::{
+    CompletionArgs, ExportArgs, FsckArgs, GcArgs, InspectArgs, LoadArgs, ManArgs, MountArgs, PullArgs,
+    ResolveArgs, RmArgs, SaveArgs, UmountArgs, VerifyArgs,
+};
 use crate::failure::Failure;
 use crate::mount::locked::Lock;
 use crate::node::config::{NodeConfig, NodeFlags, PullFlags};
@@ -75,21 +80,36 @@ pub struct Common {
     #[arg(long, global = true, env = "OCIVOL_PARALLEL_DOWNLOADS", value_name = "N", default_value_t = 4)]
     pub parallel_downloads: usize,
     /// Check that the uncompressed layers of images are what their configs promise
-    #[arg(long, global = true, env = "OCIVOL_VERIFY_DIFF_IDS")]
+    #[arg(
+        long,
+        global = true,
+        env = "OCIVOL_VERIFY_DIFF_IDS",
+        value_parser = FalseyValueParser::new(),
+        action = SetTrue
+    )]
     pub verify_diff_ids: bool,
     /// Seconds after which a right to private content has to be shown to its registry again; 0: never
     #[arg(long, global = true, env = "OCIVOL_GRANT_TTL", value_name = "SECONDS", default_value_t = 0)]
     pub grant_ttl: u64,
     /// Ask the registry for each volume, also for what is public, whether it may be read
-    #[arg(long, global = true, env = "OCIVOL_ALWAYS_VERIFY")]
+    #[arg(
+        long,
+        global = true,
+        env = "OCIVOL_ALWAYS_VERIFY",
+        value_parser = FalseyValueParser::new(),
+        action = SetTrue
+    )]
     pub always_verify: bool,
     /// Archives above this size are files before they are unpacked: they are resumed after a restart, and take the space of both
     /// meanwhile, as 4GiB [default: none]
     #[arg(long, global = true, env = "OCIVOL_SPOOL_ABOVE", value_name = "SIZE")]
     pub spool_above: Option<String>,
-    /// Docker config with credentials, for pull, mount, inspect and save [default: ~/.docker/config.json]
+    /// Docker config with credentials [default: ~/.docker/config.json, and what podman, skopeo and buildah log in to]
     #[arg(long, global = true, env = "OCIVOL_DOCKER_CONFIG", value_name = "FILE")]
     pub docker_config: Option<PathBuf>,
+    /// Do not wait for another command that has the store: fail
+    #[arg(long, global = true, env = "OCIVOL_NO_WAIT", value_parser = FalseyValueParser::new(), action = SetTrue)]
+    pub no_wait: bool,
     /// What is printed: text for people, JSON for programs
     #[arg(long, global = true, env = "OCIVOL_OUTPUT", value_enum, default_value_t = Output::Text)]
     pub output: Output,
@@ -99,6 +119,9 @@ pub struct Common {
     /// Log more; twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+    /// Flags about registries and pulls that are on the command line itself.
+    #[arg(skip)]
+    pub given: Vec<String>,
 }
 
 /// containerd's directory of hosts.
@@ -116,28 +139,40 @@ pub enum Output {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// The CSI node plugin: what the DaemonSet runs
-    Node(NodeArgs),
     /// Pull into the store and print the digest
-    Pull(ContentArgs),
+    Pull(PullArgs),
     /// Pull, and mount read-only on a directory; with a command, only for that command
     Mount(MountArgs),
     /// Unmount what mount or the plugin mounted
     Umount(UmountArgs),
-    /// Show manifest, family and files; pulls no layer
-    Inspect(ContentArgs),
+    /// Pull, and copy into a directory; needs no root
+    Export(ExportArgs),
+    /// Show manifest, family and files, and what of it is in the store; pulls no layer
+    Inspect(InspectArgs),
+    /// Print digest, family and size of what a reference is now; needs no store
+    Resolve(ResolveArgs),
+    /// List what the store holds
+    Ls,
+    /// Remove a name or a tree from the store, unless it is in use
+    Rm(RmArgs),
+    /// Take away what nothing needs
+    Gc(GcArgs),
+    /// Compare a reference in the store with its digests
+    Verify(VerifyArgs),
+    /// Compare the store with what is recorded of it
+    Fsck(FsckArgs),
     /// Bring what an OCI archive, or an image layout in a directory, holds into the store, under its names and for everybody on the node
     Load(LoadArgs),
     /// Write an artifact as an OCI archive, byte by byte as its registry has it; of an index the manifest for one platform
     Save(SaveArgs),
-    /// List what the store holds
-    Ls,
-    /// Take away what nothing needs
-    Gc(GcArgs),
-    /// Compare the store with what is recorded of it
-    Fsck(FsckArgs),
     /// Show the whole path: registry, plugin, kubelet, mount; in a temporary directory
     Demo,
+    /// The CSI node plugin: what the DaemonSet runs
+    Node(Box<NodeArgs>),
+    /// Print a script that completes ocivol's commands and flags in a shell
+    Completion(CompletionArgs),
+    /// Write manual pages
+    Man(ManArgs),
 }
 
 /// Flags of `node`.
@@ -215,7 +250,7 @@ pub struct NodeArgs {
     #[arg(long, env = "OCIVOL_SERVICE_ACCOUNT_TOKENS", value_name = "JSON", default_value = "")]
     pub service_account_tokens: String,
     /// Use pods' imagePullSecrets, read through the Kubernetes API
-    #[arg(long, env = "OCIVOL_IMAGE_PULL_SECRETS")]
+    #[arg(long, env = "OCIVOL_IMAGE_PULL_SECRETS", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub image_pull_secrets: bool,
     /// kubelet's CredentialProviderConfig, a file or a directory
     #[arg(long, env = "OCIVOL_IMAGE_CREDENTIAL_PROVIDER_CONFIG", value_name = "PATH")]
@@ -245,7 +280,7 @@ pub struct NodeArgs {
     #[arg(long, env = "OCIVOL_POD_EVENTS")]
     pub pod_events: bool,
     /// Accept access modes for writing and mount read-only anyway; for csi-sanity
-    #[arg(long, env = "OCIVOL_ALLOW_WRITER_MODES")]
+    #[arg(long, env = "OCIVOL_ALLOW_WRITER_MODES", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub allow_writer_modes: bool,
 }
 
@@ -257,121 +292,6 @@ pub enum MountLock {
     /// Only ro
     #[value(name = "readOnly")]
     ReadOnly,
-}
-
-/// What to pull: the same names and meaning as a volume's attributes.
-#[derive(Debug, Clone, Args)]
-pub struct ContentArgs {
-    /// What to pull.
-    #[arg(help = "host[:port]/name[:tag][@digest], or oci-layout:/path[:tag][@digest]")]
-    pub reference: String,
-    /// Always, IfNotPresent or Never
-    #[arg(long)]
-    pub pull_policy: Option<String>,
-    /// os/arch[/variant], for an index [default: this machine's]
-    #[arg(long)]
-    pub platform: Option<String>,
-    /// The child of an index with this artifact type
-    #[arg(long, value_name = "TYPE")]
-    pub artifact_type: Option<String>,
-    /// The child of an index with this annotation
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub variant: Option<String>,
-    /// auto by the artifact's family, blobs, oci-layout or ollama
-    #[arg(long)]
-    pub layout: Option<String>,
-    /// Only files that match one of these globs
-    #[arg(long, value_name = "GLOB")]
-    pub include: Vec<String>,
-    /// No files that match one of these globs
-    #[arg(long, value_name = "GLOB")]
-    pub exclude: Vec<String>,
-    /// Archives inside artifacts: auto by the artifact's rule, always, never
-    #[arg(long, value_name = "WHEN")]
-    pub unpack: Option<String>,
-    /// Leading path parts removed from what archives hold
-    #[arg(long, value_name = "N")]
-    pub strip_components: Option<String>,
-    /// Whether everybody may read the files [default: true, for container images false]
-    #[arg(long, value_name = "BOOL")]
-    pub readable: Option<String>,
-}
-
-/// Flags of `mount`.
-#[derive(Debug, Clone, Args)]
-pub struct MountArgs {
-    /// What to mount.
-    #[command(flatten)]
-    pub content: ContentArgs,
-    /// Where
-    pub directory: PathBuf,
-    /// Only this directory of the tree
-    #[arg(long)]
-    pub path: Option<String>,
-    /// Allow to execute files
-    #[arg(long)]
-    pub exec: bool,
-    /// Run this with the mount in place, in a mount namespace of its own; works without root
-    #[arg(last = true)]
-    pub command: Vec<std::ffi::OsString>,
-}
-
-/// Flags of `load`.
-#[derive(Debug, Clone, Args)]
-pub struct LoadArgs {
-    /// A tar archive, or a directory, in OCI image layout
-    pub file: PathBuf,
-    /// The name of the only manifest in it [default: the names that it has there]
-    #[arg(value_name = "REF")]
-    pub name: Option<String>,
-    /// os/arch[/variant], for an index [default: this machine's]
-    #[arg(long)]
-    pub platform: Option<String>,
-}
-
-/// Flags of `save`.
-#[derive(Debug, Clone, Args)]
-pub struct SaveArgs {
-    /// What to write.
-    #[arg(value_name = "REF", help = "host[:port]/name[:tag][@digest]")]
-    pub reference: String,
-    /// Where to; - is the standard output
-    pub file: PathBuf,
-    /// Always, IfNotPresent or Never
-    #[arg(long)]
-    pub pull_policy: Option<String>,
-    /// os/arch[/variant], for an index [default: this machine's]
-    #[arg(long)]
-    pub platform: Option<String>,
-    /// The child of an index with this artifact type
-    #[arg(long, value_name = "TYPE")]
-    pub artifact_type: Option<String>,
-    /// The child of an index with this annotation
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub variant: Option<String>,
-}
-
-/// Flags of `umount`.
-#[derive(Debug, Args)]
-pub struct UmountArgs {
-    /// Where it is mounted
-    pub directory: PathBuf,
-}
-
-/// Flags of `fsck`.
-#[derive(Debug, Args)]
-pub struct FsckArgs {
-    /// Take out what is damaged, so that it is pulled again
-    #[arg(long)]
-    pub repair: bool,
-}
-
-/// Flags of `gc`.
-#[derive(Debug, Args)]
-pub struct GcArgs {
-    /// Only say what would go, and why the rest stays
-    #[arg(long)]
-    pub dry_run: bool,
 }
 
 impl Common {
@@ -420,26 +340,6 @@ impl Common {
             grant_ttl: self.grant_ttl,
             always_verify: self.always_verify,
             spool_above: self.spool_above.clone(),
-        }
-    }
-
-    /// The text of the caller's Docker config; none when there is no such file.
-    ///
-    /// # Errors
-    /// When a file that was named cannot be read.
-    pub fn docker_config(&self) -> Result<Option<String>, Failure> {
-        if let Some(path) = &self.docker_config {
-            let text = std::fs::read_to_string(path);
-            return text.map(Some).map_err(|error| Failure::usage(&format!("{}: {error}", path.display())));
-        }
-        let directory = std::env::var_os("DOCKER_CONFIG")
-            .map(PathBuf::from)
-            .or_else(|| std::env::home_dir().map(|home| home.join(".docker")));
-        let Some(path) = directory.map(|directory| directory.join("config.json")) else { return Ok(None) };
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Failure::internal(&format!("cannot read {}: {error}", path.display()))),
         }
     }
 }
@@ -491,52 +391,5 @@ impl NodeArgs {
             pulls: common.pulls(),
         };
         flags.check().map_err(|error| Failure::usage(&error.to_string()))
-    }
-}
-
-impl ContentArgs {
-    /// The flags as a volume's attributes.
-    pub fn attributes(&self) -> BTreeMap<String, String> {
-        let list = |globs: &[String]| (!globs.is_empty()).then(|| globs.join("\n"));
-        let given = [
-            ("reference", Some(self.reference.clone())),
-            ("pullPolicy", self.pull_policy.clone()),
-            ("platform", self.platform.clone()),
-            ("artifactType", self.artifact_type.clone()),
-            ("variant", self.variant.clone()),
-            ("layout", self.layout.clone()),
-            ("include", list(&self.include)),
-            ("exclude", list(&self.exclude)),
-            ("unpack", self.unpack.clone()),
-            ("stripComponents", self.strip_components.clone()),
-            ("readable", self.readable.clone()),
-        ];
-        given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
-    }
-}
-
-impl SaveArgs {
-    /// The flags as a volume's attributes.
-    pub fn attributes(&self) -> BTreeMap<String, String> {
-        let given = [
-            ("reference", Some(&self.reference)),
-            ("pullPolicy", self.pull_policy.as_ref()),
-            ("platform", self.platform.as_ref()),
-            ("artifactType", self.artifact_type.as_ref()),
-            ("variant", self.variant.as_ref()),
-        ];
-        given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.clone()))).collect()
-    }
-}
-
-impl MountArgs {
-    /// The flags as a volume's attributes.
-    pub fn attributes(&self) -> BTreeMap<String, String> {
-        let mut attributes = self.content.attributes();
-        attributes.extend(self.path.clone().map(|path| ("path".to_owned(), path)));
-        if self.exec {
-            attributes.insert("exec".to_owned(), "true".to_owned());
-        }
-        attributes
     }
 }

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cli::args::Common;
+use crate::cli::interrupt;
+use crate::cli::output;
+use crate::control::{client, wait};
 use crate::failure::Failure;
 use crate::host::blocking;
 use crate::mount::locked::Lock;
@@ -15,6 +18,20 @@ use crate::store::space::budget::Budget;
 use crate::volume::credentials::CredentialSources;
 use crate::volume::permits::Permits;
 use crate::volume::volumes::{MIN_AGE, Settings, Volumes};
+
+/// Runs `work` of a command, which ends early when somebody wants it to: then what is kept is said.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_command<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    run(GRACE, async {
+        tokio::select! {
+            biased;
+            failure = interrupt::wanted() => Err(failure),
+            result = work => result,
+        }
+    })
+}
 
 /// Runs `work`, and ends with it: what blocks meanwhile has `grace` to end, and is then left behind.
 ///
@@ -39,6 +56,34 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .build()
         .map_err(|error| Failure::internal(&format!("cannot start threads: {error}")))
 }
+
+/// What commands work on whose store is open for them: here, after waiting for another command that has it, or in a plugin that can be
+/// asked.
+///
+/// # Errors
+/// When a flag cannot be used, or the store cannot be opened.
+pub async fn store(common: &Common) -> Result<Arc<Volumes>, Failure> {
+    let volumes = volumes(common)?;
+    let root = volumes.store_root();
+    if client::is_served(root).await? {
+        let unused: Vec<&str> =
+            common.given.iter().map(String::as_str).filter(|flag| !OWN.contains(flag)).collect();
+        if !unused.is_empty() {
+            output::warn(&format!(
+                "the plugin that holds {} pulls with its own settings; {} {} not used",
+                root.display(),
+                unused.join(", "),
+                if unused.len() == 1 { "is" } else { "are" }
+            ));
+        }
+    } else if !common.no_wait {
+        wait::until_free(&volumes, |holder| output::note(&format!("waiting for {holder}"))).await?;
+    }
+    Ok(volumes)
+}
+
+/// Flags that are the command's own, also where a plugin does the work.
+const OWN: [&str; 4] = ["--root", "--no-wait", "--output", "--docker-config"];
 
 /// What commands work on, made from the common flags.
 pub fn volumes(common: &Common) -> Result<Arc<Volumes>, Failure> {

@@ -10,7 +10,7 @@ use indicatif::BinaryBytes;
 use tokio::sync::watch;
 
 use crate::cli::args::Common;
-use crate::cli::context::{self, GRACE};
+use crate::cli::context;
 use crate::cli::{namespace, output};
 use crate::demo::kubelet::{Kubelet, PodVolume};
 use crate::demo::push::{Layer, Pusher};
@@ -47,7 +47,7 @@ pub fn run(common: &Common) -> Result<ExitCode, Failure> {
         directory.path().display()
     ));
     let began = Instant::now();
-    context::run(GRACE, show(common, directory.path()))?;
+    context::run_command(show(common, directory.path()))?;
     output::line(&format!("\ndone in {:.0?}; everything is removed again", began.elapsed()));
     Ok(ExitCode::SUCCESS)
 }

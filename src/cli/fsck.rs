@@ -5,9 +5,11 @@ use std::sync::Mutex;
 
 use indicatif::BinaryBytes;
 
-use crate::cli::args::{Common, FsckArgs};
-use crate::cli::context::volumes;
-use crate::cli::output::{self, Bytes};
+use crate::cli::args::Common;
+use crate::cli::command_args::FsckArgs;
+use crate::cli::context::store;
+use crate::cli::output::{self, counted};
+use crate::cli::progress::Bytes;
 use crate::control::client;
 use crate::control::request::{ControlRequest, Reply};
 use crate::failure::Failure;
@@ -23,7 +25,7 @@ use crate::volume::fsck;
 /// Whatever failed. That something is damaged is no failure of the command: it is its exit status.
 pub async fn run(common: &Common, flags: &FsckArgs) -> Result<ExitCode, Failure> {
     let report = if flags.repair {
-        match client::run(&volumes(common)?, ControlRequest::Fsck, |_| {}).await? {
+        match client::run(&store(common).await?, ControlRequest::Fsck, |_| {}).await? {
             Reply::Checked(report) => report,
             other => return Err(Failure::internal(&format!("unexpected answer: {other:?}"))),
         }
@@ -49,7 +51,8 @@ pub async fn run(common: &Common, flags: &FsckArgs) -> Result<ExitCode, Failure>
     Ok(if left { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn text(report: &Report) -> String {
+/// What was found, in words.
+pub(super) fn text(report: &Report) -> String {
     let mut lines: Vec<String> = report.findings.iter().map(line).collect();
     if let Some(more @ 1..) = report.damaged.checked_sub(report.findings.len() as u64) {
         lines.push(format!("and {more} more"));
@@ -91,8 +94,4 @@ fn line(finding: &Finding) -> String {
         (references, _) => format!(", in {}", references.join(", ")),
     };
     format!("{kind} {name}{file}: {problem}{shown}{repaired}")
-}
-
-fn counted(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use indicatif::BinaryBytes;
 
-use crate::cli::args::{Common, GcArgs};
-use crate::cli::context::volumes;
+use crate::cli::args::Common;
+use crate::cli::command_args::GcArgs;
+use crate::cli::context::store;
 use crate::cli::output;
 use crate::control::client;
 use crate::control::request::{ControlRequest, Reply};
@@ -18,7 +19,7 @@ use crate::store::collect::report::{Item, Kind, Report};
 /// Whatever failed.
 pub async fn run(common: &Common, flags: &GcArgs) -> Result<ExitCode, Failure> {
     let request = ControlRequest::Collect { dry_run: flags.dry_run };
-    match client::run(&volumes(common)?, request, |_| {}).await? {
+    match client::run(&store(common).await?, request, |_| {}).await? {
         Reply::Collected(report) => {
             output::result(common, &report, || text(&report, flags.dry_run));
             Ok(ExitCode::SUCCESS)

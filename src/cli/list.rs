@@ -1,60 +1,123 @@
 //! `ocivol ls`
 
 use std::process::ExitCode;
-use std::time::Duration;
 
-use indicatif::{BinaryBytes, HumanDuration};
+use indicatif::BinaryBytes;
 
 use crate::cli::args::Common;
 use crate::cli::context::volumes;
-use crate::cli::output;
+use crate::cli::output::{self, ago, counted, short};
 use crate::control::client;
 use crate::control::request::{ControlRequest, Reply};
 use crate::failure::Failure;
-use crate::volume::list::Listed;
+use crate::store::disk::now;
+use crate::volume::list::{Listed, Listing};
 
-/// Lists the store.
+/// Lists the store: a plugin's as the plugin sees it, any other one as it lies there, whoever writes to it.
 ///
 /// # Errors
 /// Whatever failed.
 pub async fn run(common: &Common) -> Result<ExitCode, Failure> {
-    match client::run(&volumes(common)?, ControlRequest::List, |_| {}).await? {
-        Reply::List(listed) => {
-            output::result(common, &listed, || table(&listed));
-            Ok(ExitCode::SUCCESS)
+    let volumes = volumes(common)?;
+    let listing = if client::is_served(volumes.store_root()).await? {
+        match client::run(&volumes, ControlRequest::List, |_| {}).await? {
+            Reply::List(listing) => listing,
+            other => return Err(Failure::internal(&format!("unexpected answer: {other:?}"))),
         }
-        other => Err(Failure::internal(&format!("unexpected answer: {other:?}"))),
+    } else {
+        volumes.list().await?
+    };
+    output::result(common, &listing.trees, || table(&listing));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(listing: &Listing) -> String {
+    let head = ["REFERENCE", "DIGEST", "FILTER", "PLATFORM", "SIZE", "FILES", "LAST USE", "MOUNTED BY"];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(listing.trees.iter().flat_map(rows_of));
+    let trees = counted(listing.trees.len() as u64, "tree");
+    let Some(free) = listing.free else {
+        return format!("{}\n{trees}; there is no store yet", output::table(&rows));
+    };
+    let unfinished = match listing.unfinished {
+        0 => String::new(),
+        bytes => format!("{} unfinished, ", BinaryBytes(bytes)),
+    };
+    let (content, free) = (BinaryBytes(listing.content), BinaryBytes(free));
+    format!("{}\n{trees}, {content} on disk, {unfinished}{free} free", output::table(&rows))
+}
+
+/// A row for each reference of a tree.
+fn rows_of(tree: &Listed) -> Vec<[String; 8]> {
+    let row = |reference: String| {
+        [
+            reference,
+            short(&tree.digest).to_owned(),
+            or_none(&tree.filter),
+            or_none(tree.platform.as_deref().unwrap_or_default()),
+            BinaryBytes(tree.size).to_string(),
+            tree.files.to_string(),
+            ago(now().saturating_sub(tree.last_use)),
+            mounted(&tree.mounted_by),
+        ]
+    };
+    if tree.references.is_empty() {
+        return vec![row("-".to_owned())];
+    }
+    let rows = tree.references.iter().map(|reference| {
+        let is_older = if tree.moved.contains(reference) { " (older)" } else { "" };
+        row(format!("{reference}{is_older}"))
+    });
+    rows.collect()
+}
+
+fn or_none(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+fn mounted(by: &[String]) -> String {
+    match by {
+        [] => "-".to_owned(),
+        [only] => only.clone(),
+        [first, more @ ..] => format!("{first} +{}", more.len()),
     }
 }
 
-fn table(listed: &[Listed]) -> String {
-    let head = ["REFERENCE", "DIGEST", "SIZE", "FILES", "LAST USE", "MOUNTED BY"].map(str::to_owned);
-    let mut rows = vec![head];
-    rows.extend(listed.iter().map(row));
-    output::table(&rows)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn row(tree: &Listed) -> [String; 6] {
-    let digest: String = tree.digest.chars().take("sha256:".len() + 12).collect();
-    let unused = crate::store::disk::now().saturating_sub(tree.last_use);
-    let mounted = match tree.mounted_at.as_slice() {
-        [] => "-".to_owned(),
-        [only] => pod(only).unwrap_or_else(|| only.display().to_string()),
-        many => format!("{} targets", many.len()),
-    };
-    [
-        tree.references.first().cloned().unwrap_or_else(|| "-".to_owned()),
-        digest,
-        BinaryBytes(tree.size).to_string(),
-        tree.files.to_string(),
-        format!("{} ago", HumanDuration(Duration::from_secs(unused))),
-        mounted,
-    ]
-}
+    fn tree(references: &[&str], moved: &[&str]) -> Listed {
+        let all = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Listed {
+            references: all(references),
+            moved: all(moved),
+            digest: format!("sha256:{}", "a".repeat(64)),
+            manifest: format!("sha256:{}", "b".repeat(64)),
+            family: "modelpack".into(),
+            platform: None,
+            filter: "include *.json".into(),
+            size: 3 << 20,
+            files: 2,
+            dropped: Default::default(),
+            last_use: now(),
+            tree: "0".repeat(64),
+            mounted_at: Vec::new(),
+            mounted_by: all(&["default/llama-0", "default/llama-1", "/mnt"]),
+        }
+    }
 
-/// The pod's UID in a target of kubelet's shape.
-fn pod(target: &std::path::Path) -> Option<String> {
-    let parts: Vec<_> = target.components().map(|part| part.as_os_str()).collect();
-    let plugin = parts.iter().position(|part| *part == "kubernetes.io~csi")?;
-    Some(format!("pod {}", parts.get(plugin.checked_sub(2)?)?.to_str()?))
+    #[test]
+    fn each_reference_has_a_row_and_the_sums_are_last() {
+        let trees = vec![tree(&["r/m:v1", "r/m:v2"], &["r/m:v1"])];
+        let listing = Listing { trees, content: 3 << 20, unfinished: 1 << 30, free: Some(49 << 30) };
+        let text = table(&listing);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert!(lines[1].starts_with("r/m:v1 (older)  sha256:aaaaaaaaaaaa  include *.json  -"), "{text}");
+        assert!(lines[1].ends_with("default/llama-0 +2"), "{text}");
+        assert!(lines[2].starts_with("r/m:v2          sha256:aaaaaaaaaaaa"), "{text}");
+        assert_eq!(lines[3], "1 tree, 3.00 MiB on disk, 1.00 GiB unfinished, 49.00 GiB free");
+        assert_eq!(table(&Listing::default()).lines().nth(1), Some("0 trees; there is no store yet"));
+    }
 }

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use indicatif::BinaryBytes;
 
-use crate::cli::args::{Common, LoadArgs};
-use crate::cli::context::volumes;
-use crate::cli::output;
-use crate::cli::output::Progress;
+use crate::cli::args::Common;
+use crate::cli::command_args::LoadArgs;
+use crate::cli::context::store;
+use crate::cli::output::{self, counted};
+use crate::cli::progress::Progress;
 use crate::control::client;
 use crate::control::request::{ControlRequest, Load, Pulled, Reply};
 use crate::failure::Failure;
@@ -29,8 +30,9 @@ pub async fn run(common: &Common, flags: &LoadArgs) -> Result<ExitCode, Failure>
         .into_string()
         .map_err(|path| Failure::usage(&format!("{}: is not UTF-8", path.display())))?;
     let load = Load { path, name: flags.name.clone(), platform: flags.platform.clone() };
-    let mut progress = Progress::new(common);
-    let reply = client::run(&volumes(common)?, ControlRequest::Load(load), |now| progress.show(&now)).await?;
+    let volumes = store(common).await?;
+    let mut progress = Progress::new(common, &load.path);
+    let reply = client::run(&volumes, ControlRequest::Load(load), |now| progress.show(&now)).await?;
     drop(progress);
     let Reply::Loaded(loaded) = reply else {
         return Err(Failure::internal(&format!("unexpected answer: {reply:?}")));
@@ -41,5 +43,9 @@ pub async fn run(common: &Common, flags: &LoadArgs) -> Result<ExitCode, Failure>
 
 fn line(loaded: &Pulled) -> String {
     let Pulled { reference, digest, files, size, .. } = loaded;
-    format!("{digest}\n{reference}: {files} files, {}; it is everybody's on this node", BinaryBytes(*size))
+    format!(
+        "{digest}\n{reference}: {}, {}; it is everybody's on this node",
+        counted(*files as u64, "file"),
+        BinaryBytes(*size)
+    )
 }

@@ -4,13 +4,21 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::cli::args::{Common, MountArgs, UmountArgs};
-use crate::cli::context::{self, GRACE, volumes};
-use crate::cli::output::Progress;
+use rustix::thread::{CapabilitySet, capabilities};
+use serde::Serialize;
+
+use crate::cli::args::Common;
+use crate::cli::busy;
+use crate::cli::command_args::{MountArgs, UmountArgs};
+use crate::cli::content_args::attributes;
+use crate::cli::context::{self, store, volumes};
+use crate::cli::credentials::{docker_config, without_helpers};
+use crate::cli::progress::Progress;
+use crate::cli::pull::{pull, say_if_old};
 use crate::cli::{namespace, output};
 use crate::control::client;
-use crate::control::request::{Content, ControlRequest, Reply};
-use crate::failure::Failure;
+use crate::control::request::{Content, ControlRequest, Pulled, Reply};
+use crate::failure::{Failure, Kind};
 use crate::mount::attach::{MountSource, Mounter};
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
@@ -18,27 +26,62 @@ use crate::store::disk::empty_directory;
 use crate::volume;
 use crate::volume::attributes::Attributes;
 
+/// Exit statuses of shells: no such command, and one that cannot be run.
+const NOT_FOUND: u8 = 127;
+const NOT_RUN: u8 = 126;
+
+/// What was mounted.
+#[derive(Serialize)]
+struct Mounted<'a> {
+    #[serde(flatten)]
+    pulled: &'a Pulled,
+    directory: &'a str,
+}
+
+/// What was unmounted.
+#[derive(Serialize)]
+struct Unmounted<'a> {
+    directory: &'a str,
+}
+
 /// Mounts; with a command, in a namespace of its own, and becomes that command, with the caller's `umask`.
 ///
 /// # Errors
 /// Whatever failed.
 pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
-    let attributes = flags.attributes();
+    let mut attributes =
+        attributes(&flags.reference, &flags.choice, Some(&flags.files), flags.policy.pull_policy)?;
+    attributes.extend(flags.path.clone().map(|path| ("path".to_owned(), path)));
+    if flags.exec {
+        attributes.insert("exec".to_owned(), "true".to_owned());
+    }
     // Checked before anything is pulled or any namespace is left.
     let checked = Attributes::parse(&attributes).map_err(volume::error::Error::from)?;
     let target = absolute(&flags.directory)?;
-    let content = Content { attributes, docker_config: common.docker_config()? };
+    Policy::anywhere().check(&target).map_err(volume::error::Error::from)?;
     let Some((program, arguments)) = flags.command.split_first() else {
-        return context::run(GRACE, mount_for_good(common, content, target));
+        return context::run_command(mount_for_good(common, flags, attributes, target));
+    };
+    if !flags.exec && std::path::absolute(program).is_ok_and(|program| program.starts_with(&target)) {
+        return Err(Failure::usage(&format!(
+            "{} is in the volume, which is mounted noexec; add --exec to run what is in it",
+            program.display()
+        )));
+    }
+    // A helper is the user's, and so asked before the user has another number.
+    let docker_config = match without_helpers(common, &flags.reference)? {
+        Some(known) => known,
+        None => context::run_command(docker_config(common, std::slice::from_ref(&flags.reference)))?,
     };
     // The store's place is that of the user who asks, not of the root of the new namespace.
     let root = common.root()?;
     let common = Common { root: Some(root.clone()), ..common.clone() };
     namespace::enter()?;
-    let pulled = context::run(GRACE, crate::cli::pull::pull(&common, content, true))?;
+    let content = Content { attributes, docker_config };
+    let pulled = context::run_command(pull(&common, &flags.reference, content, true))?;
     let target = Policy::anywhere().check(&target).map_err(volume::error::Error::from)?;
     let source = MountSource {
-        tree: &pulled.tree,
+        tree: &pulled.path,
         path: checked.path.as_ref(),
         exec: checked.exec,
         asked_read_only: true,
@@ -47,31 +90,71 @@ pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Res
     mounter.attach(source, &target).map_err(volume::error::Error::from)?;
     rustix::process::umask(umask);
     let error = std::process::Command::new(program).args(arguments).exec();
-    Err(Failure::usage(&format!("cannot run {}: {error}", program.display())))
+    let (kind, status) = match error.kind() {
+        std::io::ErrorKind::NotFound => (Kind::NotFound, NOT_FOUND),
+        _ => (Kind::FailedPrecondition, NOT_RUN),
+    };
+    let message = format!("cannot run {}: {error}", program.display());
+    output::fail(common.output, &Failure { kind, message });
+    Ok(ExitCode::from(status))
 }
 
-async fn mount_for_good(common: &Common, content: Content, target: String) -> Result<ExitCode, Failure> {
-    let mut progress = Progress::new(common);
+async fn mount_for_good(
+    common: &Common,
+    flags: &MountArgs,
+    attributes: std::collections::BTreeMap<String, String>,
+    target: String,
+) -> Result<ExitCode, Failure> {
+    let may_mount = capabilities(None).is_ok_and(|own| own.effective.contains(CapabilitySet::SYS_ADMIN));
+    if !may_mount && !client::is_served(&common.root()?).await? {
+        return Err(Failure {
+            kind: Kind::PermissionDenied,
+            message: format!(
+                "mounting for others to see needs root; without, run one command with it: ocivol mount {} {} -- COMMAND",
+                flags.reference,
+                flags.directory.display()
+            ),
+        });
+    }
+    let docker_config = docker_config(common, std::slice::from_ref(&flags.reference)).await?;
+    let content = Content { attributes, docker_config };
+    let volumes = store(common).await?;
+    let mut progress = Progress::new(common, &flags.reference);
     let request = ControlRequest::Mount { content, target: target.clone() };
-    let reply = client::run(&volumes(common)?, request, |now| progress.show(&now)).await?;
+    let reply = client::run(&volumes, request, |now| progress.show(&now)).await?;
     drop(progress);
     match reply {
         Reply::Mounted(pulled) => {
-            output::result(common, &pulled, || format!("{}\nmounted on {target}, read-only", pulled.digest));
+            say_if_old(&pulled);
+            let mounted = Mounted { pulled: &pulled, directory: &target };
+            output::result(common, &mounted, || format!("{}\nmounted on {target}, read-only", pulled.digest));
             Ok(ExitCode::SUCCESS)
         }
         other => Err(Failure::internal(&format!("unexpected answer: {other:?}"))),
     }
 }
 
-/// Unmounts.
+/// Unmounts. It does not wait for the store: what is mounted can be unmounted without.
 ///
 /// # Errors
 /// Whatever failed.
 pub async fn umount(common: &Common, flags: &UmountArgs) -> Result<ExitCode, Failure> {
     let target = absolute(&flags.directory)?;
-    client::run(&volumes(common)?, ControlRequest::Unmount { target }, |_| {}).await?;
-    Ok(ExitCode::SUCCESS)
+    let request = ControlRequest::Unmount { target: target.clone() };
+    match client::run(&volumes(common)?, request, |_| {}).await {
+        Ok(_) => {
+            output::result(common, &Unmounted { directory: &target }, String::new);
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(mut failure) => {
+            if failure.kind == Kind::Unavailable
+                && let Some(users) = busy::users(Path::new(&target))
+            {
+                failure.message.push_str(&format!("; used by {users}"));
+            }
+            Err(failure)
+        }
+    }
 }
 
 fn absolute(path: &Path) -> Result<String, Failure> {

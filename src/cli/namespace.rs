@@ -26,7 +26,7 @@ pub fn enter() -> Result<(), Failure> {
     } else {
         CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUSER
     };
-    unshare(flags).map_err(|error| {
+    alone(|| unshare(flags)).map_err(|error| {
         Failure::internal(&format!(
             "cannot make a namespace: {error}; run as root, or allow user namespaces \
              (sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
@@ -41,6 +41,18 @@ pub fn enter() -> Result<(), Failure> {
     // Slave: mounts of the machine still appear here, ours do not appear there.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
         .map_err(|error| Failure::internal(&format!("cannot make mounts private: {error}")))
+}
+
+/// Tries again where the kernel says that there are other threads: those that were waited for may be about to end.
+fn alone(unshare: impl Fn() -> nix::Result<()>) -> nix::Result<()> {
+    const TIMES: usize = 200;
+    for _ in 0..TIMES {
+        match unshare() {
+            Err(nix::errno::Errno::EINVAL) => std::thread::park_timeout(std::time::Duration::from_millis(1)),
+            done => return done,
+        }
+    }
+    unshare()
 }
 
 fn write(path: &str, text: &str) -> Result<(), Failure> {

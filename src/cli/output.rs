@@ -1,22 +1,62 @@
-//! Printing: results on stdout, progress and errors on stderr.
+//! Printing: results on stdout, warnings and errors on stderr.
 
-use std::io::{IsTerminal as _, Write as _};
-use std::time::{Duration, Instant};
+use std::io::{ErrorKind, Write as _};
+use std::sync::Mutex;
 
-use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
+use serde_json::json;
 
 use crate::cli::args::{Common, Output};
-use crate::pull::progress::Snapshot;
+use crate::cli::words;
+use crate::failure::{Failure, Kind};
 
-/// Prints a line of the result. A reader that went away is no error.
+/// Why the standard output did not take what was printed.
+static LOST: Mutex<Option<String>> = Mutex::new(None);
+
+/// Prints a line of the result. A reader that went away is no error; a disk that is full is one, which [`lost`] tells.
 pub fn line(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let mut out = std::io::stdout();
+    let written = writeln!(out, "{text}").and_then(|()| out.flush());
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+        && let Ok(mut lost) = LOST.lock()
+    {
+        lost.get_or_insert_with(|| error.to_string());
+    }
 }
 
-/// Prints the one line that says what failed.
-pub fn fail(message: &str) {
-    let _ = writeln!(std::io::stderr(), "ocivol: {message}");
+/// Whether something that was printed did not arrive.
+pub fn lost() -> Option<Failure> {
+    let lost = LOST.lock().ok()?.take()?;
+    Some(Failure { kind: Kind::Unavailable, message: format!("cannot write to the standard output: {lost}") })
+}
+
+/// Says something that is worth knowing, and does not keep the command from its end.
+pub fn warn(message: &str) {
+    let _ = writeln!(std::io::stderr(), "warning: {message}");
+}
+
+/// Says what goes on.
+pub fn note(message: &str) {
+    let _ = writeln!(std::io::stderr(), "{message}");
+}
+
+/// Prints the one line that says what failed, in the words of the command line.
+pub fn fail(output: Output, failure: &Failure) {
+    let message = words::on_the_command_line(&failure.message);
+    match output {
+        Output::Text => drop(writeln!(std::io::stderr(), "ocivol: {message}")),
+        Output::Json => {
+            let kind = serde_json::to_value(failure.kind).unwrap_or_default();
+            fail_as_json(kind.as_str().unwrap_or("internal"), &message);
+        }
+    }
+}
+
+/// Prints an error for programs.
+pub fn fail_as_json(kind: &str, message: &str) {
+    let error = json!({ "error": { "kind": kind, "message": message } });
+    let _ = writeln!(std::io::stderr(), "{error}");
 }
 
 /// Prints `value` as JSON where that is asked for, else `text`.
@@ -24,9 +64,14 @@ pub fn result(common: &Common, value: &impl Serialize, text: impl FnOnce() -> St
     match common.output {
         Output::Json => match serde_json::to_string_pretty(value) {
             Ok(json) => line(&json),
-            Err(error) => fail(&error.to_string()),
+            Err(error) => fail(common.output, &Failure::internal(&error.to_string())),
         },
-        Output::Text => line(&text()),
+        Output::Text => {
+            let text = text();
+            if !text.is_empty() {
+                line(&text);
+            }
+        }
     }
 }
 
@@ -41,71 +86,17 @@ pub fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Shows how far a pull is: a bar on a terminal, else a line now and then.
-pub struct Progress {
-    bar: Option<ProgressBar>,
-    next_line: Instant,
+/// `1 file`, `2 files`.
+pub fn counted(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// How often a line is printed where there is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(5);
-
-impl Progress {
-    /// Nothing is shown yet.
-    pub fn new(common: &Common) -> Self {
-        let terminal = std::io::stderr().is_terminal() && common.output == Output::Text;
-        let bar = terminal.then(|| {
-            let style = "{bar:30} {binary_bytes:>11} of {binary_total_bytes:<11} {binary_bytes_per_sec:>13}  {eta} left";
-            let bar = ProgressBar::new(0);
-            bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
-        });
-        Self { bar, next_line: Instant::now() + LINE_EVERY }
-    }
-
-    /// Shows `snapshot`.
-    pub fn show(&mut self, snapshot: &Snapshot) {
-        match &self.bar {
-            // Until the manifest is read there is nothing to measure against.
-            Some(_) if snapshot.blobs == 0 => {}
-            Some(bar) => {
-                bar.set_length(snapshot.total);
-                bar.set_position(snapshot.done);
-            }
-            None if Instant::now() >= self.next_line => {
-                self.next_line = Instant::now() + LINE_EVERY;
-                let _ = writeln!(std::io::stderr(), "{snapshot}");
-            }
-            None => {}
-        }
-    }
+/// A time that lies so many seconds back, in words.
+pub fn ago(seconds: u64) -> String {
+    format!("{} ago", indicatif::HumanDuration(std::time::Duration::from_secs(seconds)))
 }
 
-/// Says now and then how many bytes something has come to.
-pub struct Bytes {
-    what: &'static str,
-    next_line: Instant,
-}
-
-impl Bytes {
-    /// Nothing is said for the first seconds.
-    pub fn new(what: &'static str) -> Self {
-        Self { what, next_line: Instant::now() + LINE_EVERY }
-    }
-
-    /// It has come to so many.
-    pub fn show(&mut self, bytes: u64) {
-        if Instant::now() >= self.next_line {
-            self.next_line = Instant::now() + LINE_EVERY;
-            let _ = writeln!(std::io::stderr(), "{} {}", BinaryBytes(bytes), self.what);
-        }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
+/// A digest, as much of it as tells it from others in a table.
+pub fn short(digest: &str) -> &str {
+    digest.get(.."sha256:".len() + 12).unwrap_or(digest)
 }

@@ -3,49 +3,124 @@
 use std::process::ExitCode;
 
 use indicatif::BinaryBytes;
+use serde::Serialize;
 
-use crate::cli::args::{Common, ContentArgs};
-use crate::cli::context::volumes;
-use crate::cli::output;
-use crate::cli::output::Progress;
+use crate::cli::args::Common;
+use crate::cli::command_args::PullArgs;
+use crate::cli::content_args::{attributes, policy_of_pull};
+use crate::cli::context::store;
+use crate::cli::credentials::docker_config;
+use crate::cli::inspect::{self, Inspected};
+use crate::cli::output::{self, ago, counted, short};
+use crate::cli::progress::Progress;
 use crate::control::client;
 use crate::control::request::{Content, ControlRequest, Pulled, Reply};
 use crate::failure::Failure;
+use crate::oci::reference::Reference;
+use crate::store::disk::now;
 
-/// Pulls and prints the digest.
+/// What a pull would do.
+#[derive(Serialize)]
+struct Plan<'a> {
+    reference: &'a str,
+    digest: &'a str,
+    manifest: &'a str,
+    family: &'a str,
+    files: usize,
+    /// Bytes of all of it, as the registry has it.
+    size: u64,
+    /// Bytes of it that are in the store.
+    here: u64,
+    /// Bytes that would come over the network.
+    missing: u64,
+}
+
+/// Pulls one after the other and prints the digest of each; or says what would come.
 ///
 /// # Errors
-/// Whatever failed.
-pub async fn run(common: &Common, flags: &ContentArgs) -> Result<ExitCode, Failure> {
-    let content = Content { attributes: flags.attributes(), docker_config: common.docker_config()? };
-    let pulled = pull(common, content, false).await?;
-    output::result(common, &pulled, || {
-        let dropped = pulled.dropped.in_words().map(|words| format!("\nleft out by rule: {words}"));
+/// Whatever failed. What was pulled before stays.
+pub async fn run(common: &Common, flags: &PullArgs) -> Result<ExitCode, Failure> {
+    let docker_config = docker_config(common, &flags.references).await?;
+    for reference in &flags.references {
+        let policy = policy_of_pull(reference, flags.policy.pull_policy);
+        let attributes = attributes(reference, &flags.choice, Some(&flags.files), policy)?;
+        if flags.dry_run {
+            let found = inspect::look(common, &attributes, docker_config.as_deref()).await?;
+            plan(common, &found)?;
+            continue;
+        }
+        let content = Content { attributes, docker_config: docker_config.clone() };
+        let pulled = pull(common, reference, content, false).await?;
+        output::result(common, &pulled, || text(&pulled));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(pulled: &Pulled) -> String {
+    let dropped = pulled.dropped.in_words().map(|words| format!("\nleft out by rule: {words}"));
+    format!(
+        "{}\n{}: {}, {}; {} were fetched{}",
+        pulled.digest,
+        pulled.reference,
+        counted(pulled.files as u64, "file"),
+        BinaryBytes(pulled.size),
+        BinaryBytes(pulled.fetched),
+        dropped.unwrap_or_default()
+    )
+}
+
+fn plan(common: &Common, found: &Inspected) -> Result<(), Failure> {
+    let Some(family) = found.family else { return Err(Failure::usage(&found.rule)) };
+    let manifest = found.manifest.as_deref().unwrap_or(&found.digest);
+    let (digest, reference) = (found.digest.as_str(), found.reference.as_str());
+    let missing = found.size.saturating_sub(found.here);
+    let (files, size, here) = (found.files.len(), found.size, found.here);
+    let plan = Plan { reference, digest, manifest, family, files, size, here, missing };
+    output::result(common, &plan, || {
         format!(
-            "{}\n{}@{}: {} files, {}; {} were fetched{}",
-            pulled.digest,
-            pulled.reference.split('@').next().unwrap_or(&pulled.reference),
-            pulled.digest,
-            pulled.files,
-            BinaryBytes(pulled.size),
-            BinaryBytes(pulled.fetched),
-            dropped.unwrap_or_default()
+            "{digest}\n{reference}: {} in {}; {} are here, {} would be fetched",
+            BinaryBytes(size),
+            counted(files as u64, "layer"),
+            BinaryBytes(here),
+            BinaryBytes(missing)
         )
     });
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Pulls and shows progress. With a `lease` what was pulled is kept as long as this process lives.
 ///
 /// # Errors
 /// Whatever failed.
-pub(super) async fn pull(common: &Common, content: Content, lease: bool) -> Result<Pulled, Failure> {
-    let mut progress = Progress::new(common);
+pub(super) async fn pull(
+    common: &Common,
+    reference: &str,
+    content: Content,
+    lease: bool,
+) -> Result<Pulled, Failure> {
+    let volumes = store(common).await?;
+    let mut progress = Progress::new(common, reference);
     let reply =
-        client::run(&volumes(common)?, ControlRequest::Pull { content, lease }, |now| progress.show(&now))
-            .await?;
+        client::run(&volumes, ControlRequest::Pull { content, lease }, |now| progress.show(&now)).await?;
+    drop(progress);
     match reply {
-        Reply::Pulled(pulled) => Ok(pulled),
+        Reply::Pulled(pulled) => {
+            say_if_old(&pulled);
+            Ok(pulled)
+        }
         other => Err(Failure::internal(&format!("unexpected answer: {other:?}"))),
+    }
+}
+
+/// Says that a tag may be something else by now.
+pub(super) fn say_if_old(pulled: &Pulled) {
+    let tag = pulled.reference.parse::<Reference>().ok().filter(|reference| reference.digest().is_none());
+    if let Some(reference) = tag.filter(|_| !pulled.asked) {
+        let tag = reference.tag().unwrap_or("latest");
+        let when = match pulled.resolved_at {
+            0 => "when it was asked for last".to_owned(),
+            at => ago(now().saturating_sub(at)),
+        };
+        output::note(&format!("{tag} was {} {when}; --pull-policy Always asks again", short(&pulled.digest)));
     }
 }

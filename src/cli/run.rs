@@ -1,17 +1,24 @@
 //! Runs a command.
 
-use crate::cli::context::{self, GRACE};
+use crate::cli::args::Output;
+use crate::cli::completion;
+use crate::cli::context;
 use crate::cli::demo;
+use crate::cli::export;
 use crate::cli::fsck;
 use crate::cli::gc;
 use crate::cli::inspect;
+use crate::cli::interrupt;
 use crate::cli::list;
 use crate::cli::load;
 use crate::cli::mount;
 use crate::cli::output;
 use crate::cli::process;
 use crate::cli::pull;
+use crate::cli::resolve;
+use crate::cli::rm;
 use crate::cli::save;
+use crate::cli::verify;
 use crate::node;
 use std::process::ExitCode;
 
@@ -26,12 +33,18 @@ pub fn run(cli: Cli) -> ExitCode {
     let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let is_node = matches!(cli.command, Command::Node(_));
     crate::telemetry::logs::start(cli.common.log_format, cli.common.level(is_node));
+    let format = if is_node { Output::Text } else { cli.common.output };
     let result = dispatch(cli, umask);
-    match result {
-        Ok(code) => code,
+    // A result that did not arrive is none.
+    match result.and_then(|status| output::lost().map_or(Ok(status), Err)) {
+        Ok(status) => status,
         Err(failure) => {
-            output::fail(&failure.message);
-            if failure.kind == Kind::InvalidArgument { ExitCode::from(2) } else { ExitCode::FAILURE }
+            output::fail(format, &failure);
+            match (interrupt::status(), failure.kind) {
+                (Some(status), _) => ExitCode::from(status),
+                (None, Kind::InvalidArgument) => ExitCode::from(2),
+                (None, _) => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -55,15 +68,21 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
             })?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Pull(flags) => context::run(GRACE, pull::run(&common, &flags)),
-        Command::Load(flags) => context::run(GRACE, load::run(&common, &flags)),
-        Command::Save(flags) => context::run(GRACE, save::run(&common, &flags)),
+        Command::Pull(flags) => context::run_command(pull::run(&common, &flags)),
         Command::Mount(flags) => mount::mount(&common, &flags, umask),
-        Command::Umount(flags) => context::run(GRACE, mount::umount(&common, &flags)),
-        Command::Inspect(flags) => context::run(GRACE, inspect::run(&common, &flags)),
-        Command::Ls => context::run(GRACE, list::run(&common)),
-        Command::Fsck(flags) => context::run(GRACE, fsck::run(&common, &flags)),
-        Command::Gc(flags) => context::run(GRACE, gc::run(&common, &flags)),
+        Command::Umount(flags) => context::run_command(mount::umount(&common, &flags)),
+        Command::Export(flags) => context::run_command(export::run(&common, &flags)),
+        Command::Inspect(flags) => context::run_command(inspect::run(&common, &flags)),
+        Command::Resolve(flags) => context::run_command(resolve::run(&common, &flags)),
+        Command::Ls => context::run_command(list::run(&common)),
+        Command::Rm(flags) => context::run_command(rm::run(&common, &flags)),
+        Command::Gc(flags) => context::run_command(gc::run(&common, &flags)),
+        Command::Verify(flags) => context::run_command(verify::run(&common, &flags)),
+        Command::Fsck(flags) => context::run_command(fsck::run(&common, &flags)),
+        Command::Load(flags) => context::run_command(load::run(&common, &flags)),
+        Command::Save(flags) => context::run_command(save::run(&common, &flags)),
         Command::Demo => demo::run(&common),
+        Command::Completion(flags) => Ok(completion::completion(&flags)),
+        Command::Man(flags) => completion::man(&common, &flags),
     }
 }

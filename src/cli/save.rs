@@ -10,10 +10,13 @@ use indicatif::BinaryBytes;
 use serde::Serialize;
 
 use crate::cli::archive;
-use crate::cli::args::{Common, SaveArgs};
-use crate::cli::context::volumes;
-use crate::cli::output;
-use crate::cli::output::{Bytes, Progress};
+use crate::cli::args::Common;
+use crate::cli::command_args::SaveArgs;
+use crate::cli::content_args::attributes;
+use crate::cli::context::store;
+use crate::cli::credentials::docker_config;
+use crate::cli::output::{self, counted};
+use crate::cli::progress::{Bytes, Progress};
 use crate::control::client;
 use crate::control::request::{Content, ControlRequest, Reply, Saved};
 use crate::failure::{Failure, Kind};
@@ -48,9 +51,11 @@ pub async fn run(common: &Common, flags: &SaveArgs) -> Result<ExitCode, Failure>
     if to_stdout && io::stdout().is_terminal() {
         return Err(Failure::usage("an archive is not for a terminal: name a file, or redirect the output"));
     }
-    let content = Content { attributes: flags.attributes(), docker_config: common.docker_config()? };
-    let volumes = volumes(common)?;
-    let mut progress = Progress::new(common);
+    let attributes = attributes(&flags.reference, &flags.choice, None, flags.policy.pull_policy)?;
+    let docker_config = docker_config(common, std::slice::from_ref(&flags.reference)).await?;
+    let content = Content { attributes, docker_config };
+    let volumes = store(common).await?;
+    let mut progress = Progress::new(common, &flags.reference);
     let request = ControlRequest::Save { content };
     // The blobs stay in the store until they are written.
     let (reply, _kept) = client::ask(&volumes, request, |now| progress.show(&now)).await?;
@@ -83,10 +88,10 @@ pub async fn run(common: &Common, flags: &SaveArgs) -> Result<ExitCode, Failure>
             false => format!(" (chosen from the index {})", result.digest),
         };
         format!(
-            "{}{chosen}\n{}: {} blobs, {}; {} were fetched\nwritten to {}",
+            "{}{chosen}\n{}: {}, {}; {} were fetched\nwritten to {}",
             result.manifest,
             result.reference,
-            result.blobs,
+            counted(result.blobs as u64, "blob"),
             BinaryBytes(result.size),
             BinaryBytes(result.fetched),
             result.file

@@ -47,16 +47,11 @@ pub async fn ask(
     request: ControlRequest,
     progress: impl FnMut(Snapshot) + Send,
 ) -> Result<(Reply, Kept), Failure> {
-    match UnixStream::connect(volumes.store_root().join(SOCKET)).await {
-        Ok(stream) => converse(stream, &request, progress, volumes.store_root()).await,
-        // Nobody listens: there is no plugin, or it left its socket behind.
-        Err(error)
-            if matches!(
-                error.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
-            ) =>
-        {
-            let Done { reply, kept } = execute(volumes, request, Some(std::process::id()), progress).await?;
+    match connect(volumes.store_root()).await? {
+        Some(stream) => converse(stream, &request, progress, volumes.store_root()).await,
+        None => {
+            let Done { reply, kept } =
+                Box::pin(execute(volumes, request, Some(std::process::id()), progress)).await?;
             let lost = match &reply {
                 Reply::Pulled(_) | Reply::Loaded(_) => {
                     "the disk failed to take what was pulled; see its log, and pull again"
@@ -72,7 +67,24 @@ pub async fn ask(
             }
             Err(Failure { kind: Kind::Unavailable, message: lost.to_owned() })
         }
-        Err(error) => Err(broken(volumes.store_root(), &error.to_string())),
+    }
+}
+
+/// Whether a plugin has the store at `root`, and can be asked.
+///
+/// # Errors
+/// When that cannot be seen, as there is something else at `root`, or it is somebody else's.
+pub async fn is_served(root: &Path) -> Result<bool, Failure> {
+    Ok(connect(root).await?.is_some())
+}
+
+async fn connect(root: &Path) -> Result<Option<UnixStream>, Failure> {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    match UnixStream::connect(root.join(SOCKET)).await {
+        Ok(stream) => Ok(Some(stream)),
+        // Nobody listens: there is no plugin, or it left its socket behind.
+        Err(error) if matches!(error.kind(), NotFound | ConnectionRefused) => Ok(None),
+        Err(error) => Err(unreachable(root, &error)),
     }
 }
 
@@ -100,6 +112,23 @@ async fn converse(
     match conversation.await {
         Ok(result) => result,
         Err(error) => Err(broken(root, &error.to_string())),
+    }
+}
+
+/// Why nobody was asked.
+fn unreachable(root: &Path, error: &std::io::Error) -> Failure {
+    let root_text = root.display();
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => Failure {
+            kind: Kind::PermissionDenied,
+            message: format!("{root_text} is another user's; run as root, or use another --root"),
+        },
+        std::io::ErrorKind::NotADirectory => Failure::usage(&format!("--root: {root_text} is no directory")),
+        // The kernel's bound for the path of a socket (`man 7 unix`).
+        std::io::ErrorKind::InvalidInput => Failure::usage(&format!(
+            "--root: {root_text} is too long for the path of a socket in it; use a shorter one"
+        )),
+        _ => broken(root, &error.to_string()),
     }
 }
 

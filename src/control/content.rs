@@ -37,10 +37,15 @@ pub(in crate::control) fn described_as(reference: String, pulled: &PulledTree, f
     Pulled {
         reference,
         digest: pulled.digest.to_string(),
+        manifest: image.manifest.to_string(),
+        family: image.family.clone(),
         size: image.size,
         files: image.files,
         dropped: image.dropped,
         fetched,
-        tree: pulled.tree.root.clone(),
+        asked: pulled.asked,
+        resolved_at: pulled.at,
+        tree: pulled.tree.key.to_string(),
+        path: pulled.tree.root.clone(),
     }
 }

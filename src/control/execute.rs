@@ -94,6 +94,7 @@ pub async fn execute(
             Reply::Unmounted
         }
         ControlRequest::List => Reply::List(volumes.list().await?),
+        ControlRequest::Remove { name } => Reply::Removed(volumes.remove(&name).await?),
         ControlRequest::Fsck => Reply::Checked(volumes.repair().await?),
         ControlRequest::Collect { dry_run } => Reply::Collected(volumes.collect(dry_run).await?),
     };

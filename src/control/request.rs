@@ -11,7 +11,8 @@ use crate::oci::digest::Digest;
 use crate::pull::progress::Snapshot;
 use crate::store::collect::report::Report;
 use crate::store::fsck::report::Report as CheckReport;
-use crate::volume::list::Listed;
+use crate::volume::list::Listing;
+use crate::volume::remove::Removed;
 
 /// The socket's name in the store's directory.
 pub const SOCKET: &str = "control.sock";
@@ -53,6 +54,11 @@ pub enum ControlRequest {
     Collect {
         /// Only say what that is.
         dry_run: bool,
+    },
+    /// Take away what has this name, unless it is in use.
+    Remove {
+        /// A reference, or a digest.
+        name: String,
     },
     /// Compare the store with what is recorded of it, and take out what is damaged.
     Fsck,
@@ -101,9 +107,11 @@ pub enum Reply {
     /// Manifests are in the store under their names.
     Loaded(Vec<Pulled>),
     /// What the store holds.
-    List(Vec<Listed>),
+    List(Listing),
     /// What went, or would.
     Collected(Report),
+    /// What went because it was named.
+    Removed(Removed),
     /// What was damaged.
     Checked(CheckReport),
     /// It failed.
@@ -115,8 +123,12 @@ pub enum Reply {
 pub struct Pulled {
     /// What was asked for.
     pub reference: String,
-    /// What it resolved to.
+    /// What it resolved to: an index, or the manifest itself.
     pub digest: String,
+    /// The manifest that it shows.
+    pub manifest: String,
+    /// The artifact family.
+    pub family: String,
     /// Bytes of all files.
     pub size: u64,
     /// How many files.
@@ -125,8 +137,14 @@ pub struct Pulled {
     pub dropped: Dropped,
     /// Bytes that came over the network.
     pub fetched: u64,
-    /// The directory in the store.
-    pub tree: PathBuf,
+    /// Whether a registry was asked what the reference is.
+    pub asked: bool,
+    /// When one said so last, in seconds since the epoch; 0 where that is not known.
+    pub resolved_at: u64,
+    /// The tree's name in the store.
+    pub tree: String,
+    /// Its directory.
+    pub path: PathBuf,
 }
 
 /// A manifest whose blobs are files in the store.

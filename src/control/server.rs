@@ -69,10 +69,9 @@ async fn converse(stream: UnixStream, volumes: &Volumes) -> std::io::Result<()> 
     let reply = match serde_json::from_slice::<ControlRequest>(&line) {
         Ok(request) => {
             let (sender, mut snapshots) = mpsc::channel(PROGRESS_QUEUE);
-            let work = execute(volumes, request, pid, move |snapshot| {
+            let mut work = Box::pin(execute(volumes, request, pid, move |snapshot| {
                 let _ = sender.try_send(snapshot);
-            });
-            tokio::pin!(work);
+            }));
             loop {
                 tokio::select! {
                     result = &mut work => match result {

@@ -58,4 +58,30 @@ impl Options {
         let [include, exclude] = self.selection.normal_form();
         format!("{:?} {include:?} {exclude:?} {:?} {}", self.layout, self.unpack, self.strip)
     }
+
+    /// What is asked for beside the usual, in words, each attribute once.
+    pub fn in_words(&self) -> Vec<String> {
+        let [include, exclude] = self.selection.normal_form();
+        let mut words = Vec::new();
+        for (name, globs) in [("include", include), ("exclude", exclude)] {
+            if !globs.is_empty() {
+                words.push(format!("{name} {}", globs.into_iter().collect::<Vec<_>>().join(" ")));
+            }
+        }
+        words.extend(match self.layout {
+            Layout::Auto => None,
+            Layout::Blobs => Some("layout blobs".to_owned()),
+            Layout::OciLayout { .. } => Some("layout oci-layout".to_owned()),
+            Layout::Ollama { .. } => Some("layout ollama".to_owned()),
+        });
+        words.extend(match self.unpack {
+            Unpack::Auto => None,
+            Unpack::Always => Some("unpack always".to_owned()),
+            Unpack::Never => Some("unpack never".to_owned()),
+        });
+        if self.strip > 0 {
+            words.push(format!("strip {}", self.strip));
+        }
+        words
+    }
 }

@@ -86,6 +86,11 @@ impl Platform {
         (own <= limit).then_some(own)
     }
 
+    /// Whether content for `other` runs where this is wanted.
+    pub fn accepts(&self, other: &Self) -> bool {
+        other.rank_on(self).is_some()
+    }
+
     /// `v9.2` as 902.
     fn level(&self) -> Option<u32> {
         let Some(variant) = &self.variant else {

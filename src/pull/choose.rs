@@ -30,6 +30,8 @@ pub(crate) struct Found {
     pub manifest: Manifest,
     pub digest: Digest,
     pub size: u64,
+    /// What it runs on, as the index says that it was chosen from.
+    pub platform: Option<Platform>,
 }
 
 /// Where manifests and indexes are read from.
@@ -67,6 +69,8 @@ enum Children {
 struct Candidate {
     digest: Digest,
     left: Choice,
+    /// What an index says that it runs on.
+    platform: Option<Platform>,
 }
 
 /// What an error says of an index.
@@ -87,12 +91,12 @@ impl Choice {
         digest: &Digest,
         documents: &mut D,
     ) -> Result<Found, D::Error> {
-        let mut at = Candidate { digest: digest.clone(), left: self.clone() };
+        let mut at = Candidate { digest: digest.clone(), left: self.clone(), platform: None };
         for _ in 0..=DEPTH_LIMIT {
             let index = match documents.load(&at.digest).await? {
                 (Document::Manifest(manifest), size) => {
                     at.left.check(&manifest, reference)?;
-                    return Ok(Found { manifest, digest: at.digest, size });
+                    return Ok(Found { manifest, digest: at.digest, size, platform: at.platform });
                 }
                 (Document::Index(index), _) => index,
             };
@@ -145,8 +149,11 @@ impl Choice {
         let mut seen = HashSet::new();
         fitting.retain(|child| seen.insert(&child.digest));
         let best = choose(&self.platform, fitting.iter().copied()).map(|best| fitting[best]);
-        let candidate =
-            |child: &Descriptor| Candidate { digest: child.digest.clone(), left: self.without(child) };
+        let candidate = |child: &Descriptor| Candidate {
+            digest: child.digest.clone(),
+            left: self.without(child),
+            platform: platform(child).cloned(),
+        };
         if let (Some(best), false) = (best, open) {
             // Of images that fit equally the first is meant (image-index.md). Artifacts are not interchangeable.
             let equal = fitting.iter().filter(|child| child.platform == best.platform).count();

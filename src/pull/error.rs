@@ -38,6 +38,18 @@ pub enum Error {
         /// What to do.
         advice: &'static str,
     },
+    /// An image that is in no index is for another machine.
+    #[error(
+        "{reference} is an image for {found}, and not for {wanted}; leave out platform, or name another reference"
+    )]
+    OtherPlatform {
+        /// What was asked for.
+        reference: String,
+        /// What it is for.
+        found: String,
+        /// What was wanted.
+        wanted: String,
+    },
     /// The index leads to more indexes than anything real.
     #[error("{reference} is an index of indexes, more than {limit} deep")]
     TooDeep {
@@ -94,7 +106,10 @@ impl Error {
             Self::Transfer(error) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Layout(error) => error.kind(),
-            Self::Manifest { .. } | Self::NoChild { .. } | Self::TooDeep { .. } => Kind::FailedPrecondition,
+            Self::Manifest { .. }
+            | Self::NoChild { .. }
+            | Self::OtherPlatform { .. }
+            | Self::TooDeep { .. } => Kind::FailedPrecondition,
             Self::NoCredentials { .. } => Kind::Unauthenticated,
             Self::NotPresent { .. } => Kind::NotFound,
         }

@@ -81,6 +81,7 @@ impl LoadRequest {
             choice: Choice { platform: self.platform.clone(), artifact_type: None, variant: None },
             options: Options::default(),
             readable: None,
+            exact_platform: false,
             credentials: Vec::new(),
             anonymous: true,
             notes: Vec::new(),

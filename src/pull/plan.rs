@@ -136,6 +136,30 @@ impl Planner {
         self.verify_diff_ids && family.name == layout::families::image::NAME
     }
 
+    /// Checks that an image is for the platform that is wanted, by its `config`.
+    ///
+    /// # Errors
+    /// [`Error::OtherPlatform`] when it is for another; those of fetching the config.
+    pub async fn check_platform(&self, job: Job<'_>, config: &Descriptor) -> Result<(), Error> {
+        match self.ensure_config(job, config).await {
+            // What it is for cannot be known without asking for it, which is forbidden.
+            Err(Error::NotPresent { .. }) if job.resolved.offline => return Ok(()),
+            ensured => ensured?,
+        }
+        let (store, digest) = (Arc::clone(&self.store), config.digest.clone());
+        let read = blocking::run(Lane::Work, move || read_config(&store, &digest)).await?;
+        let found = layout::families::image::platform(&read)?;
+        let wanted = &job.request.choice.platform;
+        if found.as_ref().is_none_or(|found| wanted.accepts(found)) {
+            return Ok(());
+        }
+        Err(Error::OtherPlatform {
+            reference: job.request.reference.to_string(),
+            found: found.map(|found| found.to_string()).unwrap_or_default(),
+            wanted: wanted.to_string(),
+        })
+    }
+
     /// Thousands of names and patterns are work for a thread that may take its time, and memory for a few at a time. Without
     /// `manifest` it is read again.
     async fn lay_out(

@@ -10,6 +10,7 @@ use crate::host::blocking::{self, Lane};
 use crate::host::limits;
 use crate::host::memory::Memory;
 use crate::layout;
+use crate::layout::families::image;
 use crate::layout::plan::Plan;
 use crate::oci::manifest::Manifest;
 use crate::oci::reference::Reference;
@@ -136,7 +137,13 @@ impl Puller {
             tenant: request.tenant.clone(),
             reference: request.reference.clone(),
             policy: request.policy,
-            tree: format!("{:?} {:?} {}", request.choice, request.readable, request.options.normal_form()),
+            tree: format!(
+                "{:?} {} {:?} {}",
+                request.choice,
+                request.exact_platform,
+                request.readable,
+                request.options.normal_form()
+            ),
             credentials: request.credentials.clone(),
             anonymous: request.anonymous,
             notes: request.notes.clone(),
@@ -162,6 +169,10 @@ impl Puller {
         let (resolved, mut manifest) = self.resolver.resolve(request).await?;
         let family = layout::decide::decide(&manifest, &request.options.layout)?.family;
         let readable = request.readable.unwrap_or(family.readable);
+        if request.exact_platform && resolved.platform.is_none() && family.name == image::NAME {
+            let job = Job { resolved: &resolved, family, request, progress };
+            self.planner.check_platform(job, &manifest.config).await?;
+        }
         let is_checked = self.planner.checks(family);
         let key = TreeKey::new(&resolved.manifest_digest, &request.options, readable, is_checked);
         let hold = self.hold(&key, &resolved, &manifest).await;
@@ -189,6 +200,8 @@ impl Puller {
                     readable,
                     manifest: resolved.manifest_digest.clone(),
                     family: family.name.to_owned(),
+                    platform: resolved.platform.as_ref().map(ToString::to_string),
+                    filter: filter(request, family.readable),
                     merge_bytes: Planner::merge_bytes(&resolved),
                 };
                 let job = Job { resolved: &resolved, family, request, progress };
@@ -214,9 +227,11 @@ impl Puller {
             }
             let (store, reference) = (Arc::clone(&self.store), request.reference.to_string());
             let (tenant, mut documents) = (asker.tenant.clone(), resolved.documents);
+            let (digest, at) = (resolved.digest.clone(), resolved.at);
             documents.push(config);
             let used = move || {
-                let used = Use { reference: &reference, documents: &documents, tenant: &tenant };
+                let (documents, tenant) = (&documents, &tenant);
+                let used = Use { reference: &reference, digest: &digest, at, documents, tenant };
                 store.trees.used(&key, &used)
             };
             blocking::run(Lane::Store, used).await
@@ -230,7 +245,14 @@ impl Puller {
             }
             noted => noted?,
         }
-        Ok(Pulled { tree, digest: resolved.digest, fetched: progress.snapshot().fetched, _hold: hold })
+        Ok(Pulled {
+            tree,
+            digest: resolved.digest,
+            fetched: progress.snapshot().fetched,
+            asked: resolved.asked,
+            at: resolved.at,
+            _hold: hold,
+        })
     }
 
     /// Holds the tree, and all that it may be made of.
@@ -288,6 +310,15 @@ impl Puller {
         drop(room);
         again(beside).await
     }
+}
+
+/// What is wanted of an artifact beside all of it, in words; empty where nothing is.
+fn filter(request: &PullRequest, usual: bool) -> String {
+    let mut words = request.options.in_words();
+    if let Some(readable) = request.readable.filter(|readable| *readable != usual) {
+        words.push(format!("readable {readable}"));
+    }
+    words.join(", ")
 }
 
 /// Some of what a large plan needs, from the one at `first` on: as much as has room while it is waited for.

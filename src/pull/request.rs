@@ -28,6 +28,8 @@ pub struct PullRequest {
     pub options: Options,
     /// Whether everybody may read the files; the family decides if it is not said.
     pub readable: Option<bool>,
+    /// Whether an image that no index says the platform of has to be for the one that is chosen.
+    pub exact_platform: bool,
     /// Tried in order.
     pub credentials: Vec<Credential>,
     /// Whether it is tried without any after them.
@@ -90,6 +92,10 @@ pub struct Pulled {
     pub digest: Digest,
     /// Bytes that came over the network for it.
     pub fetched: u64,
+    /// Whether a registry was asked what the reference is.
+    pub asked: bool,
+    /// When one said so last, in seconds since the epoch; 0 where that is not known.
+    pub at: u64,
     /// Holds the tree.
     pub(in crate::pull) _hold: Arc<Hold>,
 }

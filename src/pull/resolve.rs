@@ -2,12 +2,14 @@
 
 use crate::oci::digest::Digest;
 use crate::oci::manifest::{Document, Manifest};
+use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
 use crate::pull::error::Error;
 use crate::pull::manifests::{Manifests, Readable};
 use crate::pull::request::{PullPolicy, PullRequest};
 use crate::pull::rights::{Known, Rights};
 use crate::registry::source::{Asker, Source};
+use crate::store::disk::now;
 use crate::store::error::Error as StoreError;
 
 /// A reference that was resolved.
@@ -19,6 +21,8 @@ pub struct Resolved {
     pub manifest_digest: Digest,
     /// Its bytes.
     pub manifest_size: u64,
+    /// What it runs on, as the index says that it was chosen from.
+    pub platform: Option<Platform>,
     /// The manifests and indexes that were read on the way to it, and itself.
     pub documents: Vec<Digest>,
     /// Who has shown a right to it.
@@ -27,6 +31,8 @@ pub struct Resolved {
     pub offline: bool,
     /// The registry was asked, and has shown that `asker` may read the manifest.
     pub asked: bool,
+    /// When a registry said last that the reference is this, in seconds since the epoch; 0 where that is not known.
+    pub at: u64,
 }
 
 /// Resolves references.
@@ -88,15 +94,16 @@ impl Resolver {
         let known = self.rights.known(&asker, reference, offline).await?;
         // A tag is not asked for again while what it was is here; what is gone, the registry may have forgotten as well.
         let is_lost = match &known {
-            Some(Known { digest, granted: true })
+            Some(Known { digest, granted: true, .. })
                 if policy == PullPolicy::IfNotPresent && reference.digest().is_none() =>
             {
                 !self.manifests.holds(digest).await?
             }
             _ => false,
         };
+        let known_at = known.as_ref().map_or(0, |known| known.at);
         let (digest, asked) = match known {
-            Some(Known { digest, granted: true }) if policy != PullPolicy::Always && !is_lost => {
+            Some(Known { digest, granted: true, .. }) if policy != PullPolicy::Always && !is_lost => {
                 (digest, false)
             }
             _ if offline => return Err(Error::NotPresent { reference: reference.to_string() }),
@@ -112,9 +119,18 @@ impl Resolver {
             }
             found => (digest, asked, found?),
         };
-        let (manifest_digest, manifest_size) = (found.digest, found.size);
-        let documents = documents.into_read();
-        let resolved = Resolved { digest, manifest_digest, manifest_size, documents, asker, offline, asked };
+        let at = if asked { now() } else { known_at };
+        let resolved = Resolved {
+            digest,
+            manifest_digest: found.digest,
+            manifest_size: found.size,
+            platform: found.platform,
+            documents: documents.into_read(),
+            asker,
+            offline,
+            asked,
+            at,
+        };
         Ok((resolved, found.manifest))
     }
 

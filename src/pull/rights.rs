@@ -41,6 +41,8 @@ pub struct Known {
     pub digest: Digest,
     /// Whether the asker may read that without asking.
     pub granted: bool,
+    /// When it was resolved, in seconds since the epoch; 0 where that is not known.
+    pub at: u64,
 }
 
 /// The name of the grant for the manifest at `digest`.
@@ -73,10 +75,10 @@ impl Rights {
         let (reference, limit) = (reference.clone(), self.limit(offline));
         self.with(asker, move |store, asker, who| {
             let known = match reference.digest() {
-                Some(digest) => Some(digest.clone()),
+                Some(digest) => Some((digest.clone(), 0)),
                 None => store.tags.get(&asker.tenant, who, &reference.target())?,
             };
-            let Some(digest) = known else { return Ok(None) };
+            let Some((digest, at)) = known else { return Ok(None) };
             // What everybody may read in this repository needs no grant. That everybody may read it in another says nothing: who
             // has a grant may mount the blobs of this repository that the manifest lists, and anybody can write a manifest.
             let repository = &asker.source.repository;
@@ -90,7 +92,7 @@ impl Rights {
             let granted = public
                 || preloaded
                 || store.grants.holds(&asker.tenant, who, &of_manifest(&digest), limit)?;
-            Ok(Some(Known { digest, granted }))
+            Ok(Some(Known { digest, granted, at }))
         })
         .await
     }

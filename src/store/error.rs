@@ -10,7 +10,11 @@ use crate::store::space::amount::Amount;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process writes to it.
-    #[error("the store {root} is in use by {holder}; use its control socket, or stop it", root = root.display())]
+    #[error(
+        "the store {root} is in use by {}; wait until that has ended, or stop it",
+        if holder.is_empty() { "another process" } else { holder.as_str() },
+        root = root.display()
+    )]
     Locked {
         /// The store.
         root: PathBuf,

@@ -20,6 +20,8 @@ pub struct Attributes {
     pub pull_policy: PullPolicy,
     /// `platform`, `artifactType`, `variant`
     pub choice: Choice,
+    /// Whether `platform` was given.
+    pub platform_given: bool,
     /// `layout`, `include`, `exclude`, `unpack`, `stripComponents`
     pub options: Options,
     /// `path`; `None` is all of the tree.
@@ -135,6 +137,7 @@ impl Attributes {
                 artifact_type: value("artifactType").map(str::to_owned),
                 variant: value("variant").map(variant).transpose()?,
             },
+            platform_given: value("platform").is_some(),
             options: Options {
                 layout: layout(&value, &reference)?,
                 selection: Selection::new(

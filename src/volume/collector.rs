@@ -71,11 +71,13 @@ impl Collector {
         is_dry_run: bool,
     ) -> Result<Report, StoreError> {
         let mounted = || self.mounted();
-        let (pinned, min_age) = (&self.pinned().clone(), self.min_age);
+        // What somebody names goes however lately it was used.
+        let min_age = if matches!(wanted, Wanted::Named) { Duration::ZERO } else { self.min_age };
+        let pinned = &self.pinned().clone();
         let rules = Rules { mounted: &mounted, filter, pinned, min_age, is_dry_run, stop: &self.stop };
         let report = run(store, &rules, wanted)?;
         let reason = match wanted {
-            Wanted::Everything => For::Command,
+            Wanted::Everything | Wanted::Named => For::Command,
             Wanted::Excess(_) => For::Watermark,
             Wanted::Room(_) | Wanted::Quota(_) | Wanted::AllBut(_) => For::Pull,
         };

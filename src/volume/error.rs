@@ -36,6 +36,20 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// Nothing in the store has this name.
+    #[error("{name} is not in this store; `ocivol ls` shows what is")]
+    NotInStore {
+        /// The name.
+        name: String,
+    },
+    /// It cannot be removed.
+    #[error("{name} is in use: {by}; nothing was removed")]
+    InUse {
+        /// What should go.
+        name: String,
+        /// Who uses it, in words.
+        by: String,
+    },
     /// The content is still on its way.
     #[error("still pulling {reference}: {progress}")]
     StillPulling {
@@ -90,12 +104,21 @@ pub enum Error {
 }
 
 impl Error {
+    /// Who holds the store, if that is why: a process, as it named itself.
+    pub fn holder(&self) -> Option<&str> {
+        match self {
+            Self::Store(crate::store::error::Error::Locked { holder, .. }) => Some(holder),
+            _ => None,
+        }
+    }
+
     /// What the caller can do.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Attributes(_) | Self::Credentials(_) => Kind::InvalidArgument,
             Self::Occupied { .. } => Kind::AlreadyExists,
-            Self::NotPublished { .. } | Self::NotMounted { .. } => Kind::NotFound,
+            Self::NotPublished { .. } | Self::NotMounted { .. } | Self::NotInStore { .. } => Kind::NotFound,
+            Self::InUse { .. } => Kind::FailedPrecondition,
             Self::StillPulling { .. } => Kind::DeadlineExceeded,
             Self::NotPermitted { .. } => Kind::PermissionDenied,
             Self::Preempted => Kind::Aborted,

@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::host::blocking;
+use crate::oci::reference::Reference;
 use crate::store::error::Error as StoreError;
 use crate::store::fsck::cursor::Cursor;
 use crate::store::fsck::report::{Finding, Report};
 use crate::store::fsck::run::Fsck;
+use crate::store::inventory::Inventory;
+use crate::store::key::Entry;
 use crate::store::open::Store;
 use crate::volume::error::Error;
 use crate::volume::volumes::Volumes;
@@ -37,6 +40,29 @@ pub fn look(root: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<Report, Stor
         true
     };
     Fsck::new(root, &pace, &|_| {}, None).run(Cursor::default(), &mut |_| {})
+}
+
+/// Looks at what the store at `root` has under `name`, a reference: its trees, their layers and their blobs.
+///
+/// # Errors
+/// [`Error::NotInStore`]; when it cannot be listed.
+pub fn look_at(root: &Path, name: &str, progress: &(dyn Fn(u64) + Sync)) -> Result<Report, Error> {
+    let reference = name.parse::<Reference>().map_or_else(|_| name.to_owned(), |known| known.to_string());
+    let trees = Inventory::read(root)?.trees;
+    let entries: Vec<Entry> = trees
+        .iter()
+        .filter(|tree| tree.usage.references.contains(&reference))
+        .flat_map(|tree| tree.entries())
+        .collect();
+    if entries.is_empty() {
+        return Err(Error::NotInStore { name: name.to_owned() });
+    }
+    let read = AtomicU64::new(0);
+    let pace = |bytes| {
+        progress(read.fetch_add(bytes, Ordering::Relaxed) + bytes);
+        true
+    };
+    Ok(Fsck::new(root, &pace, &|_| {}, None).only(entries)?)
 }
 
 impl Volumes {

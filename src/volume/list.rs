@@ -1,25 +1,51 @@
-//! What the store holds, and where it is mounted.
+//! What the store holds, where it is mounted, and by whom.
 
-use crate::host::blocking::{self, Lane};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::blocking::{self, Lane};
 use crate::layer::format::Dropped;
+use crate::layout::plan::{Item, Plan};
 use crate::mount::mountinfo::Table;
+use crate::oci::digest::Digest;
+use crate::store::content::trees::{Resolution, Tree};
+use crate::store::inventory::{Inventory, missing};
 use crate::volume::error::Error;
 use crate::volume::store_mounts::StoreMounts;
 use crate::volume::volumes::Volumes;
+
+/// What a store holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// Its trees.
+    pub trees: Vec<Listed>,
+    /// Bytes of the content of all of them, each counted once.
+    pub content: u64,
+    /// Bytes of downloads that are not finished.
+    pub unfinished: u64,
+    /// Bytes that are free on its disk; `None` where there is no store.
+    pub free: Option<u64>,
+}
 
 /// One tree of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// References it was pulled as.
     pub references: Vec<String>,
-    /// Digest of the manifest it shows.
+    /// Those of them that were something else when a registry was asked last.
+    pub moved: Vec<String>,
+    /// What the references resolved to: an index, or the manifest itself.
     pub digest: String,
+    /// Digest of the manifest it shows.
+    pub manifest: String,
     /// The artifact family.
     pub family: String,
+    /// What it runs on, where an index said so.
+    pub platform: Option<String>,
+    /// What was wanted of it, in words; empty for all.
+    pub filter: String,
     /// Bytes of all files.
     pub size: u64,
     /// How many files.
@@ -32,6 +58,104 @@ pub struct Listed {
     pub tree: String,
     /// Targets where it is mounted, as this mount namespace sees them.
     pub mounted_at: Vec<PathBuf>,
+    /// Who has it mounted: pods as `namespace/name`, processes, and targets of which no more is known.
+    pub mounted_by: Vec<String>,
+}
+
+/// Lists the store at `root`, which may be open in another process.
+///
+/// # Errors
+/// When the store or the mount table cannot be read.
+pub fn look(root: &Path) -> Result<Listing, Error> {
+    let Inventory { trees, volumes, leases, content, unfinished, free } = Inventory::read(root)?;
+    let table = Table::read()?;
+    let ours = StoreMounts::locate(&table, root);
+    let newest = newest(&trees);
+    let pods: BTreeMap<&Path, &str> =
+        volumes.iter().filter_map(|volume| Some((volume.target.as_path(), volume.pod.as_deref()?))).collect();
+    let listed = trees.iter().map(|tree| {
+        let mounted = table
+            .iter()
+            .filter(|mount| ours.holds(mount) && mount.store_key() == Some(tree.mounted_key()))
+            .map(|mount| mount.mount_point.clone());
+        let mounted_at: Vec<PathBuf> = mounted.collect();
+        let by_target = mounted_at.iter().map(|target| match pods.get(target.as_path()) {
+            Some(pod) => (*pod).to_owned(),
+            None => target.display().to_string(),
+        });
+        let by_process = leases.iter().filter(|lease| lease.tree == tree.key);
+        let mounted_by = by_target.chain(by_process.map(|lease| format!("process {}", lease.pid))).collect();
+        describe(tree, &newest, mounted_at, mounted_by)
+    });
+    let trees = listed.collect();
+    Ok(Listing { trees, content, unfinished, free })
+}
+
+/// Bytes of what `plan` needs that are in the store at `root`, in one form or another.
+pub fn here(root: &Path, plan: &Plan) -> u64 {
+    let blobs = plan.items().iter().filter_map(|item| match item {
+        Item::File(_, file) => Some(&file.blob),
+        Item::Archive(archive) => Some(&archive.blob),
+        Item::Text(..) => None,
+    });
+    let needed: BTreeMap<String, (&Digest, u64)> =
+        blobs.map(|blob| (blob.digest.to_string(), (&blob.digest, blob.size))).collect();
+    let sum = |bytes: u64, size: u64| bytes.saturating_add(size);
+    let all = needed.values().map(|(_, size)| *size).fold(0, sum);
+    let missing = missing(root, plan.profile(), needed.values().map(|(digest, _)| *digest));
+    let missing = missing.iter().filter_map(|digest| needed.get(&digest.to_string()));
+    all - missing.map(|(_, size)| *size).fold(0, sum)
+}
+
+fn describe(
+    tree: &Tree,
+    newest: &BTreeMap<&str, &Resolution>,
+    mounted_at: Vec<PathBuf>,
+    mounted_by: Vec<String>,
+) -> Listed {
+    let resolved = &tree.usage.resolved;
+    let has_moved = |reference: &&String| {
+        let (own, now) = (resolved.get(*reference), newest.get(reference.as_str()));
+        own.zip(now).is_some_and(|(own, now)| own.digest != now.digest)
+    };
+    let names = names(tree);
+    let latest = resolved.values().max_by_key(|known| known.at);
+    Listed {
+        moved: names.iter().copied().filter(has_moved).cloned().collect(),
+        references: names.into_iter().cloned().collect(),
+        digest: latest.map_or_else(|| tree.image.manifest.to_string(), |known| known.digest.to_string()),
+        manifest: tree.image.manifest.to_string(),
+        family: tree.image.family.clone(),
+        platform: tree.image.platform.clone(),
+        filter: tree.image.filter.clone(),
+        size: tree.image.size,
+        files: tree.image.files,
+        dropped: tree.image.dropped,
+        last_use: tree.usage.last_use,
+        tree: tree.key.to_string(),
+        mounted_at,
+        mounted_by,
+    }
+}
+
+/// What a tree is called: without the place in an image layout that `ocivol load` read it from, where it has a name.
+pub(in crate::volume) fn names(tree: &Tree) -> Vec<&String> {
+    let all = &tree.usage.references;
+    let is_place = |name: &&String| name.starts_with("oci-layout:") && name.contains('@');
+    let named: Vec<&String> = all.iter().filter(|name| !is_place(name)).collect();
+    if named.is_empty() { all.iter().collect() } else { named }
+}
+
+/// What each reference was when a registry was asked last.
+fn newest(trees: &[Tree]) -> BTreeMap<&str, &Resolution> {
+    let mut newest: BTreeMap<&str, &Resolution> = BTreeMap::new();
+    for (reference, known) in trees.iter().flat_map(|tree| &tree.usage.resolved) {
+        let latest = newest.entry(reference).or_insert(known);
+        if known.at > latest.at {
+            *latest = known;
+        }
+    }
+    newest
 }
 
 impl Volumes {
@@ -39,29 +163,8 @@ impl Volumes {
     ///
     /// # Errors
     /// When the store or the mount table cannot be read.
-    pub async fn list(&self) -> Result<Vec<Listed>, Error> {
-        let puller = self.puller().await?;
+    pub async fn list(&self) -> Result<Listing, Error> {
         let root = self.store_root().to_owned();
-        blocking::run(Lane::Store, move || {
-            let table = Table::read()?;
-            let ours = StoreMounts::locate(&table, &root);
-            let listed = puller.store().trees.all()?.into_iter().map(|tree| Listed {
-                mounted_at: table
-                    .iter()
-                    .filter(|mount| ours.holds(mount) && mount.store_key() == Some(tree.mounted_key()))
-                    .map(|mount| mount.mount_point.clone())
-                    .collect(),
-                references: tree.usage.references.into_iter().collect(),
-                digest: tree.image.manifest.to_string(),
-                family: tree.image.family,
-                size: tree.image.size,
-                files: tree.image.files,
-                dropped: tree.image.dropped,
-                last_use: tree.usage.last_use,
-                tree: tree.key.to_string(),
-            });
-            Ok(listed.collect())
-        })
-        .await
+        blocking::run(Lane::Store, move || look(&root)).await
     }
 }

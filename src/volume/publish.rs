@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::failure::one_line;
 use crate::host::blocking::{self, Lane};
 use crate::host::failpoint;
 use crate::mount::attach::{MountSource, Mounter};
@@ -153,6 +154,7 @@ impl Volumes {
             choice: attributes.choice.clone(),
             options: attributes.options.clone(),
             readable: attributes.readable,
+            exact_platform: attributes.platform_given && *tenant == Tenant::CommandLine,
             credentials,
             anonymous: self.credentials.anonymous,
             notes,
@@ -282,6 +284,7 @@ fn mount(
         manifest: pulled.digest.clone(),
         tree: pulled.tree.key.clone(),
         made_target: attached.made_target,
+        pod: request.wanting.pod.as_ref().map(|pod| one_line(&format!("{}/{}", pod.namespace, pod.name))),
         measured: measured.filter(|_| attributes.path.is_none()),
     };
     // The mount stands without it: it then counts as this volume, whatever is asked for.

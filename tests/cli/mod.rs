@@ -2,3 +2,9 @@
 
 mod archives;
 mod commands;
+mod contents;
+mod credentials;
+mod looked_at_before;
+mod names;
+mod reference;
+mod stores;

@@ -126,6 +126,8 @@ impl Layers {
             readable,
             manifest,
             family: "test".into(),
+            platform: None,
+            filter: String::new(),
         };
         self.store.trees.build(&build).map(|tree| tree.root).map_err(|error| chain(&error))
     }

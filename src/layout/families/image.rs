@@ -15,6 +15,7 @@ use crate::layout::plan::{Archive, Plan};
 use crate::oci::digest::Digest;
 use crate::oci::manifest::Manifest;
 use crate::oci::media_type;
+use crate::oci::platform::Platform;
 
 /// The name of the family.
 pub const NAME: &str = "image";
@@ -78,6 +79,25 @@ pub fn diff_ids(config: &[u8]) -> Result<Vec<Digest>, Error> {
     Ok(config.rootfs.diff_ids)
 }
 
+/// What an image is for, as its config says; `None` where it does not.
+///
+/// # Errors
+/// [`Error::Config`] when it is no image config.
+pub fn platform(config: &[u8]) -> Result<Option<Platform>, Error> {
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(default)]
+        os: String,
+        #[serde(default)]
+        architecture: String,
+    }
+    let said: Config = serde_json::from_slice(config).map_err(Error::Config)?;
+    if said.os.is_empty() || said.architecture.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(config).map(Some).map_err(Error::Config)
+}
+
 fn is_layer(media_type: &str) -> bool {
     LAYERS.iter().any(|layer| {
         media_type.strip_prefix(layer).is_some_and(|compression| COMPRESSIONS.contains(&compression))
@@ -103,6 +123,23 @@ mod tests {
         {
             assert!(!is_layer(other), "{other}");
         }
+    }
+
+    #[test]
+    fn what_an_image_is_for_is_said_by_its_config() {
+        let read = |text: &str| platform(text.as_bytes()).expect(text).map(|found| found.to_string());
+        assert_eq!(
+            read(r#"{"os":"linux","architecture":"aarch64","rootfs":{}}"#).as_deref(),
+            Some("linux/arm64")
+        );
+        assert_eq!(
+            read(r#"{"os":"linux","architecture":"arm","variant":"v6"}"#).as_deref(),
+            Some("linux/arm/v6")
+        );
+        for silent in ["{}", r#"{"os":"linux"}"#, r#"{"os":"","architecture":""}"#] {
+            assert_eq!(read(silent), None);
+        }
+        assert!(platform(b"[").is_err());
     }
 
     #[test]

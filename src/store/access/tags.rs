@@ -39,12 +39,17 @@ impl Tags {
         Ok(Self { key, shelf: Shelf::open(disk, "tags")? })
     }
 
-    /// The digest that `tag` had when this asker last resolved it. What was preloaded counts until the tenant itself
+    /// The digest that `tag` had when this asker last resolved it, and when that was. What was preloaded counts until the tenant itself
     /// has asked the registry since; what other tenants were told changes it for nobody else.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn get(&self, tenant: &Tenant, who: AccessKey<'_>, tag: &str) -> Result<Option<Digest>, Error> {
+    pub fn get(
+        &self,
+        tenant: &Tenant,
+        who: AccessKey<'_>,
+        tag: &str,
+    ) -> Result<Option<(Digest, u64)>, Error> {
         let everybodys = AccessKey { repository: who.repository, credential: &[] };
         let preloaded = self.key.name(everybodys, &preloaded(tag));
         let (preloaded, name): (Option<Resolved>, _) =
@@ -56,7 +61,7 @@ impl Tags {
                 _ => Some(loaded),
             },
         };
-        Ok(known.map(|known| known.digest))
+        Ok(known.map(|known| (known.digest, known.at)))
     }
 
     /// Forgets what tags were that nobody asked for within `limit`, where `is_here` says that it is no longer here.

@@ -33,7 +33,11 @@ impl Collection<'_> {
             self.collect_layers(&mut references, pass, min_age)?;
         }
         // Whose a download is nobody knows.
-        if matches!(self.wanted, Wanted::Quota(_)) { Ok(()) } else { self.collect_downloads(min_age) }
+        if matches!(self.wanted, Wanted::Quota(_) | Wanted::Named) {
+            Ok(())
+        } else {
+            self.collect_downloads(min_age)
+        }
     }
 
     fn collect_blobs(
@@ -46,6 +50,9 @@ impl Collection<'_> {
         store.blobs.each(&mut |digest, record| {
             let name = Name::content(&digest);
             if self.is_stopped() || !pass.has(name) || references.has(name) || is_young(record, min_age) {
+                return Ok(());
+            }
+            if self.only.as_ref().is_some_and(|only| !only.contains(&name)) {
                 return Ok(());
             }
             // A tree has it whose record does not say so, as those of ocivol 0.1 do not: it would free nothing.
@@ -77,6 +84,9 @@ impl Collection<'_> {
         store.layers.each(&mut |key, record| {
             let name = Name::layer(&key);
             if self.is_stopped() || !pass.has(name) || references.has(name) || is_young(record, min_age) {
+                return Ok(());
+            }
+            if self.only.as_ref().is_some_and(|only| !only.contains(&name)) {
                 return Ok(());
             }
             let layer = match store.layers.recorded(&key) {

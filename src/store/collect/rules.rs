@@ -61,6 +61,8 @@ pub enum Wanted<'a> {
     Quota(&'a Missing<'a>),
     /// All that may go but so many trees, the ones that were used last.
     AllBut(usize),
+    /// The trees that somebody names, however lately they were used, and what only they need.
+    Named,
 }
 
 /// Which trees may go.

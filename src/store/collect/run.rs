@@ -1,5 +1,6 @@
 //! One collection, from the first look to the last deletion.
 
+use std::collections::HashSet;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -25,6 +26,8 @@ pub(in crate::store) struct Collection<'a> {
     pub(super) chosen: Chosen,
     pub(super) rules: &'a Rules<'a>,
     pub(super) wanted: &'a Wanted<'a>,
+    /// Content that may go at all, where not all of it may.
+    pub(super) only: Option<HashSet<Name>>,
     report: Report,
 }
 
@@ -40,6 +43,7 @@ pub fn run(store: &Store, rules: &Rules<'_>, wanted: &Wanted<'_>) -> Result<Repo
         chosen: Chosen::new(),
         rules,
         wanted,
+        only: None,
         report: Report::default(),
     };
     let started = Instant::now();
@@ -64,6 +68,9 @@ impl Collection<'_> {
         }
         if let Wanted::AllBut(kept) = *self.wanted {
             return self.collect_trees_but(&in_use, kept);
+        }
+        if matches!(self.wanted, Wanted::Named) {
+            return self.collect_named(&in_use);
         }
         // For the sake of one namespace nothing of others goes.
         let is_for_all = !matches!(self.wanted, Wanted::Quota(_));
@@ -104,6 +111,30 @@ impl Collection<'_> {
         Ok(self.report)
     }
 
+    /// The trees that the filter names, and content that no other tree needs. What else there is without a tree stays.
+    fn collect_named(mut self, in_use: &InUse) -> Result<Report, Error> {
+        let mut of_them = HashSet::new();
+        self.store.trees.each(&mut |tree| {
+            if (self.rules.filter)(&tree) {
+                of_them.insert(Name::content(&tree.image.manifest));
+                of_them.extend(tree.image.blobs.iter().flatten().map(Name::content));
+                of_them.extend(tree.usage.documents.iter().map(Name::content));
+                for key in &tree.image.layers {
+                    of_them.insert(Name::layer(key));
+                    let layer = self.store.layers.recorded(key)?;
+                    of_them.extend(layer.map(|layer| Name::content(&layer.digest)));
+                }
+            }
+            Ok(())
+        })?;
+        for candidate in trees::candidates(self.store, in_use, self.rules, Amount::ALL, &mut self.report)? {
+            self.collect_tree(&candidate)?;
+        }
+        self.only = Some(of_them);
+        self.collect_content(Duration::ZERO)?;
+        Ok(self.report)
+    }
+
     /// Whether all that may go is enough. It is no use to empty the store for what does not fit all the same.
     fn would_help(&self, in_use: &InUse) -> Result<bool, Error> {
         let missing = self.missing()?;
@@ -114,6 +145,7 @@ impl Collection<'_> {
             chosen: Chosen::new(),
             rules: &rules,
             wanted: &Wanted::Everything,
+            only: None,
             report: Report::default(),
         };
         let all = trees::candidates(self.store, in_use, self.rules, Amount::ALL, &mut trial.report)?;
@@ -186,7 +218,7 @@ impl Collection<'_> {
     /// What is still wanted, as the file system tells it.
     pub(super) fn missing(&self) -> Result<Amount, Error> {
         match self.wanted {
-            Wanted::Everything | Wanted::AllBut(_) => Ok(Amount::ALL),
+            Wanted::Everything | Wanted::AllBut(_) | Wanted::Named => Ok(Amount::ALL),
             Wanted::Room(missing) | Wanted::Excess(missing) | Wanted::Quota(missing) => missing(),
         }
     }

@@ -35,6 +35,10 @@ pub struct Build {
     pub manifest: Digest,
     /// The artifact family.
     pub family: String,
+    /// What it runs on, where an index says so.
+    pub platform: Option<String>,
+    /// What is wanted of it, in words; empty for all.
+    pub filter: String,
     /// Bytes of memory that the indexes of its layers may take.
     pub merge_bytes: u64,
 }

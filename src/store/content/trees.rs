@@ -2,7 +2,7 @@
 //!
 //! An image of one layer needs none: what is mounted is the layer itself.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,6 +63,12 @@ pub struct Image {
     pub manifest: Digest,
     /// The artifact family.
     pub family: String,
+    /// What it runs on, where an index said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// What was wanted of the artifact, in words; empty for all, and in records of ocivol 0.1.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub filter: String,
     /// Bytes of all files.
     pub size: u64,
     /// How many files and symlinks.
@@ -106,6 +112,18 @@ pub struct TreeFacts {
     /// Tenants that used it, as text; not more than two: then it is nobody's.
     #[serde(default)]
     pub tenants: BTreeSet<String>,
+    /// What references were, for those that are not digests.
+    #[serde(default)]
+    pub resolved: BTreeMap<String, Resolution>,
+}
+
+/// What a reference was at some time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolution {
+    /// The digest of the index or manifest.
+    pub digest: Digest,
+    /// When a registry said so last, in seconds since the epoch.
+    pub at: u64,
 }
 
 /// What is to be remembered of a use of a tree.
@@ -113,6 +131,10 @@ pub struct TreeFacts {
 pub struct Use<'a> {
     /// What it was pulled as.
     pub reference: &'a str,
+    /// The digest of what that is, and when a registry said so last.
+    pub digest: &'a Digest,
+    /// In seconds since the epoch.
+    pub at: u64,
     /// Manifests and indexes that led to it, and its config.
     pub documents: &'a [Digest],
     /// Who used it.
@@ -135,6 +157,32 @@ impl Image {
 }
 
 impl Tree {
+    /// What has a record of its own: the tree, what it is made of, and what led to it.
+    pub fn entries(&self) -> Vec<Entry> {
+        let blobs =
+            self.image.blobs.iter().flatten().chain(&self.usage.documents).chain([&self.image.manifest]);
+        let blobs: BTreeSet<&Digest> = blobs.collect();
+        let layers = self.image.layers.iter().cloned().map(Entry::Layer);
+        let blobs = blobs.into_iter().cloned().map(Entry::Blob);
+        std::iter::once(Entry::Tree(self.key.clone())).chain(layers).chain(blobs).collect()
+    }
+
+    /// The tree `key` of the store whose directory this is, with what is known of how it was used.
+    pub(in crate::store) fn described(
+        directory: &Path,
+        key: TreeKey,
+        image: Image,
+        mut usage: TreeFacts,
+    ) -> Self {
+        let root = match &image.only_layer {
+            Some(layer) => directory.join("layers").join(layer.as_str()),
+            None => directory.join("trees").join(key.as_str()),
+        };
+        usage.references.extend(image.references.iter().cloned());
+        usage.last_use = usage.last_use.max(image.last_use);
+        Self { key, root: root.join(FILES), image, usage }
+    }
+
     /// The name in the store of what is mounted: the tree's, or its only layer's.
     pub fn mounted_key(&self) -> &str {
         self.image.only_layer.as_ref().map_or(self.key.as_str(), LayerKey::as_str)
@@ -209,6 +257,8 @@ impl Trees {
         let image = Image {
             manifest: build.manifest.clone(),
             family: build.family.clone(),
+            platform: build.platform.clone(),
+            filter: build.filter.clone(),
             size: made.bytes,
             files: made.files,
             inodes: Some(made.inodes),
@@ -327,6 +377,11 @@ impl Trees {
             if known.references.len() < REFERENCES_LIMIT {
                 known.references.insert(used.reference.to_owned());
             }
+            let is_newer = known.resolved.get(used.reference).is_none_or(|before| before.at < used.at);
+            if is_newer && known.references.contains(used.reference) {
+                let resolution = Resolution { digest: used.digest.clone(), at: used.at };
+                known.resolved.insert(used.reference.to_owned(), resolution);
+            }
             let room = DOCUMENTS_LIMIT.saturating_sub(known.documents.len());
             known.documents.extend(used.documents.iter().take(room).cloned());
             if known.tenants.len() < TENANTS_LIMIT {
@@ -350,6 +405,17 @@ impl Trees {
         self.facts.update(&Entry::Tree(key.clone()), |known: &mut TreeFacts| {
             known.last_use = now();
             true
+        })
+    }
+
+    /// Forgets that the tree was pulled as `reference`.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`].
+    pub fn unname(&self, key: &TreeKey, reference: &str) -> Result<(), Error> {
+        self.facts.update(&Entry::Tree(key.clone()), |known: &mut TreeFacts| {
+            known.resolved.remove(reference);
+            known.references.remove(reference)
         })
     }
 
@@ -456,14 +522,8 @@ impl Trees {
     }
 
     fn as_tree(&self, key: &TreeKey, image: Image) -> Result<Tree, Error> {
-        let directory = match &image.only_layer {
-            Some(layer) => self.layers.directory(layer),
-            None => self.directory(key),
-        };
-        let mut usage: TreeFacts = self.facts.of(&Entry::Tree(key.clone()))?;
-        usage.references.extend(image.references.iter().cloned());
-        usage.last_use = usage.last_use.max(image.last_use);
-        Ok(Tree { key: key.clone(), root: directory.join(FILES), image, usage })
+        let usage = self.facts.of(&Entry::Tree(key.clone()))?;
+        Ok(Tree::described(self.disk.directory(), key.clone(), image, usage))
     }
 
     fn directory(&self, key: &TreeKey) -> PathBuf {

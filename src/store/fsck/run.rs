@@ -1,6 +1,6 @@
 //! Looks at the whole store, or goes on with it.
 
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeSet, BinaryHeap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::layer::format::FILES;
@@ -76,6 +76,28 @@ impl<'a> Fsck<'a> {
                     at(&cursor);
                 }
                 cursor.after = last;
+            }
+        }
+        Ok(self.report)
+    }
+
+    /// Looks at these entries alone, each once.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn only(mut self, entries: impl IntoIterator<Item = Entry>) -> Result<Report, Error> {
+        let mut seen = HashSet::new();
+        for entry in entries.into_iter().filter(|entry| seen.insert(entry.clone())) {
+            let (kind, records, name) = match &entry {
+                Entry::Blob(digest) => {
+                    let algorithm = digest.algorithm().as_str();
+                    (Kind::Blob, format!("blobs/{algorithm}"), digest.hex().to_owned())
+                }
+                Entry::Layer(key) => (Kind::Layer, "layers".to_owned(), key.to_string()),
+                Entry::Tree(key) => (Kind::Tree, "images".to_owned(), key.to_string()),
+            };
+            if !self.look_at(kind, &records, &name)? {
+                break;
             }
         }
         Ok(self.report)

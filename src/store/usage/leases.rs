@@ -32,6 +32,13 @@ pub struct Lease {
     pub since: u64,
 }
 
+impl Lease {
+    /// Whether its process is there.
+    pub(in crate::store) fn is_current(&self, boot_id: &str) -> bool {
+        self.boot_id == boot_id && started(self.pid) == Some(self.started)
+    }
+}
+
 impl Leases {
     pub(in crate::store) fn new(disk: Arc<Disk>) -> Self {
         Self { disk }
@@ -57,11 +64,7 @@ impl Leases {
         let mut current = Vec::new();
         for path in children(&self.directory())? {
             match record::read::<Lease>(&path)? {
-                Some(lease)
-                    if lease.boot_id == self.disk.boot_id && started(lease.pid) == Some(lease.started) =>
-                {
-                    current.push(lease);
-                }
+                Some(lease) if lease.is_current(&self.disk.boot_id) => current.push(lease),
                 _ => remove(&path)?,
             }
         }

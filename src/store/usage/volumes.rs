@@ -29,6 +29,9 @@ pub struct VolumeRecord {
     /// Whether the target's directory was made for it.
     #[serde(default)]
     pub made_target: bool,
+    /// The pod that has it, as `namespace/name`, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
     /// What it holds, where all of a tree is mounted that says so.
     #[serde(default)]
     pub measured: Option<Measured>,
