@@ -264,7 +264,7 @@ mod tests {
 
     async fn started(fake: &Fake) -> (Events, EventMetrics) {
         let metrics = EventMetrics::default();
-        let author = Author { driver: "ocivol.csi.io".into(), node: "node-a".into() };
+        let author = Author { driver: "csi.ocivol.dev".into(), node: "node-a".into() };
         let cluster = Cluster::for_tests(fake.config(), SHORT);
         (Events::counted(cluster, author, metrics.clone()), metrics)
     }
@@ -294,7 +294,7 @@ mod tests {
         assert_eq!(methods, [format!("POST {path}"), format!("PATCH {path}/{name}"), format!("POST {path}")]);
         assert!(name.starts_with("web-0."), "{name}");
         assert_eq!(bodies[0]["involvedObject"]["uid"], "pod-uid");
-        assert_eq!(bodies[0]["source"], json!({"component": "ocivol.csi.io", "host": "node-a"}));
+        assert_eq!(bodies[0]["source"], json!({"component": "csi.ocivol.dev", "host": "node-a"}));
         assert_eq!(
             (bodies[0]["type"].as_str(), bodies[0]["reason"].as_str()),
             (Some("Normal"), Some("Pulling"))
