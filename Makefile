@@ -170,13 +170,14 @@ $(RUNTIME_DIR):
 		github.com/opencontainers/runc@v$(NODE_RUNC))
 	mv $@.part $@
 
-interop: ## Push with other projects' tools, mount, compare with what they pull; slow, needs Go
+interop: ## Push with other projects' tools, mount, compare; pull through their servers; slow, needs Go
 	@command -v go >/dev/null || { echo "this needs Go 1.26 or newer: https://go.dev/doc/install" >&2; exit 1; }
 	@$(call need,docker-registry,docker-registry)
 	@$(call need,umoci,umoci)
 	@$(call need,skopeo,skopeo)
 	@$(call need,buildah,buildah)
 	@$(call need,gpg,gnupg)
+	@$(call need,nginx,nginx-light)
 	@python3 -c 'import venv, ensurepip' 2>/dev/null || $(call package,python3-venv)
 	sh tests/interop/install.sh $(TOOLS)/interop
 	$(CARGO) build

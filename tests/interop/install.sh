@@ -38,10 +38,12 @@ echo '{}' >"$copy/flux/cmd/flux/manifests/none.yaml"
 cp "$here/flux-static/main.go" "$copy/flux/cmd/flux-static/"
 build flux flux main.VERSION=2.9.5
 build flux flux-static
+module aws k8s.io/cloud-provider-aws v1.37.1
+CGO_ENABLED=0 build aws ecr-credential-provider
 module tkn github.com/tektoncd/cli v0.42.0
 cp "$here/tkn/main.go" "$copy/tkn/cmd/tkn/"
 build tkn
 
 [ -d "$tools/python" ] || python3 -m venv "$tools/python"
-"$tools/python/bin/pip" install --quiet oras==0.2.43 modelpack-client==0.1.0 || lost="$lost python"
+"$tools/python/bin/pip" install --quiet oras==0.2.43 modelpack-client==0.1.0 grpcio==1.85.3 || lost="$lost python"
 [ -z "$lost" ] || { echo "not built:$lost"; exit 1; }

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Mounts what other projects' tools pushed, and compares it with what they pull.
+# Mounts what other projects' tools pushed, and compares it with what they pull. Then pulls through other projects' servers and providers.
 # usage: run.sh OCIVOL TOOLS_DIR
-# TOOLS_DIR is what install.sh made; docker-registry, skopeo, buildah, umoci and gnupg are Debian's. buildah wants root.
+# TOOLS_DIR is what install.sh made; docker-registry, nginx, skopeo, buildah, umoci and gnupg are Debian's. buildah wants root.
 set -eu
 ocivol=$(realpath "$1")
 tools=$(realpath "$2")
@@ -64,5 +64,10 @@ while IFS=$tab read -r name reference attributes expected; do
 		failed=$((failed + 1))
 	fi
 done <"$here/cases.tsv"
+
+echo "registries:"
+for script in providers throttle; do
+	sh "$here/$script.sh" "$ocivol" "$tools" || lost=1
+done
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ] && [ "$skipped" = 0 ] && [ "$lost" = 0 ]
