@@ -178,6 +178,10 @@ interop: ## Push with other projects' tools, mount, compare; pull through their 
 	@$(call need,buildah,buildah)
 	@$(call need,gpg,gnupg)
 	@$(call need,nginx,nginx-light)
+	@$(call need,ip,iproute2)
+	@$(call need,openssl,openssl)
+	@$(call need,protoc,protobuf-compiler)
+	@ls /usr/lib/llvm-*/lib/libclang.so* >/dev/null 2>&1 || $(call package,libclang-dev)
 	@python3 -c 'import venv, ensurepip' 2>/dev/null || $(call package,python3-venv)
 	sh tests/interop/install.sh $(TOOLS)/interop
 	$(CARGO) build

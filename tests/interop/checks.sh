@@ -1,4 +1,4 @@
-# Read by providers.sh and throttle.sh, which are called with: OCIVOL TOOLS_DIR
+# Read by mirrors.sh, providers.sh and throttle.sh, which are called with: OCIVOL TOOLS_DIR
 ocivol=$(realpath "$1") tools=$(realpath "$2")
 here=$(dirname "$(realpath "$0")")
 PATH=$tools/python/bin:$tools:$PATH

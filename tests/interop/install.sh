@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the tools that run.sh wants from the Go module proxy and PyPI: minutes, and Go 1.26.
+# Builds the tools that run.sh wants from the Go module proxy, crates.io and PyPI: half an hour. Needs Go 1.26, and for Dragonfly libclang and protoc.
 # usage: install.sh TOOLS_DIR
 set -eu
 here=$(dirname "$(realpath "$0")")
@@ -38,11 +38,19 @@ echo '{}' >"$copy/flux/cmd/flux/manifests/none.yaml"
 cp "$here/flux-static/main.go" "$copy/flux/cmd/flux-static/"
 build flux flux main.VERSION=2.9.5
 build flux flux-static
+module registry github.com/google/go-containerregistry v0.22.1
+mkdir -p "$copy/registry/cmd/referrers-registry"
+cp "$here/referrers-registry/main.go" "$copy/registry/cmd/referrers-registry/"
+build registry referrers-registry
 module aws k8s.io/cloud-provider-aws v1.37.1
-CGO_ENABLED=0 build aws ecr-credential-provider
+build aws ecr-credential-provider
 module tkn github.com/tektoncd/cli v0.42.0
 cp "$here/tkn/main.go" "$copy/tkn/cmd/tkn/"
 build tkn
+
+# Dragonfly's client. Nothing is measured with it; optimised, RocksDB alone would take longer than all else.
+CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --root "$tools/cargo" --bin dfdaemon dragonfly-client@1.5.10 &&
+	ln -sf cargo/bin/dfdaemon "$tools/dfdaemon" || lost="$lost dfdaemon"
 
 [ -d "$tools/python" ] || python3 -m venv "$tools/python"
 "$tools/python/bin/pip" install --quiet oras==0.2.43 modelpack-client==0.1.0 grpcio==1.85.3 || lost="$lost python"

@@ -66,7 +66,7 @@ while IFS=$tab read -r name reference attributes expected; do
 done <"$here/cases.tsv"
 
 echo "registries:"
-for script in providers throttle; do
+for script in mirrors providers throttle; do
 	sh "$here/$script.sh" "$ocivol" "$tools" || lost=1
 done
 echo "$passed passed, $failed failed, $skipped skipped"

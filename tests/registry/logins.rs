@@ -1,9 +1,9 @@
 //! Credentials go to whom they belong, and to nobody else.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use ocivol::demo::push::Layer;
 use tonic::Code;
@@ -203,5 +203,52 @@ fn regression_t28_a_redirect_target_cannot_ask_for_credentials() {
         for seen in storage.requests().iter().chain(&harvester.requests()) {
             assert!(!seen.headers.contains_key(header::AUTHORIZATION), "{seen:?}");
         }
+    });
+}
+
+#[test]
+fn an_identity_token_is_posted_for_a_bearer_token() {
+    isolated(async {
+        let content = noise(1, 100_000);
+        let registry = Scripted::with_model(content.clone()).await;
+        // Source: distribution's "OAuth2 Token Authentication".
+        let posted = Arc::new(Mutex::new(Vec::new()));
+        let known = Arc::clone(&posted);
+        let tokens = axum::Router::new().route(
+            "/token",
+            axum::routing::post(move |headers: HeaderMap, body: String| async move {
+                assert!(!headers.contains_key(header::AUTHORIZATION), "{headers:?}");
+                known.lock().expect("no panic").push(body);
+                r#"{"access_token":"good","refresh_token":"another","expires_in":300}"#
+            }),
+        );
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let server = listener.local_addr().expect("bound");
+        tokio::spawn(async move { axum::serve(listener, tokens).await });
+        registry.script(move |seen| {
+            let good = seen.headers.get(header::AUTHORIZATION).is_some_and(|value| value == "Bearer good");
+            let realm = format!("Bearer realm=\"http://{server}/token\",service=\"the service\"");
+            (!good).then(|| (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, realm)]).into_response())
+        });
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let volume = node.volume("pod");
+        let config = serde_json::json!({"auths": {registry.host(): {"identitytoken": "to refresh with"}}});
+        let secrets = [(".dockerconfigjson", config.to_string())];
+        let secrets = secrets.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let reference = registry.reference("m:v1");
+        let request = node.kubelet.publish_request(&volume, &[("reference", &reference)], &secrets);
+        node.kubelet.publish(request).await.expect("published");
+        assert!(std::fs::read(volume.target.join("w")).expect("read") == content);
+        let posted = posted.lock().expect("no panic").clone();
+        let [form] = posted.as_slice() else { panic!("not one token for all requests: {posted:?}") };
+        for field in [
+            "grant_type=refresh_token",
+            "service=the+service",
+            "scope=repository%3Am%3Apull",
+            "refresh_token=to+refresh+with",
+        ] {
+            assert!(form.split('&').any(|known| known == field), "no {field:?} in {form:?}");
+        }
+        assert!(!node.logged().contains("to refresh with"));
     });
 }
