@@ -44,7 +44,8 @@ fn mirrors_are_asked_in_the_order_of_the_file() {
             let file = format!("{}{}", mirror(&first_url, ""), mirror(&second_url, ""));
             node.write_hosts(&directory, "hosts.toml", &file);
             node.run().await;
-            (first.forget(), second.forget());
+            first.forget();
+            second.forget();
             publishes(&node, "pod", &registry.reference("m:v1"), &content).await;
             assert!(!gets(&first.requests()).is_empty());
             assert_eq!(second.requests().len(), 0, "it is the second, and the first has everything");
