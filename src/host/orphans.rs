@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, waitpgid};
 
 /// Process groups in which somebody still runs, who may be a child of this process. As long as there is somebody, the kernel gives the
-/// group's id to nobody else.
+/// group's id to nobody else; when the last one leaves the group alive, somebody else could get it, and would be waited for here.
 static LEFT: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 /// Groups that are remembered. Of more the oldest is forgotten: what a program leaves behind each time is not for ocivol to clean up.

@@ -213,6 +213,7 @@ async fn refusal(object: &Object, response: Response<Body>) -> Error {
         StatusCode::UNAUTHORIZED => Error::Unauthorized { what },
         StatusCode::FORBIDDEN => Error::Forbidden { what, detail },
         StatusCode::NOT_FOUND => Error::NotFound { what },
+        StatusCode::CONFLICT => Error::Conflict { what },
         _ if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
             Error::Status { what, status: status.as_u16(), retry_after, detail }
         }
@@ -307,7 +308,9 @@ pub(in crate::kube) mod tests {
 
         /// The paths that were asked for.
         pub fn paths(&self) -> Vec<String> {
-            self.seen.lock().expect("no panic").iter().map(|seen| seen.path.clone()).collect()
+            let seen = self.seen.lock().expect("no panic");
+            assert!(seen.iter().all(|seen| seen.method == Method::GET), "something is not only read");
+            seen.iter().map(|seen| seen.path.clone()).collect()
         }
 
         /// The `Authorization` of each request.

@@ -11,8 +11,8 @@ use crate::registry::credentials::docker_config::InvalidCredentials;
 pub enum Error {
     /// This process is in no pod, or its pod has no token.
     #[error(
-        "cannot use the Kubernetes API as a pod does: {reason}; in the chart credentials.imagePullSecrets.enabled and \
-         events.enabled mount the token of the service account"
+        "cannot use the Kubernetes API as a pod does: {reason}; in the chart set what needs it, which mounts the token of the \
+         service account: credentials.imagePullSecrets.enabled, credentials.providers.annotations, events.enabled"
     )]
     NotInCluster {
         /// What is missing.
@@ -110,6 +110,12 @@ pub enum Error {
         /// What is wrong with it. Nothing of it is quoted.
         fault: String,
     },
+    /// 409: it was made already.
+    #[error("the Kubernetes API has {what} already")]
+    Conflict {
+        /// What was to be made.
+        what: Object,
+    },
     /// Names that no object can have.
     #[error(transparent)]
     Name(#[from] InvalidName),
@@ -167,6 +173,7 @@ impl Error {
             Self::NotInCluster { .. } | Self::WrongPod { .. } | Self::Protocol { .. } => {
                 Kind::FailedPrecondition
             }
+            Self::Conflict { .. } => Kind::AlreadyExists,
             Self::Kubeconfig { .. }
             | Self::Name(_)
             | Self::WrongType { .. }

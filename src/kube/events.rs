@@ -138,6 +138,7 @@ impl Events {
             metrics: metrics.clone(),
             began: Timestamp::now().as_nanosecond(),
             written: VecDeque::new(),
+            is_warned: false,
         };
         tokio::spawn(writer.run(receiver));
         Self { sender, budget: Arc::new(Mutex::new(Budget::new(Instant::now()))), metrics }
@@ -148,8 +149,8 @@ impl Events {
         self.metrics.register(registry);
     }
 
-    /// Has `event` written, unless too many are.
-    pub fn tell(&self, event: PodEvent) {
+    /// Has `event` written, unless too many are. Whether it is.
+    pub fn tell(&self, event: PodEvent) -> bool {
         let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
         let is_told =
             budget.take(&event.pod.namespace, Instant::now()) && self.sender.try_send(event).is_ok();
@@ -157,6 +158,7 @@ impl Events {
         if !is_told {
             self.metrics.count(Ending::dropped);
         }
+        is_told
     }
 }
 
@@ -168,9 +170,11 @@ struct Writer {
     /// When, so that no other process gives an event the same name.
     began: i128,
     written: VecDeque<Written>,
+    is_warned: bool,
 }
 
 /// An event that was written.
+#[derive(Default)]
 struct Written {
     name: String,
     count: u32,
@@ -183,6 +187,12 @@ impl Writer {
                 Ok(()) => self.metrics.count(Ending::sent),
                 Err(error) => {
                     self.metrics.count(Ending::failed);
+                    // What an operator has to do is said once.
+                    if matches!(error, Error::Forbidden { .. })
+                        && !std::mem::replace(&mut self.is_warned, true)
+                    {
+                        tracing::warn!(%error, "events of pods are not written");
+                    }
                     tracing::debug!(%error, "an event of a pod is not written");
                 }
             }
@@ -194,16 +204,16 @@ impl Writer {
         let object = self.object(event)?;
         let now = now();
         let message: String = one_line(&event.message).chars().take(MESSAGE_LIMIT).collect();
-        let known = self.written.iter().position(|written| written.name == object.name);
-        if let Some(known) = known.and_then(|at| self.written.get_mut(at)) {
-            let patch = json!({"count": known.count + 1, "lastTimestamp": now, "message": message});
-            match self.cluster.change(&object, Change::Merge, &patch).await {
+        if let Some(known) = self.written.iter().position(|written| written.name == object.name) {
+            // What was written last is forgotten last.
+            let known = self.written.remove(known).unwrap_or_default();
+            match self.patch(&object, known.count, &message).await {
                 // They are kept for an hour.
                 Err(Error::NotFound { .. }) => {}
-                Err(error) => return Err(error),
-                Ok(()) => {
-                    known.count += 1;
-                    return Ok(());
+                patched => {
+                    let count = known.count + u32::from(patched.is_ok());
+                    self.remember(Written { name: object.name, count });
+                    return patched;
                 }
             }
         }
@@ -225,11 +235,26 @@ impl Writer {
             "lastTimestamp": now,
             "count": 1,
         });
-        self.cluster.change(&object, Change::Create, &made).await?;
-        self.written.retain(|written| written.name != object.name);
+        let made = match self.cluster.change(&object, Change::Create, &made).await {
+            // It was made, but its answer came too late, or it was forgotten here.
+            Err(Error::Conflict { .. }) => self.patch(&object, 1, &message).await,
+            made => made,
+        };
+        if made.is_ok() {
+            self.remember(Written { name: object.name, count: 1 });
+        }
+        made
+    }
+
+    /// Changes the text of the event that was written `count` times.
+    async fn patch(&self, object: &Object, count: u32, message: &str) -> Result<(), Error> {
+        let patch = json!({"count": count.saturating_add(1), "lastTimestamp": now(), "message": message});
+        self.cluster.change(object, Change::Merge, &patch).await
+    }
+
+    fn remember(&mut self, written: Written) {
         self.written.truncate(REMEMBERED - 1);
-        self.written.push_front(Written { name: object.name, count: 1 });
-        Ok(())
+        self.written.push_front(written);
     }
 
     /// The event's own name: the pod's, and what tells one from others of the pod.
@@ -337,5 +362,29 @@ mod tests {
             events.tell(event(Reason::RegistryWarning, &number.to_string()));
         }
         assert_eq!(metrics.0.get_or_create(&Outcome { result: Ending::dropped }).get(), 87);
+        // Each is given up, and then the next one is written.
+        until(&metrics, 0, 13).await;
+    }
+
+    #[tokio::test]
+    async fn regression_an_event_that_was_made_although_nobody_heard_of_it_is_changed() {
+        let fake = Fake::start(|path, before| match (path.ends_with("/events"), before) {
+            (true, 0) => Reply::Silence,
+            (true, _) => Reply::Status(409),
+            (false, _) => Reply::Object(json!({})),
+        });
+        let fake = fake.await;
+        let (events, metrics) = started(&fake).await;
+        for text in ["one", "two", "three"] {
+            events.tell(event(Reason::Pulling, text));
+        }
+        until(&metrics, 2, 1).await;
+        let (methods, bodies): (Vec<String>, Vec<Value>) = fake.sent().into_iter().unzip();
+        let verbs: Vec<_> = methods.iter().filter_map(|method| method.split(' ').next()).collect();
+        assert_eq!(verbs, ["POST", "POST", "PATCH", "PATCH"]);
+        assert_eq!(
+            (bodies[2]["message"].as_str(), bodies[3]["message"].as_str()),
+            (Some("two"), Some("three"))
+        );
     }
 }

@@ -11,7 +11,7 @@ use rustix::mount::UnmountFlags;
 
 use crate::mount::error::{Error, kernel};
 use crate::mount::lookup;
-use crate::mount::mountinfo::Mount;
+use crate::mount::mountinfo::{Mount, Table};
 use crate::mount::target::Target;
 
 /// Mounts stacked on one target that are taken away in one call.
@@ -32,6 +32,12 @@ pub fn detach(target: &Target, ours: impl Fn(&Mount) -> bool, and_directory: boo
     let path = target.path();
     for unmounted in 0..STACK_LIMIT {
         let Some(mount) = lookup::at(path)? else {
+            // Only the table knows of a mount that another one hides, by lying over a directory on the way. It could not be unmounted.
+            if unmounted == 0 && Table::read()?.at(path).is_some_and(&ours) {
+                let hidden =
+                    std::io::Error::other("another mount, over a directory on the way to it, hides it");
+                return Err(Error::Busy { path: path.to_owned(), source: hidden });
+            }
             if and_directory {
                 remove_directory(target)?;
             }
@@ -72,5 +78,40 @@ fn remove_directory(target: &Target) -> Result<(), Error> {
         Err(Errno::BUSY) => Err(Error::Busy { path: target.path().to_owned(), source: Errno::BUSY.into() }),
         Err(Errno::NOTDIR) => Err(target.bad("it exists and is no directory")),
         Err(errno) => Err(kernel("remove", target.path())(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use nix::mount::{MsFlags, mount, umount};
+
+    use super::*;
+    use crate::mount::target::Policy;
+
+    #[test]
+    fn regression_a_mount_that_another_one_hides_is_not_called_gone() {
+        const NONE: Option<&str> = None;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+            .expect("mount tests need root: run them with sudo, or as root in a container");
+        mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).expect("private mounts");
+        let directory = tempfile::tempdir().expect("a directory");
+        let base = directory.path().canonicalize().expect("a path");
+        for name in ["pods/target", "over/target"] {
+            fs::create_dir_all(base.join(name)).expect("directories");
+        }
+        let bind = |to: &str| {
+            mount(Some(&base.join("over")), &base.join(to), NONE, MsFlags::MS_BIND, NONE).expect("bound");
+        };
+        bind("pods/target");
+        bind("pods");
+        let path = base.join("pods/target");
+        let target = Policy::anywhere().check(path.to_str().expect("text")).expect("a target");
+        let hidden = detach(&target, |_| true, true);
+        assert!(matches!(hidden, Err(Error::Busy { .. })), "{hidden:?}");
+        umount(&base.join("pods")).expect("unmounted");
+        assert_eq!(detach(&target, |_| true, true).expect("unmounted"), 1);
+        assert_eq!(detach(&target, |_| true, true).expect("nothing is there"), 0);
     }
 }

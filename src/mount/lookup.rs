@@ -4,7 +4,7 @@
 //! can be asked for one mount (`statmount`). Where that does not answer, for whatever reason, the table is read.
 //!
 //! Asked is what a path leads to. A mount that another one has hidden since, by lying over a directory on the way, is in the table and
-//! not here: it can neither be used nor unmounted by that path.
+//! not here: it can neither be used nor unmounted by that path. Who unmounts looks there as well, so as not to call it gone.
 
 use std::path::Path;
 

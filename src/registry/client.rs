@@ -269,9 +269,10 @@ impl Registry {
         Ok(Body { meter, ..body })
     }
 
-    /// What `registry` has warned `tenant` of since this was last asked, once an hour: text of the registry, fit for one line.
-    pub fn take_warnings(&self, registry: &str, tenant: &Tenant) -> Vec<String> {
-        self.transport.warnings().take(registry, tenant)
+    /// Has `tell` tell `tenant` what `registry` warned it of, once an hour: text of the registry, fit for one line. What `tell` says
+    /// it has not told is told the next time.
+    pub fn tell_warnings(&self, tenant: &Tenant, registry: &str, tell: impl FnMut(&str) -> bool) {
+        self.transport.warnings().tell(tenant, registry, tell);
     }
 
     /// What the token server at `url`, which the operator names, gives for a service account's `token`.

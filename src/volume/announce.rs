@@ -37,8 +37,10 @@ pub(in crate::volume) struct Announcer<'a> {
     pod: &'a Pod,
     volume: &'a str,
     reference: &'a Reference,
+    /// The milliseconds of the pull after which this request began to wait for it.
+    began: Option<u64>,
     /// The milliseconds of the pull after which it is told again.
-    next: Option<u64>,
+    next: u64,
 }
 
 impl Announcements {
@@ -60,7 +62,7 @@ impl Announcements {
         reference: &'a Reference,
     ) -> Option<Announcer<'a>> {
         let (events, pod) = (self.events.as_ref()?, pod?);
-        Some(Announcer { all: self, events, pod, volume, reference, next: None })
+        Some(Announcer { all: self, events, pod, volume, reference, began: None, next: 0 })
     }
 }
 
@@ -69,19 +71,22 @@ impl Announcer<'_> {
     pub fn progress(&mut self, snapshot: &Snapshot) {
         let elapsed = snapshot.elapsed_ms;
         // A pull that was begun for others is not news for a pod that has just come.
-        let next = *self.next.get_or_insert(if elapsed < LONG { LONG } else { elapsed + LONG });
-        if elapsed < next {
+        if self.began.is_none() {
+            self.began = Some(elapsed);
+            self.next = if elapsed < LONG { LONG } else { elapsed + LONG };
+        }
+        if elapsed < self.next {
             return;
         }
-        self.next = Some(after(elapsed));
+        self.next = after(elapsed);
         self.remember();
         self.tell(Reason::Pulling, self.volume, format!("{}: {snapshot}", self.reference));
     }
 
     /// The pull has ended, and this is what it gave.
     pub fn pulled(&self, snapshot: &Snapshot, pulled: &Pulled) {
-        let was_told = self.forget();
-        if was_told || snapshot.elapsed_ms >= LONG {
+        let waited = snapshot.elapsed_ms.saturating_sub(self.began.unwrap_or(snapshot.elapsed_ms));
+        if self.forget() || waited >= LONG {
             self.tell(
                 Reason::Pulled,
                 self.volume,
@@ -90,17 +95,13 @@ impl Announcer<'_> {
         }
     }
 
-    /// The registry has said this.
-    pub fn warned(&self, texts: &[String]) {
-        let registry = self.reference.host();
-        for text in texts {
-            let subject = format!("{registry} {text}");
-            self.tell(Reason::RegistryWarning, &subject, format!("{registry} warns: {text}"));
-        }
+    /// The registry has said this. Whether it is told.
+    pub fn warned(&self, text: &str) -> bool {
+        self.tell(Reason::RegistryWarning, text, text.to_owned())
     }
 
-    fn tell(&self, reason: Reason, subject: &str, message: String) {
-        self.events.tell(PodEvent { pod: self.pod.clone(), subject: subject.to_owned(), reason, message });
+    fn tell(&self, reason: Reason, subject: &str, message: String) -> bool {
+        self.events.tell(PodEvent { pod: self.pod.clone(), subject: subject.to_owned(), reason, message })
     }
 
     fn remember(&self) {
@@ -135,7 +136,8 @@ fn sentence(reference: &Reference, digest: &Digest, size: u64, snapshot: &Snapsh
     // Of a pull whose end nobody has seen there is no time to tell.
     let time = (snapshot.elapsed_ms >= LONG).then(|| {
         let time = HumanDuration(std::time::Duration::from_millis(snapshot.elapsed_ms));
-        format!(" in {time}, {}/s", BinaryBytes(snapshot.rate()))
+        let (fetched, rate) = (BinaryBytes(snapshot.fetched), BinaryBytes(snapshot.rate()));
+        format!(" in {time}; {fetched} were fetched, {rate}/s")
     });
     format!("{name}: {}{}", BinaryBytes(size), time.unwrap_or_default())
 }
@@ -162,7 +164,7 @@ mod tests {
         let long = Snapshot { fetched: 41 << 30, elapsed_ms: 41_000, ..Snapshot::default() };
         assert_eq!(
             sentence(&reference, &digest, 41 << 30, &long),
-            format!("r.example/m:v1@{digest}: 41.00 GiB in 41 seconds, 1.00 GiB/s")
+            format!("r.example/m:v1@{digest}: 41.00 GiB in 41 seconds; 41.00 GiB were fetched, 1.00 GiB/s")
         );
         let reference: Reference = format!("r.example/m@{digest}").parse().expect("a reference");
         let text = sentence(&reference, &digest, 1 << 20, &Snapshot::default());

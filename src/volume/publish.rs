@@ -13,6 +13,7 @@ use crate::mount::attach::{MountSource, Mounter};
 use crate::mount::lookup;
 use crate::mount::target::{Policy, Target};
 use crate::oci::digest::Digest;
+use crate::oci::repository::Repository;
 use crate::pull::progress::Snapshot;
 use crate::pull::request::{PullRequest, Pulled};
 use crate::store::open::Store;
@@ -228,11 +229,11 @@ impl Volumes {
             let end = pull.snapshot();
             drop(pull);
             if let Some(announcer) = &announcer {
+                let host = Repository::of(&attributes.reference).host;
+                self.registry.tell_warnings(&request.tenant, &host, |text| announcer.warned(text));
                 if let Some(Ok(pulled)) = &outcome {
                     announcer.pulled(&end, pulled);
                 }
-                let host = attributes.reference.host();
-                announcer.warned(&self.registry.take_warnings(host, &request.tenant));
             }
             let pulled = outcome.unwrap_or_else(|| Err(Arc::new(TransferError::Fault.into())));
             // What came, or was begun in vain, may be too much.

@@ -41,12 +41,18 @@ struct Work {
 
 impl Work {
     async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same, with these variables in the plugin's environment.
+    async fn start_with(environment: &[(&str, &str)]) -> Self {
         let registry = Scripted::start().await;
         let layer = Layer::model_file("weight", "w", noise(1, 100_000));
         registry.pusher("kept").model("v1", &[layer]).await.expect("pushed");
         let flags = ["--plain-http", &registry.host(), "--stall-timeout", "600"];
         let mut node = Node::prepare(&flags);
         node.limit_store("1g");
+        node.env.extend(environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         node.run_registered().await;
         let kept = node.volume("kept");
         node.publish(&kept, &registry.reference("kept:v1"), &[]).await.expect("published");
@@ -284,15 +290,11 @@ fn regression_it_ends_while_it_unpacks_what_is_here() {
 
 #[test]
 fn regression_it_ends_while_it_merges() {
-    // The plugin as well, which this thread starts: on one core linking takes longer than anybody waits.
-    let mut one = rustix::thread::CpuSet::new();
-    let all = rustix::thread::sched_getaffinity(None).expect("cores");
-    one.set((0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu)).expect("a core"));
-    rustix::thread::sched_setaffinity(None, &one).expect("one core");
     isolated(async {
         const PLACES: u32 = 32;
-        let mut work = Work::start().await;
-        // One small archive, whose files are linked to so many places that it takes longer than anybody waits here.
+        // One small archive, whose files are linked to so many places, with a short wait before some of them, that it takes longer than
+        // anybody waits here, however many cores link.
+        let mut work = Work::start_with(&[("OCIVOL_DELAYS", "1")]).await;
         let content = archive(20_000);
         let layers: Vec<Layer> = (0..PLACES)
             .map(|place| Layer::titled(&format!("place-{place:02}/archive.tar.gz"), content.clone()))

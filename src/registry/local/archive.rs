@@ -81,6 +81,11 @@ impl Archive {
         }
     }
 
+    /// Whether there are blobs whose places are not kept.
+    pub fn has_more(&self) -> bool {
+        self.rest.is_some()
+    }
+
     /// Where `name` is, a name of image-layout.md, in the archive `file` of `size` bytes that this was read from.
     ///
     /// # Errors

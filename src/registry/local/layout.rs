@@ -59,6 +59,11 @@ impl Layout {
         Self { places, path, archive }
     }
 
+    /// Whether its names are looked for in a long archive, which takes up to seconds for each.
+    pub fn is_searched(&self) -> bool {
+        self.archive.as_ref().is_some_and(|(.., archive)| archive.has_more())
+    }
+
     /// The manifest at `target`: a digest, a tag, or [`ONLY`](crate::oci::reference::ONLY).
     ///
     /// # Errors

@@ -74,6 +74,11 @@ impl Layouts {
     pub async fn answer(&self, asked: LayoutRequest<'_>) -> Result<Response, Error> {
         let LayoutRequest { layout, tenant, path, is_head, range, url } = asked;
         let opened = self.open(layout, tenant).await?;
+        // In an archive of very many entries each name is looked for, which takes as long as reading all names.
+        let _turn = match opened.is_searched() {
+            true => Some(self.turns.acquire(tenant, layout, 1).await),
+            false => None,
+        };
         let Found { digest, media_type, content } = match path.split_once('/') {
             Some(("manifests", target)) => {
                 let target = target.to_owned();
@@ -82,7 +87,7 @@ impl Layouts {
             Some(("blobs", name)) => {
                 let digest: Digest = name.parse().map_err(|error| no_such(layout, &format!("{error}")))?;
                 let (wanted, media_type) = (digest.clone(), None);
-                let content = blocking::run(Lane::Store, move || opened.blob(&wanted)).await?;
+                let content = blocking::run(lane_of(&opened), move || opened.blob(&wanted)).await?;
                 Found { digest, media_type, content }
             }
             _ => return Err(no_such(layout, path)),
@@ -115,7 +120,7 @@ impl Layouts {
         let looked_at = layout.clone();
         let size = blocking::run(Lane::Store, move || looked_at.index_size()).await?;
         let turn = self.indexes.acquire(tenant, OCI_LAYOUT, size).await;
-        blocking::run(Lane::Store, move || {
+        blocking::run(lane_of(&layout), move || {
             let _turn = turn;
             read(&layout)
         })
@@ -127,27 +132,33 @@ impl Layouts {
         let (places, name) = (self.places.clone(), path.to_owned());
         let opened = {
             let (places, name) = (places.clone(), name.clone());
-            blocking::run(Lane::Store, move || places.open(&name, None)).await?
+            let open = move || {
+                let opened = places.open(&name, None)?;
+                let identity = match &opened {
+                    Ok(Opened::File(file, size)) => Some(identity(&name, file, *size)?),
+                    _ => None,
+                };
+                Ok::<_, Error>((opened, identity))
+            };
+            blocking::run(Lane::Store, open).await?
         };
         let not_opened = |what: &str| Err(Error::Protocol { host: shown(path), what: what.to_owned() });
-        let (file, size) = match opened {
-            Ok(Opened::Directory) => return Ok(Layout::new(places, name, None)),
-            Ok(Opened::File(file, size)) => (file, size),
-            Err(Refused::NotFound) => return Err(no_such(path, "the directory or archive")),
-            Err(Refused::NoFile) => return not_opened("is neither a directory nor an archive"),
-            Err(Refused::LeadsOut) => {
+        let (file, size, identity) = match opened {
+            (Ok(Opened::File(file, size)), Some(identity)) => (Arc::new(file), size, identity),
+            (Ok(_), _) => return Ok(Layout::new(places, name, None)),
+            (Err(Refused::NotFound), _) => return Err(no_such(path, "the directory or archive")),
+            (Err(Refused::NoFile), _) => return not_opened("is neither a directory nor an archive"),
+            (Err(Refused::LeadsOut), _) => {
                 let reason = "a symbolic link in it leads out of where image layouts may lie".to_owned();
                 return Err(Error::Layout { path: path.to_owned(), reason });
             }
-            Err(Refused::Io(error)) => return Err(io_error(path, "opening it", &error.into())),
+            (Err(Refused::Io(error)), _) => return Err(io_error(path, "opening it", &error.into())),
         };
-        let identity = identity(path, &file, size)?;
         let archive = match known(&self.archives, &identity) {
             Some(archive) => archive,
             None => {
                 let turn = self.turns.acquire(tenant, path, 1).await;
-                let (name, file) =
-                    (name.clone(), file.try_clone().map_err(|error| io_error(path, "opening it", &error))?);
+                let (name, file) = (name.clone(), Arc::clone(&file));
                 let archives = Arc::clone(&self.archives);
                 // They are kept although nobody may wait any more.
                 blocking::run(Lane::Work, move || {
@@ -157,8 +168,13 @@ impl Layouts {
                 .await?
             }
         };
-        Ok(Layout::new(places, name, Some((Arc::new(file), size, archive))))
+        Ok(Layout::new(places, name, Some((file, size, archive))))
     }
+}
+
+/// Where names of `layout` are looked up.
+fn lane_of(layout: &Layout) -> Lane {
+    if layout.is_searched() { Lane::Work } else { Lane::Store }
 }
 
 /// What says that `file` is still the same.
@@ -176,8 +192,13 @@ fn identity(path: &str, file: &File, size: u64) -> Result<Identity, Error> {
 
 /// The names of the archive that is `identity`, if they are known.
 fn known(archives: &Mutex<Archives>, identity: &Identity) -> Option<Arc<Archive>> {
-    let archives = archives.lock().unwrap_or_else(PoisonError::into_inner);
-    archives.iter().find(|(known, _)| known == identity).map(|(_, archive)| Arc::clone(archive))
+    let mut archives = archives.lock().unwrap_or_else(PoisonError::into_inner);
+    // What was asked for last is forgotten last.
+    let found = archives.iter().position(|(known, _)| known == identity)?;
+    let found = archives.remove(found)?;
+    let archive = Arc::clone(&found.1);
+    archives.push_front(found);
+    Some(archive)
 }
 
 /// The names of an archive, as somebody else has read them meanwhile, or read anew and kept.
@@ -297,12 +318,20 @@ mod tests {
         }
 
         async fn ask(&self, name: &str, path: &str, range: Option<Range<u64>>) -> Result<Response, Error> {
+            self.ask_as(&Tenant::Unnamed, name, path, range).await
+        }
+
+        async fn ask_as(
+            &self,
+            tenant: &Tenant,
+            name: &str,
+            path: &str,
+            range: Option<Range<u64>>,
+        ) -> Result<Response, Error> {
             let layout = self.path(name);
             let url = Url::parse("https://oci-layout/v2/").expect("a URL");
             let layout = layout.to_str().expect("text");
-            self.layouts
-                .answer(LayoutRequest { layout, tenant: &Tenant::Unnamed, path, is_head: false, range, url })
-                .await
+            self.layouts.answer(LayoutRequest { layout, tenant, path, is_head: false, range, url }).await
         }
 
         async fn refusal(&self, name: &str, path: &str) -> (Kind, String) {
@@ -466,6 +495,32 @@ mod tests {
         let known = place.layouts.archives.lock().expect("not poisoned");
         assert_eq!(known.len(), 1, "it was read once");
         assert_eq!(known[0].1.kept(), KEPT);
+    }
+
+    /// One tenant has as many turns, and as many bytes of indexes, as it may have: it waits, and another does not.
+    #[tokio::test]
+    async fn a_tenant_whose_archives_are_read_holds_up_no_other() {
+        let place = Place::new();
+        let [loud, quiet] = ["loud", "quiet"].map(|name| Tenant::of_namespace(Some(name)));
+        for name in ["loud", "quiet"] {
+            fs::write(place.path(&format!("{name}.tar")), archive(&files(b"blob"))).expect("written");
+        }
+        let wait = std::time::Duration::from_millis(200);
+        let held: Vec<_> =
+            [(&place.layouts.turns, limits::ARCHIVE_READS / 2), (&place.layouts.indexes, (1 << 20) / 2)]
+                .into_iter()
+                .map(|(queue, units)| queue.acquire(&loud, OCI_LAYOUT, units))
+                .collect();
+        let held = futures_util::future::join_all(held).await;
+        let waits = place.ask_as(&loud, "loud.tar", "manifests/v1", None);
+        assert!(tokio::time::timeout(wait, waits).await.is_err(), "it is the tenant's turns that are held");
+        assert!(place.ask_as(&quiet, "quiet.tar", "manifests/v1", None).await.is_ok());
+        // Its names are known now; its index has to be read still.
+        let waits = place.ask_as(&loud, "quiet.tar", "manifests/v1", None);
+        assert!(tokio::time::timeout(wait, waits).await.is_err(), "it is the tenant's bytes that are held");
+        assert!(place.ask_as(&quiet, "quiet.tar", "manifests/v1", None).await.is_ok());
+        drop(held);
+        assert!(place.ask_as(&loud, "loud.tar", "manifests/v1", None).await.is_ok());
     }
 
     #[tokio::test]

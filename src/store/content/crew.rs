@@ -1,6 +1,6 @@
 //! Work that one thread finds and several do.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
@@ -23,12 +23,42 @@ struct Failure {
 
 /// Helpers of one leader, however many cores there are.
 const MOST: usize = 3;
+/// Helpers of all leaders that there are now: no more than the machine has cores beside one.
+static HELPERS: AtomicUsize = AtomicUsize::new(0);
 /// Pieces of work that wait for a helper. With more the leader does one.
 const WAITING: usize = 2;
 
-/// As many helpers as there are cores beside the leader's.
-pub(in crate::store) fn spare_cores() -> usize {
-    std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1).min(MOST)
+/// Cores for helpers, as long as nobody else has them. Nobody waits for one: without it takes longer, and nothing else.
+pub(in crate::store) struct SpareCores(usize);
+
+impl SpareCores {
+    /// As many as there are, and make sense.
+    pub(in crate::store) fn take() -> Self {
+        let all = std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1);
+        let mut taken = 0;
+        // The closure always gives a value.
+        let _ = HELPERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            taken = all.saturating_sub(used).min(MOST);
+            Some(used + taken)
+        });
+        Self(taken)
+    }
+
+    /// None.
+    pub(in crate::store) fn none() -> Self {
+        Self(0)
+    }
+
+    /// How many they are.
+    pub(in crate::store) fn count(&self) -> usize {
+        self.0
+    }
+}
+
+impl Drop for SpareCores {
+    fn drop(&mut self) {
+        HELPERS.fetch_sub(self.0, Ordering::Relaxed);
+    }
 }
 
 /// Runs `lead`, which gives pieces of work to a crew of itself and `helpers` more threads. It ends when all of them are done.
@@ -109,6 +139,15 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     use super::*;
+
+    #[test]
+    fn cores_are_given_to_one_leader_at_a_time() {
+        let all = std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1);
+        let leaders: Vec<_> = (0..100).map(|_| SpareCores::take()).collect();
+        assert!(leaders.iter().map(SpareCores::count).sum::<usize>() <= all);
+        assert!(leaders.iter().all(|cores| cores.count() <= MOST));
+        assert_eq!(SpareCores::none().count(), 0);
+    }
 
     #[test]
     fn everything_is_done_once_however_many_help() {

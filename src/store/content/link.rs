@@ -19,9 +19,9 @@ use crate::layer::merge::{At, Merge, Visit};
 use crate::layer::name::Name;
 use crate::layout;
 use crate::store::content::blobs::Blob;
-use crate::store::content::crew::{self, Crew};
+use crate::store::content::crew::{self, Crew, SpareCores};
 use crate::store::content::layer::Layer;
-use crate::store::content::links::{Directory, Linker, Links, Space, cannot_link, copy, create};
+use crate::store::content::links::{Directory, LINKS, Linker, Links, Space, cannot_link, copy, create};
 use crate::store::content::tree_index::{Content, TreeIndex, TreeKind};
 use crate::store::disk::create_private;
 use crate::store::error::{Error, io};
@@ -81,6 +81,8 @@ struct Walk<'a, 'c> {
     open: Vec<Links>,
     /// Directories that were left, and their links, until these are enough to be given away.
     left: Vec<Links>,
+    /// Links that were added since all were handed over, at most.
+    waiting: usize,
     /// Where a blob was put that could not be linked, by what its file is there.
     blobs: HashMap<(PathBuf, layout::plan::StatedMetadata), PathBuf>,
     made: Made,
@@ -105,8 +107,8 @@ pub(in crate::store) fn make(
     space: Space<'_>,
 ) -> Result<Made, Error> {
     let entries = layers(sources).flatten().map(|layer| layer.summary.entries).sum::<usize>();
-    let helpers = if entries < MANY { 0 } else { crew::spare_cores() };
-    make_with(helpers, root, merge, sources, how, space)
+    let cores = if entries < MANY { SpareCores::none() } else { SpareCores::take() };
+    make_with(cores.count(), root, merge, sources, how, space)
 }
 
 fn make_with(
@@ -131,6 +133,7 @@ fn make_with(
             crew,
             open: Vec::new(),
             left: Vec::new(),
+            waiting: 0,
             blobs: HashMap::new(),
             made: Made::default(),
             index,
@@ -239,8 +242,27 @@ impl Walk<'_, '_> {
         let (Some(links), Some((_, part))) = (self.open.last_mut(), path.split()) else { return Ok(()) };
         match mode {
             Some(mode) => self.linker.copy_as(links.directory(), part, at, mode),
-            None => links.add(part, at).map_or(Ok(()), |before| self.hand_over(before)),
+            None => match links.add(part, at) {
+                Some(before) => self.hand_over(before),
+                None => self.hand_over_much(),
+            },
         }
+    }
+
+    /// Has all links made that wait, when they are as many as one directory may have. Those of a tree of many levels would otherwise take
+    /// memory for each level.
+    fn hand_over_much(&mut self) -> Result<(), Error> {
+        self.waiting += 1;
+        if self.waiting < LINKS {
+            return Ok(());
+        }
+        self.waiting = 0;
+        for at in 0..self.open.len() {
+            let Some(links) = self.open.get_mut(at).filter(|links| links.len() > 0) else { continue };
+            let before = links.take();
+            self.hand_over(before)?;
+        }
+        Ok(())
     }
 
     /// Puts a blob's content at `path`: linked where its plain metadata will do, else copied, once for all names of the
@@ -528,11 +550,53 @@ mod tests {
             let error =
                 make_with(helpers, &root, &merge, &sources, how, &|_| Ok(())).expect_err("it is lost");
             assert!(error.is_loss() && error.to_string().contains("d7/in/f3"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_full_ends_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        // More than are made between two looks at the disk.
+        let entries: Vec<Entry> =
+            (0..5000).map(|number| entry(&format!("d{number}"), EntryKind::Directory, 0o755)).collect();
+        for helpers in [0, 3] {
+            let base = directory.path().join(helpers.to_string());
+            let sources = [TreeSource::Layer(layer(&base, 0, &entries))];
+            let mut merge = Merge::new(Profile::Image);
+            merge.apply(&entries, &Rename::default()).expect("applied");
+            let root = base.join("tree").join(FILES);
+            let how = How { profile: Profile::Image, readable: false, reflink: false };
             let full = |_| Err(Error::Abandoned);
-            let root = base.join("other").join(FILES);
-            std::fs::write(base.join("layer-0/fs/d7/in/f3"), "d7/in/f3").expect("written");
-            let error = make_with(helpers, &root, &merge, &sources, how, &full);
-            assert!(error.is_ok() || matches!(error, Err(Error::Abandoned)));
+            let error = make_with(helpers, &root, &merge, &sources, how, &full).expect_err("it is full");
+            assert!(matches!(error, Error::Abandoned), "{error}");
+        }
+    }
+
+    #[test]
+    fn links_of_many_levels_are_all_made() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (mut entries, mut path) = (Vec::new(), String::new());
+        for level in 0..4 {
+            entries
+                .extend((0..LINKS / 2).map(|number| file(&format!("{path}a{number}"), Place::Named, 0o644)));
+            path.push_str(&format!("b{level}/"));
+            entries.push(entry(path.trim_end_matches('/'), EntryKind::Directory, 0o755));
+        }
+        // A layer's files are written in this order, directories first.
+        let mut on_disk = entries.clone();
+        on_disk.sort_by_key(|entry| !matches!(entry.kind, EntryKind::Directory));
+        let sources = [TreeSource::Layer(layer(directory.path(), 0, &on_disk))];
+        let mut merge = Merge::new(Profile::Image);
+        merge.apply(&entries, &Rename::default()).expect("applied");
+        let how = How { profile: Profile::Image, readable: false, reflink: false };
+        for helpers in [0, 1] {
+            let root = directory.path().join(format!("tree-{helpers}")).join(FILES);
+            let made = make_with(helpers, &root, &merge, &sources, how, &|_| Ok(())).expect("made");
+            let found = listing(&root);
+            assert_eq!(found.len() as u64, made.inodes as u64);
+            assert_eq!(made.files, 4 * (LINKS / 2));
+            let times = found.values().filter(|found| found.1 & 0o170_000 == 0o040_000).map(|found| found.2);
+            assert_eq!(times.filter(|time| *time == 1000).count(), 4, "directories get their times last");
         }
     }
 }

@@ -49,6 +49,8 @@ pub(in crate::store) struct Linker<'a> {
     layers: Vec<Option<&'a Layer>>,
     /// Where something was copied to: its other names are links to that.
     copies: Mutex<HashMap<At, PathBuf>>,
+    /// Held by who copies, so that what has several names is copied once. Who links does not wait for it.
+    copying: Mutex<()>,
     has_copies: AtomicBool,
     reflink: bool,
     space: Space<'a>,
@@ -66,7 +68,7 @@ const CHECK_BYTES: u64 = 4 * 1024 * 1024;
 /// Directories of layers that are open at a time, for each thread that links.
 const ORIGINALS: usize = 8;
 /// Links of one directory that are made by one thread without a pause: two that link in the same directory wait for each other.
-const LINKS: usize = 4096;
+pub(in crate::store) const LINKS: usize = 4096;
 
 const ORIGINAL: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -95,10 +97,14 @@ impl Links {
         self.items.len()
     }
 
+    /// Those so far; others of the same directory may follow.
+    pub(in crate::store) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::new(Arc::clone(&self.directory)))
+    }
+
     /// Returns those before, when it is time to make them.
     pub(in crate::store) fn add(&mut self, name: &[u8], at: At) -> Option<Self> {
-        let full = self.items.len() >= LINKS;
-        let before = full.then(|| std::mem::replace(self, Self::new(Arc::clone(&self.directory))));
+        let before = (self.items.len() >= LINKS).then(|| self.take());
         self.names.extend_from_slice(name);
         self.items.push((self.names.len(), at));
         before
@@ -116,6 +122,7 @@ impl<'a> Linker<'a> {
             merge,
             layers,
             copies: Mutex::default(),
+            copying: Mutex::default(),
             has_copies: AtomicBool::new(false),
             reflink,
             space,
@@ -170,20 +177,20 @@ impl<'a> Linker<'a> {
         failpoint::fails("tree.link").map_err(|error| io("link", &target())(error))?;
         let Some(layer) = self.layers.get(at.layer as usize).copied().flatten() else { return Ok(()) };
         let entry = self.merge.entry(at);
-        if self.has_copies.load(Ordering::Acquire)
-            && let Some(copy) = self.copies().get(&at)
-            && done(rustix::fs::linkat(CWD, copy, &directory.fd, name, AtFlags::empty()), &target)?
-        {
+        let link_copy = || match self.copy_of(at) {
+            Some(copy) => {
+                done(rustix::fs::linkat(CWD, &copy, &directory.fd, name, AtFlags::empty()), &target)
+            }
+            None => Ok(false),
+        };
+        if self.has_copies.load(Ordering::Acquire) && link_copy()? {
             return Ok(());
         }
         if mode.is_none() && done(originals.link(layer, at, entry, &directory.fd, name), &target)? {
             return Ok(());
         }
-        // Others wait meanwhile, so that what has several names is copied once.
-        let mut copies = self.copies();
-        if let Some(copy) = copies.get(&at)
-            && done(rustix::fs::linkat(CWD, copy, &directory.fd, name, AtFlags::empty()), &target)?
-        {
+        let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
+        if link_copy()? {
             return Ok(());
         }
         if let EntryKind::File { size, .. } = entry.kind {
@@ -191,7 +198,7 @@ impl<'a> Linker<'a> {
             self.check_space(if self.reflink { 0 } else { size })?;
         }
         copy_entry(layer, at, entry, directory, name, mode.unwrap_or(entry.metadata.mode))?;
-        copies.insert(at, target());
+        self.copies().insert(at, target());
         self.has_copies.store(true, Ordering::Release);
         Ok(())
     }
@@ -210,6 +217,10 @@ impl<'a> Linker<'a> {
             *unchecked = (0, 0);
         }
         (self.space)(Amount { bytes: bytes.max(1), inodes: CHECK_NODES as u64 })
+    }
+
+    fn copy_of(&self, at: At) -> Option<PathBuf> {
+        self.copies().get(&at).cloned()
     }
 
     fn copies(&self) -> std::sync::MutexGuard<'_, HashMap<At, PathBuf>> {
