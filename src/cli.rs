@@ -26,6 +26,7 @@ pub mod resolve;
 pub mod rm;
 pub mod run;
 pub mod save;
+mod staging;
 pub mod syntax;
 pub mod verify;
 mod words;

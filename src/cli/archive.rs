@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::cli::interrupt;
 use crate::control::request::{Blob, Saved};
 use crate::oci::digest::{Digest, Hasher};
 use crate::oci::media_type::OCI_INDEX;
@@ -102,6 +103,7 @@ struct Hashed<'a, R> {
 
 impl<R: Read> Read for Hashed<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        interrupt::check()?;
         let length = self.input.read(buffer)?;
         self.hasher.update(buffer.get(..length).unwrap_or_default());
         self.read += length as u64;

@@ -13,7 +13,7 @@ use crate::cli::command_args::{
 };
 use crate::failure::Failure;
 use crate::mount::locked::Lock;
-use crate::node::config::{NodeConfig, NodeFlags, PullFlags};
+use crate::node::config::{NodeConfig, NodeFlags, PARALLEL_DOWNLOADS, PullFlags, STALL_TIMEOUT};
 use crate::node::credential_flags::CredentialFlags;
 use crate::node::disk_flags::DiskFlags;
 use crate::telemetry::logs::Format;
@@ -74,10 +74,10 @@ pub struct Common {
     )]
     pub oci_layout_dirs: Vec<PathBuf>,
     /// Seconds without a byte after which a request counts as stalled
-    #[arg(long, global = true, env = "OCIVOL_STALL_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, global = true, env = "OCIVOL_STALL_TIMEOUT", value_name = "SECONDS", default_value_t = STALL_TIMEOUT)]
     pub stall_timeout: u64,
     /// Blobs above 4 MiB downloaded at the same time from one registry, for each namespace
-    #[arg(long, global = true, env = "OCIVOL_PARALLEL_DOWNLOADS", value_name = "N", default_value_t = 4)]
+    #[arg(long, global = true, env = "OCIVOL_PARALLEL_DOWNLOADS", value_name = "N", default_value_t = PARALLEL_DOWNLOADS)]
     pub parallel_downloads: usize,
     /// Check that the uncompressed layers of images are what their configs promise
     #[arg(
@@ -277,7 +277,7 @@ pub struct NodeArgs {
     #[arg(long, env = "OCIVOL_PERMITS", value_name = "JSON", default_value = "")]
     pub permits: String,
     /// Tell pods in their events of pulls that take long, and of what registries warn of
-    #[arg(long, env = "OCIVOL_POD_EVENTS")]
+    #[arg(long, env = "OCIVOL_POD_EVENTS", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub pod_events: bool,
     /// Accept access modes for writing and mount read-only anyway; for csi-sanity
     #[arg(long, env = "OCIVOL_ALLOW_WRITER_MODES", value_parser = FalseyValueParser::new(), action = SetTrue)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::cli::content_args::{ChoiceArgs, FilesArgs, PolicyArgs};
+use crate::cli::content_args::{ChoiceArgs, ContentArgs, FilesArgs, PolicyArgs};
 
 /// Help for a reference.
 const REF: &str = "host[:port]/name[:tag][@digest], or oci-layout:/path[:tag][@digest]";
@@ -19,15 +19,9 @@ pub struct PullArgs {
     /// Only say what is here already, and what would be fetched
     #[arg(long)]
     pub dry_run: bool,
-    /// What of an index.
+    /// What of it.
     #[command(flatten)]
-    pub choice: ChoiceArgs,
-    /// Which files.
-    #[command(flatten)]
-    pub files: FilesArgs,
-    /// Whether to ask.
-    #[command(flatten)]
-    pub policy: PolicyArgs,
+    pub content: ContentArgs,
 }
 
 /// Flags of `mount`.
@@ -39,15 +33,9 @@ pub struct MountArgs {
     /// Where
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
-    /// What of an index.
+    /// What of it.
     #[command(flatten)]
-    pub choice: ChoiceArgs,
-    /// Which files.
-    #[command(flatten)]
-    pub files: FilesArgs,
-    /// Whether to ask.
-    #[command(flatten)]
-    pub policy: PolicyArgs,
+    pub content: ContentArgs,
     /// Only this directory of the tree
     #[arg(long, value_name = "DIR")]
     pub path: Option<String>,
@@ -94,15 +82,9 @@ pub struct ExportArgs {
     /// Where to: a directory that is empty, or is made
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
-    /// What of an index.
+    /// What of it.
     #[command(flatten)]
-    pub choice: ChoiceArgs,
-    /// Which files.
-    #[command(flatten)]
-    pub files: FilesArgs,
-    /// Whether to ask.
-    #[command(flatten)]
-    pub policy: PolicyArgs,
+    pub content: ContentArgs,
 }
 
 /// Flags of `save`.
@@ -153,7 +135,7 @@ pub struct RmArgs {
 /// Flags of `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// A reference as `ocivol ls` shows it [default: all of the store]
+    /// A reference as `ocivol ls` shows it [default: all of the store, as `ocivol fsck`]
     #[arg(value_name = "REF")]
     pub reference: Option<String>,
 }

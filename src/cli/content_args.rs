@@ -52,6 +52,30 @@ pub struct PolicyArgs {
     pub pull_policy: Option<PolicyName>,
 }
 
+/// What is wanted, all of it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ContentArgs {
+    /// What of an index.
+    #[command(flatten)]
+    pub choice: ChoiceArgs,
+    /// Which files.
+    #[command(flatten)]
+    pub files: FilesArgs,
+    /// Whether to ask.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+}
+
+impl ContentArgs {
+    /// The attributes of a volume that has all of these flags.
+    ///
+    /// # Errors
+    /// As [`attributes`].
+    pub fn attributes(&self, reference: &str) -> Result<BTreeMap<String, String>, Failure> {
+        attributes(reference, &self.choice, Some(&self.files), self.policy.pull_policy)
+    }
+}
+
 /// Kubernetes' words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PolicyName {

@@ -1,6 +1,7 @@
 //! What every command works with: a runtime, and the volumes of the store that its flags name.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::failure::Failure;
 use crate::host::blocking;
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
+use crate::node::config::PullFlags;
 use crate::registry::addresses::Addresses;
 use crate::registry::client::Registry;
 use crate::store::space::budget::Budget;
@@ -62,8 +64,8 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 ///
 /// # Errors
 /// When a flag cannot be used, or the store cannot be opened.
-pub async fn store(common: &Common) -> Result<Arc<Volumes>, Failure> {
-    let volumes = volumes(common)?;
+pub async fn store(common: &Common, pulls: Pulls) -> Result<Arc<Volumes>, Failure> {
+    let volumes = volumes(common, pulls)?;
     let root = volumes.store_root();
     if client::is_served(root).await? {
         let unused: Vec<&str> =
@@ -85,12 +87,26 @@ pub async fn store(common: &Common) -> Result<Arc<Volumes>, Failure> {
 /// Flags that are the command's own, also where a plugin does the work.
 const OWN: [&str; 4] = ["--root", "--no-wait", "--output", "--docker-config"];
 
+/// What a command does with registries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pulls {
+    /// It pulls, as the flags say.
+    AsFlagged,
+    /// Nothing: flags about registries and pulls say nothing, be they right or wrong.
+    None,
+}
+
 /// What commands work on, made from the common flags.
-pub fn volumes(common: &Common) -> Result<Arc<Volumes>, Failure> {
-    let (mut registry, pulls) = common
-        .pulls()
-        .check(Addresses::of_a_command())
-        .map_err(|error| Failure::usage(&error.to_string()))?;
+///
+/// # Errors
+/// When a flag cannot be used.
+pub fn volumes(common: &Common, pulls: Pulls) -> Result<Arc<Volumes>, Failure> {
+    let flags = match pulls {
+        Pulls::AsFlagged => common.pulls(),
+        Pulls::None => PullFlags::default(),
+    };
+    let (mut registry, pulls) =
+        flags.check(Addresses::of_a_command()).map_err(|error| Failure::usage(&error.to_string()))?;
     registry.layouts = registry.layouts.of_a_command();
     let registry = Registry::new(registry).map_err(|error| Failure::internal(&error.to_string()))?;
     let settings = Settings {
@@ -105,4 +121,16 @@ pub fn volumes(common: &Common) -> Result<Arc<Volumes>, Failure> {
         lock: Lock::All,
     };
     Ok(Volumes::new(common.root()?, registry, settings, Default::default()))
+}
+
+/// The absolute path of `path`, as text, which is what crosses the socket.
+///
+/// # Errors
+/// When there is none.
+pub fn absolute(path: &Path) -> Result<String, Failure> {
+    let path =
+        std::path::absolute(path).map_err(|error| Failure::usage(&format!("{}: {error}", path.display())))?;
+    path.into_os_string()
+        .into_string()
+        .map_err(|path| Failure::usage(&format!("{}: is not UTF-8", path.display())))
 }

@@ -1,9 +1,9 @@
 //! `ocivol export`: a plain copy of a tree, for who cannot or need not mount.
 
 use std::fs::{self, File, FileTimes};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use indicatif::BinaryBytes;
@@ -11,13 +11,14 @@ use serde::Serialize;
 
 use crate::cli::args::Common;
 use crate::cli::command_args::ExportArgs;
-use crate::cli::content_args::attributes;
 use crate::cli::credentials::docker_config;
+use crate::cli::interrupt;
 use crate::cli::output::{self, counted};
 use crate::cli::pull::pull;
+use crate::cli::staging::{Failed, Staging};
 use crate::control::request::{Content, Pulled};
 use crate::failure::{Failure, Kind};
-use crate::host::blocking;
+use crate::host::blocking::{self, Lane};
 
 /// Directories in directories: more than any tree of the store has.
 const DEPTH_LIMIT: usize = 512;
@@ -30,24 +31,39 @@ struct Exported<'a> {
     directory: String,
 }
 
+/// Bytes that are copied between two looks whether to go on.
+const STEP: u64 = 64 * 1024 * 1024;
+
 /// Pulls, and copies what a volume would show.
 ///
 /// # Errors
-/// Whatever failed. A directory that was made for it is then not there.
+/// Whatever failed. Then nothing of the copy is there.
 pub async fn run(common: &Common, flags: &ExportArgs) -> Result<ExitCode, Failure> {
     let directory = std::path::absolute(&flags.directory)
         .map_err(|error| Failure::usage(&format!("{}: {error}", flags.directory.display())))?;
-    // Looked at before anything is pulled.
-    let is_there = is_empty_directory(&directory)?;
-    let attributes =
-        attributes(&flags.reference, &flags.choice, Some(&flags.files), flags.policy.pull_policy)?;
-    let docker_config = docker_config(common, std::slice::from_ref(&flags.reference)).await?;
+    let attributes = flags.content.attributes(&flags.reference)?;
+    // Made before anything is pulled: where it cannot be, nothing is worth pulling.
+    let place = directory.clone();
+    let make = move || {
+        let is_there = is_empty_directory(&place)?;
+        Staging::make(&place, is_there).map_err(|(path, error)| cannot("write into", &path, &error, ""))
+    };
+    // Until something is copied into it, it is removed where it is: a command ends with that, and nothing else waits.
+    let staging = blocking::run(Lane::Store, make).await?;
+    let docker_config = docker_config(common, &flags.reference).await?;
     let pulled = pull(common, &flags.reference, Content { attributes, docker_config }, true).await?;
-    let (tree, place) = (pulled.path.clone(), directory.clone());
-    let write = move || if is_there { copy(&tree, &place, 0) } else { make(&tree, &place) };
-    let written = blocking::on_own_thread("export", write).await;
-    let written = written.map_err(|error| Failure::internal(&format!("cannot start a thread: {error}")))?;
-    written.map_err(|(path, error)| failed(&path, &error))?;
+    let tree = pulled.path.clone();
+    let write = move || {
+        let copied = copy(&tree, &staging.tree(), 0);
+        let copied = copied.map_err(|(path, error)| (staging.shown(&path), error));
+        copied.and_then(|()| staging.finish()).map_err(|(path, error)| {
+            let is_hidden = error.kind() == io::ErrorKind::PermissionDenied && path.starts_with(&tree);
+            let advice = if is_hidden { "; --readable true lets everybody read it" } else { "" };
+            cannot("copy", &path, &error, advice)
+        })
+    };
+    // The runtime waits for it when somebody ends the command, and it sees that.
+    blocking::run(Lane::Work, write).await?;
     let exported = Exported { pulled: &pulled, directory: directory.display().to_string() };
     output::result(common, &exported, || {
         let files = counted(pulled.files as u64, "file");
@@ -69,18 +85,8 @@ fn is_empty_directory(directory: &Path) -> Result<bool, Failure> {
     }
 }
 
-/// Makes `directory` under another name beside it first: it is there when it is complete.
-fn make(tree: &Path, directory: &Path) -> Result<(), (PathBuf, io::Error)> {
-    let at = |error| (directory.to_owned(), error);
-    let parent = directory.parent().ok_or_else(|| at(io::ErrorKind::InvalidInput.into()))?;
-    let staging = tempfile::Builder::new().prefix(".ocivol-export-").tempdir_in(parent).map_err(at)?;
-    let inner = staging.path().join("tree");
-    copy(tree, &inner, 0)?;
-    fs::rename(&inner, directory).map_err(at)
-}
-
 /// Copies a directory of the store. Files belong to who runs this, who may also change and remove them.
-fn copy(from: &Path, to: &Path, depth: usize) -> Result<(), (PathBuf, io::Error)> {
+fn copy(from: &Path, to: &Path, depth: usize) -> Result<(), Failed> {
     let at = |path: &Path| {
         let path = path.to_owned();
         move |error| (path, error)
@@ -89,12 +95,10 @@ fn copy(from: &Path, to: &Path, depth: usize) -> Result<(), (PathBuf, io::Error)
         return Err((from.to_owned(), io::Error::other("it is deeper than any tree of the store")));
     }
     let found = fs::metadata(from).map_err(at(from))?;
-    match fs::DirBuilder::new().mode(0o700).create(to) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && depth == 0 => {}
-        made => made.map_err(at(to))?,
-    }
+    fs::DirBuilder::new().mode(0o700).create(to).map_err(at(to))?;
     for entry in fs::read_dir(from).map_err(at(from))? {
         let entry = entry.map_err(at(from))?;
+        interrupt::check().map_err(at(to))?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
         let kind = entry.file_type().map_err(at(&source))?;
         if kind.is_dir() {
@@ -103,7 +107,7 @@ fn copy(from: &Path, to: &Path, depth: usize) -> Result<(), (PathBuf, io::Error)
             let points_to = fs::read_link(&source).map_err(at(&source))?;
             symlink(points_to, &target).map_err(at(&target))?;
         } else {
-            copy_file(&source, &target).map_err(at(&source))?;
+            copy_file(&source, &target)?;
         }
     }
     let mode = fs::Permissions::from_mode(found.mode() & 0o777 | 0o700);
@@ -115,24 +119,30 @@ fn copy(from: &Path, to: &Path, depth: usize) -> Result<(), (PathBuf, io::Error)
 
 /// The content, its time, and who may do what with it but for the bits that give privileges. The content is shared where the file system
 /// can do that.
-fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
-    let mut source = File::open(from)?;
-    let found = source.metadata()?;
+fn copy_file(from: &Path, to: &Path) -> Result<(), Failed> {
+    let in_store = |error| (from.to_owned(), error);
+    let source = File::open(from).map_err(in_store)?;
+    let found = source.metadata().map_err(in_store)?;
+    copy_content(source, &found, to).map_err(|error| (to.to_owned(), error))
+}
+
+fn copy_content(mut source: File, found: &fs::Metadata, to: &Path) -> io::Result<()> {
     let mut target = File::options().write(true).create_new(true).open(to)?;
     if rustix::fs::ioctl_ficlone(&target, &source).is_err() {
-        io::copy(&mut source, &mut target)?;
+        while io::copy(&mut (&mut source).take(STEP), &mut target)? > 0 {
+            interrupt::check()?;
+        }
     }
     target.set_permissions(fs::Permissions::from_mode(found.mode() & 0o777 | 0o600))?;
     target.set_times(FileTimes::new().set_modified(found.modified()?))
 }
 
-fn failed(path: &Path, error: &io::Error) -> Failure {
+fn cannot(action: &str, path: &Path, error: &io::Error, advice: &str) -> Failure {
     let (kind, advice) = match error.kind() {
-        io::ErrorKind::StorageFull => (Kind::ResourceExhausted, ""),
-        io::ErrorKind::PermissionDenied => {
-            (Kind::PermissionDenied, "; --readable true lets everybody read it")
-        }
+        io::ErrorKind::StorageFull => (Kind::ResourceExhausted, "; make room, or name another directory"),
+        io::ErrorKind::PermissionDenied => (Kind::PermissionDenied, advice),
+        io::ErrorKind::NotFound => (Kind::NotFound, "; make it first"),
         _ => (Kind::Unavailable, ""),
     };
-    Failure { kind, message: format!("cannot copy {}: {error}{advice}", path.display()) }
+    Failure { kind, message: format!("cannot {action} {}: {error}{advice}", path.display()) }
 }

@@ -7,7 +7,7 @@ use indicatif::BinaryBytes;
 
 use crate::cli::args::Common;
 use crate::cli::command_args::FsckArgs;
-use crate::cli::context::store;
+use crate::cli::context::{Pulls, store};
 use crate::cli::output::{self, counted};
 use crate::cli::progress::Bytes;
 use crate::control::client;
@@ -25,7 +25,7 @@ use crate::volume::fsck;
 /// Whatever failed. That something is damaged is no failure of the command: it is its exit status.
 pub async fn run(common: &Common, flags: &FsckArgs) -> Result<ExitCode, Failure> {
     let report = if flags.repair {
-        match client::run(&store(common).await?, ControlRequest::Fsck, |_| {}).await? {
+        match client::run(&store(common, Pulls::None).await?, ControlRequest::Fsck, |_| {}).await? {
             Reply::Checked(report) => report,
             other => return Err(Failure::internal(&format!("unexpected answer: {other:?}"))),
         }
@@ -47,8 +47,13 @@ pub async fn run(common: &Common, flags: &FsckArgs) -> Result<ExitCode, Failure>
         looked.map_err(Error::from)?
     };
     output::result(common, &report, || text(&report));
-    let left = report.findings.iter().any(|finding| !finding.repaired);
-    Ok(if left { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(status(&report))
+}
+
+/// The exit status: something is damaged, or it is not known whether it is.
+pub(super) fn status(report: &Report) -> ExitCode {
+    let is_damaged = report.findings.iter().any(|finding| !finding.repaired);
+    if is_damaged || report.skipped > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// What was found, in words.

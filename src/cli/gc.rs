@@ -6,11 +6,11 @@ use indicatif::BinaryBytes;
 
 use crate::cli::args::Common;
 use crate::cli::command_args::GcArgs;
-use crate::cli::context::store;
+use crate::cli::context::{Pulls, store};
 use crate::cli::output;
 use crate::control::client;
 use crate::control::request::{ControlRequest, Reply};
-use crate::failure::Failure;
+use crate::failure::{Failure, one_line};
 use crate::store::collect::report::{Item, Kind, Report};
 
 /// Takes away what nothing needs, or says what that is.
@@ -19,7 +19,7 @@ use crate::store::collect::report::{Item, Kind, Report};
 /// Whatever failed.
 pub async fn run(common: &Common, flags: &GcArgs) -> Result<ExitCode, Failure> {
     let request = ControlRequest::Collect { dry_run: flags.dry_run };
-    match client::run(&store(common).await?, request, |_| {}).await? {
+    match client::run(&store(common, Pulls::None).await?, request, |_| {}).await? {
         Reply::Collected(report) => {
             output::result(common, &report, || text(&report, flags.dry_run));
             Ok(ExitCode::SUCCESS)
@@ -53,7 +53,7 @@ fn row(item: &Item, is_dry_run: bool) -> [String; 5] {
         (Kind::Blob | Kind::Layer | Kind::Download, Some((algorithm, hex))) => {
             format!("{algorithm}:{}", hex.get(..12).unwrap_or(hex))
         }
-        _ => item.shows.clone(),
+        _ => one_line(&item.shows),
     };
     let goes = match (item.goes, is_dry_run) {
         (false, _) => "stays",

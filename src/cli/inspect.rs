@@ -44,6 +44,7 @@ pub(super) struct Inspected {
     pub family: Option<&'static str>,
     /// By which rule the family was chosen, or why there is none.
     pub rule: String,
+    /// Bytes of the blobs that are needed, each counted once.
     pub size: u64,
     /// Bytes of it that are in the store.
     pub here: u64,
@@ -58,6 +59,9 @@ pub(super) struct Inspected {
     /// Why no manifest was chosen from the index.
     #[serde(skip)]
     pub not_chosen: Option<Failure>,
+    /// Why it cannot be mounted.
+    #[serde(skip)]
+    pub not_planned: Option<Failure>,
 }
 
 /// A child of an index.
@@ -129,8 +133,8 @@ pub(super) struct Archive {
 /// Whatever failed.
 pub async fn run(common: &Common, flags: &InspectArgs) -> Result<ExitCode, Failure> {
     let attributes = attributes(&flags.reference, &flags.choice, Some(&flags.files), None)?;
-    let docker_config = docker_config(common, std::slice::from_ref(&flags.reference)).await?;
-    let mut inspected = ask(common, &attributes, docker_config.as_deref()).await?;
+    let docker_config = docker_config(common, &flags.reference).await?;
+    let mut inspected = ask(common, &attributes, docker_config.as_deref(), Depth::All).await?;
     if inspected.children.is_empty()
         && let Some(failure) = inspected.not_chosen.take()
     {
@@ -149,8 +153,19 @@ pub(super) async fn look(
     attributes: &BTreeMap<String, String>,
     docker_config: Option<&str>,
 ) -> Result<Inspected, Failure> {
-    let mut inspected = ask(common, attributes, docker_config).await?;
+    let mut inspected = ask(common, attributes, docker_config, Depth::Store).await?;
     inspected.not_chosen.take().map_or(Ok(inspected), Err)
+}
+
+/// What else is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// Nothing but what the reference is.
+    Reference,
+    /// What of it is in the store.
+    Store,
+    /// That, and what refers to it.
+    All,
 }
 
 /// What the reference is; of an index also where no manifest was chosen.
@@ -161,6 +176,7 @@ pub(super) async fn ask(
     common: &Common,
     attributes: &BTreeMap<String, String>,
     docker_config: Option<&str>,
+    depth: Depth,
 ) -> Result<Inspected, Failure> {
     let attributes = Attributes::parse(attributes).map_err(volume::error::Error::from)?;
     let (mut settings, _) = common
@@ -176,8 +192,16 @@ pub(super) async fn ask(
         None => Keyring::default(),
     };
     // What is in the store is told where there is a place for one.
-    let root = common.root().ok();
-    inspect(&registry, &attributes, &keyring, root.as_deref()).await
+    let root = common.root().ok().filter(|_| depth != Depth::Reference);
+    let look = Look { root: root.as_deref(), depth };
+    inspect(&registry, &attributes, &keyring, look).await
+}
+
+/// Where else is looked.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    root: Option<&'a Path>,
+    depth: Depth,
 }
 
 /// Looks as the first credential that the registry accepts, as a pull does.
@@ -185,7 +209,7 @@ async fn inspect(
     registry: &Registry,
     attributes: &Attributes,
     keyring: &Keyring,
-    root: Option<&Path>,
+    look: Look<'_>,
 ) -> Result<Inspected, Failure> {
     let reference = &attributes.reference;
     let mut credentials: Vec<_> = keyring.matching(reference).into_iter().map(Some).collect();
@@ -197,7 +221,7 @@ async fn inspect(
         let source = Source::new(reference, credential);
         let asker = Asker { source, tenant: Tenant::CommandLine };
         match registry.manifest(&asker, &reference.target()).await {
-            Ok(fetched) => return inspect_as(registry, attributes, &asker, fetched, root).await,
+            Ok(fetched) => return inspect_as(registry, attributes, &asker, fetched, look).await,
             Err(error) if error.is_about_access() => {
                 first.get_or_insert(error);
             }
@@ -215,7 +239,7 @@ async fn inspect_as(
     attributes: &Attributes,
     asker: &Asker,
     fetched: Fetched,
-    root: Option<&Path>,
+    look: Look<'_>,
 ) -> Result<Inspected, Failure> {
     let digest = fetched.digest.clone();
     let children = match parse(&fetched.bytes, fetched.content_type.as_deref()) {
@@ -232,7 +256,7 @@ async fn inspect_as(
                 let mut described =
                     Inspected::of_index(attributes, &digest, media_type, annotations, failure);
                 described.children = children.iter().map(Child::of).collect();
-                return Ok(in_store(described, root, None).await);
+                return Ok(in_store(described, look.root, None).await);
             }
             (Err(failure), _) => return Err(failure),
         };
@@ -259,12 +283,17 @@ async fn inspect_as(
         return Err(Failure { kind: error.kind(), message: chain(error) });
     }
     let mut described = describe(attributes, &artifact, &planned, &digest);
-    let referrers = registry.referrers(asker, artifact.digest).await;
-    // What else is shown does not depend on it.
-    let referrers = referrers.inspect_err(|error| tracing::warn!(%error, "cannot list what refers to it"));
-    described.referrers = referrers.unwrap_or_default().iter().map(Referrer::of).collect();
+    described.not_planned =
+        planned.as_ref().err().map(|error| Failure { kind: error.kind(), message: chain(error) });
+    if look.depth == Depth::All {
+        let referrers = registry.referrers(asker, artifact.digest).await;
+        // What else is shown does not depend on it.
+        let referrers =
+            referrers.inspect_err(|error| tracing::warn!(%error, "cannot list what refers to it"));
+        described.referrers = referrers.unwrap_or_default().iter().map(Referrer::of).collect();
+    }
     described.children = children.iter().flat_map(|(.., children)| children).map(Child::of).collect();
-    Ok(in_store(described, root, planned.ok()).await)
+    Ok(in_store(described, look.root, planned.ok()).await)
 }
 
 /// The manifests of a registry, of which the first was read already.
@@ -352,7 +381,7 @@ fn describe(
         config_type: manifest.config.media_type.clone(),
         family: family.filter(|_| planned.is_ok()),
         rule,
-        size: files.iter().fold(0, |sum, file| sum.saturating_add(file.size)),
+        size: size_of_blobs(planned.as_ref().ok(), manifest),
         here: 0,
         files,
         annotations: manifest.annotations.clone(),
@@ -360,7 +389,17 @@ fn describe(
         referrers: Vec::new(),
         store: None,
         not_chosen: None,
+        not_planned: None,
     }
+}
+
+/// Bytes of all blobs that are needed; of what cannot be mounted, of all layers. Each is counted once.
+fn size_of_blobs(plan: Option<&Plan>, manifest: &Manifest) -> u64 {
+    if let Some(plan) = plan {
+        return volume::list::needed(None, plan).0;
+    }
+    let layers = manifest.layers.iter().map(|layer| (layer.digest.to_string(), layer.size));
+    layers.collect::<BTreeMap<_, _>>().values().fold(0, |sum: u64, size| sum.saturating_add(*size))
 }
 
 fn text(found: &Inspected) -> String {
@@ -437,7 +476,7 @@ async fn in_store(mut found: Inspected, root: Option<&Path>, plan: Option<Plan>)
     let Some(root) = root.map(Path::to_owned) else { return found };
     let reference = found.reference.clone();
     let look = move || {
-        let here = plan.map_or(0, |plan| volume::list::here(&root, &plan));
+        let here = plan.map_or(0, |plan| volume::list::needed(Some(&root), &plan).1);
         // An inspection needs no store, and none that can be read.
         (here, volume::list::look(&root).unwrap_or_default())
     };
@@ -481,6 +520,7 @@ impl Inspected {
             referrers: Vec::new(),
             store: None,
             not_chosen: Some(failure),
+            not_planned: None,
         }
     }
 }

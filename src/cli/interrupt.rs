@@ -32,6 +32,19 @@ pub async fn wanted() -> Failure {
     Failure { kind: Kind::Aborted, message: said(KEPT.load(Ordering::Relaxed)) }
 }
 
+/// Whether somebody wants the command to end: what blocks looks at it, and clears away what it made.
+pub fn is_wanted() -> bool {
+    CAUGHT.load(Ordering::Relaxed) != 0
+}
+
+/// An error where that is so.
+///
+/// # Errors
+/// When somebody wants the command to end.
+pub fn check() -> std::io::Result<()> {
+    if is_wanted() { Err(std::io::Error::other("stopped")) } else { Ok(()) }
+}
+
 /// The exit status when a signal has ended the command.
 pub fn status() -> Option<u8> {
     match CAUGHT.load(Ordering::Relaxed) {

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use indicatif::BinaryBytes;
 
 use crate::cli::args::Common;
-use crate::cli::context::volumes;
+use crate::cli::context::{Pulls, volumes};
 use crate::cli::output::{self, ago, counted, short};
 use crate::control::client;
 use crate::control::request::{ControlRequest, Reply};
-use crate::failure::Failure;
+use crate::failure::{Failure, one_line};
 use crate::store::disk::now;
 use crate::volume::list::{Listed, Listing};
 
@@ -18,7 +18,7 @@ use crate::volume::list::{Listed, Listing};
 /// # Errors
 /// Whatever failed.
 pub async fn run(common: &Common) -> Result<ExitCode, Failure> {
-    let volumes = volumes(common)?;
+    let volumes = volumes(common, Pulls::None)?;
     let listing = if client::is_served(volumes.store_root()).await? {
         match client::run(&volumes, ControlRequest::List, |_| {}).await? {
             Reply::List(listing) => listing,
@@ -47,13 +47,16 @@ fn table(listing: &Listing) -> String {
     format!("{}\n{trees}, {content} on disk, {unfinished}{free} free", output::table(&rows))
 }
 
+/// Characters of a filter that are shown.
+const FILTER: usize = 60;
+
 /// A row for each reference of a tree.
 fn rows_of(tree: &Listed) -> Vec<[String; 8]> {
     let row = |reference: String| {
         [
             reference,
             short(&tree.digest).to_owned(),
-            or_none(&tree.filter),
+            or_none(&of_tenant(&tree.filter)),
             or_none(tree.platform.as_deref().unwrap_or_default()),
             BinaryBytes(tree.size).to_string(),
             tree.files.to_string(),
@@ -66,9 +69,18 @@ fn rows_of(tree: &Listed) -> Vec<[String; 8]> {
     }
     let rows = tree.references.iter().map(|reference| {
         let is_older = if tree.moved.contains(reference) { " (older)" } else { "" };
-        row(format!("{reference}{is_older}"))
+        row(format!("{}{is_older}", one_line(reference)))
     });
     rows.collect()
+}
+
+/// What a tenant wrote, for a table: on one line, and not much of it.
+fn of_tenant(text: &str) -> String {
+    let line = one_line(text);
+    match line.char_indices().nth(FILTER) {
+        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
+        None => line,
+    }
 }
 
 fn or_none(text: &str) -> String {
@@ -118,6 +130,11 @@ mod tests {
         assert!(lines[1].ends_with("default/llama-0 +2"), "{text}");
         assert!(lines[2].starts_with("r/m:v2          sha256:aaaaaaaaaaaa"), "{text}");
         assert_eq!(lines[3], "1 tree, 3.00 MiB on disk, 1.00 GiB unfinished, 49.00 GiB free");
+        let mut long = tree(&["r/m:v1"], &[]);
+        long.filter = format!("include \n\u{1b}[2J{}", "x".repeat(100));
+        let text = table(&Listing { trees: vec![long], ..Listing::default() });
+        let shown = format!("include \\n\\u{{1b}}[2J{}…  -", "x".repeat(60 - 19));
+        assert!(text.contains(&shown) && text.lines().count() == 3, "{text}");
         assert_eq!(table(&Listing::default()).lines().nth(1), Some("0 trees; there is no store yet"));
     }
 }

@@ -6,7 +6,7 @@ use indicatif::BinaryBytes;
 
 use crate::cli::args::Common;
 use crate::cli::command_args::LoadArgs;
-use crate::cli::context::store;
+use crate::cli::context::{Pulls, absolute, store};
 use crate::cli::output::{self, counted};
 use crate::cli::progress::Progress;
 use crate::control::client;
@@ -23,14 +23,9 @@ pub async fn run(common: &Common, flags: &LoadArgs) -> Result<ExitCode, Failure>
             "an archive is not read from the standard input: name a file or a directory",
         ));
     }
-    let path = std::path::absolute(&flags.file)
-        .map_err(|error| Failure::usage(&format!("{}: {error}", flags.file.display())))?;
-    let path = path
-        .into_os_string()
-        .into_string()
-        .map_err(|path| Failure::usage(&format!("{}: is not UTF-8", path.display())))?;
+    let path = absolute(&flags.file)?;
     let load = Load { path, name: flags.name.clone(), platform: flags.platform.clone() };
-    let volumes = store(common).await?;
+    let volumes = store(common, Pulls::AsFlagged).await?;
     let mut progress = Progress::new(common, &load.path);
     let reply = client::run(&volumes, ControlRequest::Load(load), |now| progress.show(&now)).await?;
     drop(progress);

@@ -10,8 +10,7 @@ use serde::Serialize;
 use crate::cli::args::Common;
 use crate::cli::busy;
 use crate::cli::command_args::{MountArgs, UmountArgs};
-use crate::cli::content_args::attributes;
-use crate::cli::context::{self, store, volumes};
+use crate::cli::context::{self, Pulls, absolute, store, volumes};
 use crate::cli::credentials::{docker_config, without_helpers};
 use crate::cli::progress::Progress;
 use crate::cli::pull::{pull, say_if_old};
@@ -19,6 +18,7 @@ use crate::cli::{namespace, output};
 use crate::control::client;
 use crate::control::request::{Content, ControlRequest, Pulled, Reply};
 use crate::failure::{Failure, Kind};
+use crate::host::blocking::{self, Lane};
 use crate::mount::attach::{MountSource, Mounter};
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
@@ -49,8 +49,7 @@ struct Unmounted<'a> {
 /// # Errors
 /// Whatever failed.
 pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
-    let mut attributes =
-        attributes(&flags.reference, &flags.choice, Some(&flags.files), flags.policy.pull_policy)?;
+    let mut attributes = flags.content.attributes(&flags.reference)?;
     attributes.extend(flags.path.clone().map(|path| ("path".to_owned(), path)));
     if flags.exec {
         attributes.insert("exec".to_owned(), "true".to_owned());
@@ -62,7 +61,10 @@ pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Res
     let Some((program, arguments)) = flags.command.split_first() else {
         return context::run_command(mount_for_good(common, flags, attributes, target));
     };
-    if !flags.exec && std::path::absolute(program).is_ok_and(|program| program.starts_with(&target)) {
+    // A name without a slash is looked for in PATH, and not here.
+    let is_path = program.as_encoded_bytes().contains(&b'/');
+    let is_inside = is_path && std::path::absolute(program).is_ok_and(|program| program.starts_with(&target));
+    if is_inside && !flags.exec {
         return Err(Failure::usage(&format!(
             "{} is in the volume, which is mounted noexec; add --exec to run what is in it",
             program.display()
@@ -71,7 +73,7 @@ pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Res
     // A helper is the user's, and so asked before the user has another number.
     let docker_config = match without_helpers(common, &flags.reference)? {
         Some(known) => known,
-        None => context::run_command(docker_config(common, std::slice::from_ref(&flags.reference)))?,
+        None => context::run_command(docker_config(common, &flags.reference))?,
     };
     // The store's place is that of the user who asks, not of the root of the new namespace.
     let root = common.root()?;
@@ -116,9 +118,9 @@ async fn mount_for_good(
             ),
         });
     }
-    let docker_config = docker_config(common, std::slice::from_ref(&flags.reference)).await?;
+    let docker_config = docker_config(common, &flags.reference).await?;
     let content = Content { attributes, docker_config };
-    let volumes = store(common).await?;
+    let volumes = store(common, Pulls::AsFlagged).await?;
     let mut progress = Progress::new(common, &flags.reference);
     let request = ControlRequest::Mount { content, target: target.clone() };
     let reply = client::run(&volumes, request, |now| progress.show(&now)).await?;
@@ -141,26 +143,17 @@ async fn mount_for_good(
 pub async fn umount(common: &Common, flags: &UmountArgs) -> Result<ExitCode, Failure> {
     let target = absolute(&flags.directory)?;
     let request = ControlRequest::Unmount { target: target.clone() };
-    match client::run(&volumes(common)?, request, |_| {}).await {
+    match client::run(&volumes(common, Pulls::None)?, request, |_| {}).await {
         Ok(_) => {
             output::result(common, &Unmounted { directory: &target }, String::new);
             Ok(ExitCode::SUCCESS)
         }
         Err(mut failure) => {
-            if failure.kind == Kind::Unavailable
-                && let Some(users) = busy::users(Path::new(&target))
-            {
-                failure.message.push_str(&format!("; used by {users}"));
+            if busy::is_why(&failure) {
+                let users = blocking::run(Lane::Work, move || busy::users(Path::new(&target))).await;
+                failure.message.extend(users.map(|users| format!("; used by {users}")));
             }
             Err(failure)
         }
     }
-}
-
-fn absolute(path: &Path) -> Result<String, Failure> {
-    let path =
-        std::path::absolute(path).map_err(|error| Failure::usage(&format!("{}: {error}", path.display())))?;
-    path.into_os_string()
-        .into_string()
-        .map_err(|path| Failure::usage(&format!("{}: is not UTF-8", path.display())))
 }

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use crate::cli::args::Common;
 use crate::cli::command_args::PullArgs;
-use crate::cli::content_args::{attributes, policy_of_pull};
-use crate::cli::context::store;
-use crate::cli::credentials::docker_config;
+use crate::cli::content_args::{PolicyName, attributes, policy_of_pull};
+use crate::cli::context::{Pulls, store};
+use crate::cli::credentials::Logins;
 use crate::cli::inspect::{self, Inspected};
 use crate::cli::output::{self, ago, counted, short};
 use crate::cli::progress::Progress;
@@ -26,7 +26,8 @@ struct Plan<'a> {
     digest: &'a str,
     manifest: &'a str,
     family: &'a str,
-    files: usize,
+    /// How many blobs it is made of.
+    layers: usize,
     /// Bytes of all of it, as the registry has it.
     size: u64,
     /// Bytes of it that are in the store.
@@ -40,16 +41,22 @@ struct Plan<'a> {
 /// # Errors
 /// Whatever failed. What was pulled before stays.
 pub async fn run(common: &Common, flags: &PullArgs) -> Result<ExitCode, Failure> {
-    let docker_config = docker_config(common, &flags.references).await?;
+    if flags.dry_run && flags.content.policy.pull_policy == Some(PolicyName::Never) {
+        return Err(Failure::usage(
+            "--dry-run asks the registry, and --pull-policy is Never; leave out one of them",
+        ));
+    }
+    let mut logins = Logins::of(common).await?;
     for reference in &flags.references {
-        let policy = policy_of_pull(reference, flags.policy.pull_policy);
-        let attributes = attributes(reference, &flags.choice, Some(&flags.files), policy)?;
+        let docker_config = logins.config(reference).await;
+        let policy = policy_of_pull(reference, flags.content.policy.pull_policy);
+        let attributes = attributes(reference, &flags.content.choice, Some(&flags.content.files), policy)?;
         if flags.dry_run {
             let found = inspect::look(common, &attributes, docker_config.as_deref()).await?;
-            plan(common, &found)?;
+            plan(common, found)?;
             continue;
         }
-        let content = Content { attributes, docker_config: docker_config.clone() };
+        let content = Content { attributes, docker_config };
         let pulled = pull(common, reference, content, false).await?;
         output::result(common, &pulled, || text(&pulled));
     }
@@ -69,18 +76,21 @@ fn text(pulled: &Pulled) -> String {
     )
 }
 
-fn plan(common: &Common, found: &Inspected) -> Result<(), Failure> {
-    let Some(family) = found.family else { return Err(Failure::usage(&found.rule)) };
+fn plan(common: &Common, mut found: Inspected) -> Result<(), Failure> {
+    if let Some(failure) = found.not_planned.take() {
+        return Err(failure);
+    }
+    let family = found.family.unwrap_or_default();
     let manifest = found.manifest.as_deref().unwrap_or(&found.digest);
     let (digest, reference) = (found.digest.as_str(), found.reference.as_str());
     let missing = found.size.saturating_sub(found.here);
-    let (files, size, here) = (found.files.len(), found.size, found.here);
-    let plan = Plan { reference, digest, manifest, family, files, size, here, missing };
+    let (layers, size, here) = (found.files.len(), found.size, found.here);
+    let plan = Plan { reference, digest, manifest, family, layers, size, here, missing };
     output::result(common, &plan, || {
         format!(
             "{digest}\n{reference}: {} in {}; {} are here, {} would be fetched",
             BinaryBytes(size),
-            counted(files as u64, "layer"),
+            counted(layers as u64, "layer"),
             BinaryBytes(here),
             BinaryBytes(missing)
         )
@@ -98,7 +108,7 @@ pub(super) async fn pull(
     content: Content,
     lease: bool,
 ) -> Result<Pulled, Failure> {
-    let volumes = store(common).await?;
+    let volumes = store(common, Pulls::AsFlagged).await?;
     let mut progress = Progress::new(common, reference);
     let reply =
         client::run(&volumes, ControlRequest::Pull { content, lease }, |now| progress.show(&now)).await?;

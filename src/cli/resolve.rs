@@ -9,7 +9,8 @@ use crate::cli::args::Common;
 use crate::cli::command_args::ResolveArgs;
 use crate::cli::content_args::attributes;
 use crate::cli::credentials::docker_config;
-use crate::cli::{inspect, output};
+use crate::cli::inspect::{self, Depth};
+use crate::cli::output;
 use crate::failure::Failure;
 
 /// What a reference is now.
@@ -32,8 +33,8 @@ struct Resolved {
 /// Whatever failed.
 pub async fn run(common: &Common, flags: &ResolveArgs) -> Result<ExitCode, Failure> {
     let attributes = attributes(&flags.reference, &flags.choice, None, None)?;
-    let docker_config = docker_config(common, std::slice::from_ref(&flags.reference)).await?;
-    let found = inspect::ask(common, &attributes, docker_config.as_deref()).await?;
+    let docker_config = docker_config(common, &flags.reference).await?;
+    let found = inspect::ask(common, &attributes, docker_config.as_deref(), Depth::Reference).await?;
     if let Some(problem) = found.not_chosen {
         return Err(problem);
     }

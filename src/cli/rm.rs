@@ -6,7 +6,7 @@ use indicatif::BinaryBytes;
 
 use crate::cli::args::Common;
 use crate::cli::command_args::RmArgs;
-use crate::cli::context::store;
+use crate::cli::context::{Pulls, store};
 use crate::cli::output;
 use crate::control::client;
 use crate::control::request::{ControlRequest, Reply};
@@ -18,7 +18,7 @@ use crate::volume::remove::Removed;
 /// # Errors
 /// Whatever failed. What was removed before is gone.
 pub async fn run(common: &Common, flags: &RmArgs) -> Result<ExitCode, Failure> {
-    let volumes = store(common).await?;
+    let volumes = store(common, Pulls::None).await?;
     for name in &flags.names {
         let request = ControlRequest::Remove { name: name.clone() };
         match client::run(&volumes, request, |_| {}).await? {

@@ -83,6 +83,6 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
         Command::Save(flags) => context::run_command(save::run(&common, &flags)),
         Command::Demo => demo::run(&common),
         Command::Completion(flags) => Ok(completion::completion(&flags)),
-        Command::Man(flags) => completion::man(&common, &flags),
+        Command::Man(flags) => completion::man(&flags, umask),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::io::{BufWriter, IsTerminal as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -13,8 +13,9 @@ use crate::cli::archive;
 use crate::cli::args::Common;
 use crate::cli::command_args::SaveArgs;
 use crate::cli::content_args::attributes;
-use crate::cli::context::store;
+use crate::cli::context::{Pulls, store};
 use crate::cli::credentials::docker_config;
+use crate::cli::interrupt;
 use crate::cli::output::{self, counted};
 use crate::cli::progress::{Bytes, Progress};
 use crate::control::client;
@@ -51,10 +52,18 @@ pub async fn run(common: &Common, flags: &SaveArgs) -> Result<ExitCode, Failure>
     if to_stdout && io::stdout().is_terminal() {
         return Err(Failure::usage("an archive is not for a terminal: name a file, or redirect the output"));
     }
+    // Made before anything is pulled: where it cannot be, nothing is worth pulling.
+    let part = match to_stdout {
+        true => None,
+        false => {
+            let file = flags.file.clone();
+            Some(blocking::run(Lane::Store, move || Part::make(&file)).await?)
+        }
+    };
     let attributes = attributes(&flags.reference, &flags.choice, None, flags.policy.pull_policy)?;
-    let docker_config = docker_config(common, std::slice::from_ref(&flags.reference)).await?;
+    let docker_config = docker_config(common, &flags.reference).await?;
     let content = Content { attributes, docker_config };
-    let volumes = store(common).await?;
+    let volumes = store(common, Pulls::AsFlagged).await?;
     let mut progress = Progress::new(common, &flags.reference);
     let request = ControlRequest::Save { content };
     // The blobs stay in the store until they are written.
@@ -63,10 +72,13 @@ pub async fn run(common: &Common, flags: &SaveArgs) -> Result<ExitCode, Failure>
     let Reply::Saved(saved) = reply else {
         return Err(Failure::internal(&format!("unexpected answer: {reply:?}")));
     };
-    let (saved, root, file) = (Arc::new(saved), volumes.store_root().to_owned(), flags.file.clone());
+    let (saved, root) = (Arc::new(saved), volumes.store_root().to_owned());
     let written = Arc::clone(&saved);
-    let write =
-        move || if to_stdout { to_standard_output(&root, &written) } else { to_file(&root, &written, &file) };
+    // The runtime waits for it when somebody ends the command, and it sees that.
+    let write = move || match part {
+        None => to_standard_output(&root, &written),
+        Some(part) => part.write(&root, &written),
+    };
     blocking::run(Lane::Work, write).await?;
     if to_stdout {
         return Ok(ExitCode::SUCCESS);
@@ -107,25 +119,42 @@ fn to_standard_output(root: &Path, saved: &Saved) -> Result<(), Failure> {
         .map_err(|error| failed(&error, Path::new("stdout")))
 }
 
-/// Writes to another name beside `file`, and renames when all of it is on the disk.
-fn to_file(root: &Path, saved: &Saved, file: &Path) -> Result<(), Failure> {
-    let io = |error: io::Error| failed(&error.into(), file);
-    let absolute = std::path::absolute(file).map_err(io)?;
-    let (Some(directory), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-        return Err(Failure::usage(&format!("{} is no file to write to", file.display())));
-    };
-    if absolute.is_dir() {
-        return Err(Failure::usage(&format!("{} is a directory; name a file in it", file.display())));
+/// A file beside the one that is to be written, which takes its name when all of it is on the disk. It goes when this is dropped.
+struct Part {
+    file: PathBuf,
+    absolute: PathBuf,
+    temporary: tempfile::NamedTempFile,
+}
+
+impl Part {
+    fn make(file: &Path) -> Result<Self, Failure> {
+        let io = |error: io::Error| failed(&error.into(), file);
+        let absolute = std::path::absolute(file).map_err(io)?;
+        let (Some(directory), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+            return Err(Failure::usage(&format!("{} is no file to write to", file.display())));
+        };
+        if absolute.is_dir() {
+            return Err(Failure::usage(&format!("{} is a directory; name a file in it", file.display())));
+        }
+        let prefix = format!(".{}.", name.to_string_lossy().chars().take(100).collect::<String>());
+        let temporary =
+            tempfile::Builder::new().prefix(&prefix).suffix(".part").tempfile_in(directory).map_err(io)?;
+        Ok(Self { file: file.to_owned(), absolute, temporary })
     }
-    let prefix = format!(".{}.", name.to_string_lossy().chars().take(100).collect::<String>());
-    let temporary =
-        tempfile::Builder::new().prefix(&prefix).suffix(".part").tempfile_in(directory).map_err(io)?;
-    let out = BufWriter::with_capacity(WRITE, temporary.as_file());
-    let mut told = Bytes::new("written");
-    archive::write(out, root, saved, &mut |bytes| told.show(bytes)).map_err(|error| failed(&error, file))?;
-    temporary.as_file().sync_all().map_err(io)?;
-    temporary.persist(&absolute).map_err(|error| io(error.error))?;
-    std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)
+
+    fn write(self, root: &Path, saved: &Saved) -> Result<(), Failure> {
+        let Self { file, absolute, temporary } = self;
+        let io = |error: io::Error| failed(&error.into(), &file);
+        let out = BufWriter::with_capacity(WRITE, temporary.as_file());
+        let mut told = Bytes::new("written");
+        archive::write(out, root, saved, &mut |bytes| told.show(bytes))
+            .map_err(|error| failed(&error, &file))?;
+        temporary.as_file().sync_all().map_err(io)?;
+        interrupt::check().map_err(io)?;
+        temporary.persist(&absolute).map_err(|error| io(error.error))?;
+        let Some(directory) = absolute.parent() else { return Ok(()) };
+        std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)
+    }
 }
 
 fn failed(error: &archive::Error, file: &Path) -> Failure {

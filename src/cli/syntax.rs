@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::builder::Resettable;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, CommandFactory as _, FromArgMatches as _};
 
@@ -10,7 +11,7 @@ use crate::cli::args::Cli;
 use crate::cli::output;
 
 /// Groups of flags. What is in none is the command's own.
-const GROUPS: [(&str, &[&str]); 4] = [
+const GROUPS: [(&str, &[&str]); 5] = [
     (
         "Content",
         &[
@@ -26,7 +27,8 @@ const GROUPS: [(&str, &[&str]); 4] = [
             "path",
         ],
     ),
-    ("Registry", &REGISTRY),
+    ("Registry", &HOSTS),
+    ("Registry", &["parallel_downloads", "docker_config"]),
     (
         "Store",
         &["root", "no_wait", "verify_diff_ids", "grant_ttl", "always_verify", "spool_above", "pull_policy"],
@@ -34,17 +36,9 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ("Output", &["output", "log_format", "verbose"]),
 ];
 
-/// Flags about registries.
-const REGISTRY: [&str; 8] = [
-    "hosts_dir",
-    "authoritative_mirrors",
-    "plain_http",
-    "allow_hosts",
-    "oci_layout_dirs",
-    "stall_timeout",
-    "parallel_downloads",
-    "docker_config",
-];
+/// Flags about which registries there are, and how they are spoken to.
+const HOSTS: [&str; 6] =
+    ["hosts_dir", "authoritative_mirrors", "plain_http", "allow_hosts", "oci_layout_dirs", "stall_timeout"];
 
 /// Flags of all commands that do something with some of them only, and with which.
 const SOMEWHERE: [(&[&str], &[&str]); 5] = [
@@ -56,17 +50,7 @@ const SOMEWHERE: [(&[&str], &[&str]); 5] = [
         ],
     ),
     (&["no_wait"], &["pull", "mount", "export", "rm", "gc", "fsck", "load", "save"]),
-    (
-        &[
-            "hosts_dir",
-            "authoritative_mirrors",
-            "plain_http",
-            "allow_hosts",
-            "oci_layout_dirs",
-            "stall_timeout",
-        ],
-        &["node", "pull", "mount", "export", "inspect", "resolve", "save"],
-    ),
+    (&HOSTS, &["node", "pull", "mount", "export", "inspect", "resolve", "save"]),
     (
         &["parallel_downloads", "verify_diff_ids", "grant_ttl", "always_verify", "spool_above"],
         &["node", "pull", "mount", "export", "save", "load"],
@@ -117,8 +101,11 @@ pub fn command() -> clap::Command {
         all = all.mut_subcommand(name, |command| {
             // Flags of all commands are the command's own here, so that they can be hidden where they do nothing.
             let flags = global.iter().cloned().map(|flag| {
-                let is_hidden = !does_something(name, flag.get_id().as_str());
-                flag.hide(is_hidden)
+                match does_something(name, flag.get_id().as_str()) {
+                    true => flag,
+                    // What a variable says of it cannot be wrong here, as it is not read.
+                    false => flag.hide(true).env(Resettable::Reset),
+                }
             });
             let mut command = command.args(flags).mut_args(grouped);
             if let Some((_, examples)) = EXAMPLES.iter().find(|(known, _)| known == name) {
@@ -133,7 +120,8 @@ pub fn command() -> clap::Command {
     let everywhere = |flag: Arg| {
         let id = flag.get_id().as_str();
         let is_hidden = SOMEWHERE.iter().any(|(flags, _)| flags.contains(&id)) && id != "root";
-        grouped(flag).hide(is_hidden)
+        // The variables are those of the commands that do something with them.
+        if is_hidden { grouped(flag).hide(true).env(Resettable::Reset) } else { grouped(flag) }
     };
     all.mut_args(everywhere).override_usage("ocivol [OPTIONS] <COMMAND>")
 }

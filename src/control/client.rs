@@ -111,6 +111,10 @@ async fn converse(
     };
     match conversation.await {
         Ok(result) => result,
+        // The parser's own text could quote anything, and this is what it means.
+        Err(error) if error.get_ref().is_some_and(|inner| inner.is::<serde_json::Error>()) => {
+            Err(broken(root, "its answer is not understood; use the same version of ocivol on both sides"))
+        }
         Err(error) => Err(broken(root, &error.to_string())),
     }
 }

@@ -44,7 +44,7 @@ pub(in crate::control) fn described_as(reference: String, pulled: &PulledTree, f
         dropped: image.dropped,
         fetched,
         asked: pulled.asked,
-        resolved_at: pulled.at,
+        resolved_at: pulled.at.seconds,
         tree: pulled.tree.key.to_string(),
         path: pulled.tree.root.clone(),
     }

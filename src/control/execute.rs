@@ -55,9 +55,13 @@ pub async fn execute(
         ControlRequest::Pull { content, lease } => {
             let (attributes, wanting) = check(&content)?;
             let pulled = pull(volumes, &attributes, &wanting, &mut progress).await?;
-            if let Some(pid) = pid.filter(|_| lease) {
+            if lease {
                 let (store, tree) = (Arc::clone(volumes.puller().await?.store()), pulled.tree.key.clone());
-                let give = move || store.leases.give(&tree, pid);
+                let time = volumes.min_age();
+                let give = move || match pid {
+                    Some(pid) => store.leases.give(&tree, pid),
+                    None => store.leases.give_unseen(&tree, time),
+                };
                 blocking::run(Lane::Store, give).await.map_err(Error::from)?;
             }
             Reply::Pulled(described(&attributes, &pulled))

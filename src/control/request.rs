@@ -126,8 +126,10 @@ pub struct Pulled {
     /// What it resolved to: an index, or the manifest itself.
     pub digest: String,
     /// The manifest that it shows.
+    #[serde(default)]
     pub manifest: String,
     /// The artifact family.
+    #[serde(default)]
     pub family: String,
     /// Bytes of all files.
     pub size: u64,
@@ -138,12 +140,14 @@ pub struct Pulled {
     /// Bytes that came over the network.
     pub fetched: u64,
     /// Whether a registry was asked what the reference is.
+    #[serde(default)]
     pub asked: bool,
     /// When one said so last, in seconds since the epoch; 0 where that is not known.
+    #[serde(default)]
     pub resolved_at: u64,
     /// The tree's name in the store.
     pub tree: String,
-    /// Its directory.
+    /// Its directory. A plugin that does not say it is another version's, and cannot be worked with.
     pub path: PathBuf,
 }
 

@@ -88,7 +88,9 @@ async fn converse(stream: UnixStream, volumes: &Volumes) -> std::io::Result<()> 
         // The parser's own text could quote a credential.
         Err(_) => Reply::Failed(Failure {
             kind: Kind::InvalidArgument,
-            message: "the plugin does not understand the request; use the same version of ocivol".into(),
+            message:
+                "the plugin does not understand the request; use the same version of ocivol on both sides"
+                    .into(),
         }),
     };
     write(&mut writer, &reply).await?;

@@ -1,5 +1,6 @@
 //! Two commands on one store: the second waits for the first.
 
+use std::io::Read as _;
 use std::time::Duration;
 
 use crate::control::client::is_served;
@@ -11,7 +12,8 @@ use crate::volume::volumes::Volumes;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long a command waits. A person stops it before that.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
-/// Bytes of another command's line that are read and said.
+/// Bytes of another command's line that are read, and characters of it that are said.
+const READ: u64 = 4096;
 const LINE: usize = 200;
 
 /// Opens the store of `volumes` for this process when no other one has it, or returns when a plugin has it that can be asked. Calls
@@ -59,7 +61,8 @@ fn command_of(process: u32) -> Option<String> {
     if name.trim_end() != "ocivol" {
         return None;
     }
-    let line = std::fs::read(format!("/proc/{process}/cmdline")).ok()?;
+    let mut line = Vec::new();
+    std::fs::File::open(format!("/proc/{process}/cmdline")).ok()?.take(READ).read_to_end(&mut line).ok()?;
     let words =
         line.split(|byte| *byte == 0).skip(1).map(String::from_utf8_lossy).collect::<Vec<_>>().join(" ");
     Some(crate::failure::one_line(words.trim_end()).chars().take(LINE).collect())

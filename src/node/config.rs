@@ -124,6 +124,29 @@ pub struct PullFlags {
     pub spool_above: Option<String>,
 }
 
+/// Seconds without a byte after which a request counts as stalled, unless something else is said.
+pub const STALL_TIMEOUT: u64 = 30;
+/// Downloads of large blobs at the same time, unless something else is said.
+pub const PARALLEL_DOWNLOADS: usize = 4;
+
+impl Default for PullFlags {
+    fn default() -> Self {
+        Self {
+            hosts_dir: None,
+            authoritative_mirrors: Vec::new(),
+            plain_http: Vec::new(),
+            allow_hosts: Vec::new(),
+            oci_layout_dirs: Vec::new(),
+            stall_timeout: STALL_TIMEOUT,
+            parallel_downloads: PARALLEL_DOWNLOADS,
+            verify_diff_ids: false,
+            grant_ttl: 0,
+            always_verify: false,
+            spool_above: None,
+        }
+    }
+}
+
 /// Bytes of a unix socket's path, without the final NUL: `man 7 unix`.
 const SOCKET_PATH_LIMIT: usize = 107;
 /// Bytes of a driver name: CSI v1.12.0, GetPluginInfo.

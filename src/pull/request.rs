@@ -9,6 +9,7 @@ use crate::oci::reference::Reference;
 use crate::pull::choose::Choice;
 use crate::registry::credentials::secret::Credential;
 use crate::store::content::trees::Tree;
+use crate::store::disk::Moment;
 use crate::store::space::quota::Quota;
 use crate::store::usage::holds::Hold;
 use crate::tenant::Tenant;
@@ -94,8 +95,8 @@ pub struct Pulled {
     pub fetched: u64,
     /// Whether a registry was asked what the reference is.
     pub asked: bool,
-    /// When one said so last, in seconds since the epoch; 0 where that is not known.
-    pub at: u64,
+    /// When one said so last, the epoch where that is not known.
+    pub at: Moment,
     /// Holds the tree.
     pub(in crate::pull) _hold: Arc<Hold>,
 }

@@ -9,7 +9,7 @@ use crate::pull::manifests::{Manifests, Readable};
 use crate::pull::request::{PullPolicy, PullRequest};
 use crate::pull::rights::{Known, Rights};
 use crate::registry::source::{Asker, Source};
-use crate::store::disk::now;
+use crate::store::disk::Moment;
 use crate::store::error::Error as StoreError;
 
 /// A reference that was resolved.
@@ -31,8 +31,8 @@ pub struct Resolved {
     pub offline: bool,
     /// The registry was asked, and has shown that `asker` may read the manifest.
     pub asked: bool,
-    /// When a registry said last that the reference is this, in seconds since the epoch; 0 where that is not known.
-    pub at: u64,
+    /// When a registry said last that the reference is this, the epoch where that is not known.
+    pub at: Moment,
 }
 
 /// Resolves references.
@@ -101,7 +101,7 @@ impl Resolver {
             }
             _ => false,
         };
-        let known_at = known.as_ref().map_or(0, |known| known.at);
+        let known_at = known.as_ref().map_or_else(Moment::default, |known| known.at);
         let (digest, asked) = match known {
             Some(Known { digest, granted: true, .. }) if policy != PullPolicy::Always && !is_lost => {
                 (digest, false)
@@ -119,7 +119,7 @@ impl Resolver {
             }
             found => (digest, asked, found?),
         };
-        let at = if asked { now() } else { known_at };
+        let at = if asked { Moment::now() } else { known_at };
         let resolved = Resolved {
             digest,
             manifest_digest: found.digest,

@@ -21,6 +21,7 @@ use crate::registry::client::Registry;
 use crate::registry::credentials::secret::Secret;
 use crate::registry::source::Asker;
 use crate::store::access::keyed::AccessKey;
+use crate::store::disk::Moment;
 use crate::store::error::Error as StoreError;
 use crate::store::key::TreeKey;
 use crate::store::open::Store;
@@ -41,8 +42,8 @@ pub struct Known {
     pub digest: Digest,
     /// Whether the asker may read that without asking.
     pub granted: bool,
-    /// When it was resolved, in seconds since the epoch; 0 where that is not known.
-    pub at: u64,
+    /// When it was resolved, the epoch where that is not known.
+    pub at: Moment,
 }
 
 /// The name of the grant for the manifest at `digest`.
@@ -75,7 +76,7 @@ impl Rights {
         let (reference, limit) = (reference.clone(), self.limit(offline));
         self.with(asker, move |store, asker, who| {
             let known = match reference.digest() {
-                Some(digest) => Some((digest.clone(), 0)),
+                Some(digest) => Some((digest.clone(), Moment::default())),
                 None => store.tags.get(&asker.tenant, who, &reference.target())?,
             };
             let Some((digest, at)) = known else { return Ok(None) };

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use crate::store::error::{Error, io};
 use crate::store::space::budget::Budget;
 use crate::store::space::room::Room;
@@ -91,6 +93,25 @@ pub fn empty_directory(root: &Path) -> PathBuf {
 /// Seconds since the epoch.
 pub fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A time that tells what happens within a second apart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Moment {
+    /// Seconds since the epoch; 0 where that is not known, as where ocivol 0.1 wrote it.
+    #[serde(rename = "at", default)]
+    pub seconds: u64,
+    /// Nanoseconds after that; not in records of ocivol 0.1.
+    #[serde(default)]
+    pub nanos: u32,
+}
+
+impl Moment {
+    /// This moment.
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { seconds: since.as_secs(), nanos: since.subsec_nanos() }
+    }
 }
 
 pub(in crate::store) fn create_private(path: &Path) -> std::io::Result<()> {

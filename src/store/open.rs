@@ -199,6 +199,17 @@ impl Store {
         }
     }
 
+    /// Makes everybody forget that `reference` was `digest`: who wants it asks its registry.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`].
+    pub fn forget_tag(&self, reference: &Reference, digest: &Digest) -> Result<(), Error> {
+        match reference.digest() {
+            Some(_) => Ok(()),
+            None => self.tags.remove(&Repository::of(reference), &reference.target(), digest),
+        }
+    }
+
     /// Bytes that a look at the whole store reads, about: what is on its disk, and the files of trees once more for each.
     ///
     /// # Errors

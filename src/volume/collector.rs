@@ -25,7 +25,7 @@ pub(in crate::volume) struct Collector {
     /// What is kept.
     pinned: Mutex<Pinned>,
     /// What was in use within this time stays.
-    min_age: Duration,
+    pub(in crate::volume) min_age: Duration,
     /// Ends collections, and starts no more.
     stop: Arc<AtomicBool>,
     metrics: StoreMetrics,

@@ -43,12 +43,14 @@ pub enum Error {
         name: String,
     },
     /// It cannot be removed.
-    #[error("{name} is in use: {by}; nothing was removed")]
+    #[error("{name} is in use: {by}; {}", removed_of(*removed))]
     InUse {
         /// What should go.
         name: String,
         /// Who uses it, in words.
         by: String,
+        /// How many of its trees went all the same: they were not in use.
+        removed: usize,
     },
     /// The content is still on its way.
     #[error("still pulling {reference}: {progress}")]
@@ -128,6 +130,15 @@ impl Error {
             Self::Mount(error) => error.kind(),
             Self::Store(error) => error.kind(),
         }
+    }
+}
+
+/// What went of something of which a part is in use.
+fn removed_of(count: usize) -> String {
+    match count {
+        0 => "nothing was removed".to_owned(),
+        1 => "one of its trees was removed".to_owned(),
+        many => format!("{many} of its trees were removed"),
     }
 }
 

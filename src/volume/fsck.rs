@@ -34,11 +34,7 @@ const LEAST_RATE: u64 = 256 * 1024;
 /// # Errors
 /// When it cannot be listed.
 pub fn look(root: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<Report, StoreError> {
-    let read = AtomicU64::new(0);
-    let pace = |bytes| {
-        progress(read.fetch_add(bytes, Ordering::Relaxed) + bytes);
-        true
-    };
+    let pace = telling(progress);
     Fsck::new(root, &pace, &|_| {}, None).run(Cursor::default(), &mut |_| {})
 }
 
@@ -57,12 +53,17 @@ pub fn look_at(root: &Path, name: &str, progress: &(dyn Fn(u64) + Sync)) -> Resu
     if entries.is_empty() {
         return Err(Error::NotInStore { name: name.to_owned() });
     }
+    let pace = telling(progress);
+    Ok(Fsck::new(root, &pace, &|_| {}, None).only(entries)?)
+}
+
+/// A pace that is as fast as the disk, and tells `progress` of all bytes so far.
+fn telling(progress: &(dyn Fn(u64) + Sync)) -> impl Fn(u64) -> bool + Sync {
     let read = AtomicU64::new(0);
-    let pace = |bytes| {
+    move |bytes| {
         progress(read.fetch_add(bytes, Ordering::Relaxed) + bytes);
         true
-    };
-    Ok(Fsck::new(root, &pace, &|_| {}, None).only(entries)?)
+    }
 }
 
 impl Volumes {

@@ -10,6 +10,7 @@ use crate::layer::format::Dropped;
 use crate::layout::plan::{Item, Plan};
 use crate::mount::mountinfo::Table;
 use crate::oci::digest::Digest;
+use crate::store::collect::report::process;
 use crate::store::content::trees::{Resolution, Tree};
 use crate::store::inventory::{Inventory, missing};
 use crate::volume::error::Error;
@@ -22,8 +23,10 @@ pub struct Listing {
     /// Its trees.
     pub trees: Vec<Listed>,
     /// Bytes of the content of all of them, each counted once.
+    #[serde(default)]
     pub content: u64,
     /// Bytes of downloads that are not finished.
+    #[serde(default)]
     pub unfinished: u64,
     /// Bytes that are free on its disk; `None` where there is no store.
     pub free: Option<u64>,
@@ -35,16 +38,20 @@ pub struct Listed {
     /// References it was pulled as.
     pub references: Vec<String>,
     /// Those of them that were something else when a registry was asked last.
+    #[serde(default)]
     pub moved: Vec<String>,
     /// What the references resolved to: an index, or the manifest itself.
     pub digest: String,
     /// Digest of the manifest it shows.
+    #[serde(default)]
     pub manifest: String,
     /// The artifact family.
     pub family: String,
     /// What it runs on, where an index said so.
+    #[serde(default)]
     pub platform: Option<String>,
     /// What was wanted of it, in words; empty for all.
+    #[serde(default)]
     pub filter: String,
     /// Bytes of all files.
     pub size: u64,
@@ -59,6 +66,7 @@ pub struct Listed {
     /// Targets where it is mounted, as this mount namespace sees them.
     pub mounted_at: Vec<PathBuf>,
     /// Who has it mounted: pods as `namespace/name`, processes, and targets of which no more is known.
+    #[serde(default)]
     pub mounted_by: Vec<String>,
 }
 
@@ -84,15 +92,16 @@ pub fn look(root: &Path) -> Result<Listing, Error> {
             None => target.display().to_string(),
         });
         let by_process = leases.iter().filter(|lease| lease.tree == tree.key);
-        let mounted_by = by_target.chain(by_process.map(|lease| format!("process {}", lease.pid))).collect();
+        let mounted_by = by_target.chain(by_process.map(|lease| process(lease.pid))).collect();
         describe(tree, &newest, mounted_at, mounted_by)
     });
     let trees = listed.collect();
     Ok(Listing { trees, content, unfinished, free })
 }
 
-/// Bytes of what `plan` needs that are in the store at `root`, in one form or another.
-pub fn here(root: &Path, plan: &Plan) -> u64 {
+/// Bytes of the blobs that `plan` needs, each counted once, and how many of them are in the store at `root`, in one form or another. What
+/// is written out of the plan itself comes from no registry, and counts as nothing.
+pub fn needed(root: Option<&Path>, plan: &Plan) -> (u64, u64) {
     let blobs = plan.items().iter().filter_map(|item| match item {
         Item::File(_, file) => Some(&file.blob),
         Item::Archive(archive) => Some(&archive.blob),
@@ -102,9 +111,10 @@ pub fn here(root: &Path, plan: &Plan) -> u64 {
         blobs.map(|blob| (blob.digest.to_string(), (&blob.digest, blob.size))).collect();
     let sum = |bytes: u64, size: u64| bytes.saturating_add(size);
     let all = needed.values().map(|(_, size)| *size).fold(0, sum);
+    let Some(root) = root else { return (all, 0) };
     let missing = missing(root, plan.profile(), needed.values().map(|(digest, _)| *digest));
     let missing = missing.iter().filter_map(|digest| needed.get(&digest.to_string()));
-    all - missing.map(|(_, size)| *size).fold(0, sum)
+    (all, all - missing.map(|(_, size)| *size).fold(0, sum))
 }
 
 fn describe(

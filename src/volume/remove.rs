@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::blocking;
 use crate::oci::reference::Reference;
-use crate::store::collect::report::Reason;
+use crate::store::collect::report::{Reason, Report};
 use crate::store::collect::rules::Wanted;
 use crate::store::content::trees::Tree;
 use crate::store::error::Error as StoreError;
@@ -34,7 +34,7 @@ impl Volumes {
     /// this one; a digest means the trees with all their names.
     ///
     /// # Errors
-    /// [`Error::NotInStore`], [`Error::InUse`]; then nothing is changed.
+    /// [`Error::NotInStore`], [`Error::InUse`]; then no name is changed.
     pub async fn remove(&self, name: &str) -> Result<Removed, Error> {
         let store = Arc::clone(self.puller().await?.store());
         let (collector, root) = (Arc::clone(&self.collector), self.store_root().to_owned());
@@ -42,8 +42,13 @@ impl Volumes {
         let remove = move || {
             let wanted = Name::parse(&name);
             let (mut untag, mut take, mut digests) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+            let mut manifest = None;
             for tree in store.trees.all()? {
-                match wanted.of(&tree) {
+                let matched = wanted.of(&tree);
+                if !matches!(matched, Match::Nothing) {
+                    manifest = Some(tree.image.manifest.clone());
+                }
+                match matched {
                     Match::Nothing => {}
                     Match::OneOfItsNames(reference) => untag.push((tree.key, reference)),
                     Match::All => {
@@ -59,18 +64,31 @@ impl Volumes {
                 let is_wanted = |tree: &Tree| take.contains(&tree.key);
                 collector.collect(&store, &Wanted::Named, &is_wanted, is_dry_run)
             };
-            if !take.is_empty() {
-                let report = collect(true)?;
+            let mut report = Report::default();
+            // What is in use at the first look lets nothing go; what came into use since then stays alone.
+            for is_dry_run in [true, false] {
+                if take.is_empty() {
+                    break;
+                }
+                report = collect(is_dry_run)?;
                 if report.stays > 0 {
                     let reasons = report.items.iter().filter(|item| !item.goes);
                     let reasons = reasons.map(|item| (item.name.as_str(), &item.reason));
-                    return Err(Error::InUse { name, by: users(&root, reasons)? });
+                    let by = users(&root, reasons)?;
+                    let stay = usize::try_from(report.stays).unwrap_or(usize::MAX);
+                    let removed = if is_dry_run { 0 } else { take.len().saturating_sub(stay) };
+                    return Err(Error::InUse { name, by, removed });
                 }
             }
+            // Only now: what is in use keeps its name.
             for (key, reference) in &untag {
                 store.trees.unname(key, reference)?;
             }
-            let report = if take.is_empty() { Default::default() } else { collect(false)? };
+            if let Name::Reference(text) = &wanted
+                && let (Ok(reference), Some(manifest)) = (text.parse::<Reference>(), manifest)
+            {
+                store.forget_tag(&reference, &manifest)?;
+            }
             let untagged: BTreeSet<String> = untag.into_iter().map(|(_, reference)| reference).collect();
             Ok(Removed {
                 untagged: untagged.into_iter().collect(),

@@ -169,6 +169,11 @@ impl Volumes {
         &self.registry
     }
 
+    /// What was in use within this time is not collected.
+    pub fn min_age(&self) -> Duration {
+        self.collector.min_age
+    }
+
     /// Where the store is.
     pub fn store_root(&self) -> &Path {
         &self.store_root

@@ -13,23 +13,14 @@ use serde_json::Value;
 use tonic::Code;
 
 use super::commands::{failure, ocivol, stdout};
+use super::users::node;
 use crate::support::image_layout::ImageLayout;
-use crate::support::{Node, Scripted, eventually, isolated, noise};
+use crate::support::{Scripted, isolated, noise};
 
 fn image_layers() -> Vec<Layer> {
     let base = Tarball::new().file("etc/base", b"base").file("usr/x", &noise(5, 5_000_000)).finish();
     let top = Tarball::new().file("etc/.wh.base", b"").file("etc/top", b"top").finish();
     vec![Layer::archive(gzip(&base).expect("memory")), Layer::archive(top)]
-}
-
-async fn node(flags: &[&str], with_plugin: bool) -> Node {
-    let mut node = Node::on_host(flags);
-    if with_plugin {
-        node.run().await;
-        let control = node.root.join("control.sock");
-        eventually("the control socket", || std::os::unix::net::UnixStream::connect(&control).is_ok()).await;
-    }
-    node
 }
 
 /// Names in an archive, and the contents of its files, as the crate `tar` reads them.
@@ -117,9 +108,16 @@ fn what_is_saved_is_what_the_registry_has_whoever_holds_the_store() {
         }
         assert!(written.iter().all(|other| *other == written[0]), "an archive is always the same");
         let node = node(&[], false).await;
+        let out = tempfile::tempdir().expect("a directory");
+        let file = out.path().join("app.tar");
+        let save = ["save", &reference, file.to_str().expect("text"), "--pull-policy", "Never"];
+        let (code, text) = failure(&ocivol(&node, &registry, &save).await);
+        assert!(code == 1 && text.contains("not in this node's store"), "{text}");
+        assert!(names_in(out.path()).is_empty());
+        // Where it cannot be written to is said first.
         let (code, text) =
             failure(&ocivol(&node, &registry, &["save", &reference, "/tmp", "--pull-policy", "Never"]).await);
-        assert!(code == 1 && text.contains("not in this node's store"), "{text}");
+        assert!(code == 2 && text.contains("/tmp is a directory; name a file in it"), "{text}");
     });
 }
 

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Output};
 use ocivol::demo::push::Layer;
 use serde_json::Value;
 
+use super::users::{Nobody, node};
 use crate::support::node::{BINARY, mount_at};
 use crate::support::{Node, Scripted, isolated, noise};
 
@@ -77,15 +78,7 @@ fn pull_mount_list_and_unmount_alone_and_beside_a_plugin() {
     isolated(async {
         let (registry, reference) = model().await;
         for with_plugin in [false, true] {
-            let mut node = Node::on_host(&["--plain-http", &registry.host()]);
-            if with_plugin {
-                node.run().await;
-                let control = node.root.join("control.sock");
-                crate::support::eventually("the control socket", || {
-                    std::os::unix::net::UnixStream::connect(&control).is_ok()
-                })
-                .await;
-            }
+            let node = node(&["--plain-http", &registry.host()], with_plugin).await;
             let pulled = stdout(&ocivol(&node, &registry, &["pull", &reference]).await);
             let digest = pulled.lines().next().expect("a digest").to_owned();
             assert!(digest.parse::<ocivol::oci::digest::Digest>().is_ok(), "{pulled}");
@@ -160,6 +153,13 @@ fn inspect_pulls_no_layer_and_needs_no_store() {
     });
 }
 
+/// What says where something is.
+#[derive(Clone, Copy)]
+enum Place {
+    Path,
+    Archive,
+}
+
 #[test]
 fn inspect_names_the_family_its_rule_and_the_files() {
     isolated(async {
@@ -172,7 +172,8 @@ fn inspect_names_the_family_its_rule_and_the_files() {
         };
         let chart = "vnd.cncf.helm.chart.content.v1.tar+gzip";
         let config = r#"{"name":"app","version":"1.2.3"}"#;
-        type Row<'a> = (&'a str, &'a str, Vec<Layer>, &'a [&'a str], &'a str, &'a str, &'a [&'a str]);
+        type Row<'a> = (&'a str, &'a str, Vec<Layer>, &'a [&'a str], &'a str, &'a str, Place, &'a [&'a str]);
+        use Place::{Archive, Path};
         let table: [Row<'_>; 6] = [
             (
                 "vnd.cncf.helm.config.v1+json",
@@ -181,6 +182,7 @@ fn inspect_names_the_family_its_rule_and_the_files() {
                 &[],
                 "helm",
                 "config is",
+                Archive,
                 &["/"],
             ),
             (
@@ -190,6 +192,7 @@ fn inspect_names_the_family_its_rule_and_the_files() {
                 &["--unpack", "never"],
                 "helm",
                 "config is",
+                Path,
                 &["app-1.2.3.tgz"],
             ),
             (
@@ -199,6 +202,7 @@ fn inspect_names_the_family_its_rule_and_the_files() {
                 &[],
                 "ollama",
                 "is application/vnd.ollama.image.model",
+                Path,
                 &["model.gguf", "license.txt"],
             ),
             (
@@ -208,6 +212,7 @@ fn inspect_names_the_family_its_rule_and_the_files() {
                 &[],
                 "docker-model",
                 "config is",
+                Path,
                 &["model.gguf"],
             ),
             (
@@ -217,6 +222,7 @@ fn inspect_names_the_family_its_rule_and_the_files() {
                 &["--include", "c"],
                 "files",
                 "2 of 2 layers have a title",
+                Path,
                 &["c"],
             ),
             (
@@ -226,10 +232,11 @@ fn inspect_names_the_family_its_rule_and_the_files() {
                 &["--layout", "oci-layout"],
                 "oci-layout",
                 "asked for",
+                Path,
                 &["oci-layout", "index.json"],
             ),
         ];
-        for (number, (config_type, config, layers, flags, family, rule, files)) in
+        for (number, (config_type, config, layers, flags, family, rule, kind, files)) in
             table.into_iter().enumerate()
         {
             let pusher = registry.pusher(&format!("a/{number}"));
@@ -245,8 +252,11 @@ fn inspect_names_the_family_its_rule_and_the_files() {
             assert!(found["rule"].as_str().is_some_and(|text| text.contains(rule)), "{found}");
             for (at, path) in files.iter().enumerate() {
                 let file = &found["files"][at];
-                let place = if file["path"].is_null() { &file["archive"]["at"] } else { &file["path"] };
-                assert_eq!(place, *path, "{found}");
+                let (place, other) = match kind {
+                    Path => (&file["path"], &file["archive"]),
+                    Archive => (&file["archive"]["at"], &file["path"]),
+                };
+                assert_eq!((place.as_str(), other.is_null()), (Some(*path), true), "{found}");
                 assert!(found["files"][at]["size"].as_u64().is_some_and(|size| size > 0), "{found}");
                 let digest = found["files"][at]["digest"].as_str().expect("a digest");
                 assert!(digest.parse::<ocivol::oci::digest::Digest>().is_ok(), "{digest}");
@@ -281,6 +291,22 @@ fn failures_are_one_line_and_have_their_status() {
             assert!(text.starts_with("ocivol: ") && text.contains(part), "{text}");
         }
         assert_eq!(ocivol(&node, &registry, &["frobnicate"]).await.status.code(), Some(2));
+        // Where a flag does nothing its value is neither right nor wrong, and a variable says nothing at all.
+        let output = ocivol(&node, &registry, &["--parallel-downloads", "0", "ls"]).await;
+        assert!(output.status.success());
+        assert_eq!(stderr(&output), "warning: --parallel-downloads does nothing for `ocivol ls`\n");
+        for arguments in [&["ls"] as &[&str], &["gc"], &["rm", "r.example/x:v1"], &["umount", "/nonexistent"]]
+        {
+            for value in ["0", "many"] {
+                let mut words = command(&node, &registry, arguments);
+                words.env("OCIVOL_PARALLEL_DOWNLOADS", value).env("OCIVOL_ALLOW_HOSTS", "//");
+                let said = stderr(&run(words).await);
+                assert!(!said.contains("--parallel-downloads") && !said.contains("--allow-hosts"), "{said}");
+            }
+        }
+        let mut words = command(&node, &registry, &["pull", &reference]);
+        words.env("OCIVOL_PARALLEL_DOWNLOADS", "many");
+        assert_eq!(run(words).await.status.code(), Some(2));
     });
 }
 
@@ -303,19 +329,9 @@ fn a_command_runs_with_the_mount_and_only_it_sees_it() {
 fn without_root_in_a_user_namespace() {
     isolated(async {
         let (registry, reference) = model().await;
-        let home = tempfile::Builder::new().prefix("ocivol-home-").tempdir().expect("a directory");
-        let home_path = home.path().canonicalize().expect("a path");
-        std::os::unix::fs::chown(&home_path, Some(65534), None).expect("changed");
-        // The binary lies where an ordinary user may not look.
-        let binary = home_path.join("ocivol");
-        std::fs::copy(BINARY, &binary).expect("copied");
-        let as_nobody = async |arguments: &[&str]| {
-            let mut command = Command::new(&binary);
-            use std::os::unix::process::CommandExt as _;
-            command.uid(65534).gid(65534).env("HOME", &home_path).env("TMPDIR", &home_path);
-            command.args(["--plain-http", &registry.host()]).args(arguments);
-            run(command).await
-        };
+        let user = Nobody::new();
+        let home_path = &user.home;
+        let as_nobody = async |arguments: &[&str]| user.ocivol(&registry, arguments).await;
         let demo = stdout(&as_nobody(&["demo"]).await);
         assert!(demo.contains("as an ordinary user") && demo.contains("done in"), "{demo}");
         let pulled = stdout(&as_nobody(&["pull", &reference]).await);

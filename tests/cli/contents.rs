@@ -1,7 +1,5 @@
 //! What commands say of content, and what they bring where.
 
-use std::os::unix::fs::PermissionsExt as _;
-
 use ocivol::demo::push::Layer;
 use ocivol::demo::tarball::{Tarball, gzip};
 
@@ -34,6 +32,68 @@ fn a_dry_run_says_what_is_here_and_what_would_come() {
         stdout(&ocivol(&node, &registry, &["pull", &reference]).await);
         let plan = json(&ocivol(&node, &registry, &[&["--output", "json"], &dry[..]].concat()).await);
         assert_eq!(plan["missing"], 0);
+        assert_eq!(plan["layers"], 2);
+        let never = [&dry[..], &["--pull-policy", "never"]].concat();
+        let (code, text) = failure(&ocivol(&node, &registry, &never).await);
+        assert!(code == 2 && text.contains("--dry-run asks the registry"), "{text}");
+    });
+}
+
+#[test]
+fn regression_after_a_pull_nothing_is_missing() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let node = Node::on_host(&[]);
+        // The same layer twice, as images have them that were built without a change.
+        let layer =
+            || Layer::archive(gzip(&Tarball::new().file("x", &noise(3, 9_000)).finish()).expect("memory"));
+        registry.pusher("app").image("v1", &[layer(), layer()], &[]).await.expect("pushed");
+        let twice = registry.reference("app:v1");
+        let (other, model) = model().await;
+        for (registry, reference, flags) in
+            [(&registry, &twice, &[] as &[&str]), (&other, &model, &["--layout", "oci-layout"])]
+        {
+            let plan = async || {
+                let words = [&["--output", "json", "pull", "--dry-run", reference], flags].concat();
+                json(&ocivol(&node, registry, &words).await)
+            };
+            let before = plan().await;
+            assert_eq!((&before["missing"], before["here"].as_u64()), (&before["size"], Some(0)), "{before}");
+            stdout(&ocivol(&node, registry, &[&["pull", reference], flags].concat()).await);
+            let after = plan().await;
+            assert_eq!((&after["here"], after["missing"].as_u64()), (&before["size"], Some(0)), "{after}");
+            let text = stdout(&ocivol(&node, registry, &[&["inspect", reference], flags].concat()).await);
+            assert!(text.contains("in store   ") && !text.contains("; nothing of"), "{text}");
+            let found = json(
+                &ocivol(&node, registry, &[&["--output", "json", "inspect", reference], flags].concat())
+                    .await,
+            );
+            assert_eq!(found["here"], found["size"], "{found}");
+        }
+    });
+}
+
+#[test]
+fn a_dry_run_fails_as_the_pull_would() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let node = Node::on_host(&[]);
+        let layer = Layer {
+            media_type: "application/y".into(),
+            content: "1".into(),
+            annotations: serde_json::json!({}),
+        };
+        registry.pusher("odd").artifact("v1", "", "application/x", "{}", &[layer]).await.expect("pushed");
+        let reference = registry.reference("odd:v1");
+        let said = async |flags: &[&str]| {
+            let words = [&["--output", "json", "pull", &reference], flags].concat();
+            let (code, text) = failure(&ocivol(&node, &registry, &words).await);
+            let said: serde_json::Value =
+                serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+            (code, said["error"]["kind"].as_str().map(str::to_owned))
+        };
+        assert_eq!(said(&["--dry-run"]).await, said(&[]).await);
+        assert_eq!(said(&["--dry-run"]).await, (1, Some("failed-precondition".to_owned())));
     });
 }
 
@@ -58,54 +118,6 @@ fn a_reference_is_resolved_without_a_store() {
         });
         assert_eq!(found, expected);
         assert!(std::fs::read_dir(home.path()).expect("a directory").next().is_none());
-    });
-}
-
-#[test]
-fn what_is_exported_is_a_plain_copy_also_without_root() {
-    isolated(async {
-        let registry = Scripted::start().await;
-        let base = Tarball::new().file("etc/base", b"base").file("usr/x", &noise(5, 5_000)).finish();
-        let top = Tarball::new().file("etc/.wh.base", b"").file("etc/top", b"top").finish();
-        let layers = [Layer::archive(gzip(&base).expect("memory")), Layer::archive(top)];
-        let digest = registry.pusher("app").image("v1", &layers, &[]).await.expect("pushed").to_string();
-        let reference = registry.reference("app:v1");
-        let home = tempfile::Builder::new().prefix("ocivol-home-").tempdir().expect("a directory");
-        let home_path = home.path().canonicalize().expect("a path");
-        std::os::unix::fs::chown(&home_path, Some(65534), None).expect("changed");
-        let binary = home_path.join("ocivol");
-        std::fs::copy(BINARY, &binary).expect("copied");
-        let as_nobody = async |arguments: &[&str]| {
-            use std::os::unix::process::CommandExt as _;
-            let mut command = std::process::Command::new(&binary);
-            command.uid(65534).gid(65534).env("HOME", &home_path).current_dir(&home_path);
-            command.env("OCIVOL_PLAIN_HTTP", registry.host()).args(arguments);
-            run(command).await
-        };
-        let text = stdout(&as_nobody(&["export", &reference, "out"]).await);
-        let out = home_path.join("out");
-        assert!(text.starts_with(&format!("{digest}\n2 files, ")), "{text}");
-        assert!(text.ends_with(&format!(", in {}\n", out.display())), "{text}");
-        assert_eq!(std::fs::read(out.join("etc/top")).expect("read"), b"top");
-        assert_eq!(std::fs::read(out.join("usr/x")).expect("read"), noise(5, 5_000));
-        assert!(!out.join("etc/base").exists());
-        let mode = std::fs::metadata(out.join("etc/top")).expect("there").permissions().mode();
-        assert_eq!(mode & 0o600, 0o600, "{mode:o}");
-        // It is a copy: what is done to it changes nothing in the store.
-        std::fs::write(out.join("etc/top"), "changed").expect("written");
-        let (code, text) = failure(&as_nobody(&["export", &reference, "out"]).await);
-        assert!(code == 2 && text.contains("out is not empty"), "{text}");
-        let there = home_path.join("there");
-        std::fs::create_dir(&there).expect("made");
-        std::os::unix::fs::chown(&there, Some(65534), None).expect("changed");
-        stdout(&as_nobody(&["export", &reference, "there"]).await);
-        assert_eq!(std::fs::read(there.join("etc/top")).expect("read"), b"top");
-        // Nothing else is left.
-        let names =
-            std::fs::read_dir(&home_path).expect("a directory").flatten().map(|entry| entry.file_name());
-        let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
-        names.sort();
-        assert_eq!(names, [".local", "ocivol", "out", "there"]);
     });
 }
 

@@ -47,6 +47,10 @@ impl Home {
     }
 
     async fn ocivol(&self, arguments: &[&str]) -> Output {
+        run(self.command(arguments)).await
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(BINARY);
         command
             .env("HOME", self.path())
@@ -58,7 +62,7 @@ impl Home {
             .arg("--root")
             .arg(self.path().join("store"))
             .args(arguments);
-        run(command).await
+        command
     }
 
     fn reference(&self) -> String {
@@ -124,5 +128,68 @@ fn regression_credentials_are_found_where_docker_podman_and_helpers_have_them() 
         home.write(".docker/config.json", "{");
         let (code, text) = failure(&home.ocivol(&["resolve", &reference]).await);
         assert!(code == 2 && text.contains(".docker/config.json is not a Docker config: line 1"), "{text}");
+    });
+}
+
+#[test]
+fn regression_the_first_file_that_knows_the_registry_wins() {
+    isolated(async {
+        let home = Home::new().await;
+        let (host, reference) = (home.registry.host(), home.reference());
+        let (user, password) = LOGIN;
+        let wrong = base64::engine::general_purpose::STANDARD.encode("nobody:wrong");
+        let counted = home.path().join("asked");
+        home.helper(&format!(
+            r#"echo >>{}; echo '{{"Username":"{user}","Secret":"{password}"}}'"#,
+            counted.display()
+        ));
+        // The helper of docker's file is asked before podman's entry is believed, and once for all references.
+        home.write(".docker/config.json", r#"{"credsStore":"test"}"#);
+        home.write("run/containers/auth.json", &format!(r#"{{"auths":{{"{host}":{{"auth":"{wrong}"}}}}}}"#));
+        stdout(&home.ocivol(&["pull", &reference, &reference]).await);
+        assert_eq!(std::fs::read_to_string(&counted).expect("asked").lines().count(), 1);
+        // And an entry of docker's file before anything of podman's.
+        home.write(".docker/config.json", &format!(r#"{{"auths":{{"{host}":{{"auth":"{}"}}}}}}"#, login()));
+        home.write("run/containers/auth.json", r#"{"credsStore":"test"}"#);
+        stdout(&home.ocivol(&["resolve", &reference]).await);
+        assert_eq!(std::fs::read_to_string(&counted).expect("asked").lines().count(), 1);
+        // Nobody is asked for what lies on this machine.
+        home.write(".docker/config.json", r#"{"credsStore":"test"}"#);
+        let layout = format!("oci-layout:{}", home.path().join("absent").display());
+        failure(&home.ocivol(&["resolve", &layout]).await);
+        assert_eq!(std::fs::read_to_string(&counted).expect("asked").lines().count(), 1);
+    });
+}
+
+#[test]
+fn variables_without_a_value_and_files_that_are_none_are_passed_over() {
+    isolated(async {
+        let home = Home::new().await;
+        let (host, reference) = (home.registry.host(), home.reference());
+        let auths = format!(r#"{{"auths":{{"{host}":{{"auth":"{}"}}}}}}"#, login());
+        home.write(".docker/config.json", &auths);
+        let mut command = home.command(&["resolve", &reference]);
+        command.env("DOCKER_CONFIG", "").env("REGISTRY_AUTH_FILE", "").env("XDG_RUNTIME_DIR", "");
+        stdout(&run(command).await);
+        // A relative path would be another file in each directory.
+        std::fs::remove_file(home.path().join(".docker/config.json")).expect("removed");
+        home.write("relative/containers/auth.json", &auths);
+        let mut command = home.command(&["resolve", &reference]);
+        command.env("XDG_RUNTIME_DIR", "relative").current_dir(home.path());
+        failure(&run(command).await);
+        // What is read without end, or not at all, is said and passed over.
+        home.write(".config/containers/auth.json", &auths);
+        let runtime = home.path().join("run/containers/auth.json");
+        std::fs::create_dir_all(runtime.parent().expect("a directory")).expect("made");
+        assert!(Command::new("mkfifo").arg(&runtime).status().expect("it starts").success());
+        let output = home.ocivol(&["resolve", &reference]).await;
+        let said = stderr(&output);
+        assert!(
+            output.status.success() && said.contains("run/containers/auth.json: it is no file; going on"),
+            "{said}"
+        );
+        let (code, text) =
+            failure(&home.ocivol(&["resolve", "--docker-config", "/dev/zero", &reference]).await);
+        assert!(code == 2 && text.contains("/dev/zero"), "{text}");
     });
 }

@@ -1,9 +1,9 @@
 //! What cannot work is said before anything is pulled, in the words of who types.
 
-use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
 use super::commands::{command, failure, model, ocivol, run, stdout};
+use super::users::Nobody;
 use crate::support::node::{BINARY, mount_at};
 use crate::support::{Node, isolated};
 
@@ -11,16 +11,10 @@ use crate::support::{Node, isolated};
 fn regression_an_ordinary_user_is_told_before_the_pull() {
     isolated(async {
         let (registry, reference) = model().await;
-        let home = tempfile::Builder::new().prefix("ocivol-home-").tempdir().expect("a directory");
-        let home_path = home.path().canonicalize().expect("a path");
-        std::os::unix::fs::chown(&home_path, Some(65534), None).expect("changed");
-        let binary = home_path.join("ocivol");
-        std::fs::copy(BINARY, &binary).expect("copied");
-        let mut command = Command::new(&binary);
-        command.uid(65534).gid(65534).env("HOME", &home_path).env("OCIVOL_PLAIN_HTTP", registry.host());
-        let place = home_path.join("m");
-        command.arg("mount").arg(&reference).arg(&place);
-        let (code, text) = failure(&run(command).await);
+        let user = Nobody::new();
+        let place = user.home.join("m");
+        let words = ["mount", &reference, place.to_str().expect("text")];
+        let (code, text) = failure(&user.ocivol(&registry, &words).await);
         assert_eq!(code, 1);
         assert_eq!(
             text,
@@ -35,7 +29,7 @@ fn regression_an_ordinary_user_is_told_before_the_pull() {
 }
 
 #[test]
-fn a_command_of_the_volume_needs_exec_and_statuses_are_those_of_shells() {
+fn regression_a_command_of_the_volume_needs_exec_and_statuses_are_those_of_shells() {
     isolated(async {
         let (registry, reference) = model().await;
         let node = Node::on_host(&[]);
@@ -47,6 +41,11 @@ fn a_command_of_the_volume_needs_exec_and_statuses_are_those_of_shells() {
         assert_eq!(code, 2);
         assert!(text.contains("mounted noexec; add --exec"), "{text}");
         assert!(registry.requests().is_empty());
+        // What is looked for in PATH is not in the volume, wherever the command is run.
+        std::fs::create_dir_all(place).expect("made");
+        let mut listing = command(&node, &registry, &["mount", &reference, place, "--", "ls", place]);
+        listing.current_dir(place);
+        assert_eq!(stdout(&run(listing).await), "config.json\nmodel.safetensors\n");
         for (program, expected, said) in [
             ("/nonexistent/program", 127, "cannot run /nonexistent/program: No such file"),
             ("/etc/passwd", 126, "cannot run /etc/passwd: Permission denied"),

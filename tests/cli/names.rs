@@ -1,12 +1,11 @@
 //! What names mean: tags that move, several names of one tree, and what goes when a name is removed.
 
-use std::time::Duration;
-
 use ocivol::demo::push::Layer;
 use serde_json::Value;
 
 use super::commands::{failure, json, model, ocivol, stderr, stdout};
-use crate::support::{Node, Scripted, eventually, isolated};
+use super::users::node;
+use crate::support::{Node, Scripted, isolated};
 
 async fn push(registry: &Scripted, tag: &str, content: &'static str) -> String {
     let layers = [Layer::model_file("weight", "w", content)];
@@ -28,8 +27,6 @@ fn regression_to_pull_is_to_get_what_the_tag_is_now() {
         let reference = registry.reference("m:v1");
         let first = push(&registry, "v1", "one").await;
         assert!(stdout(&ocivol(&node, &registry, &["pull", &reference]).await).starts_with(&first));
-        // Records of tags tell the order of what happens by the second.
-        tokio::time::sleep(Duration::from_millis(1100)).await;
         let second = push(&registry, "v1", "two").await;
         // A volume's rule is Kubernetes', and who is not asked is said.
         let place = node.directory.path().join("mnt");
@@ -65,6 +62,54 @@ fn regression_to_pull_is_to_get_what_the_tag_is_now() {
             listed.as_array().expect("a list").iter().filter(|tree| tree["moved"][0] == reference).collect();
         assert_eq!(moved.len(), 1, "{listed}");
         assert_eq!(moved[0]["digest"], first);
+    });
+}
+
+#[test]
+fn regression_a_tag_that_moves_within_a_second_is_what_it_was_pulled_as_last() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let node = Node::on_host(&[]);
+        let reference = registry.reference("m:v1");
+        let contents = ["one", "two"];
+        // It moves there and back, faster than seconds are counted.
+        for turn in 0..5 {
+            let digest = push(&registry, "v1", contents[turn % 2]).await;
+            assert!(stdout(&ocivol(&node, &registry, &["pull", &reference]).await).starts_with(&digest));
+            let listed = json(&ocivol(&node, &registry, &["ls", "--output", "json"]).await);
+            for tree in listed.as_array().expect("a list") {
+                let is_older = tree["moved"][0] == reference;
+                assert_eq!(is_older, tree["digest"] != digest, "{turn}: {listed}");
+            }
+        }
+    });
+}
+
+#[test]
+fn regression_a_name_that_was_removed_does_not_come_back_from_what_was_noted() {
+    isolated(async {
+        let (registry, reference) = model().await;
+        for with_plugin in [false, true] {
+            let node = node(&["--plain-http", &registry.host()], with_plugin).await;
+            let layers = [
+                Layer::model_file("weight", "model.safetensors", crate::support::noise(1, 3 << 20)),
+                Layer::model_file("weight.config", "config.json", "{}"),
+            ];
+            registry.pusher("m").model("v2", &layers).await.expect("pushed");
+            let other = registry.reference("m:v2");
+            stdout(&ocivol(&node, &registry, &["pull", &reference, &other]).await);
+            stdout(&ocivol(&node, &registry, &["rm", &other]).await);
+            let place = node.directory.path().canonicalize().expect("a path").join("mnt");
+            let never = ["mount", &other, place.to_str().expect("text"), "--pull-policy", "Never"];
+            let output = ocivol(&node, &registry, &never).await;
+            let said = stderr(&output);
+            assert!(said.contains(&format!("{other} is not in this node's store")), "{said}");
+            // The other name stays, and the one that went can be pulled again.
+            let pull = |reference| ["pull", reference, "--pull-policy", "Never"];
+            stdout(&ocivol(&node, &registry, &pull(&reference)).await);
+            stdout(&ocivol(&node, &registry, &["pull", &other]).await);
+            stdout(&ocivol(&node, &registry, &pull(&other)).await);
+        }
     });
 }
 
@@ -112,15 +157,7 @@ fn what_is_mounted_is_not_removed_whoever_holds_the_store() {
     isolated(async {
         let (registry, reference) = model().await;
         for with_plugin in [false, true] {
-            let mut node = Node::on_host(&["--plain-http", &registry.host()]);
-            if with_plugin {
-                node.run().await;
-                let control = node.root.join("control.sock");
-                eventually("the control socket", || {
-                    std::os::unix::net::UnixStream::connect(&control).is_ok()
-                })
-                .await;
-            }
+            let node = node(&["--plain-http", &registry.host()], with_plugin).await;
             let place = node.directory.path().canonicalize().expect("a path").join("mnt");
             let place = place.to_str().expect("text");
             let mounted =

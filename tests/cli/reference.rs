@@ -4,19 +4,25 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use ocivol::cli::syntax;
+use ocivol::demo::push::Layer;
+use ocivol::oci::digest::Digest;
 use serde_json::Value;
 
-use super::commands::{json, model, ocivol};
-use crate::support::{Node, isolated};
+use super::commands::{json, model, ocivol, stdout};
+use crate::support::{Node, Scripted, isolated, noise};
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 const HEAD: &str = "# Command line
 
-Every flag has a variable: `OCIVOL_` and its name, as `OCIVOL_PLAIN_HTTP`; `CSI_ENDPOINT` and `KUBE_NODE_NAME` are those of `node`. What says
-which content is meant (`REF`, `--include` …) has none.
+Flags that say how ocivol works have variables, where the help of a command has `[env: …]`: `OCIVOL_` and the flag's name, but for `CSI_ENDPOINT`
+and `KUBE_NODE_NAME` of `node`, and for flags that may be given several times, whose variables are in the plural (`--pin`: `OCIVOL_PINS`). A
+variable is read by the commands that do something with its flag. What says which content is meant (`REF`, `--include` …), and what one
+command does (`--dry-run`, `--exec`, `--repair`), has none, nor has `-v`.
 
 Results are printed on the standard output, everything else on the standard error. With `--output json` a result is one JSON value (of `pull`
 and `rm`, one for each name), as shown at each command: `\"string\"`, `\"number\"` and `\"bool\"` stand for values of these types, `null` for what this
-example does not have, and the first of a list for all of it. The last line on the standard error is then, of a command that failed,
+example does not have, and one of a list for all of it. The last line on the standard error is then, of a command that failed,
 
     {\"error\":{\"kind\":\"not-found\",\"message\":\"…\"}}
 
@@ -46,9 +52,47 @@ fn shape(value: &Value) -> Value {
         Value::Bool(_) => "bool".into(),
         Value::Number(_) => "number".into(),
         Value::String(_) => "string".into(),
-        Value::Array(all) => all.iter().take(1).map(shape).collect(),
+        Value::Array(all) => all.iter().map(shape).reduce(joined).into_iter().collect(),
         Value::Object(all) => all.iter().map(|(key, value)| (key.clone(), shape(value))).collect(),
     }
+}
+
+/// The shape of one of two things of which each may have what the other does not.
+fn joined(one: Value, other: Value) -> Value {
+    match (one, other) {
+        (Value::Null, other) => other,
+        (Value::Array(one), Value::Array(other)) => {
+            one.into_iter().chain(other).reduce(joined).into_iter().collect()
+        }
+        (Value::Object(mut all), Value::Object(other)) => {
+            for (key, value) in other {
+                let known = all.remove(&key).unwrap_or_default();
+                all.insert(key, joined(known, value));
+            }
+            Value::Object(all)
+        }
+        (one, _) => one,
+    }
+}
+
+/// An index of one model, which a registry also says of what else there is about it.
+async fn index(registry: &Scripted) -> String {
+    let pusher = registry.pusher("m");
+    let content = noise(2, 5_000);
+    let model = pusher.model("child", &[Layer::model_file("weight", "w", content)]).await.expect("pushed");
+    let index = serde_json::json!({
+        "schemaVersion": 2, "mediaType": INDEX, "annotations": { "org.opencontainers.image.title": "m" },
+        "manifests": [{
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": model, "size": 1,
+            "artifactType": "application/vnd.cncf.model.manifest.v1+json",
+            "platform": { "os": "linux", "architecture": "amd64" }, "annotations": { "org.opencontainers.image.title": "w" },
+        }, {
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": Digest::sha256(b"other"), "size": 1,
+            "platform": { "os": "linux", "architecture": "arm64" },
+        }],
+    });
+    pusher.manifest("all", INDEX, &index.to_string()).await.expect("pushed");
+    registry.reference("m:all")
 }
 
 #[test]
@@ -62,30 +106,58 @@ fn the_reference_is_what_the_binary_says() {
         let file = file.to_str().expect("text").to_owned();
         let out = node.directory.path().join("out");
         let out = out.to_str().expect("text").to_owned();
-        let examples: [(&str, &[&str]); 13] = [
-            ("pull", &["pull", &reference]),
+        let all = index(&registry).await;
+        let (platform, other) = ("linux/amd64", registry.reference("m:child"));
+        stdout(&ocivol(&node, &registry, &["pull", &reference, &other]).await);
+        // The tag moves, so that its name is taken from one tree, and another goes with it.
+        let layers = [Layer::model_file("weight", "moved", noise(3, 5_000))];
+        registry.pusher("m").model("child", &layers).await.expect("pushed");
+        stdout(&ocivol(&node, &registry, &["pull", &all, &other]).await);
+        let blob = Digest::sha256(&noise(1, 3 << 20));
+        let blob = node.root.join("v1/blobs/sha256").join(blob.hex());
+        let examples: [(&str, &[&str]); 14] = [
+            ("pull", &["pull", &all, "--platform", platform]),
             ("pull --dry-run", &["pull", "--dry-run", &reference]),
             ("mount", &["mount", &reference, &place]),
             ("ls", &["ls"]),
-            ("inspect", &["inspect", &reference]),
+            ("inspect", &["inspect", &all, "--platform", platform]),
             ("resolve", &["resolve", &reference]),
             ("umount", &["umount", &place]),
             ("export", &["export", &reference, &out]),
-            ("verify", &["verify", &reference]),
-            ("fsck", &["fsck"]),
             ("save", &["save", &reference, &file]),
             ("load", &["load", &file]),
-            ("rm", &["rm", &reference]),
+            ("rm", &["rm", &other]),
+            ("gc", &["gc", "--dry-run"]),
+            ("verify", &["verify", &reference]),
+            ("fsck", &["fsck"]),
         ];
         let mut shapes = Vec::new();
         for (name, arguments) in examples {
-            let printed = json(&ocivol(&node, &registry, &[&["--output", "json"], arguments].concat()).await);
+            if name == "verify" {
+                // What is damaged has more to say, and is the exit status.
+                std::fs::write(&blob, "other content").expect("written");
+            }
+            let output = ocivol(&node, &registry, &[&["--output", "json"], arguments].concat()).await;
+            let printed = match name {
+                "verify" | "fsck" => serde_json::from_slice(&output.stdout).expect("JSON"),
+                _ => json(&output),
+            };
             shapes.push((name, shape(&printed)));
         }
-        shapes.push((
-            "gc",
-            shape(&json(&ocivol(&node, &registry, &["--output", "json", "gc", "--dry-run"]).await)),
-        ));
+        for (name, keys) in [
+            ("ls", &["moved", "mounted_by", "references"] as &[&str]),
+            ("inspect", &["children", "manifest", "store"]),
+            ("rm", &["untagged", "removed"]),
+            ("verify", &["findings"]),
+            ("fsck", &["findings"]),
+        ] {
+            let (_, shape) = shapes.iter().find(|(known, _)| *known == name).expect("shown");
+            let shape = if name == "ls" { &shape[0] } else { shape };
+            for key in keys {
+                let has_some = !shape[key].is_null() && shape[key] != serde_json::json!([]);
+                assert!(has_some, "the example of {name} has no {key}: {shape}");
+            }
+        }
 
         let mut text = HEAD.to_owned();
         let all = syntax::command();

@@ -1,6 +1,7 @@
 //! The store between commands: who waits for whom, what needs no lock, and what is damaged.
 
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Output};
 
 use nix::sys::signal::{Signal, kill};
@@ -8,6 +9,7 @@ use nix::unistd::Pid;
 use ocivol::demo::push::Layer;
 
 use super::commands::{command, failure, json, model, ocivol, run, start, stderr, stdout};
+use super::users::node;
 use crate::support::answers::{broken, gets_blob};
 use crate::support::node::BINARY;
 use crate::support::{Node, Scripted, eventually, isolated, noise};
@@ -142,10 +144,7 @@ fn one_reference_is_compared_with_its_digests() {
 fn flags_that_a_plugin_does_not_heed_are_named() {
     isolated(async {
         let (registry, reference) = model().await;
-        let mut node = Node::on_host(&["--plain-http", &registry.host()]);
-        node.run().await;
-        let control = node.root.join("control.sock");
-        eventually("the control socket", || std::os::unix::net::UnixStream::connect(&control).is_ok()).await;
+        let node = node(&["--plain-http", &registry.host()], true).await;
         let host = registry.host();
         let flags = ["pull", "--plain-http", &host, "--verify-diff-ids", &reference];
         let output = ocivol(&node, &registry, &flags).await;
@@ -222,11 +221,17 @@ fn completions_and_manual_pages_are_written() {
         let script = stdout(&run(bash).await);
         assert!(script.contains("--pull-policy") && script.contains("_ocivol"), "{script}");
         let directory = tempfile::tempdir().expect("a directory");
-        let mut man = Command::new(BINARY);
-        man.arg("man").arg(directory.path());
+        let pages = directory.path().join("man1");
+        let mut man = Command::new("sh");
+        man.args(["-c", "umask 022; exec \"$0\" man \"$1\"", BINARY]).arg(&pages);
         stdout(&run(man).await);
+        // They are for all who may read what this user writes.
+        for (path, expected) in [(pages.clone(), 0o755), (pages.join("ocivol.1"), 0o644)] {
+            let mode = std::fs::metadata(&path).expect("there").permissions().mode() & 0o777;
+            assert_eq!(mode, expected, "{}: {mode:o}", path.display());
+        }
         let mut page = String::new();
-        let file = std::fs::File::open(directory.path().join("ocivol-pull.1"));
+        let file = std::fs::File::open(pages.join("ocivol-pull.1"));
         file.expect("a page").read_to_string(&mut page).expect("read");
         assert!(page.contains(".TH") && page.contains("dry"), "{page}");
     });

@@ -27,7 +27,7 @@ const KEPT: Duration = Duration::from_secs(5 * 60);
 const NONE_KEPT: Duration = Duration::from_secs(30);
 
 /// The key of Docker Hub, which is older than its host names.
-const DOCKER_HUB_SERVER: &str = "https://index.docker.io/v1/";
+pub const DOCKER_HUB_SERVER: &str = "https://index.docker.io/v1/";
 /// What a helper prints when it has nothing for a server.
 const NOT_FOUND: &str = "credentials not found in native keychain";
 /// The user whose password is an identity token.

@@ -9,7 +9,7 @@ use crate::oci::digest::Digest;
 use crate::oci::repository::Repository;
 use crate::store::access::keyed::{AccessKey, NodeKey};
 use crate::store::access::shelf::Shelf;
-use crate::store::disk::{Disk, now};
+use crate::store::disk::{Disk, Moment};
 use crate::store::durable::record;
 use crate::store::error::Error;
 use crate::tenant::Tenant;
@@ -24,14 +24,24 @@ pub struct Tags {
 #[derive(Debug, Serialize, Deserialize)]
 struct Resolved {
     digest: Digest,
-    /// Seconds since the epoch; 0 where ocivol 0.1 wrote it.
-    #[serde(default)]
-    at: u64,
+    #[serde(flatten)]
+    at: Moment,
+}
+
+impl Resolved {
+    fn now(digest: &Digest) -> Self {
+        Self { digest: digest.clone(), at: Moment::now() }
+    }
 }
 
 /// The name of what is preloaded as `tag`. No tag has a space.
 fn preloaded(tag: &str) -> String {
     format!("preloaded {tag}")
+}
+
+/// The name of when somebody removed `tag` on this node. No tag has a space.
+fn removed(tag: &str) -> String {
+    format!("removed {tag}")
 }
 
 impl Tags {
@@ -40,7 +50,8 @@ impl Tags {
     }
 
     /// The digest that `tag` had when this asker last resolved it, and when that was. What was preloaded counts until the tenant itself
-    /// has asked the registry since; what other tenants were told changes it for nobody else.
+    /// has asked the registry since; what other tenants were told changes it for nobody else. What was known when the tag was removed on
+    /// this node is known no more.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -49,7 +60,7 @@ impl Tags {
         tenant: &Tenant,
         who: AccessKey<'_>,
         tag: &str,
-    ) -> Result<Option<(Digest, u64)>, Error> {
+    ) -> Result<Option<(Digest, Moment)>, Error> {
         let everybodys = AccessKey { repository: who.repository, credential: &[] };
         let preloaded = self.key.name(everybodys, &preloaded(tag));
         let (preloaded, name): (Option<Resolved>, _) =
@@ -61,7 +72,25 @@ impl Tags {
                 _ => Some(loaded),
             },
         };
-        Ok(known.map(|known| (known.digest, known.at)))
+        let removed = self.key.name(everybodys, &removed(tag));
+        let removed: Option<Resolved> = self.shelf.read_of(&Tenant::CommandLine, &removed)?;
+        let is_known = |known: &Resolved| removed.is_none_or(|removed| removed.at < known.at);
+        Ok(known.filter(is_known).map(|known| (known.digest, known.at)))
+    }
+
+    /// Makes everybody forget what `tag` of `repository` was until now, which is the name of `digest`: who asked with which credential is
+    /// not known, and so the moment is noted.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`].
+    pub(in crate::store) fn remove(
+        &self,
+        repository: &Repository,
+        tag: &str,
+        digest: &Digest,
+    ) -> Result<(), Error> {
+        let name = self.key.name(AccessKey { repository, credential: &[] }, &removed(tag));
+        self.shelf.write(&Tenant::CommandLine, &name, &Resolved::now(digest))
     }
 
     /// Forgets what tags were that nobody asked for within `limit`, where `is_here` says that it is no longer here.
@@ -84,7 +113,7 @@ impl Tags {
     /// # Errors
     /// [`Error::NoSpace`], [`Error::Io`].
     pub fn set(&self, tenant: &Tenant, who: AccessKey<'_>, tag: &str, digest: &Digest) -> Result<(), Error> {
-        self.shelf.write(tenant, &self.key.name(who, tag), &Resolved { digest: digest.clone(), at: now() })
+        self.shelf.write(tenant, &self.key.name(who, tag), &Resolved::now(digest))
     }
 
     /// Remembers that `tag` of `repository` is `digest`, for every asker, because the operator says so.
@@ -98,6 +127,6 @@ impl Tags {
         digest: &Digest,
     ) -> Result<(), Error> {
         let name = self.key.name(AccessKey { repository, credential: &[] }, &preloaded(tag));
-        self.shelf.write(&Tenant::CommandLine, &name, &Resolved { digest: digest.clone(), at: now() })
+        self.shelf.write(&Tenant::CommandLine, &name, &Resolved::now(digest))
     }
 }

@@ -137,11 +137,19 @@ impl fmt::Display for Reason {
             Self::NoRecord => out.write_str("it has no record"),
             Self::Mounted => out.write_str("mounted"),
             Self::Pulled => out.write_str("needed by a pull"),
-            Self::Leased(pid) => write!(out, "mounted by process {pid}"),
+            Self::Leased(pid) => write!(out, "mounted by {}", process(*pid)),
             Self::Pinned(reference) => write!(out, "pinned as {reference}"),
             Self::UsedAgo(seconds) => write!(out, "in use until {} ago; kept for a while", Ago(*seconds)),
             Self::Enough => out.write_str("there is enough room"),
         }
+    }
+}
+
+/// A process, which may be one that is not seen from here.
+pub fn process(pid: u32) -> String {
+    match pid {
+        0 => "a process in another PID namespace a while ago".to_owned(),
+        pid => format!("process {pid}"),
     }
 }
 
@@ -171,6 +179,7 @@ mod tests {
             (Reason::UnusedFor(3 * 86_400), "unused for 3 days"),
             (Reason::UsedAgo(300), "in use until 5 minutes ago; kept for a while"),
             (Reason::Leased(17), "mounted by process 17"),
+            (Reason::Leased(0), "mounted by a process in another PID namespace a while ago"),
         ] {
             assert_eq!(reason.to_string(), text);
         }

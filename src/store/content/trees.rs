@@ -19,7 +19,7 @@ use crate::store::content::build::{self, Build};
 use crate::store::content::file_list;
 use crate::store::content::layers::Layers;
 use crate::store::content::link::{Made, TreeSource};
-use crate::store::disk::{Disk, each_child, now, remove};
+use crate::store::disk::{Disk, Moment, each_child, now, remove};
 use crate::store::durable::facts::Facts;
 use crate::store::durable::ledger::Ledger;
 use crate::store::durable::record::{self, Stamp};
@@ -122,8 +122,9 @@ pub struct TreeFacts {
 pub struct Resolution {
     /// The digest of the index or manifest.
     pub digest: Digest,
-    /// When a registry said so last, in seconds since the epoch.
-    pub at: u64,
+    /// When a registry said so last.
+    #[serde(flatten)]
+    pub at: Moment,
 }
 
 /// What is to be remembered of a use of a tree.
@@ -133,8 +134,8 @@ pub struct Use<'a> {
     pub reference: &'a str,
     /// The digest of what that is, and when a registry said so last.
     pub digest: &'a Digest,
-    /// In seconds since the epoch.
-    pub at: u64,
+    /// That moment.
+    pub at: Moment,
     /// Manifests and indexes that led to it, and its config.
     pub documents: &'a [Digest],
     /// Who used it.

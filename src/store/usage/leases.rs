@@ -1,8 +1,9 @@
 //! Leases: trees that a command on the node has mounted where this process cannot see it, in a mount namespace of its own. A
-//! lease lasts as long as the process that it was given to.
+//! lease lasts as long as the process that it was given to; of one that is not seen from here, for a while.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +23,7 @@ pub struct Leases {
 pub struct Lease {
     /// The tree.
     pub tree: TreeKey,
-    /// The process.
+    /// The process; 0 is one in a PID namespace that is not seen from here.
     pub pid: u32,
     /// When the process was started, in ticks since the machine was: another process may get its number later.
     pub started: u64,
@@ -30,14 +31,24 @@ pub struct Lease {
     boot_id: String,
     /// Seconds since the epoch.
     pub since: u64,
+    /// Until when it lasts at most, in the same; 0 is no bound.
+    #[serde(default)]
+    until: u64,
 }
 
 impl Lease {
-    /// Whether its process is there.
+    /// Whether its process is there, or may be.
     pub(in crate::store) fn is_current(&self, boot_id: &str) -> bool {
-        self.boot_id == boot_id && started(self.pid) == Some(self.started)
+        let lasts = match self.pid {
+            UNSEEN => now() < self.until,
+            pid => started(pid) == Some(self.started),
+        };
+        self.boot_id == boot_id && lasts
     }
 }
+
+/// The number of a process that is not seen from here (`man 7 pid_namespaces`).
+const UNSEEN: u32 = 0;
 
 impl Leases {
     pub(in crate::store) fn new(disk: Arc<Disk>) -> Self {
@@ -52,8 +63,23 @@ impl Leases {
         let gone = || Error::Damaged(format!("process {pid}, which wants to mount a tree, is gone"));
         let started = started(pid).ok_or_else(gone)?;
         let boot_id = self.disk.boot_id.clone();
-        let lease = Lease { tree: tree.clone(), pid, started, boot_id, since: now() };
-        record::write(&self.disk, &self.directory().join(format!("{pid}-{started}-{tree}.json")), &lease)
+        let lease = Lease { tree: tree.clone(), pid, started, boot_id, since: now(), until: 0 };
+        self.write(&lease)
+    }
+
+    /// Gives a process that is not seen from here a lease of `tree`, which lasts for `time`: when it ends is not seen either.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`].
+    pub fn give_unseen(&self, tree: &TreeKey, time: Duration) -> Result<(), Error> {
+        let (since, boot_id) = (now(), self.disk.boot_id.clone());
+        let until = since.saturating_add(time.as_secs());
+        self.write(&Lease { tree: tree.clone(), pid: UNSEEN, started: 0, boot_id, since, until })
+    }
+
+    fn write(&self, lease: &Lease) -> Result<(), Error> {
+        let Lease { pid, started, tree, .. } = lease;
+        record::write(&self.disk, &self.directory().join(format!("{pid}-{started}-{tree}.json")), lease)
     }
 
     /// The leases whose processes are there. Those of others are dropped.
@@ -90,5 +116,21 @@ mod tests {
     fn a_process_is_known_by_its_number_and_its_start() {
         assert!(started(std::process::id()).is_some_and(|ticks| ticks > 0));
         assert_eq!(started(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_process_that_is_not_seen_has_its_lease_for_a_while() {
+        let tree = TreeKey::parse(&"0".repeat(64)).expect("a key");
+        let lease = |until| Lease {
+            tree: tree.clone(),
+            pid: UNSEEN,
+            started: 0,
+            boot_id: "b".into(),
+            since: 0,
+            until,
+        };
+        assert!(lease(now() + 60).is_current("b"));
+        assert!(!lease(now() + 60).is_current("after a reboot"));
+        assert!(!lease(now()).is_current("b"));
     }
 }
