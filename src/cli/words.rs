@@ -53,7 +53,7 @@ const PHRASES: [(&str, &str); 21] = [
         "limits the rate of requests (429); it is tried again later",
         "limits the rate of requests (429); try again later",
     ),
-    ("is in use: Device or resource busy (os error 16); it is tried again", "is in use"),
+    ("is in use: Device or resource busy (os error 16)", "is in use"),
 ];
 
 /// What a message ends with.
