@@ -26,7 +26,7 @@ const BEGINNINGS: [(&str, &str); 14] = [
 ];
 
 /// What is between, where a word begins.
-const PHRASES: [(&str, &str); 21] = [
+const PHRASES: [(&str, &str); 22] = [
     ("and pullPolicy is Never;", "and --pull-policy is Never;"),
     ("layout: auto", "--layout auto"),
     ("layout: blobs", "--layout blobs"),
@@ -53,6 +53,7 @@ const PHRASES: [(&str, &str); 21] = [
         "limits the rate of requests (429); it is tried again later",
         "limits the rate of requests (429); try again later",
     ),
+    ("is in use: Device or resource busy (os error 16); it is tried again;", "is in use;"),
     ("is in use: Device or resource busy (os error 16)", "is in use"),
 ];
 
@@ -228,6 +229,9 @@ mod tests {
         };
         let text = said(busy);
         assert!(text == "/mnt is in use", "{text}");
+        let used =
+            "/mnt is in use: Device or resource busy (os error 16); it is tried again; used by process 1 (x)";
+        assert_eq!(on_the_command_line(used), "/mnt is in use; used by process 1 (x)");
         let root = Policy::anywhere().check("/").expect_err("refused");
         assert_eq!(said(root), "target path \"/\" is refused: it is the root directory");
         let unreachable = RegistryError::Unreachable { host: "r.example".into(), reason: "no route".into() };

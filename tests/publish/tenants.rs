@@ -229,7 +229,8 @@ fn regression_t44_downloads_that_hash_what_they_have_do_not_hold_up_another() {
         const LATE: usize = 1_500 * MIB;
         const SIZE: usize = LATE + 64 * MIB;
         let (large, quiet) = (Scripted::start().await, Scripted::start().await);
-        let mut stage = Stage::start_in_memory("3500m", &[large.host(), quiet.host()]).await;
+        // Room for as many small pulls beside them as a slow machine makes.
+        let mut stage = Stage::start_in_memory("4500m", &[large.host(), quiet.host()]).await;
         let files: BTreeMap<&str, Blob> =
             [("one", 51), ("two", 52)].map(|(name, seed)| (name, Blob::new(noise(seed, MIB), SIZE))).into();
         for (name, file) in &files {
