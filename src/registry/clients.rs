@@ -122,7 +122,8 @@ impl Maker {
             .tcp_nodelay(true)
             .pool_max_idle_per_host(8)
             .pool_idle_timeout(Duration::from_secs(30))
-            // Over HTTP/2 all requests would share one connection, and its windows would be memory to bound.
+            // Over HTTP/2 all requests would share one connection, and its windows would be memory to bound. It is no faster
+            // for small blobs and slower for large ones: `make bench-http2`.
             .http1_only();
         tls.apply(client)?.build()
     }
