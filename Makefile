@@ -26,7 +26,7 @@ NODE_MODULES := $(shell cat tests/e2e/kubernetes/go.mod tests/e2e/kubernetes/go.
 NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
-.PHONY: help demo test check conformance e2e node-up node-down node-shell node-tools interop manifests image fuzz bench bench-http2 soak powercuts \
+.PHONY: help demo test check conformance e2e node-up node-down node-shell node-tools interop manifests image fuzz bench bench-http2 bench-warm soak powercuts \
 	interleavings static check-arm advisories
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -255,6 +255,11 @@ bench-http2: ## Would HTTP/2 pay towards a registry?
 	@$(call need,nginx,nginx-light)
 	@$(call need,openssl,openssl)
 	$(CARGO) run --quiet --release --package http2
+
+bench-warm: ## How much sooner is a model read that is warmed while its engine starts?
+	@$(call need,mkfs.ext4,e2fsprogs)
+	@$(call need,losetup,mount)
+	$(AS_ROOT) $(CARGO) bench --bench warm
 
 $(TOOLS)/containerd/ctr:
 	$(call again,GOBIN=$(abspath $(TOOLS))/containerd go install \

@@ -18,6 +18,7 @@
 //! | [`mount`] | the mount table, checked targets, attach and detach (sync) |
 //! | [`transfer`] | one blob from any of its sources into the store |
 //! | [`pull`] | from a reference to a complete tree, once for all who ask |
+//! | [`warm`] | cached models are read into memory before their pods read them (sync) |
 //! | [`volume`] | publish, unpublish, usage: joins pulls and mounts, orders them for each target |
 //! | [`csi`] | the CSI services and registration with kubelet |
 //! | [`control`] | the command line's operations, here or in the plugin that holds the store |
@@ -48,3 +49,4 @@ pub mod tenant;
 pub mod transfer;
 pub mod unpack;
 pub mod volume;
+pub mod warm;

@@ -10,3 +10,4 @@ mod propagation;
 pub mod run;
 mod serve;
 pub mod shutdown;
+pub mod warm_flags;

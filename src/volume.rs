@@ -24,3 +24,4 @@ pub mod stats;
 pub mod store_mounts;
 pub mod unpublish;
 pub mod volumes;
+pub mod warming;

@@ -16,6 +16,7 @@ use crate::mount::locked::Lock;
 use crate::node::config::{NodeConfig, NodeFlags, PARALLEL_DOWNLOADS, PullFlags, STALL_TIMEOUT};
 use crate::node::credential_flags::CredentialFlags;
 use crate::node::disk_flags::DiskFlags;
+use crate::node::warm_flags::WarmFlags;
 use crate::telemetry::logs::Format;
 
 /// Mounts what an OCI registry holds (models, images, files) as read-only directories.
@@ -231,6 +232,12 @@ pub struct NodeArgs {
     /// The same in trees: each manifest, and each other choice of its files, is one
     #[arg(long, env = "OCIVOL_QUOTA_TREES", value_name = "N")]
     pub quota_trees: Option<u64>,
+    /// Memory that is filled with cached models before their pods read them: a percentage of the node's, or bytes; 0: none
+    #[arg(long, env = "OCIVOL_WARM_BUDGET", value_name = "LEVEL", default_value = "80%")]
+    pub warm_budget: String,
+    /// Memory in which volumes with warm: pinned are locked; a namespace may lock as much of it as it leaves
+    #[arg(long, env = "OCIVOL_WARM_PIN_BUDGET", value_name = "LEVEL", default_value = "0")]
+    pub warm_pin_budget: String,
     /// Days in which all of the store is compared with what is recorded of it, slowly; 0: never
     #[arg(long, env = "OCIVOL_SCRUB_DAYS", value_name = "DAYS", default_value_t = 30)]
     pub scrub_days: u32,
@@ -389,6 +396,7 @@ impl NodeArgs {
                 pod_events: self.pod_events,
             },
             pulls: common.pulls(),
+            warm: WarmFlags { budget: self.warm_budget, pin_budget: self.warm_pin_budget },
         };
         flags.check().map_err(|error| Failure::usage(&error.to_string()))
     }

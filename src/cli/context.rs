@@ -119,6 +119,7 @@ pub fn volumes(common: &Common, pulls: Pulls) -> Result<Arc<Volumes>, Failure> {
         min_age: MIN_AGE,
         policy: Policy::anywhere(),
         lock: Lock::All,
+        warm: None,
     };
     Ok(Volumes::new(common.root()?, registry, settings, Default::default()))
 }

@@ -23,6 +23,7 @@ use crate::mount::mountinfo::Table;
 use crate::node::config::{NodeFlags, PullFlags};
 use crate::node::credential_flags::CredentialFlags;
 use crate::node::disk_flags::DiskFlags;
+use crate::node::warm_flags::WarmFlags;
 use crate::oci::digest::Digest;
 use crate::store::space::budget::Budget;
 
@@ -106,6 +107,7 @@ async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
         pins: Vec::new(),
         credentials: CredentialFlags::default(),
         pulls: PullFlags { plain_http: vec![host], ..common.pulls() },
+        warm: WarmFlags::default(),
     };
     let mut config = flags.check().map_err(|error| failed("bad flags", &error))?;
     // It runs on any machine, however full its disk is.

@@ -38,20 +38,34 @@ pub fn raise_open_files() {
     }
 }
 
+/// Raises the limit of memory that may be locked to `bytes`: the plugin can then lock so much without a capability, and no more.
+/// Returns whether it can.
+pub fn raise_locked_memory(bytes: u64) -> bool {
+    let Rlimit { current, maximum } = getrlimit(Resource::Memlock);
+    if current.is_none_or(|current| current >= bytes) {
+        return true;
+    }
+    let maximum = maximum.map(|maximum| maximum.max(bytes));
+    setrlimit(Resource::Memlock, Rlimit { current: Some(bytes), maximum }).is_ok()
+}
+
 /// Gives up, for good, all capabilities that the plugin does not need, and lets no program that is executed gain any.
 ///
-/// What the process does not have it does not get: run by an ordinary user it has none before and after.
+/// What the process does not have it does not get: run by an ordinary user it has none before and after. With `and_lock_memory` it
+/// keeps the one to lock memory beyond its limit.
 ///
 /// *Caller:* the process has one thread. Capabilities are a thread's, and new threads have those of their creator.
 ///
 /// # Errors
 /// When the kernel refuses what it grants every process: to have less.
-pub fn give_up_privileges() -> Result<(), Failure> {
-    reduce().map_err(|error| Failure::internal(&format!("cannot give up capabilities: {error}")))
+pub fn give_up_privileges(and_lock_memory: bool) -> Result<(), Failure> {
+    reduce(and_lock_memory)
+        .map_err(|error| Failure::internal(&format!("cannot give up capabilities: {error}")))
 }
 
-fn reduce() -> rustix::io::Result<()> {
-    let needed = NEEDED.into_iter().fold(CapabilitySet::empty(), CapabilitySet::union);
+fn reduce(and_lock_memory: bool) -> rustix::io::Result<()> {
+    let further = if and_lock_memory { CapabilitySet::IPC_LOCK } else { CapabilitySet::empty() };
+    let needed = NEEDED.into_iter().fold(further, CapabilitySet::union);
     for bit in 0..CAPABILITY_BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
         match thread::capability_is_in_bounding_set(capability) {

@@ -90,6 +90,117 @@ pub fn statmount(mount: u64, wanted: u64, answer: &mut [u8]) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// How many pages of `length` bytes of `file` from `start` are in the page cache, also those that are still being read.
+///
+/// # Errors
+/// The kernel's: `ENOSYS` before Linux 6.5, `EPERM` for a file that is neither the caller's nor open for writing,
+/// `EOPNOTSUPP` for what is on huge pages.
+pub fn cachestat(file: BorrowedFd<'_>, start: u64, length: u64) -> io::Result<u64> {
+    /// The same on all architectures; not in `libc` for all of them.
+    const SYS_CACHESTAT: libc::c_long = 451;
+    /// `struct cachestat_range` and `struct cachestat` of `linux/mman.h`.
+    #[repr(C)]
+    struct Range {
+        start: u64,
+        length: u64,
+    }
+    #[repr(C)]
+    #[derive(Default)]
+    struct Pages {
+        cached: u64,
+        dirty: u64,
+        writeback: u64,
+        evicted: u64,
+        recently_evicted: u64,
+    }
+    let range = Range { start, length };
+    let mut pages = Pages::default();
+    // SAFETY: both structures are the kernel's, live through the call, and are of the size it knows; the descriptor is borrowed,
+    // thus open.
+    let result = unsafe {
+        let no_flags: libc::c_long = 0;
+        libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut pages, no_flags)
+    };
+    if result == 0 { Ok(pages.cached) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A part of a file in this process's addresses, which nobody reads there. It is there for what the kernel does with its pages.
+#[derive(Debug)]
+pub struct FileMapping {
+    /// Where it begins. Never read or written.
+    address: *mut libc::c_void,
+    length: usize,
+}
+
+// SAFETY: the address is only passed to system calls that work on the process's addresses, from whichever thread.
+unsafe impl Send for FileMapping {}
+
+impl FileMapping {
+    /// Maps `length` bytes of `file` from `start`, which is a multiple of the page size. Nothing is read.
+    ///
+    /// # Errors
+    /// The kernel's: `EINVAL` for no bytes, `ENOMEM` where the process has too many mappings.
+    pub fn new(file: BorrowedFd<'_>, start: u64, length: u64) -> io::Result<Self> {
+        let length = usize::try_from(length).map_err(io::Error::other)?;
+        let offset = i64::try_from(start).map_err(io::Error::other)?;
+        let anywhere = std::ptr::null_mut();
+        // SAFETY: a new mapping at an address that the kernel chooses overlaps none; the descriptor is borrowed, thus open.
+        let address = unsafe {
+            libc::mmap(anywhere, length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), offset)
+        };
+        if address == libc::MAP_FAILED {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(Self { address, length })
+        }
+    }
+
+    /// Reads what is not in memory, and keeps the kernel from dropping any of it as long as this exists. See `man 2 mlock`.
+    ///
+    /// # Errors
+    /// The kernel's: `ENOMEM` and `EPERM` beyond RLIMIT_MEMLOCK.
+    pub fn lock(&self) -> io::Result<()> {
+        // SAFETY: the range is this mapping, which exists; its contents do not change.
+        let result = unsafe { libc::mlock(self.address, self.length) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// How many of its pages are in memory.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn resident(&self) -> io::Result<u64> {
+        let mut pages = vec![0_u8; self.length.div_ceil(rustix::param::page_size())];
+        // SAFETY: the range is this mapping, which exists and begins at a page; the kernel writes a byte for each page of it.
+        let result = unsafe { libc::mincore(self.address, self.length, pages.as_mut_ptr()) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(pages.iter().map(|page| u64::from(page & 1)).sum())
+    }
+}
+
+impl Drop for FileMapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is this mapping, which exists, and whose address nobody else has.
+        unsafe { libc::munmap(self.address, self.length) };
+    }
+}
+
+/// Lets this thread's reads and writes wait until nobody else uses the disk, where the disk's scheduler knows such a thing. See
+/// `man 2 ioprio_set`.
+///
+/// # Errors
+/// The kernel's; the thread is no worse for it.
+pub fn be_idle_at_the_disk() -> io::Result<()> {
+    const WHO_PROCESS: libc::c_long = 1;
+    const THIS_THREAD: libc::c_long = 0;
+    const CLASS_IDLE: libc::c_long = 3 << 13;
+    // SAFETY: plain integers.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, THIS_THREAD, CLASS_IDLE) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A clone of the mount that is this thread's root directory, made in a user namespace and a mount namespace of its own:
 /// all flags that the mount has are locked on the clone. See `man 7 mount_namespaces`, and [`crate::mount::locked`].
 ///

@@ -44,10 +44,12 @@ pub struct MountSource<'a> {
 }
 
 /// What [`Mounter::attach`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attached {
     /// Whether the target's directory was made for the mount.
     pub made_target: bool,
+    /// The directory that is mounted, in the store.
+    pub directory: PathBuf,
 }
 
 impl Mounter {
@@ -108,7 +110,7 @@ impl Mounter {
         }
         result?;
         crate::host::failpoint::reached("publish.mounted");
-        Ok(Attached { made_target: made })
+        Ok(Attached { made_target: made, directory: source.tree.join(within) })
     }
 
     /// A read-only mount of `directory`, which is what `source` says and is `within` its tree, attached nowhere.

@@ -11,6 +11,7 @@ use crate::mount::target::Policy;
 use crate::node::bad_flag::BadFlag;
 use crate::node::credential_flags::CredentialFlags;
 use crate::node::disk_flags::DiskFlags;
+use crate::node::warm_flags::WarmFlags;
 use crate::oci::reference::{InvalidReference, Reference};
 use crate::oci::repository::host_identity;
 use crate::registry::addresses::Addresses;
@@ -19,6 +20,7 @@ use crate::registry::local::places::Places;
 use crate::store::space::budget::{Budget, Level};
 use crate::volume::credentials::CredentialSources;
 use crate::volume::permits::Permits;
+use crate::warm::budget::WarmBudget;
 use crate::{pull, registry};
 
 /// Everything `ocivol node` needs to know.
@@ -60,6 +62,8 @@ pub struct NodeConfig {
     pub pod_events: bool,
     /// Which registries pods may use.
     pub permits: Permits,
+    /// How much is read into memory before pods ask for it; nothing if not said.
+    pub warm: Option<WarmBudget>,
 }
 
 /// Flags of `ocivol node`, as they were given.
@@ -95,6 +99,8 @@ pub struct NodeFlags {
     pub credentials: CredentialFlags,
     /// Flags about registries and pulls.
     pub pulls: PullFlags,
+    /// Flags about the page cache.
+    pub warm: WarmFlags,
 }
 
 /// Flags about registries and pulls, as they were given.
@@ -225,6 +231,7 @@ impl NodeFlags {
             credentials,
             pod_events,
             permits,
+            warm: self.warm.check()?,
         })
     }
 }
@@ -413,6 +420,7 @@ mod tests {
             scrub_days: 30,
             pins: Vec::new(),
             credentials: CredentialFlags::default(),
+            warm: WarmFlags::default(),
             pulls: PullFlags {
                 hosts_dir: None,
                 authoritative_mirrors: Vec::new(),

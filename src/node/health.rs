@@ -14,6 +14,7 @@ use crate::node::config::NodeConfig;
 use crate::pull;
 use crate::telemetry::health::Checks;
 use crate::volume::volumes::Volumes;
+use crate::volume::warming::WarmMetrics;
 
 /// Live while the CSI socket answers; ready while kubelet knows the plugin and the store can be used.
 pub(in crate::node) fn checks(
@@ -28,6 +29,7 @@ pub(in crate::node) fn checks(
     metrics.register(&mut registry);
     pull_metrics.register(&mut registry);
     volumes.store_metrics.register(&mut registry);
+    registry.register_collector(Box::new(WarmMetrics(Arc::clone(&volumes.warmer))));
     if let Some(events) = volumes.announcements.events() {
         events.register(&mut registry);
     }

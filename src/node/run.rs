@@ -43,6 +43,7 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         min_age: config.min_age,
         policy: config.policy.clone(),
         lock: config.lock,
+        warm: config.warm,
     };
     let volumes = Volumes::new(config.root.clone(), registry, settings, pull_metrics.clone());
     let metrics = Metrics::new(config.driver_name.clone());
@@ -75,6 +76,9 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         let volumes = Arc::clone(&volumes);
         tokio::spawn(async move { volumes.collect_at_watermark().await })
     };
+    if config.warm.is_some() {
+        tokio::spawn(Arc::clone(&volumes).watch_residency());
+    }
     if let Some(round) = config.scrub {
         let volumes = Arc::clone(&volumes);
         tokio::spawn(async move { volumes.scrub(round).await });

@@ -30,6 +30,20 @@ pub struct Attributes {
     pub readable: Option<bool>,
     /// `exec`
     pub exec: bool,
+    /// `warm`
+    pub warm: Warm,
+}
+
+/// What a volume wants of the page cache: the attribute `warm`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Warm {
+    /// Models are warmed.
+    #[default]
+    Auto,
+    /// Nothing is.
+    Never,
+    /// What it shows is warmed, and kept in memory as long as it is published, within the operator's budget.
+    Pinned,
 }
 
 /// Why attributes are refused: names the key, the value, and what is allowed.
@@ -86,7 +100,7 @@ pub enum Error {
 }
 
 /// The keys users may write.
-pub const KEYS: [&str; 13] = [
+pub const KEYS: [&str; 14] = [
     "reference",
     "pullPolicy",
     "platform",
@@ -100,6 +114,7 @@ pub const KEYS: [&str; 13] = [
     "path",
     "readable",
     "exec",
+    "warm",
 ];
 /// Leading parts that can be removed: as many as a name can have.
 const STRIP_LIMIT: usize = crate::layer::name::DEPTH_LIMIT;
@@ -163,6 +178,12 @@ impl Attributes {
             },
             readable: flag("readable", value("readable"))?,
             exec: flag("exec", value("exec"))?.unwrap_or(false),
+            warm: match value("warm") {
+                None | Some("auto") => Warm::Auto,
+                Some("never") => Warm::Never,
+                Some("pinned") => Warm::Pinned,
+                Some(other) => return Err(word("warm", other, "auto, never, pinned")),
+            },
             reference,
         })
     }
@@ -240,7 +261,7 @@ mod tests {
     #[test]
     fn bad_attributes_are_named_with_what_is_allowed() {
         let reference = ("reference", "r.example/x");
-        let table: [(&[(&str, &str)], &str); 16] = [
+        let table: [(&[(&str, &str)], &str); 17] = [
             (&[], "reference is missing"),
             (&[("reference", " ")], "reference is missing"),
             (&[("reference", "r.example/UPPER")], "UPPER"),
@@ -255,6 +276,7 @@ mod tests {
             (&[reference, ("layout", "tar")], "auto, blobs, oci-layout, ollama"),
             (&[reference, ("layout", "blobs"), ("unpack", "always")], "unpacks nothing"),
             (&[reference, ("layout", "ollama"), ("stripComponents", "1")], "unpacks nothing"),
+            (&[reference, ("warm", "true")], "auto, never, pinned"),
             (&[reference, ("variant", "q4")], "key=value"),
             (&[reference, ("variant", "=q4")], "key=value"),
         ];

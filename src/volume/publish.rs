@@ -1,6 +1,7 @@
 //! Publish: the tree is pulled, then mounted, once.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use crate::volume::error::Error;
 use crate::volume::order::{Operation, TargetGuard};
 use crate::volume::store_mounts::StoreMounts;
 use crate::volume::volumes::Volumes;
+use crate::volume::warming;
 
 /// One request to publish.
 pub struct Publish {
@@ -133,9 +135,12 @@ impl Volumes {
         if operation.is_preempted() {
             return Err(Error::Preempted);
         }
-        let (mounted, mounter) = (Arc::clone(&pulled), Arc::clone(&self.mounter));
-        let mount = move || mount(&store, &mounter, &request, &mounted, guard);
-        blocking::run(Lane::Mounts, mount).await?;
+        let (mounted, mounter, root) =
+            (Arc::clone(&pulled), Arc::clone(&self.mounter), self.store_root.clone());
+        let tenant = request.tenant.clone();
+        let mount = move || mount(&store, &root, &mounter, &request, &mounted, guard);
+        let record = blocking::run(Lane::Mounts, mount).await?;
+        self.warm(&tenant, &record);
         Ok(Published::Mounted(pulled))
     }
 
@@ -262,11 +267,12 @@ pub fn hold_time(timeout: Option<Duration>) -> Duration {
 
 fn mount(
     store: &Store,
+    root: &Path,
     mounter: &Mounter,
     request: &Publish,
     pulled: &Pulled,
     guard: TargetGuard,
-) -> Result<(), Error> {
+) -> Result<VolumeRecord, Error> {
     let attributes = &request.attributes;
     let source = MountSource {
         tree: &pulled.tree.root,
@@ -287,6 +293,7 @@ fn mount(
         made_target: attached.made_target,
         pod: request.wanting.pod.as_ref().map(|pod| one_line(&format!("{}/{}", pod.namespace, pod.name))),
         measured: measured.filter(|_| attributes.path.is_none()),
+        warm: warming::record(attributes.warm, root, &attached.directory, &image.family),
     };
     // The mount stands without it: it then counts as this volume, whatever is asked for.
     if let Err(error) = store.volumes.set(&record) {
@@ -294,7 +301,7 @@ fn mount(
     }
     failpoint::reached("publish.recorded");
     drop(guard);
-    Ok(())
+    Ok(record)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::host::blocking::{self, Lane};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::mount;
 use crate::mount::target::Target;
@@ -57,10 +58,11 @@ impl Volumes {
         and_directory: bool,
         guard: TargetGuard,
     ) -> Result<(TargetGuard, usize), Error> {
-        let root = self.store_root.clone();
+        let (root, warmer) = (self.store_root.clone(), Arc::clone(&self.warmer));
         blocking::run(Lane::Mounts, move || {
             let ours = StoreMounts::find(&root)?;
             let mounts = mount::detach::detach(&target, |mount| ours.may_unmount(mount), and_directory)?;
+            warmer.remove(target.path());
             Ok((guard, mounts))
         })
         .await

@@ -21,7 +21,8 @@ use crate::registry::client::Registry;
 use crate::store::disk::empty_directory;
 use crate::store::open::Store;
 use crate::store::space::budget::Budget;
-use crate::store::usage::volumes::Measured;
+use crate::store::usage::volumes::{Measured, VolumeRecord};
+use crate::tenant::Tenant;
 use crate::volume::announce::Announcements;
 use crate::volume::collector::Collector;
 use crate::volume::credentials::CredentialSources;
@@ -33,6 +34,8 @@ use crate::volume::order::Order;
 use crate::volume::permits::Permits;
 use crate::volume::slots::Slots;
 use crate::volume::store_mounts::StoreMounts;
+use crate::warm::budget::WarmBudget;
+use crate::warm::warmer::Warmer;
 
 /// What was in use within this time is not collected, unless something else is configured.
 pub const MIN_AGE: Duration = Duration::from_secs(10 * 60);
@@ -66,6 +69,8 @@ pub struct Volumes {
     pub(in crate::volume) damages: Arc<Damages>,
     /// What happens to the store.
     pub store_metrics: StoreMetrics,
+    /// What fills the page cache.
+    pub warmer: Arc<Warmer>,
     pub(in crate::volume) stopping: watch::Sender<bool>,
 }
 
@@ -90,12 +95,14 @@ pub struct Settings {
     pub lock: Lock,
     /// Where events of pods are written; none where they are not.
     pub events: Option<Events>,
+    /// How much may be read into memory before anybody asks for it; nothing if not said.
+    pub warm: Option<WarmBudget>,
 }
 
 impl Volumes {
     /// Nothing is opened yet.
     pub fn new(store_root: PathBuf, registry: Registry, settings: Settings, metrics: Metrics) -> Arc<Self> {
-        let Settings { credentials, permits, pulls, budget, pinned, min_age, policy, lock, events } =
+        let Settings { credentials, permits, pulls, budget, pinned, min_age, policy, lock, events, warm } =
             settings;
         let store_metrics = StoreMetrics::default();
         let collector = Collector::new(&store_root, pinned, min_age, store_metrics.clone());
@@ -120,6 +127,7 @@ impl Volumes {
             announcements: Announcements::new(events),
             damages: Arc::default(),
             store_metrics,
+            warmer: Arc::new(Warmer::new(warm)),
             stopping: watch::Sender::new(false),
         })
     }
@@ -195,6 +203,7 @@ impl Volumes {
     pub fn stop(&self) {
         self.stopping.send_replace(true);
         self.collector.stop();
+        self.warmer.stop();
     }
 
     /// Ends all pulls; what they have so far is kept.
@@ -219,7 +228,8 @@ impl Volumes {
         let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
-    /// Forgets records of targets where nothing is mounted any more; returns how many volumes are published.
+    /// Forgets records of targets where nothing is mounted any more, and goes on warming the others; returns how many volumes are
+    /// published.
     ///
     /// # Errors
     /// When the mount table or the store cannot be read.
@@ -233,7 +243,11 @@ impl Volumes {
         };
         let table = blocking::run(Lane::Mounts, Table::read).await?;
         for record in recorded {
-            let (Some(store), None) = (&store, table.at(&record.target)) else { continue };
+            let Some(store) = &store else { continue };
+            if table.at(&record.target).is_some() {
+                self.warm(&tenant_of(&record), &record);
+                continue;
+            }
             // A publish may have come meanwhile: nobody else changes the target while it is looked at again.
             let operation = self.order.publish(&record.target);
             let Ok(guard) = operation.guard().await else { continue };
@@ -258,6 +272,11 @@ impl Volumes {
 /// [`Error::Mount`] with the kernel's reason.
 pub async fn is_able_to_mount() -> Result<(), Error> {
     blocking::run(Lane::Mounts, || lookup::at(Path::new("/")).map(drop)).await.map_err(Error::from)
+}
+
+/// Whose volume it is, as far as its record says.
+fn tenant_of(record: &VolumeRecord) -> Tenant {
+    Tenant::of_namespace(record.pod.as_deref().and_then(|pod| pod.split('/').next()))
 }
 
 fn usable(puller: Result<Arc<Puller>, Error>) -> Option<Arc<Store>> {

@@ -39,7 +39,8 @@ published() {
 	YAML
 	rm -rf "$work/store" "$work/plugin"
 	mkdir "$work/plugin"
-	"$ocivol" node --root "$work/store" --endpoint "unix://$work/plugin/csi.sock" --node-id node-1 --registration-dir "" --health-addr "" \
+	# On whatever disk this runs, and however full that is.
+	"$ocivol" node --keep-free 1% --keep-free-inodes 1% --root "$work/store" --endpoint "unix://$work/plugin/csi.sock" --node-id node-1 --registration-dir "" --health-addr "" \
 		--kubelet-dir "$work/kubelet" --target-root "$work/plugin" --hosts-dir "$work/hosts" "$@" >>"$work/plugin.log" 2>&1 &
 	plugin=$!
 	echo $plugin >>"$work/started"

@@ -13,3 +13,4 @@ mod registration;
 mod stats;
 mod targets;
 mod tenants;
+mod warm;

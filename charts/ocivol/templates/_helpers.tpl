@@ -48,6 +48,8 @@ OCIVOL_GC_STOP: {{ .Values.store.gcStop | quote }}
 OCIVOL_GC_MIN_AGE: {{ .Values.store.gcMinAge | quote }}
 OCIVOL_KEEP_FREE: {{ .Values.store.keepFree | quote }}
 OCIVOL_KEEP_FREE_INODES: {{ .Values.store.keepFreeInodes | quote }}
+OCIVOL_WARM_BUDGET: {{ .Values.warm.budget | quote }}
+OCIVOL_WARM_PIN_BUDGET: {{ .Values.warm.pinBudget | quote }}
 OCIVOL_SCRUB_DAYS: {{ .Values.store.scrubDays | quote }}
 {{- with .Values.store.quota.bytes }}
 OCIVOL_QUOTA_BYTES: {{ . | quote }}

@@ -35,6 +35,20 @@ pub struct VolumeRecord {
     /// What it holds, where all of a tree is mounted that says so.
     #[serde(default)]
     pub measured: Option<Measured>,
+    /// What of it is to be in memory; none where it is never warmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm: Option<WarmRecord>,
+}
+
+/// What of a volume is to be in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmRecord {
+    /// The directory that it shows, below the store's.
+    pub directory: PathBuf,
+    /// Whether its artifact is a model.
+    pub model: bool,
+    /// Whether it is locked in memory.
+    pub pinned: bool,
 }
 
 /// How much a volume holds.

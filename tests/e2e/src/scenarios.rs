@@ -3,6 +3,7 @@
 mod claims;
 mod crowds;
 mod inline;
+mod memory;
 mod messages;
 mod odd;
 mod registries;
@@ -65,6 +66,7 @@ fn peaceful() -> Vec<Scenario> {
 fn disruptive() -> Vec<Scenario> {
     scenarios![
         inline::a_model_is_in_memory_when_its_pod_starts,
+        memory::a_cached_model_is_read_into_memory_while_its_engine_starts,
         restarts::kubelets_restart_disturbs_no_pod_and_asks_no_registry,
         restarts::volumes_outlive_a_plugin_that_is_killed_and_one_that_is_upgraded,
         restarts::pods_that_go_while_no_plugin_runs_are_cleaned_up_afterwards,

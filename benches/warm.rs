@@ -1,0 +1,160 @@
+//! How much sooner an engine has read a model that is cached, but not in memory, when it is read into memory while the engine starts.
+//!
+//! `make bench-warm` runs it, as root. The engine does nothing for two seconds, and then reads all of the model. Medians of `ROUNDS` (3) for
+//! each way, which take turns; once on the disk as it is, and once held to 125 MB/s, as cloud disks are.
+
+#![allow(clippy::print_stdout)]
+
+#[path = "../tests/support/mod.rs"]
+#[allow(dead_code, unused_imports)]
+mod support;
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ocivol::demo::push::Layer;
+use rustix::fs::{Advice, fadvise};
+use support::disk::{Disk, FileSystem};
+use support::namespace::separate_mounts;
+use support::{Node, Scripted};
+
+const MIB: u64 = 1 << 20;
+/// What an engine does before it reads: imports, and the start of its device.
+const START: Duration = Duration::from_secs(2);
+/// Bytes a second of a disk that is held to them.
+const HELD: u64 = 125_000_000;
+
+fn main() {
+    separate_mounts();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        println!("| model | disk | `warm: never` | `warm: auto` | ratio | of it reading |");
+        println!("|---|---|---|---|---|---|");
+        for (mib, held) in [(2048, None), (256, Some(HELD)), (2048, Some(HELD))] {
+            measure(mib, held).await;
+        }
+    });
+}
+
+/// Seconds from the publish to the end of the first read, and of that read alone.
+type Times = Vec<(f64, f64)>;
+
+async fn measure(mib: u64, held: Option<u64>) {
+    let registry = Scripted::start().await;
+    let weights = support::noise(1, usize::try_from(mib * MIB).expect("in memory"));
+    let layers = [Layer::model_file("weight", "model.safetensors", weights)];
+    registry.pusher("m").model("v1", &layers).await.expect("pushed");
+    let reference = registry.reference("m:v1");
+    let mut node = Node::prepare(&["--plain-http", &registry.host()]);
+    let disk = Disk::for_store(&node, FileSystem::Ext4, mib * 5 / 4 + 512);
+    let device = real_disk(&node.root);
+    node.run().await;
+    let first = node.volume("first");
+    node.publish_in_the_end(&first, &reference).await.expect("published");
+    disk.sync();
+    let group = held.map(|rate| Group::hold(&device, rate, node.pid()));
+    let rounds = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
+    let mut times: [Times; 2] = Default::default();
+    for round in 0..rounds {
+        for (warm, times) in ["never", "auto"].into_iter().zip(&mut times) {
+            drop_from_memory(&first.target);
+            let volume = node.volume(&format!("{warm}-{round}"));
+            let began = Instant::now();
+            node.publish(&volume, &reference, &[("warm", warm)]).await.expect("published");
+            let target = volume.target.clone();
+            let read = tokio::task::spawn_blocking(move || {
+                std::thread::sleep(START);
+                let began = Instant::now();
+                read(&target);
+                began.elapsed()
+            });
+            let read = read.await.expect("read");
+            times.push((began.elapsed().as_secs_f64(), read.as_secs_f64()));
+            node.kubelet.unpublish(&volume).await.expect("unpublished");
+        }
+    }
+    drop(group);
+    let [never, auto] = times.map(|mut times| {
+        times.sort_by(|one, two| one.0.total_cmp(&two.0));
+        times[times.len() / 2]
+    });
+    let what = held.map_or("as it is".to_owned(), |rate| format!("{} MB/s", rate / 1_000_000));
+    println!(
+        "| {mib} MiB | {what} | {:.2} s | {:.2} s | {:.2} | {:.2} s, {:.2} s |",
+        never.0,
+        auto.0,
+        auto.0 / never.0,
+        never.1,
+        auto.1
+    );
+}
+
+/// As an engine, a large piece at a time.
+fn read(directory: &Path) {
+    let mut buffer = vec![0; 4 << 20];
+    for entry in fs::read_dir(directory).expect("mounted") {
+        let mut file = File::open(entry.expect("an entry").path()).expect("a file");
+        while file.read(&mut buffer).expect("read") > 0 {}
+    }
+}
+
+fn drop_from_memory(directory: &Path) {
+    for entry in fs::read_dir(directory).expect("mounted") {
+        let file = File::open(entry.expect("an entry").path()).expect("a file");
+        fadvise(&file, 0, None, Advice::DontNeed).expect("dropped");
+    }
+}
+
+/// Makes the loop device below `root` read from the disk and not from memory; returns its numbers.
+fn real_disk(root: &Path) -> String {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = fs::metadata(root).expect("a store").dev();
+    let numbers = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    let name = fs::read_link(format!("/sys/dev/block/{numbers}")).expect("a device");
+    let path = Path::new("/dev").join(name.file_name().expect("a name"));
+    let changed = Command::new("losetup").arg("--direct-io=on").arg(path).status();
+    assert!(changed.is_ok_and(|status| status.success()), "losetup --direct-io=on");
+    numbers
+}
+
+/// A cgroup whose processes read so many bytes a second from one disk. They leave it when it is dropped.
+struct Group {
+    path: PathBuf,
+    parent: PathBuf,
+    plugin: u32,
+}
+
+impl Group {
+    fn hold(device: &str, rate: u64, plugin: u32) -> Self {
+        let first = Path::new("/sys/fs/cgroup/blkio");
+        let is_first = first.exists();
+        let parent = if is_first { first } else { Path::new("/sys/fs/cgroup") }.to_owned();
+        let path = parent.join(format!("ocivol-bench-{}", std::process::id()));
+        fs::create_dir(&path).expect("a cgroup");
+        let group = Self { path, parent, plugin };
+        if is_first {
+            let text = format!("{device} {rate}");
+            fs::write(group.path.join("blkio.throttle.read_bps_device"), text).expect("held");
+        } else {
+            fs::write(group.path.join("io.max"), format!("{device} rbps={rate}")).expect("held");
+        }
+        group.enter(&group.path);
+        group
+    }
+
+    fn enter(&self, group: &Path) {
+        for process in [std::process::id(), self.plugin] {
+            fs::write(group.join("cgroup.procs"), process.to_string()).expect("moved");
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.enter(&self.parent);
+        fs::remove_dir(&self.path).expect("empty");
+    }
+}

@@ -1,0 +1,379 @@
+//! All volumes that are warmed, and the one thread that does it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::host::sys;
+use crate::tenant::Tenant;
+use crate::warm::budget::{Memory, WarmBudget};
+use crate::warm::fill::Filler;
+use crate::warm::order::WarmFile;
+use crate::warm::resident::resident;
+use crate::warm::volume::{End, Shares, Sum, Wanted, Warming};
+
+/// The volumes that are warmed. Each namespace has its turn, and one file is read at a time: more would only make a disk seek.
+#[derive(Debug)]
+pub struct Warmer {
+    /// `None`: nothing is warmed.
+    budget: Option<WarmBudget>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By the target where they are mounted.
+    volumes: BTreeMap<PathBuf, Volume>,
+    /// Who had a turn last.
+    last: Option<Tenant>,
+    /// How many volumes came so far.
+    came: u64,
+    /// Whether there is a thread.
+    has_thread: bool,
+    is_stopped: bool,
+    /// Bytes that were read into memory since the start.
+    filled: u64,
+    /// What part was in memory when it was looked at last.
+    resident: Option<f64>,
+}
+
+/// What a warmer has done, and what it holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sums {
+    /// Bytes that were read into memory since the start.
+    pub filled: u64,
+    /// Bytes that are locked in memory now.
+    pub locked: u64,
+    /// What part of the files that are warmed was in memory at the last [`Warmer::look`]; `None` where there were none.
+    pub resident: Option<f64>,
+}
+
+#[derive(Debug)]
+struct Volume {
+    tenant: Tenant,
+    /// The how manieth it is: a namespace's volumes are warmed one after another.
+    number: u64,
+    since: Instant,
+    gone: Arc<AtomicBool>,
+    sum: Sum,
+    files: Option<Arc<[WarmFile]>>,
+    /// What is to be done. When all was, what is locked stays here.
+    warming: Option<Warming>,
+    is_done: bool,
+}
+
+impl Volume {
+    fn is_waiting(&self) -> bool {
+        !self.is_done && self.warming.is_some()
+    }
+}
+
+/// Volumes of one namespace that are warmed. Of more, the rest is read when it is read.
+const VOLUMES_OF_TENANT: usize = 256;
+/// Files that are looked at for [`Warmer::look`].
+const SAMPLE: usize = 64;
+
+/// A slice that is next.
+struct Turn {
+    target: PathBuf,
+    number: u64,
+    warming: Warming,
+    shares: Shares,
+}
+
+impl Warmer {
+    /// Warms within `budget`; nothing without one.
+    pub fn new(budget: Option<WarmBudget>) -> Self {
+        Self { budget, state: Mutex::default() }
+    }
+
+    /// Whether a volume may be locked in memory at all.
+    pub fn may_pin(&self) -> bool {
+        self.budget.is_some_and(|budget| budget.pinned > 0)
+    }
+
+    /// Warms the volume at `target` from now on. Returns whether the caller has to run [`Warmer::work`] on a thread.
+    #[must_use]
+    pub fn add(&self, tenant: &Tenant, target: &Path, wanted: Wanted) -> bool {
+        let mut state = self.lock();
+        let of_tenant = state.volumes.values().filter(|volume| volume.tenant == *tenant).count();
+        if self.budget.is_none() || state.is_stopped || of_tenant >= VOLUMES_OF_TENANT {
+            return false;
+        }
+        state.came += 1;
+        let gone = Arc::new(AtomicBool::new(false));
+        let volume = Volume {
+            tenant: tenant.clone(),
+            number: state.came,
+            since: Instant::now(),
+            gone: Arc::clone(&gone),
+            sum: Sum::default(),
+            files: None,
+            warming: Some(Warming::new(wanted, gone)),
+            is_done: false,
+        };
+        let before = state.volumes.insert(target.to_owned(), volume);
+        let needs_thread = !std::mem::replace(&mut state.has_thread, true);
+        drop(state);
+        if let Some(before) = before {
+            before.gone.store(true, Ordering::Relaxed);
+        }
+        needs_thread
+    }
+
+    /// The volume at `target` is gone: no more of it is read, and what was locked is not any more. May take as long as unmapping does.
+    pub fn remove(&self, target: &Path) {
+        let volume = self.lock().volumes.remove(target);
+        if let Some(volume) = volume {
+            volume.gone.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends the thread soon, and warms nothing any more. What is locked stays so until the process ends.
+    pub fn stop(&self) {
+        let mut state = self.lock();
+        state.is_stopped = true;
+        for volume in state.volumes.values() {
+            volume.gone.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The thread that was to run [`Warmer::work`] could not be had: the next volume asks for one again.
+    pub fn has_no_thread(&self) {
+        self.lock().has_thread = false;
+    }
+
+    /// Warms until nothing is left to do.
+    pub fn work(&self) {
+        if let Err(error) = sys::be_idle_at_the_disk() {
+            tracing::debug!(%error, "warming has the same rights at the disk as others");
+        }
+        let filler = match Filler::new() {
+            Ok(filler) => filler,
+            Err(error) => {
+                tracing::warn!(%error, "cannot warm: no pipe");
+                return self.has_no_thread();
+            }
+        };
+        while let Some(turn) = self.next_turn() {
+            self.take(turn, &filler);
+        }
+    }
+
+    /// Reads one slice.
+    fn take(&self, turn: Turn, filler: &Filler) {
+        let Turn { target, number, mut warming, shares } = turn;
+        let Some(budget) = self.budget else { return };
+        let before = warming.sum.filled;
+        // Where the kernel does not say, it is not short.
+        let is_short = Memory::read().is_ok_and(Memory::is_short);
+        let stepped = if is_short { None } else { Some(warming.step(filler, budget, shares)) };
+        let mut state = self.lock();
+        state.filled += warming.sum.filled - before;
+        let volume = state.volumes.get_mut(&target).filter(|volume| volume.number == number);
+        let Some(volume) = volume else { return };
+        volume.sum = warming.sum;
+        volume.files = warming.files().cloned();
+        volume.is_done = !matches!(stepped, Some(Ok(None)));
+        volume.warming = Some(warming);
+        let (sum, took) = (volume.sum, volume.since.elapsed());
+        let has_files = sum.wanted > 0;
+        if volume.is_done && !has_files {
+            // It is no model, and no namespace's share is the less for it.
+            state.volumes.remove(&target);
+        }
+        drop(state);
+        let end = match stepped {
+            Some(Ok(None)) => return,
+            Some(Ok(Some(End::Complete))) => "all is in memory",
+            Some(Ok(Some(End::Gone))) => return,
+            Some(Ok(Some(End::Budget))) => "the namespace's share of warm.budget is used up",
+            Some(Ok(Some(End::Evicted))) => "the kernel drops as much as is read",
+            None => "less than a tenth of the node's memory is available",
+            Some(Err(error)) => {
+                tracing::warn!(%error, target = %target.display(), "cannot warm a volume");
+                return;
+            }
+        };
+        if has_files {
+            tracing::info!(
+                target = %target.display(),
+                bytes = sum.wanted,
+                filled = sum.filled,
+                locked = sum.locked,
+                seconds = took.as_secs_f64(),
+                end,
+                "warmed"
+            );
+        }
+    }
+
+    /// Whose turn it is; `None` when nothing is left to do, and then there is no thread any more.
+    fn next_turn(&self) -> Option<Turn> {
+        let mut state = self.lock();
+        let waiting: BTreeSet<Tenant> = state
+            .volumes
+            .values()
+            .filter(|volume| volume.is_waiting() && !state.is_stopped)
+            .map(|volume| volume.tenant.clone())
+            .collect();
+        let after = state.last.as_ref().and_then(|last| waiting.iter().find(|tenant| *tenant > last));
+        let Some(tenant) = after.or(waiting.first()).cloned() else {
+            state.has_thread = false;
+            return None;
+        };
+        let of = |state: &State, of: fn(&Sum) -> u64, tenant: Option<&Tenant>| {
+            let volumes = state.volumes.values();
+            volumes.filter(|it| tenant.is_none_or(|tenant| it.tenant == *tenant)).map(|it| of(&it.sum)).sum()
+        };
+        let shares = Shares {
+            namespaces: state.volumes.values().map(|volume| &volume.tenant).collect::<BTreeSet<_>>().len(),
+            own_filled: of(&state, |sum| sum.filled, Some(&tenant)),
+            own_locked: of(&state, |sum| sum.locked, Some(&tenant)),
+            all_locked: of(&state, |sum| sum.locked, None),
+        };
+        let own =
+            state.volumes.iter_mut().filter(|(_, volume)| volume.is_waiting() && volume.tenant == tenant);
+        let (target, volume) = own.min_by_key(|(_, volume)| volume.number)?;
+        let (target, number, warming) = (target.clone(), volume.number, volume.warming.take()?);
+        state.last = Some(tenant);
+        Some(Turn { target, number, warming, shares })
+    }
+
+    /// Looks what part of the files that are warmed is in memory, at a sample of them.
+    pub fn look(&self) {
+        let lists: Vec<Arc<[WarmFile]>> =
+            self.lock().volumes.values().filter_map(|volume| volume.files.clone()).collect();
+        let files: Vec<&WarmFile> = lists.iter().flat_map(|files| files.iter()).collect();
+        let (mut all, mut here) = (0, 0);
+        for file in files.iter().step_by(files.len().div_ceil(SAMPLE).max(1)) {
+            let counted = File::open(&file.path).and_then(|opened| resident(&opened, 0..file.size));
+            // Of a volume that has just gone.
+            let Ok(counted) = counted else { continue };
+            (all, here) = (all + file.size, here + counted);
+        }
+        self.lock().resident = (all > 0).then(|| here as f64 / all as f64);
+    }
+
+    /// What it has done, and what it holds.
+    pub fn sums(&self) -> Sums {
+        let state = self.lock();
+        let locked = state.volumes.values().map(|volume| volume.sum.locked).sum();
+        Sums { filled: state.filled, locked, resident: state.resident }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::warm::order::Content;
+    use crate::warm::volume::SLICE;
+    use std::fs;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A directory with weights of so many bytes, which are not on any disk: a hole.
+    fn model(size: u64) -> tempfile::TempDir {
+        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
+        let file = File::create(directory.path().join("model.gguf")).and_then(|file| file.set_len(size));
+        file.expect("weights");
+        directory
+    }
+
+    fn wanted(directory: &Path) -> Wanted {
+        Wanted { directory: directory.to_owned(), content: Content::Anything, pinned: false }
+    }
+
+    fn namespace(name: &str) -> Tenant {
+        Tenant::of_namespace(Some(name))
+    }
+
+    #[test]
+    fn namespaces_have_their_turns() {
+        let warmer = Warmer::new(Some(WarmBudget { warm: u64::MAX, pinned: 0 }));
+        let directory = model(2 * SLICE);
+        let filler = Filler::new().expect("a pipe");
+        assert!(
+            warmer.add(&namespace("loud"), Path::new("/1"), wanted(directory.path())),
+            "a thread is needed"
+        );
+        assert!(!warmer.add(&namespace("loud"), Path::new("/2"), wanted(directory.path())), "one is enough");
+        assert!(!warmer.add(&namespace("quiet"), Path::new("/3"), wanted(directory.path())));
+        let mut turns = Vec::new();
+        while let Some(turn) = warmer.next_turn() {
+            turns.push(turn.target.clone());
+            warmer.take(turn, &filler);
+        }
+        let turns: Vec<_> = turns.iter().map(|target| target.to_str().expect("text")).collect();
+        assert_eq!(turns, ["/1", "/3", "/1", "/3", "/2"]);
+        // Who looked at it when half of it was in memory and who read the rest both count that.
+        assert!((2 * SLICE..=3 * SLICE).contains(&warmer.sums().filled), "{:?}", warmer.sums());
+        assert!(
+            warmer.add(&namespace("quiet"), Path::new("/4"), wanted(directory.path())),
+            "the thread has ended"
+        );
+        warmer.look();
+        assert_eq!(warmer.sums().resident, Some(1.0));
+    }
+
+    #[test]
+    fn what_is_gone_is_not_read_to_its_end() {
+        let warmer = Warmer::new(Some(WarmBudget { warm: u64::MAX, pinned: 0 }));
+        let directory = model(4 * SLICE);
+        let filler = Filler::new().expect("a pipe");
+        assert!(warmer.add(&namespace("a"), Path::new("/1"), wanted(directory.path())));
+        let turn = warmer.next_turn().expect("one");
+        warmer.take(turn, &filler);
+        // In the middle of its second slice.
+        let turn = warmer.next_turn().expect("one");
+        warmer.remove(Path::new("/1"));
+        warmer.take(turn, &filler);
+        assert!(warmer.next_turn().is_none());
+        let filled = warmer.sums().filled;
+        assert!(filled > 0 && filled <= SLICE, "{filled}");
+        // A volume that takes the place of one whose slice is being read is another.
+        assert!(warmer.add(&namespace("a"), Path::new("/1"), wanted(directory.path())));
+        let turn = warmer.next_turn().expect("one");
+        assert!(!warmer.add(&namespace("a"), Path::new("/1"), wanted(directory.path())));
+        warmer.take(turn, &filler);
+        assert!(warmer.next_turn().is_some());
+    }
+
+    #[test]
+    fn what_is_no_model_takes_nobodys_share() {
+        let warmer = Warmer::new(Some(WarmBudget { warm: 3 * SLICE, pinned: 0 }));
+        let (empty, directory) = (tempfile::tempdir().expect("a directory"), model(2 * SLICE));
+        let filler = Filler::new().expect("a pipe");
+        fs::write(empty.path().join("app"), "an application").expect("a file");
+        assert!(warmer.add(&namespace("other"), Path::new("/1"), wanted(empty.path())));
+        let turn = warmer.next_turn().expect("one");
+        warmer.take(turn, &filler);
+        assert!(warmer.next_turn().is_none());
+        assert!(warmer.add(&namespace("model"), Path::new("/2"), wanted(directory.path())));
+        while let Some(turn) = warmer.next_turn() {
+            warmer.take(turn, &filler);
+        }
+        assert_eq!(warmer.sums().filled, 2 * SLICE);
+    }
+
+    #[test]
+    fn nothing_is_warmed_without_a_budget_nor_after_the_end() {
+        let directory = model(MIB);
+        let none = Warmer::new(None);
+        assert!(!none.add(&namespace("a"), Path::new("/1"), wanted(directory.path())) && !none.may_pin());
+        let warmer = Warmer::new(Some(WarmBudget { warm: u64::MAX, pinned: 1 }));
+        assert!(warmer.may_pin());
+        assert!(warmer.add(&namespace("a"), Path::new("/1"), wanted(directory.path())));
+        warmer.stop();
+        assert!(warmer.next_turn().is_none());
+        assert!(!warmer.add(&namespace("a"), Path::new("/2"), wanted(directory.path())));
+        assert_eq!(warmer.sums(), Sums { filled: 0, locked: 0, resident: None });
+    }
+}
