@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 
 use ocivol::demo::push::Layer;
 use rustix::fs::{Advice, fadvise};
+use support::Node;
+use support::debian_registry::DebianRegistry;
 use support::disk::{Disk, FileSystem};
 use support::namespace::separate_mounts;
-use support::{Node, Scripted};
 
 const MIB: u64 = 1 << 20;
 /// What an engine does before it reads: imports, and the start of its device.
@@ -43,11 +44,11 @@ fn main() {
 type Times = Vec<(f64, f64)>;
 
 async fn measure(mib: u64, held: Option<u64>) {
-    let registry = Scripted::start().await;
+    let registry = DebianRegistry::start().await;
     let weights = support::noise(1, usize::try_from(mib * MIB).expect("in memory"));
     let layers = [Layer::model_file("weight", "model.safetensors", weights)];
     registry.pusher("m").model("v1", &layers).await.expect("pushed");
-    let reference = registry.reference("m:v1");
+    let reference = format!("{}/m:v1", registry.host());
     let mut node = Node::prepare(&["--plain-http", &registry.host()]);
     let disk = Disk::for_store(&node, FileSystem::Ext4, mib * 5 / 4 + 512);
     let device = real_disk(&node.root);
