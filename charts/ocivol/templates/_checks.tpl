@@ -65,6 +65,14 @@ installation. Messages say what to do. */ -}}
 {{- end -}}
 {{- end -}}
 
+{{- $limits := default dict (default dict .Values.resources).limits -}}
+{{- range $name, $request := (default dict .Values.resources).requests -}}
+{{- $limit := get $limits $name | toString -}}
+{{- if and $limit (gt (include "ocivol.number" $request | float64) (include "ocivol.number" $limit | float64)) -}}
+{{- fail (printf "%sresources: the request of %s (%v) is above its limit (%s): lower the one or leave out the other" $where $name $request $limit) -}}
+{{- end -}}
+{{- end -}}
+
 {{- if eq .Values.healthPort .Values.metricsPort -}}
 {{- fail (printf "healthPort and metricsPort are both %v: take another for one of them" .Values.healthPort) -}}
 {{- end -}}
@@ -103,6 +111,14 @@ installation. Messages say what to do. */ -}}
 {{- fail (printf "%spriorityClassName: this cluster has no PriorityClass %s: make it first, or leave system-node-critical" $where .) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{- /* A quantity as a number, for comparisons. */ -}}
+{{- define "ocivol.number" -}}
+{{- $units := dict "" 1 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18
+    "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 "Ei" 1152921504606846976 -}}
+{{- $digits := regexFind "^[0-9]+(\\.[0-9]*)?(e[+-]?[0-9]+)?" (toString .) -}}
+{{- mulf (float64 $digits) (get $units (trimPrefix $digits (toString .)) | float64) -}}
 {{- end -}}
 
 {{- /* Whether the CSIDriver of this name can be what the values say: it outlives its release (helm.sh/resource-policy), and two of its
