@@ -28,7 +28,8 @@ pub async fn what_helms_notes_say_works_in_its_order(node: Shared) {
     assert!(users.lines().any(|line| line.contains("ocivol-hello") && line.contains(DRIVER)), "{users}");
     assert!(removed.starts_with("kubectl delete"), "{removed}");
     shell(&node, removed);
-    let users = shell(&node, &format!("! {inline}"));
+    // grep fails when there are none; another scenario may have left some.
+    let users = shell(&node, &format!("{inline} || true"));
     assert!(!users.contains("ocivol-hello"), "{users}");
     // The test's pod is gone as well.
     assert!(node.cluster.pods("ocivol").list().await.len() == 1);
