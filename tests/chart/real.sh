@@ -9,7 +9,8 @@ programs=$2
 shift 2
 here=$(dirname "$0")
 work=$(mktemp -d)
-trap 'rm -r "$work"' EXIT
+daemons=
+trap 'kill -9 $daemons && wait; rm -r "$work"' EXIT
 export HOME="$work" KUBECONFIG="$work/kubeconfig" PATH="$programs:$PATH"
 
 ip link set lo up
@@ -18,10 +19,12 @@ openssl genrsa -out "$work/key" 2048 2>/dev/null
 echo 'admin,admin,1,"system:masters"' >"$work/tokens"
 etcd --data-dir="$work/etcd" --listen-client-urls=http://127.0.0.1:2379 --advertise-client-urls=http://127.0.0.1:2379 \
 	--listen-peer-urls=http://127.0.0.1:2380 --unsafe-no-fsync >"$work/etcd.log" 2>&1 &
+daemons=$!
 kube-apiserver --etcd-servers=http://127.0.0.1:2379 --bind-address=10.99.0.1 --secure-port=6443 --cert-dir="$work/pki" \
 	--token-auth-file="$work/tokens" --authorization-mode=RBAC --service-account-issuer=https://kubernetes.default.svc \
 	--service-account-key-file="$work/key" --service-account-signing-key-file="$work/key" --allow-privileged=true \
 	--service-cluster-ip-range=10.96.0.0/24 --disable-admission-plugins=ServiceAccount >"$work/api.log" 2>&1 &
+daemons="$daemons $!"
 cat >"$KUBECONFIG" <<'CONFIG'
 {apiVersion: v1, kind: Config, current-context: it, users: [{name: admin, user: {token: admin}}],
  clusters: [{name: it, cluster: {server: "https://10.99.0.1:6443", insecure-skip-tls-verify: true}}],
