@@ -15,18 +15,22 @@ MUSL_ARM := aarch64-unknown-linux-musl
 FUZZ_SECONDS ?= 40
 FUZZ_TARGETS := tar decompress unpack merge index authority answers
 CONTAINERD := v2.3.4
-HELM := v3.19.0
+HELM := v3.22.0
+HELM_FOUR := v4.3.1
+# Of the client that Helm 3 is built with (its go.mod). It has to be told, or it believes in Kubernetes 1.20.
+HELM_KUBERNETES := 1.37
 CSI_SANITY := v5.6.0
 # The chart is tried with all of these; the last one renders manifests/install.yaml.
-KUBERNETES := 1.29.0 1.31.0 1.33.0 1.34.0 1.35.0 1.36.0
+KUBERNETES := 1.29.0 1.30.0 1.31.0 1.32.0 1.33.0 1.34.0 1.35.0 1.36.0 1.37.0
 
 # The node that `make e2e` runs pods on. Its Kubernetes is what tests/e2e/kubernetes/go.mod says.
 NODE_KUBERNETES := $(shell sed -n 's|.*k8s.io/kubernetes v\([0-9.]*\).*|\1|p' tests/e2e/kubernetes/go.mod)
 NODE_MODULES := $(shell cat tests/e2e/kubernetes/go.mod tests/e2e/kubernetes/go.sum | sha256sum | cut -c1-8)
+KUBERNETES_DIR := $(TOOLS)/kubernetes-$(NODE_KUBERNETES)-$(NODE_MODULES)
 NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
-.PHONY: help demo test check conformance e2e node-up node-down node-shell node-tools interop manifests image fuzz bench bench-http2 bench-warm soak powercuts \
+.PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests image fuzz bench bench-http2 bench-warm soak powercuts \
 	interleavings static check-arm advisories
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -80,8 +84,8 @@ $(TOOLS)/bin/cargo-fuzz:
 	$(call again,$(CARGO) install --quiet --locked --root $(TOOLS) cargo-fuzz@0.13.2)
 
 # $(call rendered,file,options): the chart as plain manifests.
-rendered = { cat manifests/namespace.yaml && $(TOOLS)/bin/helm template ocivol charts/ocivol --namespace ocivol \
-	--kube-version $(lastword $(KUBERNETES)) $(2); } > $(1)
+rendered = $(TOOLS)/bin/helm template ocivol charts/ocivol --namespace ocivol --set namespace.create=true --skip-tests \
+	--kube-version $(lastword $(KUBERNETES)) $(2) > $(1)
 # With the rights to read pull secrets, of all namespaces and of two: tests/manifests.rs looks at them.
 PULL_SECRETS := --set credentials.imagePullSecrets.enabled=true
 EVENTS := --set events.enabled=true
@@ -95,17 +99,23 @@ rendered-all = $(call rendered,$(1)) && $(call rendered,$(2)/pull-secrets.yaml,$
 manifests: $(TOOLS)/bin/helm ## Render manifests/install.yaml from the chart, and what the tests look at
 	$(call rendered-all,manifests/install.yaml,tests/packaging/rendered)
 
-conformance: $(TOOLS)/bin/helm $(TOOLS)/bin/csi-sanity ## csi-sanity against the binary, helm lint and template
-	$(TOOLS)/bin/helm lint --strict charts/ocivol
-	for version in $(KUBERNETES); do \
-		$(TOOLS)/bin/helm template ocivol charts/ocivol --kube-version $$version >/dev/null || exit 1; done
-	! $(TOOLS)/bin/helm template ocivol charts/ocivol --kube-version $(lastword $(KUBERNETES)) \
-		--set registry.plainHttp=x >/dev/null 2>&1 # A value that there is not is refused.
-	! $(TOOLS)/bin/helm template ocivol charts/ocivol --kube-version $(lastword $(KUBERNETES)) $(PULL_SECRETS) \
-		--set serviceAccount.create=false >/dev/null 2>&1 # So are rights for whoever uses the namespace's default account.
+# Of version 3 and of version 4.
+HELMS := $(TOOLS)/bin/helm $(TOOLS)/helm4/helm
+
+conformance: $(HELMS) $(TOOLS)/bin/csi-sanity ## csi-sanity against the binary; values that the chart takes and refuses
+	sh tests/chart/templates.sh charts/ocivol "$(KUBERNETES)" $(HELMS)
 	@$(call need,unshare,util-linux)
 	$(CARGO) build
 	$(SUDO) sh tests/conformance.sh target/debug/ocivol $(TOOLS)/bin/csi-sanity
+
+chart-real: $(KUBERNETES_DIR) $(HELMS) ## The chart with all kinds of values at a real API server; needs Go
+	@$(call need,etcd,etcd-server)
+	@$(call need,ip,iproute2)
+	@$(call need,openssl,openssl)
+	@$(call need,python3,python3)
+	@$(call need,unshare,util-linux)
+	$(SUDO) unshare --net --pid --fork --kill-child --mount-proc \
+		sh tests/chart/real.sh charts/ocivol $(abspath $(KUBERNETES_DIR)) $(HELMS)
 
 # Minutes of `make soak`.
 SOAK_MINUTES ?= 180
@@ -127,7 +137,6 @@ node-down: ## End it
 node-shell: ## A shell on it: kubectl, ctr, helm
 	$(SUDO) target/debug/e2e shell
 
-KUBERNETES_DIR := $(TOOLS)/kubernetes-$(NODE_KUBERNETES)-$(NODE_MODULES)
 RUNTIME_DIR := $(TOOLS)/containerd-$(NODE_CONTAINERD)-runc-$(NODE_RUNC)
 # Built once for each version. What is at these names is the version that runs.
 node-tools: $(KUBERNETES_DIR) $(RUNTIME_DIR) $(TOOLS)/bin/helm
@@ -187,12 +196,20 @@ interop: ## Push with other projects' tools, mount, compare; pull through their 
 	$(CARGO) build
 	$(SUDO) sh tests/interop/run.sh target/debug/ocivol $(TOOLS)/interop
 
-# $(call go,module@version): a tool of the Go module proxy.
-go = @command -v go >/dev/null || { echo "this needs Go 1.25 or newer: https://go.dev/doc/install" >&2; exit 1; }; \
-	$(call again,GOBIN=$(abspath $(TOOLS))/bin go install $(1))
+# $(call go,module@version,flags): a tool of the Go module proxy, as $@.
+go = @command -v go >/dev/null || { echo "this needs Go 1.26 or newer: https://go.dev/doc/install" >&2; exit 1; }; \
+	$(call again,GOBIN=$(abspath $(@D)) go install $(2) $(1))
+
+# What Helm's own Makefile says to the linker.
+HELM_FLAGS := -X helm.sh/helm/v3/internal/version.version=$(HELM) $(foreach package,chartutil lint/rules,\
+	-X helm.sh/helm/v3/pkg/$(package).k8sVersionMajor=$(word 1,$(subst ., ,$(HELM_KUBERNETES))) \
+	-X helm.sh/helm/v3/pkg/$(package).k8sVersionMinor=$(word 2,$(subst ., ,$(HELM_KUBERNETES))))
 
 $(TOOLS)/bin/helm:
-	$(call go,helm.sh/helm/v3/cmd/helm@$(HELM))
+	$(call go,helm.sh/helm/v3/cmd/helm@$(HELM),-ldflags "-s -w $(HELM_FLAGS)")
+
+$(TOOLS)/helm4/helm:
+	$(call go,helm.sh/helm/v4/cmd/helm@$(HELM_FOUR),-ldflags "-s -w -X helm.sh/helm/v4/internal/version.version=$(HELM_FOUR)")
 
 $(TOOLS)/bin/csi-sanity:
 	$(call go,github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@$(CSI_SANITY))

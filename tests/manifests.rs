@@ -199,6 +199,93 @@ fn the_policy_is_known_to_the_versions_that_have_it() {
     read::<older::ValidatingAdmissionPolicyBinding>(binding);
 }
 
+/// Its fields are those of the other policy; make chart-real shows both to an API server.
+#[test]
+fn the_policy_for_kyverno_says_the_same() {
+    let [policy, binding] = &objects(include_str!("../manifests/admission-policy.yaml"))[..] else {
+        panic!("a policy and its binding");
+    };
+    let [kyverno] = &objects(include_str!("../manifests/kyverno-policy.yaml"))[..] else {
+        panic!("a policy");
+    };
+    let (own, other) = (&policy["spec"], &kyverno["spec"]);
+    for field in ["failurePolicy", "variables", "validations"] {
+        assert!(own[field] == other[field] && !own[field].is_null(), "{field}");
+    }
+    assert_eq!(own["matchConstraints"]["resourceRules"], other["matchConstraints"]["resourceRules"]);
+    let bound = &binding["spec"];
+    assert_eq!(bound["matchResources"]["namespaceSelector"], other["matchConstraints"]["namespaceSelector"]);
+    assert_eq!(bound["validationActions"], other["validationActions"]);
+}
+
+#[test]
+fn renovate_finds_every_reference_of_the_examples() {
+    let preset: Value = serde_json::from_str(include_str!("../manifests/renovate.json")).expect("JSON");
+    let text = preset["customManagers"][0]["matchStrings"][0].as_str().expect("an expression");
+    let expression = regex::Regex::new(text).expect("an expression of RE2");
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples");
+    for entry in std::fs::read_dir(examples).expect("examples") {
+        let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("text");
+        let found: Vec<String> = expression
+            .captures_iter(&text)
+            .map(|found| {
+                let part = |name, before: &str| {
+                    found.name(name).map(|it| format!("{before}{}", it.as_str())).unwrap_or_default()
+                };
+                [part("depName", ""), part("currentValue", ":"), part("currentDigest", "@")].concat()
+            })
+            .collect();
+        let mut volumes = Vec::new();
+        objects(&text).iter().for_each(|object| csi_volumes(object, &mut volumes));
+        let references: Vec<_> =
+            volumes.iter().map(|csi| csi["volumeAttributes"]["reference"].as_str().expect("one")).collect();
+        assert!(found == references && !found.is_empty(), "{found:?} and {references:?}");
+    }
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let flow =
+        |reference: &str| format!("{{driver: csi.ocivol.dev, volumeAttributes: {{reference: {reference}}}}}");
+    let pinned = flow(&format!("\"a.b:5000/c:v1@{digest}\""));
+    let found = expression.captures(&pinned).expect("found");
+    assert_eq!((&found["depName"], &found["currentValue"]), ("a.b:5000/c", "v1"));
+    assert_eq!(found["currentDigest"], digest);
+    // A number after a name is a tag, and after a host a port.
+    let short = flow("alpine:3");
+    let found = expression.captures(&short).expect("found");
+    assert_eq!((&found["depName"], &found["currentValue"]), ("alpine", "3"));
+    assert!(!expression.is_match("driver: other.example.com\nreference: a/b:v1"));
+}
+
+/// The schema of the chart's values.
+fn schema() -> Value {
+    serde_json::from_str(include_str!("../charts/ocivol/values.schema.json")).expect("JSON")
+}
+
+/// Each value's description is what editors show, and a value that is no property of the schema could not be set.
+#[test]
+fn every_value_is_in_the_schema_and_described() {
+    fn compare(path: &str, value: &Value, described: &Value) {
+        let description = described["description"].as_str().unwrap_or_default();
+        assert!(!description.is_empty(), "{path} is not described in values.schema.json");
+        let Some(properties) = described["properties"].as_object() else { return };
+        for (name, described) in properties {
+            compare(&format!("{path}.{name}"), &value[name], described);
+        }
+        // What has a default has a property.
+        for name in value.as_object().into_iter().flatten().map(|(name, _)| name) {
+            assert!(properties.contains_key(name), "{path}.{name} is not in values.schema.json");
+        }
+    }
+    let values: Value = serde_yaml_ng::from_str(include_str!("../charts/ocivol/values.yaml")).expect("YAML");
+    let schema = schema();
+    let properties = schema["properties"].as_object().expect("properties");
+    let names =
+        |map: &serde_json::Map<String, Value>| map.keys().cloned().collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(names(values.as_object().expect("values")), names(properties));
+    for (name, described) in properties {
+        compare(name, &values[name], described);
+    }
+}
+
 #[test]
 fn an_unknown_field_is_seen() {
     let mut object = of_kind("CSIDriver");
@@ -225,7 +312,7 @@ fn the_driver_object_says_what_the_driver_does() {
 }
 
 #[test]
-fn the_network_policy_lets_monitoring_to_the_health_port_and_nobody_anywhere_else() {
+fn the_network_policy_lets_monitoring_to_the_metrics_port_and_nobody_anywhere_else() {
     let spec = &of_kind("NetworkPolicy")["spec"];
     let set = of_kind("DaemonSet");
     let pod = &set["spec"]["template"];
@@ -237,7 +324,8 @@ fn the_network_policy_lets_monitoring_to_the_health_port_and_nobody_anywhere_els
     }
     assert_eq!(spec["podSelector"]["matchLabels"], set["spec"]["selector"]["matchLabels"]);
     assert_eq!(spec["policyTypes"], serde_json::json!(["Ingress"]));
-    let port = &pod["spec"]["containers"][0]["ports"][0]["containerPort"];
+    let ports = pod["spec"]["containers"][0]["ports"].as_array().expect("ports");
+    let port = &ports.iter().find(|port| port["name"] == "metrics").expect("one")["containerPort"];
     let monitoring = serde_json::json!({"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}});
     let rules = serde_json::json!([{
         "from": [{"namespaceSelector": monitoring}],

@@ -199,9 +199,12 @@ pub struct NodeArgs {
         help = "Where to register with kubelet; empty: do not [default: <kubelet-dir>/plugins_registry]"
     )]
     pub registration_dir: Option<String>,
-    /// Where /healthz, /readyz and /metrics are served; empty: nowhere
+    /// Where /healthz and /readyz are served; empty: nowhere
     #[arg(long, env = "OCIVOL_HEALTH_ADDR", default_value = ":9808")]
     pub health_addr: String,
+    /// Where /metrics is served, as :9809 or 10.1.2.3:9809; empty: beside /healthz
+    #[arg(long, env = "OCIVOL_METRICS_ADDR", default_value = "")]
+    pub metrics_addr: String,
     /// Also allow targets below this directory that do not have kubelet's shape; for tests
     #[arg(long, env = "OCIVOL_TARGET_ROOT", value_name = "DIR")]
     pub target_root: Vec<PathBuf>,
@@ -365,6 +368,7 @@ impl NodeArgs {
             kubelet_dir: self.kubelet_dir,
             registration_dir: self.registration_dir,
             health_addr: self.health_addr,
+            metrics_addr: self.metrics_addr,
             target_roots: self.target_root,
             allow_writers: self.allow_writer_modes,
             lock: match self.mount_lock {

@@ -99,6 +99,7 @@ async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
         kubelet_dir: kubelet_dir.clone(),
         registration_dir: None,
         health_addr: String::new(),
+        metrics_addr: String::new(),
         target_roots: Vec::new(),
         allow_writers: false,
         lock: Lock::All,

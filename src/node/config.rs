@@ -1,7 +1,7 @@
 //! All validation of flags and environment, before anything is opened or bound.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,8 +38,10 @@ pub struct NodeConfig {
     pub policy: Policy,
     /// How to register; `None`: not at all.
     pub registration: Option<registration::RegistrationSettings>,
-    /// Where health and metrics are served; `None`: nowhere.
+    /// Where health is served, and metrics if they have no address of their own; `None`: nowhere.
     pub health: Option<SocketAddr>,
+    /// Where metrics are served instead, so that a network policy can open one of them alone.
+    pub metrics: Option<SocketAddr>,
     /// Accept access modes for writing, and mount read-only anyway.
     pub allow_writers: bool,
     /// Which flags of mounts are locked.
@@ -83,6 +85,8 @@ pub struct NodeFlags {
     pub registration_dir: Option<String>,
     /// `--health-addr`
     pub health_addr: String,
+    /// `--metrics-addr`
+    pub metrics_addr: String,
     /// `--target-root`
     pub target_roots: Vec<PathBuf>,
     /// `--allow-writer-modes`
@@ -219,7 +223,8 @@ impl NodeFlags {
             driver_name: self.driver_name,
             policy: Policy { pods: Some(self.kubelet_dir.join("pods")), roots: self.target_roots },
             registration,
-            health: health_address(&self.health_addr)?,
+            health: listener_address("--health-addr", self.health_addr)?,
+            metrics: listener_address("--metrics-addr", self.metrics_addr)?,
             allow_writers: self.allow_writers,
             lock: self.lock,
             registry,
@@ -386,18 +391,24 @@ fn check_socket_length(flag: &'static str, path: &Path) -> Result<(), BadFlag> {
     Err(BadFlag { flag, value: path.display().to_string(), reason })
 }
 
-/// `:9808`, `127.0.0.1:9808`, or nothing.
-fn health_address(text: &str) -> Result<Option<SocketAddr>, BadFlag> {
+/// `:9808`, `127.0.0.1:9808`, `[::1]:9808`, or nothing. An IPv4 address may be in brackets as well: the chart writes
+/// `[$(POD_IP)]`, and does not know of which family it is.
+fn listener_address(flag: &'static str, text: String) -> Result<Option<SocketAddr>, BadFlag> {
     if text.is_empty() {
         return Ok(None);
     }
-    // All addresses of both families; the listener falls back where there is no IPv6.
-    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
-    full.parse().map(Some).map_err(|_| BadFlag {
-        flag: "--health-addr",
-        value: text.to_owned(),
-        reason: "it is no address:port".to_owned(),
-    })
+    let address = text.rsplit_once(':').and_then(|(host, port)| {
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let address: IpAddr = match bare {
+            // All addresses of both families; the listener falls back where there is no IPv6.
+            None if host.is_empty() => Ipv6Addr::UNSPECIFIED.into(),
+            None => IpAddr::V4(host.parse().ok()?),
+            Some(host) => host.parse().ok()?,
+        };
+        Some(SocketAddr::new(address, port.parse().ok()?))
+    });
+    let reason = "it is no address:port".to_owned();
+    address.map(Some).ok_or(BadFlag { flag, value: text, reason })
 }
 
 #[cfg(test)]
@@ -413,6 +424,7 @@ mod tests {
             kubelet_dir: "/var/lib/kubelet".into(),
             registration_dir: None,
             health_addr: ":9808".into(),
+            metrics_addr: String::new(),
             target_roots: Vec::new(),
             allow_writers: false,
             lock: Lock::All,
@@ -444,7 +456,26 @@ mod tests {
         assert_eq!(registration.endpoint, "/var/lib/kubelet/plugins/csi.ocivol.dev/csi.sock");
         let socket = "/var/lib/kubelet/plugins_registry/csi.ocivol.dev-reg.sock";
         assert_eq!(registration.socket(), Path::new(socket));
-        assert_eq!(config.health, Some((std::net::Ipv6Addr::UNSPECIFIED, 9808).into()));
+        assert_eq!(config.health, Some((Ipv6Addr::UNSPECIFIED, 9808).into()));
+        assert_eq!(config.metrics, None);
+    }
+
+    #[test]
+    fn listeners_have_addresses_of_both_families() {
+        for (text, address) in [
+            ("10.1.2.3:9809", "10.1.2.3:9809"),
+            ("[10.1.2.3]:9809", "10.1.2.3:9809"),
+            ("[fd00::1]:9809", "[fd00::1]:9809"),
+            (":9809", "[::]:9809"),
+        ] {
+            let config = NodeFlags { metrics_addr: text.into(), ..flags() }.check().expect(text);
+            assert_eq!(config.metrics.map(|it| it.to_string()).as_deref(), Some(address), "{text}");
+        }
+        for text in ["9809", "fd00::1:9809", "[]:9809", "[10.1.2.3]", "10.1.2.3:", "localhost:9809", ":65536"]
+        {
+            let error = NodeFlags { metrics_addr: text.into(), ..flags() }.check().err().expect(text);
+            assert_eq!((error.flag, error.value.as_str()), ("--metrics-addr", text));
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `ocivol node`: the life of the plugin, from the first socket to the last call.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -53,11 +54,16 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     };
     let listener = bind(&config.socket)?;
     let own_socket = socket::identity(&config.socket);
-    let health_listener = match config.health {
-        Some(address) => Some(health::bind(address).map_err(|error| {
-            Failure::internal(&format!("cannot bind {address} (--health-addr): {error}"))
-        })?),
-        None => None,
+    let listen = |address: Option<SocketAddr>, flag: &str| {
+        let bound = address.map(|address| {
+            health::bind(address)
+                .map_err(|error| Failure::internal(&format!("cannot bind {address} ({flag}): {error}")))
+        });
+        bound.transpose()
+    };
+    let listeners = health::Listeners {
+        health: listen(config.health, "--health-addr")?,
+        metrics: listen(config.metrics, "--metrics-addr")?,
     };
     let (ended, calls_may_end) = watch::channel(false);
     let serving = tokio::spawn(serve(listener, &config, &volumes, &metrics, calls_may_end.clone()));
@@ -92,11 +98,9 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         .registration
         .clone()
         .map(|settings| tokio::spawn(registration::run(settings, Arc::clone(&state), stop.clone())));
-    let health = health_listener.map(|listener| {
-        let must_register = config.registration.is_some();
-        let checks = checks(&config, &volumes, &metrics, &pull_metrics, state, must_register);
-        tokio::spawn(health::serve(listener, checks, calls_may_end))
-    });
+    let must_register = config.registration.is_some();
+    let checks = checks(&config, &volumes, &metrics, &pull_metrics, state, must_register);
+    let health = tokio::spawn(health::serve(listeners, checks, calls_may_end));
     let lost = match &mut registering {
         // It ends when it is told to, after removing its socket: kubelet sends nothing new.
         Some(task) => match task.await {
@@ -130,9 +134,7 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     if tokio::time::timeout(FLUSH, volumes.flush()).await.is_err() {
         tracing::warn!("the disk is slow; what is not durable is checked at the next start");
     }
-    if let Some(task) = health {
-        task.abort();
-    }
+    health.abort();
     // Another instance may have taken the place meanwhile; a stale socket is replaced at the next start.
     if socket::identity(&config.socket) == own_socket {
         let _ = std::fs::remove_file(&config.socket);

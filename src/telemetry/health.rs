@@ -1,4 +1,4 @@
-//! The health server: `/healthz`, `/readyz`, `/metrics`.
+//! The health server: `/healthz`, `/readyz`, `/metrics`, on one port or on two.
 
 use std::future::Future;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -36,7 +36,7 @@ pub struct Checks {
 /// Time for a check: livenessprobe's default.
 const CHECK_TIME: Duration = Duration::from_secs(3);
 
-/// Requests answered at the same time; more wait.
+/// Requests answered at the same time on a port; more wait.
 const REQUESTS: usize = 16;
 
 /// Connections that wait to be accepted. A crowd is let through quickly; who comes while the queue is full waits a second,
@@ -68,15 +68,35 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(QUEUE)
 }
 
+/// Where it serves.
+pub struct Listeners {
+    /// For `/healthz` and `/readyz`.
+    pub health: Option<TcpListener>,
+    /// For `/metrics`; without it they are beside the checks.
+    pub metrics: Option<TcpListener>,
+}
+
 /// Serves until `stop` is true.
-pub async fn serve(listener: TcpListener, checks: Checks, stop: watch::Receiver<bool>) {
-    let router = Router::new()
+pub async fn serve(listeners: Listeners, checks: Checks, stop: watch::Receiver<bool>) {
+    let checks = Arc::new(checks);
+    let health = Router::new()
         .route("/healthz", get(|State(checks): State<Arc<Checks>>| async move { answer(&checks.live).await }))
-        .route("/readyz", get(|State(checks): State<Arc<Checks>>| async move { answer(&checks.ready).await }))
-        .route("/metrics", get(metrics))
-        .layer(tower::limit::GlobalConcurrencyLimitLayer::new(REQUESTS))
-        .with_state(Arc::new(checks));
-    server::serve(listener, router, stop).await;
+        .route(
+            "/readyz",
+            get(|State(checks): State<Arc<Checks>>| async move { answer(&checks.ready).await }),
+        );
+    let metrics = Router::new().route("/metrics", get(metrics));
+    let serve_one = async |listener: Option<TcpListener>, router: Router<Arc<Checks>>| {
+        let Some(listener) = listener else { return };
+        let limited = router.layer(tower::limit::GlobalConcurrencyLimitLayer::new(REQUESTS));
+        server::serve(listener, limited.with_state(Arc::clone(&checks)), stop.clone()).await;
+    };
+    if listeners.metrics.is_some() {
+        // Each is limited by itself: who asks for metrics again and again keeps no probe out.
+        tokio::join!(serve_one(listeners.health, health), serve_one(listeners.metrics, metrics));
+    } else {
+        serve_one(listeners.health, health.merge(metrics)).await;
+    }
 }
 
 async fn answer(check: &Check) -> Response {

@@ -158,8 +158,15 @@ fn with_two_hundred_volumes_it_is_ready_within_a_second() {
             let volume: PodVolume = pods.volume(&format!("pod-{number}")).clone();
             assert!(mount_at(&volume.target).is_some());
         }
-        let health = client.get("http://127.0.0.1:9808/metrics").send().await.expect("metrics");
-        assert!(health.status().is_success());
+        // Each port has what it is for: a NetworkPolicy opens one of them.
+        for (address, found) in [
+            ("127.0.0.1:9809/metrics", true),
+            ("127.0.0.1:9809/readyz", false),
+            ("127.0.0.1:9808/metrics", false),
+        ] {
+            let answer = client.get(format!("http://{address}")).send().await.expect(address);
+            assert_eq!(answer.status().is_success(), found, "{address}");
+        }
     });
 }
 

@@ -87,9 +87,9 @@ fn a_foreign_socket_under_our_name_is_replaced() {
 fn health_follows_registration_and_the_store() {
     isolated(async {
         let node = Node::start(&[]).await;
-        let address = "127.0.0.1:9808";
         let get = async |path: &str| {
-            let answer = reqwest::get(format!("http://{address}{path}")).await.expect("an answer");
+            let port = if path == "/metrics" { 9809 } else { 9808 };
+            let answer = reqwest::get(format!("http://127.0.0.1:{port}{path}")).await.expect("an answer");
             (answer.status().as_u16(), answer.text().await.expect("a text"))
         };
         assert_eq!(get("/healthz").await, (200, "ok\n".into()));

@@ -35,11 +35,42 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- define "ocivol.image" -}}
-{{- if .Values.image.digest -}}
-{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
-{{- else -}}
-{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- $repository := .Values.image.repository -}}
+{{- with (default dict .Values.global).imageRegistry -}}
+{{- /* A first part with a dot or a port is a host, and this one is in its place. */ -}}
+{{- $repository = printf "%s/%s" . (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") -}}
 {{- end -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" $repository .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Where pods of the plugin go: each DaemonSet to the nodes that have its name as label, the first one to those that have none of
+the others'. */ -}}
+{{- define "ocivol.affinity" -}}
+{{- $affinity := deepCopy (default dict .Values.affinity) -}}
+{{- if .Values.additionalDaemonSets -}}
+{{- $own := dict "key" .Values.additionalDaemonSetsLabel "operator" "In" "values" (list .set) -}}
+{{- if not .set -}}
+{{- $own = dict "key" .Values.additionalDaemonSetsLabel "operator" "NotIn" "values" (keys .Values.additionalDaemonSets | sortAlpha) -}}
+{{- end -}}
+{{- $terms := list -}}
+{{- range dig "nodeAffinity" "requiredDuringSchedulingIgnoredDuringExecution" "nodeSelectorTerms" (list dict) $affinity -}}
+{{- $terms = append $terms (set . "matchExpressions" (append (default list .matchExpressions) $own)) -}}
+{{- end -}}
+{{- $required := dict "requiredDuringSchedulingIgnoredDuringExecution" (dict "nodeSelectorTerms" $terms) -}}
+{{- $affinity = mustMergeOverwrite $affinity (dict "nodeAffinity" $required) -}}
+{{- end -}}
+{{- with $affinity -}}
+{{- toYaml . -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* auto, always or never: whether it is so. */ -}}
+{{- define "ocivol.decide" -}}
+{{- if or (eq .choice "always") (and (eq .choice "auto") .found) -}}true{{- end -}}
 {{- end -}}
 
 {{- define "ocivol.config" -}}

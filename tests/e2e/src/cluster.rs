@@ -124,22 +124,35 @@ impl Cluster {
 
     /// Waits until the plugin's pod is ready and of the DaemonSet's present generation, and kubelet knows the driver.
     pub async fn plugin_is_ready(&self) {
-        let sets: Api<k8s_openapi::api::apps::v1::DaemonSet> = Api::namespaced(self.client.clone(), "ocivol");
-        eventually("the DaemonSet", || async {
-            let set = sets.get("ocivol").await.ok()?;
-            let status = set.status?;
-            let current = status.observed_generation == set.metadata.generation;
-            (current
-                && status.desired_number_scheduled == 1
-                && status.updated_number_scheduled == Some(1)
-                && status.number_available == Some(1))
-            .then_some(())
-        })
-        .await;
+        self.daemon_set_has("ocivol", 1).await;
         eventually("the driver's registration", || async {
             self.drivers().await.contains(&DRIVER.to_owned()).then_some(())
         })
         .await;
+    }
+
+    /// Waits until a DaemonSet of the plugin has so many pods, all ready and of its present generation.
+    pub async fn daemon_set_has(&self, name: &str, pods: i32) {
+        let sets: Api<k8s_openapi::api::apps::v1::DaemonSet> = Api::namespaced(self.client.clone(), "ocivol");
+        eventually("the DaemonSet", || async {
+            let set = sets.get(name).await.ok()?;
+            let status = set.status?;
+            let current = status.observed_generation == set.metadata.generation;
+            (current
+                && status.desired_number_scheduled == pods
+                && status.current_number_scheduled == pods
+                && status.updated_number_scheduled.unwrap_or_default() == pods
+                && status.number_available.unwrap_or_default() == pods)
+                .then_some(())
+        })
+        .await;
+    }
+
+    /// Says of the node what a label says; `null` takes it away.
+    pub async fn label_node(&self, label: &str, value: Value) {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let patch = json!({"metadata": {"labels": {label: value}}});
+        nodes.patch("node-a", &PatchParams::default(), &Patch::Merge(&patch)).await.expect("patched");
     }
 
     /// Changes the DaemonSet.

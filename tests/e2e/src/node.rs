@@ -115,6 +115,12 @@ impl Node {
 
     /// Installs ocivol with helm, or upgrades it, with further `--set` values; returns when its pod is ready.
     pub async fn install(&self, values: &[&str]) {
+        self.upgrade(values).await;
+        self.cluster.plugin_is_ready().await;
+    }
+
+    /// Installs ocivol with helm, or upgrades it, and does not wait.
+    pub async fn upgrade(&self, values: &[&str]) {
         let repository = format!("image.repository={REGISTRY}/ocivol/ocivol");
         let plain = format!("registry.plainHTTP={{{}}}", registry::HOSTS.join(","));
         let chart = target().join("../charts/ocivol");
@@ -130,7 +136,6 @@ impl Node {
         });
         self.cluster.apply_namespace(namespace).await;
         run(&mut helm);
-        self.cluster.plugin_is_ready().await;
     }
 
     /// Removes ocivol with helm.
@@ -139,8 +144,15 @@ impl Node {
     }
 
     fn helm(&self) -> Command {
-        let mut command = Command::new(target().join("tools/bin/helm"));
-        command.env("KUBECONFIG", directory().join("kubeconfig")).env("HOME", directory());
+        self.as_admin(&target().join("tools/bin/helm").display().to_string())
+    }
+
+    /// A program, as an administrator starts it who has kubectl and helm.
+    pub fn as_admin(&self, program: &str) -> Command {
+        let tools = target().join("tools");
+        let path = format!("{0}/kubernetes:{0}/bin:/usr/bin:/bin", tools.display());
+        let mut command = Command::new(program);
+        command.env("KUBECONFIG", directory().join("kubeconfig")).env("HOME", directory()).env("PATH", path);
         command
     }
 

@@ -3,6 +3,7 @@
 mod claims;
 mod crowds;
 mod inline;
+mod installing;
 mod memory;
 mod messages;
 mod odd;
@@ -73,6 +74,8 @@ fn disruptive() -> Vec<Scenario> {
         restarts::a_node_that_was_rebooted_starts_its_pods_without_a_download,
         registries::what_the_node_and_the_cluster_have_pulls_what_it_may_and_nothing_else,
         messages::a_pod_is_told_of_its_pull_and_of_what_its_registry_warns,
+        installing::what_helms_notes_say_works_in_its_order,
+        installing::a_labelled_node_has_the_daemon_set_of_its_label_alone,
         crowds::sixty_pods_at_once_share_every_download,
         crowds::a_node_at_its_watermark_runs_pod_after_pod_without_disk_pressure,
         restarts::uninstalling_leaves_nothing,

@@ -1,0 +1,191 @@
+#!/bin/sh
+# What a real API server says of the chart: of everything that is rendered from accepted.yaml, and of installing, upgrading and moving
+# it. There is no node: nothing is started. Runs in namespaces of its own, so that its ports are free and its daemons end with it:
+#
+#   unshare --net --pid --fork --kill-child --mount-proc real.sh CHART KUBERNETES-PROGRAMS HELM…
+set -eu
+chart=$1
+programs=$2
+shift 2
+here=$(dirname "$0")
+work=$(mktemp -d)
+daemons=
+trap 'kill -9 $daemons && wait; rm -r "$work"' EXIT
+export HOME="$work" KUBECONFIG="$work/kubeconfig" PATH="$programs:$PATH"
+
+ip link set lo up
+ip address add 10.99.0.1/32 dev lo # An API server has to have an address that is not a loopback one.
+openssl genrsa -out "$work/key" 2048 2>/dev/null
+echo 'admin,admin,1,"system:masters"' >"$work/tokens"
+etcd --data-dir="$work/etcd" --listen-client-urls=http://127.0.0.1:2379 --advertise-client-urls=http://127.0.0.1:2379 \
+	--listen-peer-urls=http://127.0.0.1:2380 --unsafe-no-fsync >"$work/etcd.log" 2>&1 &
+daemons=$!
+kube-apiserver --etcd-servers=http://127.0.0.1:2379 --bind-address=10.99.0.1 --secure-port=6443 --cert-dir="$work/pki" \
+	--token-auth-file="$work/tokens" --authorization-mode=RBAC --service-account-issuer=https://kubernetes.default.svc \
+	--service-account-key-file="$work/key" --service-account-signing-key-file="$work/key" --allow-privileged=true \
+	--service-cluster-ip-range=10.96.0.0/24 --disable-admission-plugins=ServiceAccount >"$work/api.log" 2>&1 &
+daemons="$daemons $!"
+cat >"$KUBECONFIG" <<'CONFIG'
+{apiVersion: v1, kind: Config, current-context: it, users: [{name: admin, user: {token: admin}}],
+ clusters: [{name: it, cluster: {server: "https://10.99.0.1:6443", insecure-skip-tls-verify: true}}],
+ contexts: [{name: it, context: {cluster: it, user: admin}}]}
+CONFIG
+
+die() {
+	echo "$*" >&2
+	exit 1
+}
+# eventually COMMAND: repeats it until it succeeds.
+eventually() {
+	for _ in $(seq 300); do
+		if "$@" >"$work/out" 2>&1; then return; fi
+		sleep 0.1
+	done
+	die "not in 30 s: $*: $(cat "$work/out")"
+}
+# fails_with WORDS COMMAND: it fails, and says so. What it said is in $work/said.
+fails_with() {
+	words=$1
+	shift
+	! "$@" >"$work/said" 2>&1 && grep -qF -e "$words" "$work/said"
+}
+refused() { fails_with "$@" || die "it should fail and say \"$1\": $*: $(cat "$work/said")"; }
+quiet() { "$@" >"$work/out" 2>&1 || die "$*: $(cat "$work/out")"; }
+# Runs the kubectl commands that it said.
+as_it_says() { sed -n 's/^ *\(kubectl .*\)/\1/p' "$work/said" >"$work/commands" && [ -s "$work/commands" ] && quiet sh -e "$work/commands"; }
+
+eventually kubectl get namespace kube-system
+for namespace in ocivol shop bank; do quiet kubectl create namespace "$namespace"; done
+
+# The definitions in the schema have the fields that the API server knows.
+kubectl get --raw /openapi/v2 >"$work/openapi"
+python3 "$here/definitions.py" "$chart/values.schema.json" "$work/openapi"
+
+# Every set of values, at once: what several have in common is asked once. If one is refused, each by itself, to name it.
+awk -v to="$work" 'BEGIN { n = 1 } /^---$/ { n++; next } { print > sprintf("%s/%02d.yaml", to, n) }' "$here/accepted.yaml"
+version=$(kubectl version -o json | sed -n 's/.*"gitVersion": "\(.*\)".*/\1/p' | tail -1)
+dry_run() { kubectl apply --dry-run=server --validate=strict -f "$1"; }
+for helm; do
+	for values in "$work"/[0-9][0-9].yaml; do
+		"$helm" template ocivol "$chart" --namespace ocivol --kube-version "$version" -f "$values" >"${values%.yaml}.rendered"
+	done
+	python3 -c 'import sys
+documents = {text.strip(): None for path in sys.argv[1:] for text in open(path).read().split("\n---\n")}
+print("\n---\n".join(documents))' "$work"/*.rendered >"$work/all"
+	dry_run "$work/all" >"$work/out" 2>&1 || for rendered in "$work"/*.rendered; do
+		dry_run "$rendered" >"$work/out" 2>&1 || die "$(cat "${rendered%.rendered}.yaml" "$work/out")"
+	done
+	echo "$(basename "$(dirname "$helm")")/helm: $(find "$work" -name '*.rendered' | wc -l) sets of values make $(grep -c '^kind:' "$work/all") different objects, which Kubernetes $version takes"
+done
+
+# The sample policies: what they refuse, and that they let other pods pass. Kyverno's has its expressions for the API server as well.
+manifests=$here/../../manifests
+quiet kubectl label namespace shop example.com/ocivol-references=checked
+pod() { # pod REFERENCE: makes one, and nothing of it stays.
+	kubectl run it --namespace shop --image=x --dry-run=server --overrides='{"spec": {"containers": [{"name": "it", "image": "x"}], "volumes": [
+		{"name": "v", "csi": {"driver": "csi.ocivol.dev", "readOnly": true, "volumeAttributes": {"reference": "'"$1"'"}}}]}}'
+}
+digest=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+sed -e 's|policies.kyverno.io/v1|admissionregistration.k8s.io/v1|' -e 's/kind: Validating/&Admission/' -e '/validationActions:/d' \
+	"$manifests/kyverno-policy.yaml" >"$work/kyverno.yaml"
+sed '1,/^---/d' "$manifests/admission-policy.yaml" >>"$work/binding.yaml"
+{ cat "$work/kyverno.yaml" && echo --- && cat "$work/binding.yaml"; } >"$work/kyverno-bound.yaml"
+for policy in "$manifests/admission-policy.yaml" "$work/kyverno-bound.yaml"; do
+	quiet pod registry.example.com/x:v1
+	quiet kubectl apply -f "$policy"
+	eventually fails_with "name their content by digest" pod registry.example.com/x:v1
+	refused "registry.example.com only" pod "other.example.com/x@$digest"
+	quiet pod "registry.example.com/x@$digest"
+	quiet kubectl run it --namespace shop --image=x --dry-run=server
+	quiet kubectl delete -f "$policy"
+	eventually pod registry.example.com/x:v1
+done
+echo "the sample policies, and their expressions as Kyverno has them, refuse other registries and tags"
+
+# Who uses a driver: one pod by itself, one claim, and some that use others.
+cat >"$work/users" <<'USERS'
+{apiVersion: v1, kind: Pod, metadata: {name: inline}, spec: {containers: [{name: it, image: x}], volumes: [
+ {name: a, emptyDir: {}}, {name: b, csi: {driver: other.example.com}}, {name: c, csi: {driver: csi.ocivol.dev}}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: other}, spec: {containers: [{name: it, image: x}], volumes: [{name: b, csi: {driver: other.csi.ocivol.device}}]}}
+---
+{apiVersion: v1, kind: PersistentVolume, metadata: {name: one}, spec: {accessModes: [ReadOnlyMany], capacity: {storage: 1Gi},
+ claimRef: {name: model, namespace: shop}, csi: {driver: csi.ocivol.dev, volumeHandle: one}}}
+---
+{apiVersion: v1, kind: PersistentVolume, metadata: {name: two}, spec: {accessModes: [ReadOnlyMany], capacity: {storage: 1Gi},
+ claimRef: {name: data, namespace: shop}, csi: {driver: other.example.com, volumeHandle: two}}}
+USERS
+
+# modes: those of the live object.
+modes() { kubectl get csidriver csi.ocivol.dev -o jsonpath='{.spec.volumeLifecycleModes}'; }
+for helm; do
+	here_is() { "$helm" "$@" "$chart" --namespace here; }
+	there_is() { "$helm" "$@" "$chart" --namespace there; }
+	# Where Pod Security would refuse its pods, it says so.
+	quiet kubectl create namespace here
+	quiet kubectl label namespace here pod-security.kubernetes.io/enforce=baseline
+	quiet here_is install ocivol
+	grep -qF "namespace here enforces baseline" "$work/out" || die "no warning: $(cat "$work/out")"
+	quiet kubectl label --overwrite namespace here pod-security.kubernetes.io/enforce=privileged
+	quiet here_is upgrade ocivol
+	! grep -q WARNING "$work/out" || die "a warning: $(cat "$work/out")"
+
+	# Who uses it, as the notes ask before it is uninstalled.
+	quiet kubectl apply --namespace shop -f "$work/users"
+	quiet "$helm" get notes ocivol --namespace here
+	sed -n 's/^    \(kubectl get .*grep\)/\1/p' "$work/out" | while read -r ask; do sh -c "$ask"; done >"$work/answers"
+	[ "$(tr -s ' ' <"$work/answers")" = "shop inline other.example.com,csi.ocivol.dev
+model shop csi.ocivol.dev" ] || die "who uses it: $(cat "$work/answers")"
+	quiet kubectl delete --namespace shop --wait=false --grace-period=0 -f "$work/users"
+
+	quiet here_is upgrade ocivol --set 'driver.volumeLifecycleModes={Persistent,Ephemeral}'
+	[ "$(modes)" = '["Ephemeral","Persistent"]' ] || die "modes: $(modes)"
+	# What cannot be changed: as it says.
+	refused "kubectl delete csidriver csi.ocivol.dev" here_is upgrade ocivol --set 'driver.volumeLifecycleModes={Persistent}'
+	grep -qF "helm upgrade ocivol … --namespace here" "$work/said" || die "$(cat "$work/said")"
+	as_it_says
+	quiet here_is upgrade ocivol --set 'driver.volumeLifecycleModes={Persistent}'
+	[ "$(modes)" = '["Persistent"]' ] || die "modes: $(modes)"
+	quiet kubectl delete csidriver csi.ocivol.dev
+	quiet here_is upgrade ocivol --reset-values
+	# The cluster knows its priorities.
+	refused "this cluster has no PriorityClass volumes-first" here_is upgrade ocivol --set priorityClassName=volumes-first
+	quiet kubectl create priorityclass volumes-first --value=1000000
+	quiet here_is upgrade ocivol --set priorityClassName=volumes-first
+	quiet here_is upgrade ocivol --reset-values
+	quiet kubectl delete priorityclass volumes-first
+
+	# Uninstalled, and installed elsewhere: the CSIDriver is still there, the other's.
+	quiet "$helm" uninstall ocivol --namespace here
+	[ "$(modes)" = '["Ephemeral","Persistent"]' ] || die "the CSIDriver went with its release"
+	refused "belongs to the release ocivol in the namespace here" there_is install ocivol --create-namespace
+	as_it_says
+	quiet there_is install ocivol --create-namespace
+	quiet there_is upgrade ocivol
+	# A second one beside it.
+	quiet here_is install other --set driver.name=other.example.com,store.hostPath=/var/lib/other
+	quiet "$helm" uninstall other --namespace here
+	quiet "$helm" uninstall ocivol --namespace there
+	# One that helm did not make.
+	quiet kubectl delete csidriver csi.ocivol.dev other.example.com
+	quiet kubectl apply -f "$here/../../manifests/install.yaml"
+	refused "was not made by helm" here_is install ocivol
+	as_it_says
+	quiet here_is install ocivol
+	quiet "$helm" uninstall ocivol --namespace here
+	quiet kubectl delete -f "$here/../../manifests/install.yaml" --wait=false
+	# Its namespace among its objects.
+	quiet kubectl create namespace own
+	quiet "$helm" install ocivol "$chart" --namespace own --take-ownership --set namespace.create=true
+	[ "$(kubectl get namespace own -o jsonpath='{.metadata.labels.pod-security\.kubernetes\.io/enforce}')" = privileged ] || die "no label"
+	quiet "$helm" uninstall ocivol --namespace own
+	quiet kubectl get namespace own
+	quiet kubectl delete csidriver csi.ocivol.dev
+	quiet kubectl delete namespace own here there --wait=false
+	for namespace in own here there ocivol; do # Nobody finalizes them here.
+		kubectl get namespace "$namespace" -o json 2>/dev/null | sed 's/"kubernetes"//' |
+			kubectl replace --raw "/api/v1/namespaces/$namespace/finalize" -f - >/dev/null 2>&1 || true
+	done
+	quiet kubectl delete all,secrets,configmaps,serviceaccounts,networkpolicies --all -A
+	echo "$(basename "$(dirname "$helm")")/helm: installed, upgraded, moved"
+done
