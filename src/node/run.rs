@@ -5,18 +5,22 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::control::status::AboutNode;
 use crate::csi::metrics::Metrics;
 use crate::csi::registration::{self, State};
 use crate::failure::Failure;
-use crate::host::{blocking, socket};
+use crate::host::blocking::{self, Lane};
+use crate::host::socket;
 use crate::kube::events::{Author, Events};
+use crate::node::checks::Checks;
 use crate::node::config::NodeConfig;
 use crate::node::health::checks;
 use crate::node::open::open;
-use crate::node::propagation;
 use crate::node::serve::serve;
 use crate::node::shutdown::{CONTROL, DRAIN, FLUSH, THREADS, wait_for};
+use crate::node::{metrics, propagation, registries};
 use crate::registry::client::Registry;
+use crate::registry::transport::RegistrySettings;
 use crate::telemetry::health;
 use crate::volume::volumes::{Settings, Volumes};
 use crate::{control, pull};
@@ -28,9 +32,12 @@ use crate::{control, pull};
 /// # Errors
 /// When a socket cannot be bound, and when kubelet can no longer be registered with. A store that cannot be used is no reason: unpublish works without it.
 pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), Failure> {
-    let registry =
-        Registry::new(config.registry.clone()).map_err(|error| Failure::internal(&error.to_string()))?;
-    let pull_metrics = pull::metrics::Metrics::default();
+    let told_apart = {
+        let config = config.clone();
+        blocking::run(Lane::Store, move || registries::of(&config)).await
+    };
+    let registry = RegistrySettings { told_apart, ..config.registry.clone() };
+    let registry = Registry::new(registry).map_err(|error| Failure::internal(&error.to_string()))?;
     let cluster = config.credentials.cluster.clone().filter(|_| config.pod_events);
     let author = Author { driver: config.driver_name.clone(), node: config.node_id.clone() };
     let settings = Settings {
@@ -44,8 +51,9 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         policy: config.policy.clone(),
         lock: config.lock,
     };
-    let volumes = Volumes::new(config.root.clone(), registry, settings, pull_metrics.clone());
-    let metrics = Metrics::new(config.driver_name.clone());
+    let volumes = Volumes::new(config.root.clone(), registry, settings, pull::metrics::Metrics::default());
+    let metrics = Metrics::new(&config.driver_name);
+    let state = Arc::new(watch::Sender::new(State::Waiting));
     let bind = |path: &PathBuf| {
         socket::bind(path)
             .map_err(|error| Failure::internal(&format!("cannot bind {}: {error}", path.display())))
@@ -68,13 +76,25 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         root = %config.root.display(),
         "serving"
     );
-    propagation::check(&config)?;
-    let control =
-        tokio::spawn(open(config.root.join(control::request::SOCKET), Arc::clone(&volumes), stop.clone()));
+    let node = Checks::new(&config, &volumes, &state, propagation::check(&config)?);
+    let about: AboutNode = {
+        let (node, config) = (node.clone(), config.clone());
+        Arc::new(move || node.about(&config))
+    };
+    let control = tokio::spawn(open(
+        config.root.join(control::request::SOCKET),
+        Arc::clone(&volumes),
+        about,
+        stop.clone(),
+    ));
     let collecting = {
         let volumes = Arc::clone(&volumes);
         tokio::spawn(async move { volumes.collect_at_watermark().await })
     };
+    {
+        let volumes = Arc::clone(&volumes);
+        tokio::spawn(async move { volumes.count_now_and_then().await });
+    }
     if let Some(round) = config.scrub {
         let volumes = Arc::clone(&volumes);
         tokio::spawn(async move { volumes.scrub(round).await });
@@ -83,14 +103,13 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         let volumes = Arc::clone(&volumes);
         tokio::spawn(async move { volumes.pin(&reference).await });
     }
-    let state = Arc::new(watch::Sender::new(State::Waiting));
     let mut registering = config
         .registration
         .clone()
         .map(|settings| tokio::spawn(registration::run(settings, Arc::clone(&state), stop.clone())));
     let health = health_listener.map(|listener| {
-        let must_register = config.registration.is_some();
-        let checks = checks(&config, &volumes, &metrics, &pull_metrics, state, must_register);
+        let all = metrics::all(&config, &volumes, &metrics, &node);
+        let checks = checks(&config, &volumes, all, node);
         tokio::spawn(health::serve(listener, checks, calls_may_end))
     });
     let lost = match &mut registering {

@@ -33,6 +33,7 @@ use crate::volume::order::Order;
 use crate::volume::permits::Permits;
 use crate::volume::slots::Slots;
 use crate::volume::store_mounts::StoreMounts;
+use crate::volume::store_watch::StoreWatch;
 
 /// What was in use within this time is not collected, unless something else is configured.
 pub const MIN_AGE: Duration = Duration::from_secs(10 * 60);
@@ -66,6 +67,8 @@ pub struct Volumes {
     pub(in crate::volume) damages: Arc<Damages>,
     /// What happens to the store.
     pub store_metrics: StoreMetrics,
+    /// What was told of the store.
+    pub(in crate::volume) store_watch: StoreWatch,
     pub(in crate::volume) stopping: watch::Sender<bool>,
 }
 
@@ -117,9 +120,10 @@ impl Volumes {
             measured: std::sync::Mutex::default(),
             collector,
             repairing: Mutex::default(),
+            damages: Arc::new(Damages::new(events.clone())),
             announcements: Announcements::new(events),
-            damages: Arc::default(),
             store_metrics,
+            store_watch: StoreWatch::default(),
             stopping: watch::Sender::new(false),
         })
     }
@@ -142,6 +146,7 @@ impl Volumes {
         self.collector.serve(&store);
         let puller = Puller::new(store, self.registry.clone(), &self.pulls, self.metrics.clone());
         *slot = Some(Arc::clone(&puller));
+        self.collector.changed.notify_one();
         Ok(puller)
     }
 
@@ -162,6 +167,21 @@ impl Volumes {
             return None;
         };
         usable(self.open(slot).await)
+    }
+
+    /// Makes what is counted of pulls, registries, credentials and the store part of what is served.
+    pub fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+        self.metrics.register(registry);
+        self.registry.register(registry);
+        self.credentials.metrics.register(registry);
+        self.store_metrics.register(registry);
+        self.announcements.register(registry);
+    }
+
+    /// Whether the store is open, as far as that can be seen at once.
+    pub fn has_store(&self) -> bool {
+        // Who has the lock has it for a moment, or opens the store.
+        self.puller.try_lock().is_ok_and(|puller| puller.is_some())
     }
 
     /// The client for registries.
