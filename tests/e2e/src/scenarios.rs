@@ -5,6 +5,7 @@ mod crowds;
 mod inline;
 mod messages;
 mod odd;
+mod operate;
 mod registries;
 mod restarts;
 mod writes;
@@ -71,6 +72,7 @@ fn disruptive() -> Vec<Scenario> {
         restarts::a_node_that_was_rebooted_starts_its_pods_without_a_download,
         registries::what_the_node_and_the_cluster_have_pulls_what_it_may_and_nothing_else,
         messages::a_pod_is_told_of_its_pull_and_of_what_its_registry_warns,
+        operate::an_operator_sees_digests_status_and_metrics,
         crowds::sixty_pods_at_once_share_every_download,
         crowds::a_node_at_its_watermark_runs_pod_after_pod_without_disk_pressure,
         restarts::uninstalling_leaves_nothing,
