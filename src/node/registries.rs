@@ -5,7 +5,7 @@ use crate::oci::repository::Repository;
 
 /// Hosts, with their ports, in the order of how much they are the operator's own. *Caller:* may block; a directory is listed.
 pub(in crate::node) fn of(config: &NodeConfig) -> Vec<String> {
-    let pinned = config.pins.iter().map(|pin| Repository::of(pin)).filter(|pin| !pin.is_layout());
+    let pinned = config.pins.iter().map(Repository::of).filter(|pin| !pin.is_layout());
     let all = pinned.map(|pin| pin.host).chain(config.permits.registries());
     let mut names: Vec<String> = Vec::new();
     for name in all.chain(config.registry.hosts.registries()) {
