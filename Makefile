@@ -30,7 +30,7 @@ KUBERNETES_DIR := $(TOOLS)/kubernetes-$(NODE_KUBERNETES)-$(NODE_MODULES)
 NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
-.PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests image fuzz bench bench-http2 bench-warm soak powercuts \
+.PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests metrics image fuzz bench bench-http2 bench-warm soak powercuts \
 	interleavings static check-arm advisories
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -89,12 +89,15 @@ rendered = $(TOOLS)/bin/helm template ocivol charts/ocivol --namespace ocivol --
 # With the rights to read pull secrets, of all namespaces and of two: tests/manifests.rs looks at them.
 PULL_SECRETS := --set credentials.imagePullSecrets.enabled=true
 EVENTS := --set events.enabled=true
+MONITORING := --set monitoring.assumeCRDs=true --set monitoring.podMonitor.enabled=true --set monitoring.rules.enabled=true \
+	--set monitoring.dashboard.enabled=true
 PULL_SECRETS_OF_TWO := $(PULL_SECRETS) --set credentials.imagePullSecrets.namespaces[0]=shop \
 	--set credentials.imagePullSecrets.namespaces[1]=bank
 # $(call rendered-all,install.yaml,directory): all that is rendered and kept.
 rendered-all = $(call rendered,$(1)) && $(call rendered,$(2)/pull-secrets.yaml,$(PULL_SECRETS)) && \
 	$(call rendered,$(2)/pull-secrets-of-two.yaml,$(PULL_SECRETS_OF_TWO)) && \
-	$(call rendered,$(2)/events.yaml,$(EVENTS))
+	$(call rendered,$(2)/events.yaml,$(EVENTS)) && \
+	$(call rendered,$(2)/monitoring.yaml,$(MONITORING))
 
 manifests: $(TOOLS)/bin/helm ## Render manifests/install.yaml from the chart, and what the tests look at
 	$(call rendered-all,manifests/install.yaml,tests/packaging/rendered)
@@ -237,6 +240,19 @@ image: static target/ca-certificates.crt ## The container image, as an OCI archi
 	$(SUDO) rm -rf target/image
 	$(SUDO) sh tests/image.sh target/ocivol-image.tar target/ca-certificates.crt
 
+metrics: $(TOOLS)/bin/promtool ## Alerts, dashboard and names of metrics, as Prometheus' own promtool reads them
+	$(TOOLS)/bin/promtool check rules charts/ocivol/files/rules.yaml
+	$(TOOLS)/bin/promtool test rules tests/packaging/rules_test.yaml
+	$(CARGO) build
+	OCIVOL_PROMTOOL=$(abspath $(TOOLS))/bin/promtool $(AS_ROOT) $(CARGO) test --test suite -- monitoring::
+
+# Debian's package has it; the whole of Prometheus need not be installed.
+$(TOOLS)/bin/promtool:
+	rm -rf $(TOOLS)/prometheus && mkdir -p $(TOOLS)/prometheus $(TOOLS)/bin
+	cd $(TOOLS)/prometheus && { $(call again,apt-get download prometheus); } && dpkg -x prometheus_*.deb .
+	cp $(TOOLS)/prometheus/usr/bin/promtool $@
+	rm -rf $(TOOLS)/prometheus
+
 check: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm ## Format, lints as errors, licences and sources, documentation, rendered manifests
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
@@ -285,7 +301,8 @@ $(TOOLS)/containerd/ctr:
 static: ## The static x86-64 binary
 	@$(call need,musl-gcc,musl-tools)
 	$(call again,rustup target add $(MUSL))
-	CC_x86_64_unknown_linux_musl=musl-gcc $(CARGO) build --release --target $(MUSL)
+	OCIVOL_REVISION=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown) CC_x86_64_unknown_linux_musl=musl-gcc \
+		$(CARGO) build --release --target $(MUSL)
 	@ls -l target/$(MUSL)/release/ocivol | awk '{printf "%s: %.1f MB\n", $$NF, $$5 / 1e6}'
 
 check-arm: ## Does it compile for 64-bit ARM?

@@ -27,6 +27,7 @@ pub mod rm;
 pub mod run;
 pub mod save;
 mod staging;
+pub mod status;
 pub mod syntax;
 pub mod verify;
 mod words;

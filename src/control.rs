@@ -11,4 +11,5 @@ mod load;
 pub mod request;
 mod save;
 pub mod server;
+pub mod status;
 pub mod wait;

@@ -4,6 +4,7 @@
 //! are checked, handed to [`crate::volume`], and errors become gRPC codes in one place.
 
 pub mod authority;
+pub mod call;
 pub mod identity;
 pub mod metrics;
 pub mod node;

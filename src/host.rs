@@ -8,6 +8,7 @@ pub mod file_metadata;
 pub mod interleaving;
 pub mod limits;
 pub mod memory;
+pub mod metric;
 pub mod orphans;
 pub mod socket;
 pub mod sys;

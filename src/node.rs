@@ -1,12 +1,15 @@
 //! The daemon: its configuration, its start, and how it drains and shuts down.
 
 pub mod bad_flag;
+mod checks;
 pub mod config;
 pub mod credential_flags;
 pub mod disk_flags;
 mod health;
+mod metrics;
 mod open;
 mod propagation;
+mod registries;
 pub mod run;
 mod serve;
 pub mod shutdown;

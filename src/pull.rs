@@ -11,6 +11,7 @@ pub mod load;
 pub mod manifests;
 pub mod metrics;
 pub mod originals;
+pub mod outcome;
 pub mod plan;
 pub mod progress;
 pub mod puller;

@@ -14,6 +14,7 @@ mod exchange;
 pub mod hosts;
 pub mod http;
 pub mod local;
+pub mod metrics;
 mod mirrors;
 pub mod place;
 mod proxy;

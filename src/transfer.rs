@@ -10,6 +10,7 @@ pub mod error;
 pub mod fetch;
 pub mod flight;
 pub mod follower;
+pub mod metrics;
 pub mod needed;
 pub mod parts;
 pub mod queue;

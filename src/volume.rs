@@ -5,8 +5,10 @@
 
 pub mod announce;
 pub mod attributes;
+pub mod census;
 pub mod collect;
 pub mod collector;
+mod count;
 pub mod credentials;
 pub mod damages;
 pub mod error;
@@ -21,7 +23,9 @@ pub mod publish;
 pub mod remove;
 pub mod slots;
 pub mod stats;
+pub mod status;
 pub mod store_mounts;
+mod store_watch;
 pub mod unpublish;
 pub mod volumes;
 pub mod warming;

@@ -166,6 +166,8 @@ pub enum Command {
     Load(LoadArgs),
     /// Write an artifact as an OCI archive, byte by byte as its registry has it; of an index the manifest for one platform
     Save(SaveArgs),
+    /// Show what the node plugin that holds the store does: its checks, its disk, its pulls; fails when it is not ready
+    Status,
     /// Show the whole path: registry, plugin, kubelet, mount; in a temporary directory
     Demo,
     /// The CSI node plugin: what the DaemonSet runs

@@ -18,6 +18,7 @@ use crate::cli::pull;
 use crate::cli::resolve;
 use crate::cli::rm;
 use crate::cli::save;
+use crate::cli::status;
 use crate::cli::verify;
 use crate::node;
 use std::process::ExitCode;
@@ -82,6 +83,7 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
         Command::Fsck(flags) => context::run_command(fsck::run(&common, &flags)),
         Command::Load(flags) => context::run_command(load::run(&common, &flags)),
         Command::Save(flags) => context::run_command(save::run(&common, &flags)),
+        Command::Status => context::run_command(status::run(&common)),
         Command::Demo => demo::run(&common),
         Command::Completion(flags) => Ok(completion::completion(&flags)),
         Command::Man(flags) => completion::man(&flags, umask),

@@ -46,7 +46,7 @@ const SOMEWHERE: [(&[&str], &[&str]); 5] = [
         &["root"],
         &[
             "node", "pull", "mount", "umount", "export", "inspect", "ls", "rm", "gc", "verify", "fsck",
-            "load", "save",
+            "load", "save", "status",
         ],
     ),
     (&["no_wait"], &["pull", "mount", "export", "rm", "gc", "fsck", "load", "save"]),
@@ -62,7 +62,7 @@ const SOMEWHERE: [(&[&str], &[&str]); 5] = [
 const TEXT_ONLY: [&str; 4] = ["node", "demo", "completion", "man"];
 
 /// What people try first.
-const EXAMPLES: [(&str, &str); 13] = [
+const EXAMPLES: [(&str, &str); 14] = [
     (
         "pull",
         "  ocivol pull registry.example.com/models/llama:v1\n  ocivol pull --dry-run --include '*.json' registry.example.com/models/llama:v1\n  ocivol pull REF REF REF",
@@ -87,6 +87,10 @@ const EXAMPLES: [(&str, &str); 13] = [
     ("verify", "  ocivol verify registry.example.com/models/llama:v1"),
     ("load", "  ocivol load model.tar\n  ocivol load model.tar registry.example.com/models/llama:v1"),
     ("save", "  ocivol save registry.example.com/models/llama:v1 model.tar"),
+    (
+        "status",
+        "  kubectl -n ocivol exec ds/ocivol -- /ocivol status\n  ocivol status --output json | jq .pulls",
+    ),
     ("completion", "  ocivol completion bash >/etc/bash_completion.d/ocivol"),
 ];
 

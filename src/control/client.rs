@@ -51,7 +51,7 @@ pub async fn ask(
         Some(stream) => converse(stream, &request, progress, volumes.store_root()).await,
         None => {
             let Done { reply, kept } =
-                Box::pin(execute(volumes, request, Some(std::process::id()), progress)).await?;
+                Box::pin(execute(volumes, request, Some(std::process::id()), None, progress)).await?;
             let lost = match &reply {
                 Reply::Pulled(_) | Reply::Loaded(_) => {
                     "the disk failed to take what was pulled; see its log, and pull again"

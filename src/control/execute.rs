@@ -9,6 +9,7 @@ use crate::control::content::{PROGRESS_EVERY, check, described};
 use crate::control::load;
 use crate::control::request::{ControlRequest, Reply};
 use crate::control::save;
+use crate::control::status::{self, AboutNode};
 use crate::failure::{Failure, Kind};
 use crate::host::blocking::{self, Lane};
 use crate::pull::originals::Originals;
@@ -33,7 +34,8 @@ pub struct Done {
     pub kept: Option<Originals>,
 }
 
-/// Does what the process `pid` asks with `request`, and tells `progress` of it meanwhile.
+/// Does what the process `pid` asks with `request`, and tells `progress` of it meanwhile. `about` is the plugin that does it, if one
+/// does.
 ///
 /// # Errors
 /// [`Failure`], whatever failed.
@@ -41,6 +43,7 @@ pub async fn execute(
     volumes: &Volumes,
     request: ControlRequest,
     pid: Option<u32>,
+    about: Option<&AboutNode>,
     mut progress: impl FnMut(Snapshot) + Send,
 ) -> Result<Done, Failure> {
     let is_for_another = pid != Some(std::process::id());
@@ -100,6 +103,16 @@ pub async fn execute(
         ControlRequest::List => Reply::List(volumes.list().await?),
         ControlRequest::Remove { name } => Reply::Removed(volumes.remove(&name).await?),
         ControlRequest::Fsck => Reply::Checked(volumes.repair().await?),
+        ControlRequest::Status => match about {
+            Some(about) => Reply::Status(Box::new(status::look(volumes, about).await?)),
+            None => {
+                let message = format!(
+                    "no node plugin holds {}; see whether it runs and can use its store: its log says more",
+                    volumes.store_root().display()
+                );
+                return Err(Failure { kind: Kind::Unavailable, message });
+            }
+        },
         ControlRequest::Collect { dry_run } => Reply::Collected(volumes.collect(dry_run).await?),
     };
     Ok(Done { reply, kept: None })

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::status::Status;
 use crate::failure::Failure;
 use crate::layer::format::Dropped;
 use crate::oci::digest::Digest;
@@ -62,6 +63,8 @@ pub enum ControlRequest {
     },
     /// Compare the store with what is recorded of it, and take out what is damaged.
     Fsck,
+    /// Tell what the plugin does.
+    Status,
 }
 
 /// What to pull, and as whom.
@@ -114,6 +117,8 @@ pub enum Reply {
     Removed(Removed),
     /// What was damaged.
     Checked(CheckReport),
+    /// What the plugin does.
+    Status(Box<Status>),
     /// It failed.
     Failed(Failure),
 }

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::control::execute::execute;
 use crate::control::request::{ControlRequest, Reply};
+use crate::control::status::AboutNode;
 use crate::failure::Failure;
 use crate::failure::Kind;
 use crate::host::socket;
@@ -22,11 +23,12 @@ const CONNECTIONS: usize = 32;
 /// Progress that waits for a slow reader; more is left out.
 const PROGRESS_QUEUE: usize = 4;
 
-/// Serves until `stop` is true, then removes the socket.
+/// Serves until `stop` is true, then removes the socket. `about` is the plugin itself.
 pub async fn serve(
     listener: UnixListener,
     path: &Path,
     volumes: Arc<Volumes>,
+    about: AboutNode,
     mut stop: watch::Receiver<bool>,
 ) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
@@ -43,10 +45,10 @@ pub async fn serve(
                     slot = Arc::clone(&slots).acquire_owned() => slot,
                 };
                 let Ok(slot) = slot else { break };
-                let volumes = Arc::clone(&volumes);
+                let (volumes, about) = (Arc::clone(&volumes), Arc::clone(&about));
                 tokio::spawn(async move {
                     let _slot = slot;
-                    if let Err(error) = converse(stream, &volumes).await {
+                    if let Err(error) = converse(stream, &volumes, &about).await {
                         tracing::debug!(%error, "a control connection ended early");
                     }
                 });
@@ -57,7 +59,7 @@ pub async fn serve(
     let _ = std::fs::remove_file(path); // A stale one is replaced at the next start.
 }
 
-async fn converse(stream: UnixStream, volumes: &Volumes) -> std::io::Result<()> {
+async fn converse(stream: UnixStream, volumes: &Volumes, about: &AboutNode) -> std::io::Result<()> {
     // A process outside the PID namespace of a plugin in a container is 0 there.
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok());
     let pid = pid.filter(|pid| *pid > 0);
@@ -69,7 +71,7 @@ async fn converse(stream: UnixStream, volumes: &Volumes) -> std::io::Result<()> 
     let reply = match serde_json::from_slice::<ControlRequest>(&line) {
         Ok(request) => {
             let (sender, mut snapshots) = mpsc::channel(PROGRESS_QUEUE);
-            let mut work = Box::pin(execute(volumes, request, pid, move |snapshot| {
+            let mut work = Box::pin(execute(volumes, request, pid, Some(about), move |snapshot| {
                 let _ = sender.try_send(snapshot);
             }));
             loop {

@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::csi::metrics::Metrics;
+use crate::csi::call::Calls;
 use crate::csi::v1::identity_server::Identity;
 use crate::csi::v1::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
@@ -14,8 +14,8 @@ use crate::csi::v1::{
 pub struct IdentityService {
     /// The driver's name, equal to the CSIDriver object's.
     pub driver_name: String,
-    /// Counts the calls.
-    pub metrics: Metrics,
+    /// Counts and logs the calls.
+    pub calls: Calls,
 }
 
 #[async_trait]
@@ -29,7 +29,7 @@ impl Identity for IdentityService {
             vendor_version: env!("CARGO_PKG_VERSION").to_owned(),
             manifest: Default::default(),
         };
-        self.metrics.observe("/csi.v1.Identity/GetPluginInfo", async { Ok(response) }).await
+        self.calls.begin("/csi.v1.Identity/GetPluginInfo").end(Ok(response))
     }
 
     /// None: no controller, no topology.
@@ -37,18 +37,16 @@ impl Identity for IdentityService {
         &self,
         _: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        let response = async { Ok(GetPluginCapabilitiesResponse::default()) };
-        self.metrics.observe("/csi.v1.Identity/GetPluginCapabilities", response).await
+        let call = self.calls.begin("/csi.v1.Identity/GetPluginCapabilities");
+        call.end(Ok(GetPluginCapabilitiesResponse::default()))
     }
 
     /// Cheap, may be called at any rate. Neither registries nor the disk are looked at: a restart, which is what
     /// a failing probe leads to, mends neither.
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        let check = async {
-            let working = crate::volume::volumes::is_able_to_mount().await;
-            working.map_err(|error| Status::failed_precondition(error.to_string()))?;
-            Ok(ProbeResponse { ready: Some(true) })
-        };
-        self.metrics.observe("/csi.v1.Identity/Probe", check).await
+        let call = self.calls.begin("/csi.v1.Identity/Probe");
+        let working = crate::volume::volumes::is_able_to_mount().await;
+        let ready = working.map(|()| ProbeResponse { ready: Some(true) });
+        call.end(ready.map_err(|error| Status::failed_precondition(error.to_string())))
     }
 }

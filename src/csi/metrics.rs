@@ -1,66 +1,109 @@
-//! Time and outcome of every RPC, as `csi_plugin_operations_seconds`.
+//! Time and outcome of the calls that are about volumes, as `csi_plugin_operations_seconds`.
 
-use std::time::Instant;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::family::Family;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use tonic::{Code, Response, Status};
+use tonic::Code;
 
 use crate::csi::status;
 
-/// The histogram, and the driver name that labels it. Clones count together.
+/// Publish, the call that waits for pulls.
+pub const PUBLISH: &str = "/csi.v1.Node/NodePublishVolume";
+/// Unpublish.
+pub const UNPUBLISH: &str = "/csi.v1.Node/NodeUnpublishVolume";
+/// How much a volume holds.
+pub const STATS: &str = "/csi.v1.Node/NodeGetVolumeStats";
+
+/// The histograms. Clones count together.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    driver_name: String,
-    seconds: Family<Labels, Histogram>,
+    driver_name: Arc<str>,
+    all: Arc<[Ended]>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
-    driver_name: String,
-    method_name: &'static str,
-    grpc_status_code: &'static str,
+/// Calls of one method that ended with one code.
+#[derive(Debug)]
+struct Ended {
+    method: &'static str,
+    code: Code,
+    /// Whether it is served: from the start what is to be expected, else from the first call on.
+    is_shown: AtomicBool,
+    seconds: Histogram,
 }
 
-/// Upper bounds in seconds, as csi-lib-utils has them: dashboards are made for these.
-const BUCKETS: [f64; 13] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0];
+/// Codes that calls end with.
+const CODES: [Code; 12] = [
+    Code::Ok,
+    Code::InvalidArgument,
+    Code::NotFound,
+    Code::AlreadyExists,
+    Code::Unauthenticated,
+    Code::PermissionDenied,
+    Code::ResourceExhausted,
+    Code::Unavailable,
+    Code::DeadlineExceeded,
+    Code::Aborted,
+    Code::FailedPrecondition,
+    Code::Internal,
+];
+/// Upper bounds, in seconds, for publishes that end well; of those of csi-lib-utils what a call that is held for 110 seconds needs. How
+/// long others take is known by their sum and their count: a node has few series.
+const BUCKETS: [f64; 8] = [0.1, 0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 120.0];
 
 impl Metrics {
     /// Nothing counted yet.
-    pub fn new(driver_name: String) -> Self {
-        Self { driver_name, seconds: Family::new_with_constructor(|| Histogram::new(BUCKETS)) }
+    pub fn new(driver_name: &str) -> Self {
+        let ended = |method: &'static str, code: Code| Ended {
+            method,
+            code,
+            is_shown: AtomicBool::new(method == PUBLISH || code == Code::Ok),
+            seconds: match (method, code) {
+                (PUBLISH, Code::Ok) => Histogram::new(BUCKETS),
+                _ => Histogram::new([]),
+            },
+        };
+        let all = [PUBLISH, UNPUBLISH, STATS].into_iter();
+        let all = all.flat_map(|method| CODES.map(|code| ended(method, code))).collect();
+        Self { driver_name: driver_name.into(), all }
+    }
+
+    /// A call has ended. Only those that are about volumes are counted.
+    pub(in crate::csi) fn ended(&self, method: &str, code: Code, seconds: f64) {
+        if let Some(ended) = self.all.iter().find(|known| known.method == method && known.code == code) {
+            ended.is_shown.store(true, Ordering::Relaxed);
+            ended.seconds.observe(seconds);
+        }
     }
 
     /// Makes it part of what is served.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("csi_plugin_operations_seconds", "Time of CSI calls", self.seconds.clone());
+        registry.register(
+            "csi_plugin_operations_seconds",
+            "Time of CSI calls that are about volumes, by method and code; in buckets for publishes that ended well",
+            self.clone(),
+        );
+    }
+}
+
+impl EncodeMetric for Metrics {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        for ended in self.all.iter().filter(|ended| ended.is_shown.load(Ordering::Relaxed)) {
+            let labels = [
+                ("driver_name", &*self.driver_name),
+                ("method_name", ended.method),
+                ("grpc_status_code", status::name(ended.code)),
+            ];
+            ended.seconds.encode(encoder.encode_family(&labels)?)?;
+        }
+        Ok(())
     }
 
-    /// Runs a call, logs how it ended, and counts it.
-    pub async fn observe<T>(
-        &self,
-        method_name: &'static str,
-        call: impl Future<Output = Result<T, Status>>,
-    ) -> Result<Response<T>, Status> {
-        let began = Instant::now();
-        let result = call.await;
-        let seconds = began.elapsed().as_secs_f64();
-        let code = result.as_ref().err().map_or(Code::Ok, Status::code);
-        let grpc_status_code = status::name(code);
-        match &result {
-            Ok(_) => tracing::debug!(method = method_name, seconds, code = grpc_status_code, "call"),
-            Err(error) => tracing::warn!(
-                method = method_name,
-                seconds,
-                code = grpc_status_code,
-                error = error.message(),
-                "call failed"
-            ),
-        }
-        let labels = Labels { driver_name: self.driver_name.clone(), method_name, grpc_status_code };
-        self.seconds.get_or_create(&labels).observe(seconds);
-        result.map(Response::new)
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
     }
 }

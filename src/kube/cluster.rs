@@ -57,6 +57,12 @@ impl Cluster {
         Ok(Self::of(config, Limits::DEFAULT))
     }
 
+    /// Makes the number of requests that failed part of what is served; of no cluster there are none.
+    pub fn register(cluster: Option<&Self>, registry: &mut prometheus_client::registry::Registry) {
+        let errors = cluster.map(|cluster| cluster.0.connection.errors().clone()).unwrap_or_default();
+        registry.register("ocivol_api_errors", "Requests to the Kubernetes API that failed", errors);
+    }
+
     /// Writes `object`, which is part of `body`. Takes at most 4 seconds.
     ///
     /// # Errors

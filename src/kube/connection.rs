@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
+use prometheus_client::metrics::counter::Counter;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -53,6 +54,8 @@ pub(in crate::kube) struct Connection {
     limits: Limits,
     client: OnceCell<Client>,
     turns: FairQueue,
+    /// Requests that failed.
+    errors: Counter,
 }
 
 /// Requests at a time: with [`BODY_LIMIT`] that bounds the memory. Who waits for a turn waits within its time limit.
@@ -76,7 +79,18 @@ impl Connection {
         // Attempts, their limits and the waits between them are those of this file.
         config.default_retry = false;
         config.connect_timeout = Some(limits.attempt);
-        Self { config, limits, client: OnceCell::new(), turns: FairQueue::new(REQUESTS) }
+        Self {
+            config,
+            limits,
+            client: OnceCell::new(),
+            turns: FairQueue::new(REQUESTS),
+            errors: Counter::default(),
+        }
+    }
+
+    /// Requests that failed so far.
+    pub fn errors(&self) -> &Counter {
+        &self.errors
     }
 
     /// When what is begun now has to have ended.
@@ -138,7 +152,10 @@ impl Connection {
             // Read to its end, so that the connection is used again.
             body_of(object, response, FAULT_LIMIT).await.map(drop)
         };
-        timeout_at(Instant::now() + limit, asked).await.unwrap_or_else(|_| Err(late()))
+        let changed = timeout_at(Instant::now() + limit, asked).await.unwrap_or_else(|_| Err(late()));
+        changed.inspect_err(|_| {
+            self.errors.inc();
+        })
     }
 
     /// One attempt within its own limit and `deadline`.
@@ -146,7 +163,10 @@ impl Connection {
         let began = Instant::now();
         let end = deadline.min(began + self.limits.attempt);
         let late = || Error::Timeout { what: object.clone(), limit: end.saturating_duration_since(began) };
-        timeout_at(end, self.ask(object)).await.unwrap_or_else(|_| Err(late()))
+        let asked = timeout_at(end, self.ask(object)).await.unwrap_or_else(|_| Err(late()));
+        asked.inspect_err(|_| {
+            self.errors.inc();
+        })
     }
 
     async fn ask(&self, object: &Object) -> Result<Bytes, Error> {

@@ -1,4 +1,4 @@
-//! Events of pods: what a person sees of their volumes with `kubectl describe pod`.
+//! Events of pods and of the node: what a person sees of volumes with `kubectl describe pod`, and an operator with `kubectl describe node`.
 //!
 //! They are written by the way: nobody waits for them, a node writes few, and one that cannot be written is counted and forgotten. They are
 //! core/v1, and not events.k8s.io/v1: there an event's text cannot be changed, and the progress of a pull is one event whose text changes.
@@ -7,16 +7,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::failure::one_line;
+use crate::host::metric::{Counts, Labels, Pairs};
 use crate::kube::budget::Budget;
 use crate::kube::cluster::Cluster;
 use crate::kube::connection::Change;
@@ -24,17 +22,26 @@ use crate::kube::error::Error;
 use crate::kube::object::{InvalidName, Object, Resource};
 use crate::kube::pull_secrets::Pod;
 
-/// What is told of a pod.
+/// What is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodEvent {
-    /// The pod.
-    pub pod: Pod,
-    /// What it is about: of two with the same pod, subject and reason the later one takes the place of the earlier.
+pub struct Event {
+    /// Of whom.
+    pub about: About,
+    /// What it is about: of two with the same object, subject and reason the later one takes the place of the earlier.
     pub subject: String,
     /// Why it is told.
     pub reason: Reason,
     /// In words, without secrets.
     pub message: String,
+}
+
+/// Of whom something is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum About {
+    /// A pod.
+    Pod(Pod),
+    /// The plugin's own node.
+    Node,
 }
 
 /// Why something is told.
@@ -46,12 +53,18 @@ pub enum Reason {
     Pulled,
     /// The registry wants something to be known.
     RegistryWarning,
+    /// What the pod has mounted was found damaged on the disk.
+    ContentDamaged,
+    /// The store gets full with what is in use.
+    StoreNearlyFull,
+    /// Nothing more fits into the store.
+    StoreFull,
 }
 
 /// Takes events and writes them by the way. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Events {
-    sender: mpsc::Sender<PodEvent>,
+    sender: mpsc::Sender<Event>,
     budget: Arc<Mutex<Budget>>,
     metrics: EventMetrics,
 }
@@ -66,22 +79,23 @@ pub struct Author {
 }
 
 /// Counters of this process. Clones count together.
-#[derive(Debug, Clone)]
-struct EventMetrics(Family<Outcome, Counter>);
+#[derive(Debug, Clone, Default)]
+pub struct EventMetrics(Counts<Ending>);
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
-    result: Ending,
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Sent,
+    Dropped,
+    Failed,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Ending {
-    #[allow(non_camel_case_types)]
-    sent,
-    #[allow(non_camel_case_types)]
-    dropped,
-    #[allow(non_camel_case_types)]
-    failed,
+impl Labels for Ending {
+    const ALL: &'static [(Self, Pairs)] = &[
+        (Self::Sent, &[("result", "sent")]),
+        (Self::Dropped, &[("result", "dropped")]),
+        (Self::Failed, &[("result", "failed")]),
+    ];
 }
 
 /// Events that wait to be written.
@@ -99,28 +113,25 @@ impl Reason {
             Self::Pulling => ("Normal", "Pulling"),
             Self::Pulled => ("Normal", "Pulled"),
             Self::RegistryWarning => ("Warning", "RegistryWarning"),
+            Self::ContentDamaged => ("Warning", "ContentDamaged"),
+            Self::StoreNearlyFull => ("Warning", "StoreNearlyFull"),
+            Self::StoreFull => ("Warning", "StoreFull"),
         }
-    }
-}
-
-impl Default for EventMetrics {
-    fn default() -> Self {
-        let all = Family::default();
-        for result in [Ending::sent, Ending::dropped, Ending::failed] {
-            // There from the start: otherwise nobody sees the first one come.
-            drop(all.get_or_create(&Outcome { result }));
-        }
-        Self(all)
     }
 }
 
 impl EventMetrics {
     fn count(&self, result: Ending) {
-        self.0.get_or_create(&Outcome { result }).inc();
+        self.0.inc(result);
     }
 
-    fn register(&self, registry: &mut Registry) {
-        registry.register("ocivol_events", "Events of pods, by what became of them", self.0.clone());
+    /// Makes them part of what is served.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "ocivol_events",
+            "Events of pods and the node, by what became of them",
+            self.0.clone(),
+        );
     }
 }
 
@@ -144,21 +155,46 @@ impl Events {
         Self { sender, budget: Arc::new(Mutex::new(Budget::new(Instant::now()))), metrics }
     }
 
-    /// Makes the counters part of what is served.
-    pub fn register(&self, registry: &mut Registry) {
-        self.metrics.register(registry);
+    /// What became of events.
+    pub fn metrics(&self) -> &EventMetrics {
+        &self.metrics
     }
 
     /// Has `event` written, unless too many are. Whether it is.
-    pub fn tell(&self, event: PodEvent) -> bool {
+    pub fn tell(&self, event: Event) -> bool {
         let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
         let is_told =
-            budget.take(&event.pod.namespace, Instant::now()) && self.sender.try_send(event).is_ok();
+            budget.take(event.about.namespace(), Instant::now()) && self.sender.try_send(event).is_ok();
         drop(budget);
         if !is_told {
-            self.metrics.count(Ending::dropped);
+            self.metrics.count(Ending::Dropped);
         }
         is_told
+    }
+}
+
+impl About {
+    /// Whose budget an event takes from; the node's own is nobody's.
+    fn namespace(&self) -> &str {
+        match self {
+            Self::Pod(pod) => &pod.namespace,
+            Self::Node => "",
+        }
+    }
+
+    /// What the API has of it: the namespace in which its events are, its name and UID, and its reference.
+    fn object(&self, node: &str) -> (String, String, String, Value) {
+        match self {
+            Self::Pod(Pod { namespace, name, uid }) => {
+                let pod = json!({"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": uid});
+                (namespace.clone(), name.clone(), uid.clone(), pod)
+            }
+            // As kubelet's: in the namespace of what has none, and with its name as its UID.
+            Self::Node => {
+                let own = json!({"apiVersion": "v1", "kind": "Node", "name": node, "uid": node});
+                ("default".to_owned(), node.to_owned(), node.to_owned(), own)
+            }
+        }
     }
 }
 
@@ -181,26 +217,26 @@ struct Written {
 }
 
 impl Writer {
-    async fn run(mut self, mut events: mpsc::Receiver<PodEvent>) {
+    async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         while let Some(event) = events.recv().await {
             match self.write(&event).await {
-                Ok(()) => self.metrics.count(Ending::sent),
+                Ok(()) => self.metrics.count(Ending::Sent),
                 Err(error) => {
-                    self.metrics.count(Ending::failed);
+                    self.metrics.count(Ending::Failed);
                     // What an operator has to do is said once.
                     if matches!(error, Error::Forbidden { .. })
                         && !std::mem::replace(&mut self.is_warned, true)
                     {
-                        tracing::warn!(%error, "events of pods are not written");
+                        tracing::warn!(%error, "events are not written");
                     }
-                    tracing::debug!(%error, "an event of a pod is not written");
+                    tracing::debug!(%error, "an event is not written");
                 }
             }
         }
     }
 
     /// Changes the event of this kind that there is, or makes one.
-    async fn write(&mut self, event: &PodEvent) -> Result<(), Error> {
+    async fn write(&mut self, event: &Event) -> Result<(), Error> {
         let object = self.object(event)?;
         let now = now();
         let message: String = one_line(&event.message).chars().take(MESSAGE_LIMIT).collect();
@@ -219,12 +255,12 @@ impl Writer {
         }
         let (kind, reason) = event.reason.words();
         let Author { driver, node } = &self.author;
-        let Pod { namespace, name, uid } = &event.pod;
+        let (namespace, _, _, about) = event.about.object(node);
         let made = json!({
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {"namespace": namespace, "name": object.name},
-            "involvedObject": {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": uid},
+            "involvedObject": about,
             "type": kind,
             "reason": reason,
             "message": message,
@@ -257,13 +293,13 @@ impl Writer {
         self.written.push_front(written);
     }
 
-    /// The event's own name: the pod's, and what tells one from others of the pod.
-    fn object(&self, event: &PodEvent) -> Result<Object, InvalidName> {
-        let Pod { namespace, name, uid } = &event.pod;
+    /// The event's own name: that of the pod or the node, and what tells one from others of it.
+    fn object(&self, event: &Event) -> Result<Object, InvalidName> {
+        let (namespace, name, uid, _) = event.about.object(&self.author.node);
         let (_, reason) = event.reason.words();
         let what = format!("{} {uid} {reason} {}", self.began, event.subject);
-        let begin = name.get(..NAME_LIMIT).unwrap_or(name).trim_end_matches(['-', '.']);
-        Object::new(Resource::Event, namespace, &format!("{begin}.{:016x}", xxh3_64(what.as_bytes())))
+        let begin = name.get(..NAME_LIMIT).unwrap_or(&name).trim_end_matches(['-', '.']);
+        Object::new(Resource::Event, &namespace, &format!("{begin}.{:016x}", xxh3_64(what.as_bytes())))
     }
 }
 
@@ -277,14 +313,12 @@ fn now() -> String {
 mod tests {
     use std::time::Duration;
 
-    use serde_json::Value;
-
     use super::*;
     use crate::kube::connection::tests::{Fake, Reply, SHORT};
 
-    fn event(reason: Reason, message: &str) -> PodEvent {
+    fn event(reason: Reason, message: &str) -> Event {
         let pod = Pod { namespace: "shop".into(), name: "web-0".into(), uid: "pod-uid".into() };
-        PodEvent { pod, subject: "volume".into(), reason, message: message.into() }
+        Event { about: About::Pod(pod), subject: "volume".into(), reason, message: message.into() }
     }
 
     async fn started(fake: &Fake) -> (Events, EventMetrics) {
@@ -295,9 +329,9 @@ mod tests {
     }
 
     async fn until(metrics: &EventMetrics, sent: u64, failed: u64) {
-        let count = |result| metrics.0.get_or_create(&Outcome { result }).get();
+        let count = |result| metrics.0.get(result);
         let all = async {
-            while (count(Ending::sent), count(Ending::failed)) != (sent, failed) {
+            while (count(Ending::Sent), count(Ending::Failed)) != (sent, failed) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -334,6 +368,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_told_of_the_node_is_where_kubelets_own_events_are() {
+        let fake = Fake::start(|_, _| Reply::Object(json!({}))).await;
+        let (events, metrics) = started(&fake).await;
+        let about = About::Node;
+        events.tell(Event {
+            about,
+            subject: "store".into(),
+            reason: Reason::StoreFull,
+            message: "full".into(),
+        });
+        until(&metrics, 1, 0).await;
+        let (method, body) = fake.sent().remove(0);
+        assert_eq!(method, "POST /api/v1/namespaces/default/events");
+        let node = json!({"apiVersion": "v1", "kind": "Node", "name": "node-a", "uid": "node-a"});
+        assert_eq!((&body["involvedObject"], &body["type"]), (&node, &json!("Warning")));
+    }
+
+    #[tokio::test]
     async fn an_event_that_is_gone_is_made_again_and_one_that_is_refused_is_forgotten() {
         let fake = Fake::start(|path, before| match (path.ends_with("/events"), before) {
             (false, 1) => Reply::Status(404),
@@ -361,7 +413,7 @@ mod tests {
         for number in 0..100 {
             events.tell(event(Reason::RegistryWarning, &number.to_string()));
         }
-        assert_eq!(metrics.0.get_or_create(&Outcome { result: Ending::dropped }).get(), 87);
+        assert_eq!(metrics.0.get(Ending::Dropped), 87);
         // Each is given up, and then the next one is written.
         until(&metrics, 0, 13).await;
     }

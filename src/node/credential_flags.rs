@@ -9,7 +9,7 @@ use crate::node::bad_flag::BadFlag;
 use crate::registry::credentials::account_tokens::parse_rules;
 use crate::registry::credentials::helpers::Helpers;
 use crate::registry::credentials::providers::Providers;
-use crate::volume::credentials::CredentialSources;
+use crate::volume::credentials::{CredentialMetrics, CredentialSources};
 use crate::volume::permits::Permits;
 
 /// Flags as they were given.
@@ -123,6 +123,7 @@ impl CredentialFlags {
             docker_config: self.node_docker_config,
             helpers,
             anonymous: self.anonymous,
+            metrics: CredentialMetrics::default(),
         };
         Ok((sources, permits))
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::control;
+use crate::control::status::AboutNode;
 use crate::host::socket;
 use crate::volume::volumes::Volumes;
 
@@ -14,7 +15,12 @@ use crate::volume::volumes::Volumes;
 const STORE_RETRY: Duration = Duration::from_secs(5);
 /// Opens the store, reads what is published, and serves the command line; tries again while the store cannot be
 /// used.
-pub(in crate::node) async fn open(path: PathBuf, volumes: Arc<Volumes>, mut stop: watch::Receiver<bool>) {
+pub(in crate::node) async fn open(
+    path: PathBuf,
+    volumes: Arc<Volumes>,
+    about: AboutNode,
+    mut stop: watch::Receiver<bool>,
+) {
     loop {
         let recovered = volumes.recover().await;
         let usable = volumes.puller().await.map(drop);
@@ -32,7 +38,7 @@ pub(in crate::node) async fn open(path: PathBuf, volumes: Arc<Volumes>, mut stop
                 );
             }
             match socket::bind(&path) {
-                Ok(listener) => return control::server::serve(listener, &path, volumes, stop).await,
+                Ok(listener) => return control::server::serve(listener, &path, volumes, about, stop).await,
                 Err(error) => tracing::warn!(socket = %path.display(), %error, "cannot bind"),
             }
         }

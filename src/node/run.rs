@@ -6,18 +6,22 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::control::status::AboutNode;
 use crate::csi::metrics::Metrics;
 use crate::csi::registration::{self, State};
 use crate::failure::Failure;
-use crate::host::{blocking, socket};
+use crate::host::blocking::{self, Lane};
+use crate::host::socket;
 use crate::kube::events::{Author, Events};
+use crate::node::checks::Checks;
 use crate::node::config::NodeConfig;
 use crate::node::health::checks;
 use crate::node::open::open;
-use crate::node::propagation;
 use crate::node::serve::serve;
 use crate::node::shutdown::{CONTROL, DRAIN, FLUSH, THREADS, wait_for};
+use crate::node::{metrics, propagation, registries};
 use crate::registry::client::Registry;
+use crate::registry::transport::RegistrySettings;
 use crate::telemetry::health;
 use crate::volume::volumes::{Settings, Volumes};
 use crate::{control, pull};
@@ -29,9 +33,12 @@ use crate::{control, pull};
 /// # Errors
 /// When a socket cannot be bound, and when kubelet can no longer be registered with. A store that cannot be used is no reason: unpublish works without it.
 pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), Failure> {
-    let registry =
-        Registry::new(config.registry.clone()).map_err(|error| Failure::internal(&error.to_string()))?;
-    let pull_metrics = pull::metrics::Metrics::default();
+    let told_apart = {
+        let config = config.clone();
+        blocking::run(Lane::Store, move || registries::of(&config)).await
+    };
+    let registry = RegistrySettings { told_apart, ..config.registry.clone() };
+    let registry = Registry::new(registry).map_err(|error| Failure::internal(&error.to_string()))?;
     let cluster = config.credentials.cluster.clone().filter(|_| config.pod_events);
     let author = Author { driver: config.driver_name.clone(), node: config.node_id.clone() };
     let settings = Settings {
@@ -46,8 +53,9 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         lock: config.lock,
         warm: config.warm,
     };
-    let volumes = Volumes::new(config.root.clone(), registry, settings, pull_metrics.clone());
-    let metrics = Metrics::new(config.driver_name.clone());
+    let volumes = Volumes::new(config.root.clone(), registry, settings, pull::metrics::Metrics::default());
+    let metrics = Metrics::new(&config.driver_name);
+    let state = Arc::new(watch::Sender::new(State::Waiting));
     let bind = |path: &PathBuf| {
         socket::bind(path)
             .map_err(|error| Failure::internal(&format!("cannot bind {}: {error}", path.display())))
@@ -75,15 +83,27 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         root = %config.root.display(),
         "serving"
     );
-    propagation::check(&config)?;
-    let control =
-        tokio::spawn(open(config.root.join(control::request::SOCKET), Arc::clone(&volumes), stop.clone()));
+    let node = Checks::new(&config, &volumes, &state, propagation::check(&config)?);
+    let about: AboutNode = {
+        let (node, config) = (node.clone(), config.clone());
+        Arc::new(move || node.about(&config))
+    };
+    let control = tokio::spawn(open(
+        config.root.join(control::request::SOCKET),
+        Arc::clone(&volumes),
+        about,
+        stop.clone(),
+    ));
     let collecting = {
         let volumes = Arc::clone(&volumes);
         tokio::spawn(async move { volumes.collect_at_watermark().await })
     };
     if config.warm.is_some() {
         tokio::spawn(Arc::clone(&volumes).watch_residency());
+    }
+    {
+        let volumes = Arc::clone(&volumes);
+        tokio::spawn(async move { volumes.count_now_and_then().await });
     }
     if let Some(round) = config.scrub {
         let volumes = Arc::clone(&volumes);
@@ -93,13 +113,12 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         let volumes = Arc::clone(&volumes);
         tokio::spawn(async move { volumes.pin(&reference).await });
     }
-    let state = Arc::new(watch::Sender::new(State::Waiting));
     let mut registering = config
         .registration
         .clone()
         .map(|settings| tokio::spawn(registration::run(settings, Arc::clone(&state), stop.clone())));
-    let must_register = config.registration.is_some();
-    let checks = checks(&config, &volumes, &metrics, &pull_metrics, state, must_register);
+    let all = metrics::all(&config, &volumes, &metrics, &node);
+    let checks = checks(&config, &volumes, all, node);
     let health = tokio::spawn(health::serve(listeners, checks, calls_may_end));
     let lost = match &mut registering {
         // It ends when it is told to, after removing its socket: kubelet sends nothing new.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tonic::transport::Server;
 
+use crate::csi::call::Calls;
 use crate::csi::identity::IdentityService;
 use crate::csi::metrics::Metrics;
 use crate::csi::node::NodeService;
@@ -26,12 +27,13 @@ pub(in crate::node) fn serve(
     metrics: &Metrics,
     stop: watch::Receiver<bool>,
 ) -> impl Future<Output = ()> + Send + 'static {
-    let identity = IdentityService { driver_name: config.driver_name.clone(), metrics: metrics.clone() };
+    let calls = Calls::new(metrics.clone());
+    let identity = IdentityService { driver_name: config.driver_name.clone(), calls: calls.clone() };
     let node = NodeService {
         volumes: Arc::clone(volumes),
         node_id: config.node_id.clone(),
         allow_writers: config.allow_writers,
-        metrics: metrics.clone(),
+        calls,
     };
     let server = Server::builder()
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION)

@@ -8,6 +8,7 @@ use futures_util::TryStreamExt as _;
 use crate::host::blocking::{self, Lane};
 use crate::oci::descriptor::Descriptor;
 use crate::pull::error::Error;
+use crate::pull::metrics::{Content, Metrics};
 use crate::pull::progress::Progress;
 use crate::pull::rights::Rights;
 use crate::registry;
@@ -28,6 +29,7 @@ pub struct Contents {
     transfers: Arc<Transfers>,
     /// Layers of blobs above so many bytes are files first.
     spool_above: Option<u64>,
+    metrics: Metrics,
 }
 
 /// Blobs of one pull that are looked after at a time; transfers are bounded apart.
@@ -43,8 +45,9 @@ impl Contents {
         rights: Rights,
         transfers: Arc<Transfers>,
         spool_above: Option<u64>,
+        metrics: Metrics,
     ) -> Self {
-        Self { store, registry, rights, transfers, spool_above }
+        Self { store, registry, rights, transfers, spool_above, metrics }
     }
 
     /// Brings all that is needed, and makes sure that `asker` may read each.
@@ -76,6 +79,8 @@ impl Contents {
         }
         let reused = self.bring(needed, asker, progress).await?;
         progress.blob_done(reused);
+        let content = if reused > 0 { Content::Present } else { Content::Fetched };
+        self.metrics.has_come(content, needed.blob.size);
         Ok(())
     }
 

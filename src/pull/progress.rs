@@ -104,6 +104,11 @@ impl Progress {
         self.reused.fetch_add(reused, Relaxed);
     }
 
+    /// Since the pull began.
+    pub(in crate::pull) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// The counters now.
     pub fn snapshot(&self) -> Snapshot {
         let (here, fetched) = {

@@ -17,7 +17,7 @@ use crate::oci::reference::Reference;
 use crate::pull::content::Contents;
 use crate::pull::error::Error;
 use crate::pull::manifests::Manifests;
-use crate::pull::metrics::Metrics;
+use crate::pull::metrics::{Grant, Metrics, Resolve};
 use crate::pull::plan::{Job, Planned, Planner, bring};
 use crate::pull::progress::Progress;
 use crate::pull::quotas::Quotas;
@@ -85,7 +85,7 @@ impl Puller {
             registry.clone(),
             settings.parallel_downloads,
             memory.clone(),
-            metrics.fetched.clone(),
+            metrics.transfers.clone(),
         );
         let manifests = Manifests::new(Arc::clone(&store), registry.clone(), memory.clone());
         let rights = Rights::new(Arc::clone(&store), registry.clone(), settings);
@@ -96,6 +96,7 @@ impl Puller {
             rights.clone(),
             transfers,
             settings.spool_above,
+            metrics.clone(),
         );
         let verify_diff_ids = settings.verify_diff_ids;
         let planner = Planner::new(
@@ -126,6 +127,11 @@ impl Puller {
         &self.store
     }
 
+    /// The pulls that run, and counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Ends all pulls; what they have so far is kept.
     pub fn stop(&self) {
         self.requests.stop();
@@ -152,9 +158,9 @@ impl Puller {
             let progress = Arc::new(Progress::default());
             let (puller, shared) = (Arc::clone(self), Arc::clone(&progress));
             let work = async move {
-                let _running = puller.metrics.in_flight();
+                let running = puller.metrics.in_flight(&request, &shared);
                 let result = puller.run(&request, &shared).await;
-                puller.metrics.ended(&shared.snapshot(), result.is_ok());
+                running.ended(&result);
                 if let Err(error) = &result {
                     let error = failure::chain(error);
                     tracing::warn!(reference = %request.reference, tenant = %request.tenant, %error, "pull failed");
@@ -166,7 +172,13 @@ impl Puller {
     }
 
     async fn run(&self, request: &PullRequest, progress: &Progress) -> Result<Pulled, Error> {
-        let (resolved, mut manifest) = self.resolver.resolve(request).await?;
+        let resolving = self.resolver.resolve(request).await;
+        self.metrics.resolves.inc(match &resolving {
+            Ok((resolved, _)) if resolved.asked => Resolve::Remote,
+            Ok(_) => Resolve::Hit,
+            Err(_) => Resolve::Error,
+        });
+        let (resolved, mut manifest) = resolving?;
         let family = layout::decide::decide(&manifest, &request.options.layout)?.family;
         let readable = request.readable.unwrap_or(family.readable);
         if request.exact_platform && resolved.platform.is_none() && family.name == image::NAME {
@@ -220,6 +232,9 @@ impl Puller {
         let noted = async {
             if !granted && !resolved.offline {
                 self.rights.grant_tree(asker, &key).await?;
+                self.metrics.grants.inc(Grant::Given);
+            } else if granted {
+                self.metrics.grants.inc(Grant::Held);
             }
             // The right to the manifest is renewed by the registry alone.
             if resolved.asked {

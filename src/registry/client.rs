@@ -67,6 +67,11 @@ impl Registry {
         Ok(Self { transport, mirrors: Mirrors::default(), requests, manifests })
     }
 
+    /// Makes what registries answer part of what is served.
+    pub fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+        self.transport.metrics().register(registry);
+    }
+
     /// Failures in a row after which a caller should give a source up.
     pub fn attempts(&self) -> u32 {
         self.transport.settings().attempts

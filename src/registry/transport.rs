@@ -3,7 +3,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::{self, HeaderValue};
@@ -23,6 +23,7 @@ use crate::registry::hosts::tls::HostTls;
 use crate::registry::http::{Asked, Body};
 use crate::registry::local::layouts::{LayoutRequest, Layouts};
 use crate::registry::local::places::Places;
+use crate::registry::metrics::Metrics;
 use crate::registry::place::Place;
 use crate::registry::source::{Asker, Source};
 use crate::registry::warnings::Warnings;
@@ -44,6 +45,8 @@ pub struct RegistrySettings {
     pub stall_timeout: Duration,
     /// Failures in a row after which a request is given up.
     pub attempts: u32,
+    /// Hosts, with their ports, that metrics tell apart.
+    pub told_apart: Vec<String>,
 }
 
 impl Default for RegistrySettings {
@@ -55,6 +58,7 @@ impl Default for RegistrySettings {
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
             attempts: 4,
+            told_apart: Vec::new(),
         }
     }
 }
@@ -69,6 +73,7 @@ pub(super) struct Transport {
     tokens: Arc<Tokens>,
     hosts: Hosts,
     warnings: Warnings,
+    metrics: Metrics,
 }
 
 /// What to ask for.
@@ -107,6 +112,7 @@ impl Transport {
             layouts,
             exchanges,
             warnings: Warnings::default(),
+            metrics: Metrics::new(&settings.told_apart),
             clients,
             settings: Arc::new(settings),
             tokens: Arc::default(),
@@ -121,6 +127,11 @@ impl Transport {
     /// What registries have warned those who asked of.
     pub fn warnings(&self) -> &Warnings {
         &self.warnings
+    }
+
+    /// What was answered so far.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Image layouts on this node.
@@ -263,7 +274,11 @@ impl Transport {
         }
         let asking = Asking::of(place, challenge);
         let fetched = auth::respond(&self.clients, challenge, &asking);
-        *slot = self.bounded(place.host(), self.settings.stall_timeout, fetched).await?;
+        let fetched = self.bounded(place.host(), self.settings.stall_timeout, fetched).await;
+        if matches!(challenge, Challenge::Bearer { .. }) {
+            self.metrics.token(&fetched);
+        }
+        *slot = fetched?;
         Ok(slot.clone())
     }
 
@@ -302,7 +317,10 @@ impl Transport {
                 }
                 outgoing.send().await.map_err(|error| http::unreachable(&host_of(source, &url, own), error))
             };
-            let response = self.bounded(&source.repository.host, request.patience, sent).await?;
+            let began = Instant::now();
+            let response = self.bounded(&source.repository.host, request.patience, sent).await;
+            self.metrics.answered(&place.registry, began.elapsed(), &response);
+            let response = response?;
             if response.status() == StatusCode::UNAUTHORIZED && !own && shown.is_none() {
                 let Some(token) = self.guest_token(place, &url, &response).await? else {
                     return Ok(response);

@@ -74,6 +74,40 @@ impl Inventory {
     }
 }
 
+/// How much a store holds, in entries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Entries {
+    /// Blobs as files.
+    pub blobs: u64,
+    /// Unpacked archives.
+    pub layers: u64,
+    /// What pods see.
+    pub trees: u64,
+}
+
+/// Counts the records of the store at `root`.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be listed.
+pub fn count(root: &Path) -> Result<Entries, Error> {
+    let directory = root.join(FORMAT);
+    let count = |kinds: &[&str]| {
+        let mut records = 0_u64;
+        for kind in kinds {
+            each(&directory.join(kind), &mut |_, _| {
+                records += 1;
+                Ok(())
+            })?;
+        }
+        Ok::<u64, Error>(records)
+    };
+    Ok(Entries {
+        blobs: count(&["blobs/sha256", "blobs/sha512"])?,
+        layers: count(&["layers"])?,
+        trees: count(&["images"])?,
+    })
+}
+
 /// Which of `wanted`, blobs and how they are unpacked, are not in the store at `root`, in either form.
 pub fn missing<'a>(
     root: &Path,

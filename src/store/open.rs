@@ -27,7 +27,7 @@ use crate::store::lock::Lock;
 use crate::store::space::budget::Budget;
 use crate::store::usage::holds::Holds;
 use crate::store::usage::leases::Leases;
-use crate::store::usage::volumes::VolumeRecords;
+use crate::store::usage::volumes::{VolumeRecord, VolumeRecords};
 
 /// What a directory may hold that is nobody's but the store's. The last one is made with a file system.
 const OWN_NAMES: [&str; 3] = [FORMAT, "lock", "lost+found"];
@@ -176,13 +176,15 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn end_volume(&self, target: &Path) -> Result<(), Error> {
-        if let Some(record) = self.volumes.get(target)?
+    pub fn end_volume(&self, target: &Path) -> Result<Option<VolumeRecord>, Error> {
+        let record = self.volumes.get(target)?;
+        if let Some(record) = &record
             && let Err(error) = self.trees.was_mounted(&record.tree)
         {
             tracing::warn!(%error, tree = %record.tree, "cannot note when a tree was used last");
         }
-        self.volumes.remove(target)
+        self.volumes.remove(target)?;
+        Ok(record)
     }
 
     /// Notes that `digest` is what `reference` is, and that everybody may read it there, because the operator says so. Nothing that a

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
-use crate::telemetry::server;
+use crate::telemetry::{exposition, server};
 
 /// The answer to a check: well, or why not.
 pub type Answer = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
@@ -107,13 +107,10 @@ async fn answer(check: &Check) -> Response {
     }
 }
 
-async fn metrics(State(checks): State<Arc<Checks>>) -> Response {
-    let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &checks.metrics) {
-        Ok(()) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
-        }
+async fn metrics(State(checks): State<Arc<Checks>>, headers: HeaderMap) -> Response {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    match exposition::write(&checks.metrics, &accepted.collect::<Vec<_>>().join(",")) {
+        Ok((kind, text)) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

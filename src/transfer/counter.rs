@@ -1,8 +1,6 @@
-//! How far a transfer is, and what all of them have fetched.
+//! How far a transfer is.
 
 use std::sync::atomic::AtomicU64;
-
-use prometheus_client::metrics::counter::Counter as Total;
 
 /// How far one transfer is.
 #[derive(Debug, Default)]
@@ -12,6 +10,3 @@ pub struct Counter {
     /// Bytes that came over the network.
     pub fetched: AtomicU64,
 }
-
-/// Bytes that all transfers of this process have fetched. Clones count together.
-pub type Fetched = Total;

@@ -74,6 +74,15 @@ impl Error {
         }
     }
 
+    /// Whether an uncompressed layer is not what was promised of it.
+    pub fn breaks_promise(&self) -> bool {
+        match self {
+            Self::Unpack { source: crate::unpack::error::Error::Content { .. }, .. } => true,
+            Self::Shared(error) => error.breaks_promise(),
+            _ => false,
+        }
+    }
+
     /// What the caller can do.
     pub fn kind(&self) -> Kind {
         match self {

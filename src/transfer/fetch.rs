@@ -28,8 +28,9 @@ use crate::registry::http::Body;
 use crate::registry::place::Place;
 use crate::registry::retry::Backoff;
 use crate::registry::source::Asker;
-use crate::transfer::counter::{Counter, Fetched};
+use crate::transfer::counter::Counter;
 use crate::transfer::error::Error;
+use crate::transfer::metrics::{self, Metrics};
 use crate::transfer::parts::Parts;
 use crate::transfer::queue::Queue;
 use crate::transfer::rate::{Judgement, Rate};
@@ -71,7 +72,7 @@ pub struct Means<'a> {
     /// Gives more connections.
     pub queue: &'a Queue,
     /// Counts.
-    pub fetched: &'a Fetched,
+    pub metrics: &'a Metrics,
 }
 
 /// What is wanted of a source.
@@ -427,6 +428,12 @@ impl Fetch<'_> {
         if position < range.start && self.parts().active() > 1 {
             return Ok(()); // Left for the connection that reads from the start.
         }
+        let from = match body.mirror() {
+            Some(_) => metrics::Origin::Mirror,
+            None if self.asker.source.repository.is_layout() => metrics::Origin::Local,
+            None => metrics::Origin::Registry,
+        };
+        let fetched = self.means.metrics.fetched.counter(from);
         let mut first_byte = Some(first_byte);
         // A registry that ignores the range sends what is here already; it is read and dropped.
         while let Some(mut bytes) = body.chunk().await? {
@@ -444,6 +451,7 @@ impl Fetch<'_> {
             let accepted = self.parts().accept(id, bytes.len());
             bytes.truncate(accepted);
             if !bytes.is_empty() {
+                fetched.inc_by(bytes.len() as u64);
                 self.send(position, bytes).await?;
             }
             position = end;
@@ -502,7 +510,6 @@ impl Fetch<'_> {
     async fn send(&self, mut offset: u64, mut bytes: Bytes) -> Result<(), Failed> {
         let length = bytes.len() as u64;
         self.counter.fetched.fetch_add(length, Relaxed);
-        self.means.fetched.inc_by(length);
         while !bytes.is_empty() {
             let mut piece = bytes.split_to(bytes.len().min(PIECE));
             let length = piece.len() as u64;

@@ -23,10 +23,11 @@ use crate::registry::source::{Asker, Source};
 use crate::store::error::Error as StoreError;
 use crate::store::open::Store;
 use crate::transfer::archive::{Archive, Room};
-use crate::transfer::counter::{Counter, Fetched};
+use crate::transfer::counter::Counter;
 use crate::transfer::error::Error;
 use crate::transfer::fetch::{Failed, Fetch, Means, Pace, Speed, Wanted, wrong_content};
 use crate::transfer::flight::{Flights, Waiter};
+use crate::transfer::metrics::{Metrics, Wrong};
 use crate::transfer::needed::{Form, Needed, Stored, origin};
 use crate::transfer::queue::Queue;
 use crate::transfer::race::{self, Attempt};
@@ -46,7 +47,7 @@ pub struct Transfers {
     flights: Flights<Key, Sources, Shared>,
     /// What was learnt of sources and of content.
     pub verdicts: Verdicts,
-    fetched: Fetched,
+    metrics: Metrics,
 }
 
 /// What makes two transfers one. A manifest that lies about the size must not spoil the transfer of one that does not.
@@ -88,7 +89,7 @@ impl Transfers {
         registry: Registry,
         per_registry: usize,
         memory: Memory,
-        fetched: Fetched,
+        metrics: Metrics,
     ) -> Arc<Self> {
         Arc::new(Self {
             store,
@@ -97,7 +98,7 @@ impl Transfers {
             memory,
             flights: Flights::new(Duration::ZERO),
             verdicts: Verdicts::default(),
-            fetched,
+            metrics,
         })
     }
 
@@ -141,9 +142,11 @@ impl Transfers {
                 challenger = None;
                 futures.clear();
                 sources.counter.here.store(0, Relaxed); // The next one counts what it has.
+                let waits = self.metrics.waits();
                 let Some((asker, turn)) = self.next(sources, needed, Sources::candidates).await else {
                     return Err(Error::Shared(last));
                 };
+                drop(waits);
                 futures.push(self.attempt(needed, asker, turn, sources, &mut attempts));
             }
             let challengers = race::wants_another(&attempts).map(|rivals| {
@@ -257,6 +260,9 @@ impl Transfers {
                 let mut how = How { whole: false, as_archive: false, mirrors_left: MIRRORS };
                 loop {
                     let result = self.fetch(needed, &asker, sources, &speed, &mut turn, how).await;
+                    if result.as_ref().is_err_and(|failed| failed.error.is_wrong_content()) {
+                        self.metrics.wrong.inc(Wrong::Digest);
+                    }
                     match result {
                         // Each time there is a mirror less to ask.
                         Err(Failed { in_parts, by_mirror: true, .. }) if how.mirrors_left > 0 => {
@@ -303,7 +309,7 @@ impl Transfers {
         let counter: &Arc<Counter> = &sources.counter;
         counter.here.fetch_max(sink.partial().present(), Relaxed);
         let (writer, pieces) = mpsc::channel(limits::QUEUE);
-        let means = Means { registry: &self.registry, queue: &self.queue, fetched: &self.fetched };
+        let means = Means { registry: &self.registry, queue: &self.queue, metrics: &self.metrics };
         let wanted = Wanted {
             blob: &needed.blob,
             missing: sink.partial().missing(),

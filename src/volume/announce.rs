@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use indicatif::{BinaryBytes, HumanDuration};
 
-use crate::kube::events::{Events, PodEvent, Reason};
+use crate::kube::events::{About, Event, EventMetrics, Events, Reason};
 use crate::kube::pull_secrets::Pod;
 use crate::oci::digest::Digest;
 use crate::oci::reference::Reference;
@@ -49,9 +49,17 @@ impl Announcements {
         Self { events, open: Mutex::default() }
     }
 
-    /// Where events go.
-    pub fn events(&self) -> Option<&Events> {
-        self.events.as_ref()
+    /// Makes what became of events part of what is served, also where there are none.
+    pub fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+        let none = EventMetrics::default();
+        self.events.as_ref().map_or(&none, Events::metrics).register(registry);
+    }
+
+    /// Tells the node's operator of the store.
+    pub(in crate::volume) fn of_store(&self, reason: Reason, message: String) {
+        if let Some(events) = &self.events {
+            events.tell(Event { about: About::Node, subject: "store".to_owned(), reason, message });
+        }
     }
 
     /// For a request to publish `volume` for `pod`. None where nobody is told.
@@ -101,7 +109,8 @@ impl Announcer<'_> {
     }
 
     fn tell(&self, reason: Reason, subject: &str, message: String) -> bool {
-        self.events.tell(PodEvent { pod: self.pod.clone(), subject: subject.to_owned(), reason, message })
+        let (about, subject) = (About::Pod(self.pod.clone()), subject.to_owned());
+        self.events.tell(Event { about, subject, reason, message })
     }
 
     fn remember(&self) {

@@ -34,7 +34,7 @@ impl Volumes {
             tokio::select! {
                 () = self.stopping() => return,
                 _ = ticks.tick() => {}
-                () = self.collector.nudge.notified() => {}
+                () = self.collector.nudge.notified() => self.collector.changed.notify_one(),
             }
             let Some(store) = self.store_if_open().await else { continue };
             let collector = Arc::clone(&self.collector);

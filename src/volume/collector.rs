@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -31,6 +31,8 @@ pub(in crate::volume) struct Collector {
     metrics: StoreMetrics,
     /// Something ended that may have left what is unused.
     pub(in crate::volume) nudge: Notify,
+    /// What the store holds may have changed.
+    pub(in crate::volume) changed: Notify,
 }
 
 impl Collector {
@@ -40,9 +42,9 @@ impl Collector {
         min_age: Duration,
         metrics: StoreMetrics,
     ) -> Arc<Self> {
-        let (stop, nudge) = (Arc::default(), Notify::new());
+        let (stop, nudge, changed) = (Arc::default(), Notify::new(), Notify::new());
         let pinned = Mutex::new(Pinned { references: pinned, ..Pinned::default() });
-        Arc::new(Self { store_root: store_root.to_owned(), pinned, min_age, stop, metrics, nudge })
+        Arc::new(Self { store_root: store_root.to_owned(), pinned, min_age, stop, metrics, nudge, changed })
     }
 
     /// Makes room in `store` from now on, whenever there is too little.
@@ -75,16 +77,26 @@ impl Collector {
         let min_age = if matches!(wanted, Wanted::Named) { Duration::ZERO } else { self.min_age };
         let pinned = &self.pinned().clone();
         let rules = Rules { mounted: &mounted, filter, pinned, min_age, is_dry_run, stop: &self.stop };
+        let began = Instant::now();
         let report = run(store, &rules, wanted)?;
         let reason = match wanted {
             Wanted::Everything | Wanted::Named => For::Command,
             Wanted::Excess(_) => For::Watermark,
-            Wanted::Room(_) | Wanted::Quota(_) | Wanted::AllBut(_) => For::Pull,
+            Wanted::Room(_) => For::Room,
+            Wanted::Quota(_) | Wanted::AllBut(_) => For::Quota,
         };
         if !is_dry_run {
-            self.metrics.collected(reason, &report);
+            self.metrics.collected(reason, began.elapsed(), &report);
+            if report.gone > 0 {
+                self.changed.notify_one();
+            }
         }
         Ok(report)
+    }
+
+    /// Where the store is.
+    pub(in crate::volume) fn store_root(&self) -> &Path {
+        &self.store_root
     }
 
     /// True when everything is to end.

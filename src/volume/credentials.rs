@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use crate::failure;
 use crate::host::blocking::{self, Lane};
+use crate::host::metric::{Counts, Labels, Pairs};
 use crate::kube::cluster::Cluster;
 use crate::kube::pull_secrets::Pod;
 use crate::oci::reference::Reference;
@@ -37,6 +38,8 @@ pub struct CredentialSources {
     pub helpers: Helpers,
     /// Whether registries are asked without credentials.
     pub anonymous: bool,
+    /// How looking for them ended.
+    pub metrics: CredentialMetrics,
 }
 
 /// Who wants a volume, and what came with the wish.
@@ -59,6 +62,58 @@ pub struct Found {
     pub notes: Vec<String>,
 }
 
+/// Counters of where credentials came from. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct CredentialMetrics(Counts<(Place, IsFound)>);
+
+/// Where credentials were looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Volume,
+    Account,
+    PullSecret,
+    Provider,
+    Node,
+}
+
+/// Whether some were found for the reference, or it failed.
+type IsFound = bool;
+
+impl Labels for (Place, IsFound) {
+    const ALL: &'static [(Self, Pairs)] = &[
+        ((Place::Volume, true), &[("source", "volume"), ("result", "found")]),
+        ((Place::Volume, false), &[("source", "volume"), ("result", "failed")]),
+        ((Place::Account, true), &[("source", "service_account"), ("result", "found")]),
+        ((Place::Account, false), &[("source", "service_account"), ("result", "failed")]),
+        ((Place::PullSecret, true), &[("source", "pull_secret"), ("result", "found")]),
+        ((Place::PullSecret, false), &[("source", "pull_secret"), ("result", "failed")]),
+        ((Place::Provider, true), &[("source", "provider"), ("result", "found")]),
+        ((Place::Provider, false), &[("source", "provider"), ("result", "failed")]),
+        ((Place::Node, true), &[("source", "node"), ("result", "found")]),
+        ((Place::Node, false), &[("source", "node"), ("result", "failed")]),
+    ];
+}
+
+impl CredentialMetrics {
+    fn looked(&self, place: Place, found: &[Credential], has_failed: bool) {
+        if has_failed {
+            self.0.inc((place, false));
+        }
+        if !found.is_empty() {
+            self.0.inc((place, true));
+        }
+    }
+
+    /// Makes them part of what is served.
+    pub fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+        registry.register(
+            "ocivol_credentials",
+            "Searches for credentials that found some for the reference, or failed, by source",
+            self.0.clone(),
+        );
+    }
+}
+
 /// Credentials that are tried for one volume.
 const CREDENTIALS: usize = 64;
 /// Bytes of a Docker config.
@@ -75,6 +130,7 @@ impl Default for CredentialSources {
             docker_config: None,
             helpers: Helpers::default(),
             anonymous: true,
+            metrics: CredentialMetrics::default(),
         }
     }
 }
@@ -95,6 +151,7 @@ impl CredentialSources {
             let (keyring, reference) = (wanting.keyring.clone(), reference.clone());
             let matching = move || (keyring.matching(&reference), keyring.note_of_helper(&reference));
             let (credentials, note) = blocking::run(Lane::Store, matching).await;
+            self.metrics.looked(Place::Volume, &credentials, note.is_some());
             found.add(credentials, note);
         }
         let (accounts, pull_secrets, providers, node) = tokio::join!(
@@ -103,7 +160,14 @@ impl CredentialSources {
             self.of_providers(reference, wanting, tenant),
             self.of_node(reference, tenant),
         );
-        for (credentials, notes) in [accounts, pull_secrets, providers, node] {
+        let all = [
+            (Place::Account, accounts),
+            (Place::PullSecret, pull_secrets),
+            (Place::Provider, providers),
+            (Place::Node, node),
+        ];
+        for (place, (credentials, notes)) in all {
+            self.metrics.looked(place, &credentials, !notes.is_empty());
             found.add(credentials, notes);
         }
         found

@@ -84,7 +84,7 @@ impl Volumes {
             };
             let found = |finding: &Finding| {
                 metrics.damaged();
-                damages.add(finding);
+                damages.add(finding, &store);
             };
             Fsck::new(&root, &pace, &found, Some(&store)).run(Cursor::default(), &mut |_| {})
         };
@@ -142,7 +142,7 @@ impl Volumes {
         };
         let found = |finding: &Finding| {
             self.store_metrics.damaged();
-            self.damages.add(finding);
+            self.damages.add(finding, store);
         };
         let look = Fsck::new(&self.store_root, &pace, &found, Some(store));
         let report = look.run(store.scrubbed(), &mut note)?;

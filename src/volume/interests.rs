@@ -3,8 +3,10 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use crate::failure::one_line;
+use crate::kube::pull_secrets::Pod;
 use crate::pull::progress::{Progress, Snapshot};
 use crate::pull::puller::Shared;
 use crate::transfer::flight::{Interest, Waiter};
@@ -13,6 +15,8 @@ use crate::transfer::flight::{Interest, Waiter};
 #[derive(Debug, Default)]
 pub(in crate::volume) struct Interests {
     waiting: Mutex<HashMap<PathBuf, Interest>>,
+    /// Who waits for which pull, by target: for people who look.
+    waiters: Mutex<HashMap<PathBuf, (Weak<Progress>, String)>>,
 }
 
 /// Targets that are remembered: as many as are published at a time. Of more, pulls only end later.
@@ -43,19 +47,31 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if let Some(pull) = self.pull.take().filter(|_| !self.is_over) {
-            self.interests.keep(self.target, pull.leave());
+        match self.pull.take().filter(|_| !self.is_over) {
+            Some(pull) => self.interests.keep(self.target, pull.leave()),
+            None => drop(self.interests.waiters().remove(self.target)),
         }
     }
 }
 
 impl Interests {
-    /// A call for `target` waits for `pull`.
+    /// A call of `pod` for `target` waits for `pull`.
     pub(in crate::volume) fn waiting<'a>(
         &'a self,
         target: &'a Path,
+        pod: Option<&Pod>,
         pull: Waiter<Progress, Shared>,
     ) -> Waiting<'a> {
+        if let Some(Pod { namespace, name, .. }) = pod {
+            let mut waiters = self.waiters();
+            if waiters.len() >= 2 * LIMIT {
+                waiters.retain(|_, (progress, _)| progress.strong_count() > 0);
+            }
+            waiters.insert(
+                target.to_owned(),
+                (Arc::downgrade(pull.state()), one_line(&format!("{namespace}/{name}"))),
+            );
+        }
         let before = self.lock().remove(target);
         drop(before);
         Waiting { interests: self, target, pull: Some(pull), is_over: false }
@@ -74,10 +90,24 @@ impl Interests {
 
     /// `target` will not ask again: a pull that nobody else wants ends.
     pub(in crate::volume) fn give_up(&self, target: &Path) {
+        self.waiters().remove(target);
         let interest = self.lock().remove(target);
         if let Some(interest) = interest {
             interest.give_up();
         }
+    }
+
+    /// The pods that wait for the pull that is so far, or are going to ask for it again.
+    pub(in crate::volume) fn pods_of(&self, pull: &Arc<Progress>) -> Vec<String> {
+        let waiters = self.waiters();
+        let of_pull = waiters.values().filter(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(pull)));
+        let mut pods: Vec<String> = of_pull.map(|(_, pod)| pod.clone()).collect();
+        pods.sort();
+        pods
+    }
+
+    fn waiters(&self) -> MutexGuard<'_, HashMap<PathBuf, (Weak<Progress>, String)>> {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Interest>> {

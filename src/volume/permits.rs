@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::oci::reference::{DOCKER_HUB, Reference};
-use crate::oci::repository::Repository;
+use crate::oci::repository::{Repository, host_identity};
 use crate::registry::credentials::pattern::Pattern;
 use crate::tenant::Tenant;
 use crate::volume::error::Error;
@@ -53,6 +53,16 @@ impl Permits {
             return Err("a rule names no namespaces; \"*\" is all of them".to_owned());
         }
         Ok(Self(rules.into()))
+    }
+
+    /// The registries that are allowed by name, however they are named.
+    pub fn registries(&self) -> Vec<String> {
+        let keys = self.0.iter().flat_map(|rule| &rule.allow);
+        let hosts = keys.filter_map(|key| key.split('/').next()).filter(|host| !host.contains('*'));
+        hosts
+            .map(host_identity)
+            .map(|host| if HUB.contains(&host.as_str()) { DOCKER_HUB.into() } else { host })
+            .collect()
     }
 
     /// Checks that pods of `tenant` may use `reference`. Who uses the command line on the node is not asked.

@@ -135,12 +135,15 @@ impl Volumes {
         if operation.is_preempted() {
             return Err(Error::Preempted);
         }
+        let began = std::time::Instant::now();
         let (mounted, mounter, root) =
             (Arc::clone(&pulled), Arc::clone(&self.mounter), self.store_root.clone());
         let tenant = request.tenant.clone();
         let mount = move || mount(&store, &root, &mounter, &request, &mounted, guard);
         let record = blocking::run(Lane::Mounts, mount).await?;
         self.warm(&tenant, &record);
+        self.store_metrics.mounted(began);
+        self.collector.changed.notify_one();
         Ok(Published::Mounted(pulled))
     }
 
@@ -213,8 +216,8 @@ impl Volumes {
             far = "credentials are looked for".to_owned();
             let asked = self.pull_request(attributes, &request.wanting, &request.tenant).await;
             let pull = puller.pull(asked);
-            let mut pull = self.interests.waiting(request.target.path(), pull);
             let pod = request.wanting.pod.as_ref();
+            let mut pull = self.interests.waiting(request.target.path(), pod, pull);
             let mut announcer = self.announcements.of(pod, &request.volume_id, &attributes.reference);
             let mut ticks = tokio::time::interval(PROGRESS_EVERY);
             let outcome = loop {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::mount;
 use crate::mount::target::Target;
+use crate::store::usage::volumes::VolumeRecord;
 use crate::volume::error::Error;
 use crate::volume::order::TargetGuard;
 use crate::volume::store_mounts::StoreMounts;
@@ -14,17 +15,16 @@ use crate::volume::volumes::Volumes;
 impl Volumes {
     /// Unmounts and removes `target`, and makes publishes that wait for it give up. Nothing there is success.
     ///
-    /// Needs no network and no store: a store that cannot be used only keeps a record that the next start drops.
+    /// Needs no network and no store: a store that cannot be used only keeps a record that the next start drops. Returns what was recorded.
     ///
     /// # Errors
     /// What [`mount::detach::detach()`] fails with.
-    pub async fn unpublish(&self, target: Target) -> Result<(), Error> {
+    pub async fn unpublish(&self, target: Target) -> Result<Option<VolumeRecord>, Error> {
         let guard = self.order.unpublish(target.path()).turn().await;
         self.interests.give_up(target.path());
         let path = target.path().to_owned();
         let (guard, _) = self.take_away(target, true, guard).await?;
-        self.forget(path, guard).await;
-        Ok(())
+        Ok(self.forget(path, guard).await)
     }
 
     /// Unmounts `target` for a person: the directory stays unless it was made for the mount.
@@ -68,10 +68,10 @@ impl Volumes {
         .await
     }
 
-    /// Removes the record, before anybody else can publish at the target. The tree was in use until now: it is not collected as
+    /// Removes the record, and returns it, before anybody else can publish at the target. The tree was in use until now: it is not collected as
     /// long as another mount namespace may still have the mount.
-    async fn forget(&self, path: PathBuf, guard: TargetGuard) {
-        let Some(store) = self.store_if_at_hand().await else { return };
+    async fn forget(&self, path: PathBuf, guard: TargetGuard) -> Option<VolumeRecord> {
+        let store = self.store_if_at_hand().await?;
         let removed = blocking::run(Lane::Mounts, move || {
             crate::host::failpoint::reached("unpublish.target_gone");
             let removed = store.end_volume(&path);
@@ -81,8 +81,9 @@ impl Volumes {
         });
         let removed = removed.await;
         self.collector.nudge.notify_one();
-        if let Err(error) = removed {
+        removed.unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot forget an unpublished volume");
-        }
+            None
+        })
     }
 }

@@ -34,6 +34,7 @@ use crate::volume::order::Order;
 use crate::volume::permits::Permits;
 use crate::volume::slots::Slots;
 use crate::volume::store_mounts::StoreMounts;
+use crate::volume::store_watch::StoreWatch;
 use crate::warm::budget::WarmBudget;
 use crate::warm::warmer::Warmer;
 
@@ -71,6 +72,8 @@ pub struct Volumes {
     pub store_metrics: StoreMetrics,
     /// What fills the page cache.
     pub warmer: Arc<Warmer>,
+    /// What was told of the store.
+    pub(in crate::volume) store_watch: StoreWatch,
     pub(in crate::volume) stopping: watch::Sender<bool>,
 }
 
@@ -124,10 +127,11 @@ impl Volumes {
             measured: std::sync::Mutex::default(),
             collector,
             repairing: Mutex::default(),
+            damages: Arc::new(Damages::new(events.clone())),
             announcements: Announcements::new(events),
-            damages: Arc::default(),
             store_metrics,
             warmer: Arc::new(Warmer::new(warm)),
+            store_watch: StoreWatch::default(),
             stopping: watch::Sender::new(false),
         })
     }
@@ -150,6 +154,7 @@ impl Volumes {
         self.collector.serve(&store);
         let puller = Puller::new(store, self.registry.clone(), &self.pulls, self.metrics.clone());
         *slot = Some(Arc::clone(&puller));
+        self.collector.changed.notify_one();
         Ok(puller)
     }
 
@@ -170,6 +175,21 @@ impl Volumes {
             return None;
         };
         usable(self.open(slot).await)
+    }
+
+    /// Makes what is counted of pulls, registries, credentials and the store part of what is served.
+    pub fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+        self.metrics.register(registry);
+        self.registry.register(registry);
+        self.credentials.metrics.register(registry);
+        self.store_metrics.register(registry);
+        self.announcements.register(registry);
+    }
+
+    /// Whether the store is open, as far as that can be seen at once.
+    pub fn has_store(&self) -> bool {
+        // Who has the lock has it for a moment, or opens the store.
+        self.puller.try_lock().is_ok_and(|puller| puller.is_some())
     }
 
     /// The client for registries.

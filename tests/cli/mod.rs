@@ -8,5 +8,6 @@ mod exports;
 mod looked_at_before;
 mod names;
 mod reference;
+mod status;
 mod stores;
 mod users;

@@ -35,7 +35,7 @@ Words mean the same everywhere: `digest` is what a reference resolved to, an ind
 | exit status | meaning |
 |---|---|
 | 0 | done |
-| 1 | failed, or (`verify`, `fsck`) something is damaged |
+| 1 | failed, or (`verify`, `fsck`) something is damaged, or (`status`) the plugin is not ready |
 | 2 | wrong usage |
 | 126, 127 | `mount … -- COMMAND`: it cannot be run; there is no such command. Else its own status is that of ocivol |
 | 130, 143 | stopped by Ctrl-C, by SIGTERM. What was pulled is kept |
@@ -44,6 +44,30 @@ Credentials are read from `--docker-config`, or from `~/.docker/config.json` (`$
 `$XDG_RUNTIME_DIR/containers/auth.json` and `~/.config/containers/auth.json` (`$REGISTRY_AUTH_FILE`): what `docker login`, `podman login`,
 `skopeo login`, `buildah login` and `oras login` write. Helpers that these files name (`credsStore`, `credHelpers`) are run from `PATH`.
 ";
+
+/// What a plugin says of itself that has a pull whose manifest never comes.
+async fn status_of_a_busy_plugin(node: &mut Node, registry: &Scripted) -> Value {
+    node.env.insert("OCIVOL_PLAIN_HTTP".to_owned(), registry.host());
+    node.run_registered().await;
+    registry.script(|_| {
+        let never = futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
+        Some(axum::response::Response::new(axum::body::Body::from_stream(never)))
+    });
+    let (volume, reference) = (node.volume("pod"), registry.reference("late:v1"));
+    let request = node.kubelet.publish_request(&volume, &[("reference", &reference)], &[]);
+    let kubelet = node.kubelet.clone();
+    let waiting = tokio::spawn(async move { kubelet.publish(request).await });
+    let began = std::time::Instant::now();
+    loop {
+        let (_, status) = node.command(&["status"]).await;
+        if status["pulls"][0]["pods"][0].is_string() {
+            waiting.abort();
+            node.kill();
+            return status;
+        }
+        assert!(began.elapsed() < crate::support::PATIENCE, "{status}");
+    }
+}
 
 /// The types of a value's parts.
 fn shape(value: &Value) -> Value {
@@ -99,7 +123,7 @@ async fn index(registry: &Scripted) -> String {
 fn the_reference_is_what_the_binary_says() {
     isolated(async {
         let (registry, reference) = model().await;
-        let node = Node::on_host(&[]);
+        let mut node = Node::on_host(&[]);
         let place = node.directory.path().canonicalize().expect("a path").join("mnt");
         let place = place.to_str().expect("text").to_owned();
         let file = node.directory.path().join("m.tar");
@@ -144,8 +168,10 @@ fn the_reference_is_what_the_binary_says() {
             };
             shapes.push((name, shape(&printed)));
         }
+        shapes.push(("status", shape(&status_of_a_busy_plugin(&mut node, &registry).await)));
         for (name, keys) in [
-            ("ls", &["moved", "mounted_by", "references"] as &[&str]),
+            ("status", &["checks", "pulls"] as &[&str]),
+            ("ls", &["moved", "mounted_by", "references"]),
             ("inspect", &["children", "manifest", "store"]),
             ("rm", &["untagged", "removed"]),
             ("verify", &["findings"]),

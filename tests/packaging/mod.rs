@@ -1,3 +1,4 @@
 //! What the chart makes of the plugin.
 
 mod daemonset;
+mod monitoring;

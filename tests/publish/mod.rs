@@ -6,6 +6,7 @@ mod events;
 mod inline;
 mod layers_of_tenants;
 mod listeners;
+mod metrics;
 mod old_kernel;
 mod plans;
 mod read_only;

@@ -37,7 +37,7 @@ struct Bind {
 }
 
 /// The object of `kind` in the rendered manifests.
-fn rendered<T: DeserializeOwned>(kind: &str) -> T {
+pub fn rendered<T: DeserializeOwned>(kind: &str) -> T {
     let text = include_str!("../../manifests/install.yaml");
     serde_yaml_ng::Deserializer::from_str(text)
         .map(|document| <serde_json::Value as serde::Deserialize>::deserialize(document).expect("YAML"))

@@ -10,6 +10,7 @@ pub mod image_layout;
 pub mod kubelet;
 pub mod layers;
 pub mod listing;
+pub mod metrics;
 pub mod namespace;
 pub mod node;
 pub mod oracles;

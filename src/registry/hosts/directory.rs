@@ -14,6 +14,7 @@ use reqwest::Url;
 
 use crate::host::blocking::{self, Lane};
 use crate::oci::reference::{DOCKER_HUB, OCI_LAYOUT};
+use crate::oci::repository::host_identity;
 use crate::registry::hosts::endpoint::{Endpoint, Role};
 use crate::registry::hosts::file::{BadHosts, Entry, HostsFile};
 use crate::registry::hosts::tls::HostTls;
@@ -96,6 +97,22 @@ impl Hosts {
 }
 
 impl HostsSettings {
+    /// The registries that are named here: by a directory of their own, in the order of the alphabet, and as spoken to without TLS.
+    /// *Caller:* may block.
+    pub fn registries(&self) -> Vec<String> {
+        let listed = self.directory.as_deref().and_then(|root| std::fs::read_dir(root).ok());
+        let entries = listed.into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let of_name = |name: String| match name.strip_suffix('_').and_then(|rest| rest.rsplit_once('_')) {
+            Some((host, port)) => format!("{host}:{port}"),
+            None => name,
+        };
+        let mut all: Vec<String> = names.filter(|name| !name.starts_with(['_', '.'])).map(of_name).collect();
+        all.sort();
+        all.extend(self.plain_http.iter().cloned());
+        all.into_iter().map(|name| host_identity(&name)).collect()
+    }
+
     fn read(&self, registry: &str) -> Result<Places, BadHosts> {
         let found = self.directory.as_deref().and_then(|root| directory_of(root, registry));
         let Some((directory, is_named)) = found else {
@@ -292,6 +309,9 @@ mod tests {
         assert_eq!(bases(&hosts, "new.example").await, expected);
         assert!(!hosts.of("new.example").await.expect("read").is_named);
         assert!(hosts.of("docker.io").await.expect("read").is_named);
+        let named =
+            ["docker.io", "empty.example", "other.example", "r.example:5000", "r.example:5000", "r:5000"];
+        assert_eq!(hosts.settings.registries(), named);
     }
 
     #[tokio::test]

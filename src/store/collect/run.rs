@@ -74,7 +74,7 @@ impl Collection<'_> {
         }
         // For the sake of one namespace nothing of others goes.
         let is_for_all = !matches!(self.wanted, Wanted::Quota(_));
-        if is_for_all && (past.is_time_for_leftovers() || is_everything) {
+        if is_for_all && (is_everything || past.is_time_for_leftovers()) {
             self.collect_leftovers()?;
         }
         // Without anything being taken away, what trees refer to that go is only seen afterwards.
@@ -212,7 +212,9 @@ impl Collection<'_> {
     pub(super) fn gone(&mut self, kind: Kind, name: &str, shows: &str, takes: Amount, reason: Reason) {
         self.report.freed = self.report.freed.plus(takes);
         self.report.goes(kind, name, shows, takes, reason);
-        tracing::debug!(%kind, name, bytes = takes.bytes, "collected");
+        if !self.is_dry_run {
+            tracing::debug!(%kind, name, bytes = takes.bytes, "collected");
+        }
     }
 
     /// What is still wanted, as the file system tells it.

@@ -70,6 +70,11 @@ impl Budget {
         if usage.total.inodes == 0 { Amount { inodes: u64::MAX, ..free } } else { free }
     }
 
+    /// What may be used of the file system, by whomever.
+    pub fn limit(&self, usage: Usage) -> Amount {
+        usage.total.minus(self.kept(usage))
+    }
+
     /// What has to be freed before anything may be taken: others have written into what is kept free.
     pub fn deficit(&self, usage: Usage) -> Amount {
         self.kept(usage).minus(usage.free)

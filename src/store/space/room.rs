@@ -232,6 +232,11 @@ impl Room {
         Ok(self.budget.excess(self.measure()?))
     }
 
+    /// What may be used of the file system, by whomever.
+    pub fn limit(&self, usage: Usage) -> Amount {
+        self.budget.limit(usage)
+    }
+
     /// What the file system has.
     ///
     /// # Errors

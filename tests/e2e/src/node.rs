@@ -143,6 +143,13 @@ impl Node {
         run(self.helm().args(["uninstall", "ocivol", "--namespace", "ocivol", "--wait"]));
     }
 
+    /// Runs `kubectl` with these arguments; what it prints.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(kubernetes("kubectl"));
+        command.env("KUBECONFIG", directory().join("kubeconfig")).env("HOME", directory());
+        run(command.args(arguments))
+    }
+
     fn helm(&self) -> Command {
         self.as_admin(&target().join("tools/bin/helm").display().to_string())
     }

@@ -7,6 +7,7 @@ mod installing;
 mod memory;
 mod messages;
 mod odd;
+mod operate;
 mod registries;
 mod restarts;
 mod writes;
@@ -76,6 +77,7 @@ fn disruptive() -> Vec<Scenario> {
         messages::a_pod_is_told_of_its_pull_and_of_what_its_registry_warns,
         installing::what_helms_notes_say_works_in_its_order,
         installing::a_labelled_node_has_the_daemon_set_of_its_label_alone,
+        operate::an_operator_sees_digests_status_and_metrics,
         crowds::sixty_pods_at_once_share_every_download,
         crowds::a_node_at_its_watermark_runs_pod_after_pod_without_disk_pressure,
         restarts::uninstalling_leaves_nothing,
