@@ -138,6 +138,12 @@ impl Node {
         run(self.helm().args(["uninstall", "ocivol", "--namespace", "ocivol", "--wait"]));
     }
 
+    /// The same, where there may be nothing to remove.
+    pub fn uninstall_if_there(&self) {
+        let words = ["uninstall", "ocivol", "--namespace", "ocivol", "--wait", "--ignore-not-found"];
+        run(self.helm().args(words));
+    }
+
     fn helm(&self) -> Command {
         let mut command = Command::new(target().join("tools/bin/helm"));
         command.env("KUBECONFIG", directory().join("kubeconfig")).env("HOME", directory());
