@@ -9,6 +9,7 @@ use k8s_openapi::api::storage::v1::CSIDriver;
 
 use super::Shared;
 use crate::blocks::{commands, compare};
+use crate::cluster::eventually;
 use crate::machine::{directory, target};
 use crate::node::Node;
 use crate::pod::DRIVER;
@@ -57,7 +58,10 @@ pub async fn the_first_volume_of_the_readme_is_what_a_new_cluster_shows(node: Sh
         }
     }
     assert!(typed >= 10, "only {typed} commands are found");
-    assert!(!node.cluster.drivers().await.contains(&DRIVER.to_owned()));
+    eventually("kubelet forgets the driver", || async {
+        (!node.cluster.drivers().await.contains(&DRIVER.to_owned())).then_some(())
+    })
+    .await;
     assert!(!Path::new("/var/lib/ocivol").exists());
 }
 
@@ -80,11 +84,9 @@ fn docker_hub_is_here() {
     nix::mount::mount(Some(&hosts), usual, none, nix::mount::MsFlags::MS_BIND, none).expect("a mount");
     // skopeo is told of a registry without TLS as podman's users do it.
     let text = format!("[[registry]]\nlocation = \"{REGISTRY}\"\ninsecure = true\n");
-    fs::write(registries(), text).expect("a file");
-}
-
-fn registries() -> PathBuf {
-    directory().join("registries.conf")
+    let file = directory().join(".config/containers/registries.conf");
+    fs::create_dir_all(file.parent().expect("a directory")).expect("a directory");
+    fs::write(file, text).expect("a file");
 }
 
 fn checkout() -> PathBuf {
@@ -101,7 +103,6 @@ fn shell(words: &str) -> String {
         .env("PATH", format!("{path}:/usr/sbin:/usr/bin:/sbin:/bin"))
         .env("KUBECONFIG", directory().join("kubeconfig"))
         .env("HOME", directory())
-        .env("CONTAINERS_REGISTRIES_CONF", registries())
         .output()
         .expect("bash");
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
