@@ -30,7 +30,7 @@ KUBERNETES_DIR := $(TOOLS)/kubernetes-$(NODE_KUBERNETES)-$(NODE_MODULES)
 NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
-.PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests metrics image fuzz bench bench-http2 bench-warm soak powercuts \
+.PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests metrics image fuzz bench bench-http2 bench-warm docs soak powercuts \
 	interleavings static check-arm advisories
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -269,7 +269,7 @@ $(TOOLS)/bin/cargo-deny:
 advisories: $(TOOLS)/bin/cargo-deny ## Known vulnerabilities of dependencies; needs github.com
 	$(TOOLS)/bin/cargo-deny check advisories
 
-bench: ## Compare with other tools, print the table that the README quotes
+bench: ## Compare with other tools, print the tables of docs/benchmarks.md
 	@$(call need,docker-registry,docker-registry)
 	@$(call need,skopeo,skopeo)
 	@$(call need,curl,curl)
@@ -297,6 +297,9 @@ bench-warm: ## How much sooner is a model read that is warmed while its engine s
 $(TOOLS)/containerd/ctr:
 	$(call again,GOBIN=$(abspath $(TOOLS))/containerd go install \
 		github.com/containerd/containerd/v2/cmd/containerd@$(CONTAINERD) github.com/containerd/containerd/v2/cmd/ctr@$(CONTAINERD))
+
+docs: ## Write what is generated of docs: cli.md, speed.svg
+	$(AS_ROOT) env OCIVOL_WRITE_DOCS=1 $(CARGO) test --test suite -- cli::reference documents::speed
 
 static: ## The static x86-64 binary
 	@$(call need,musl-gcc,musl-tools)

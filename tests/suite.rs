@@ -10,6 +10,8 @@ mod archives;
 mod cli;
 #[path = "crash/mod.rs"]
 mod crash;
+#[path = "documents/mod.rs"]
+mod documents;
 #[path = "formats/mod.rs"]
 mod formats;
 #[path = "packaging/mod.rs"]

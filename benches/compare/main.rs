@@ -1,6 +1,6 @@
 //! Whole-process comparison: from a registry on this machine to files on this disk.
 //!
-//! `make bench` runs it and the README quotes its tables. Every tool starts with nothing, in turns, and the order
+//! `make bench` runs it, and `docs/benchmarks.md` has its tables. Every tool starts with nothing, in turns, and the order
 //! changes each round; the medians are compared. Two times count: until the tool returns, and until a `sync`
 //! after it returns, because some tools wait for the disk and some do not.
 //!
@@ -43,6 +43,7 @@ fn main() {
     let place = setting("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let registry = runtime.block_on(DebianRegistry::start());
+    println!("{}, medians of {rounds} rounds", machine(&place));
     for name in wanted.split(',') {
         let workload = runtime.block_on(Workload::push(name, &registry));
         let base = tempfile::Builder::new().prefix("ocivol-bench-").tempdir_in(&place).expect("a directory");
@@ -63,6 +64,24 @@ fn main() {
         println!("\n{}\n", workload.description);
         print_table(&tools, &results);
     }
+}
+
+/// The day, the processor, the kernel, and where the files go.
+fn machine(place: &Path) -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let (cpus, kernel) = (read("/proc/cpuinfo"), read("/proc/sys/kernel/osrelease"));
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let disk = Command::new("findmnt").args(["-n", "-o", "FSTYPE,SOURCE", "-T"]).arg(place).output();
+    let disk = disk.map(|found| String::from_utf8_lossy(&found.stdout).into_owned()).unwrap_or_default();
+    format!(
+        "{:.10}: {} x {}, Linux {}, {}",
+        jiff::Timestamp::now().to_string(),
+        cores,
+        model.map_or("an unknown processor", |(_, name)| name),
+        kernel.trim(),
+        disk.split_whitespace().collect::<Vec<_>>().join(" on ")
+    )
 }
 
 fn measure(tool: &Tool, directory: &Path) -> Measured {

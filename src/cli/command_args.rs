@@ -19,6 +19,9 @@ pub struct PullArgs {
     /// Only say what is here already, and what would be fetched
     #[arg(long)]
     pub dry_run: bool,
+    /// Print digests alone, and no progress
+    #[arg(short, long)]
+    pub quiet: bool,
     /// What of it.
     #[command(flatten)]
     pub content: ContentArgs,

@@ -40,7 +40,13 @@ pub struct FilesArgs {
     #[arg(long, value_name = "N")]
     pub strip_components: Option<String>,
     /// Whether everybody may read the files [default: true, for container images false]
-    #[arg(long, value_name = "BOOL")]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true
+    )]
     pub readable: Option<String>,
 }
 

@@ -58,7 +58,7 @@ pub async fn run(common: &Common, flags: &ExportArgs) -> Result<ExitCode, Failur
         let copied = copied.map_err(|(path, error)| (staging.shown(&path), error));
         copied.and_then(|()| staging.finish()).map_err(|(path, error)| {
             let is_hidden = error.kind() == io::ErrorKind::PermissionDenied && path.starts_with(&tree);
-            let advice = if is_hidden { "; --readable true lets everybody read it" } else { "" };
+            let advice = if is_hidden { "; --readable lets everybody read it" } else { "" };
             cannot("copy", &path, &error, advice)
         })
     };

@@ -1,6 +1,5 @@
 //! `ocivol mount` and `ocivol umount`
 
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -9,8 +8,9 @@ use serde::Serialize;
 
 use crate::cli::args::Common;
 use crate::cli::busy;
+use crate::cli::child;
 use crate::cli::command_args::{MountArgs, UmountArgs};
-use crate::cli::context::{self, Pulls, absolute, store, volumes};
+use crate::cli::context::{self, GRACE, Pulls, absolute, store, volumes};
 use crate::cli::credentials::{docker_config, without_helpers};
 use crate::cli::progress::Progress;
 use crate::cli::pull::{pull, say_if_old};
@@ -20,15 +20,13 @@ use crate::control::request::{Content, ControlRequest, Pulled, Reply};
 use crate::failure::{Failure, Kind};
 use crate::host::blocking::{self, Lane};
 use crate::mount::attach::{MountSource, Mounter};
+use crate::mount::detach::detach;
 use crate::mount::locked::Lock;
+use crate::mount::lookup;
 use crate::mount::target::Policy;
 use crate::store::disk::empty_directory;
 use crate::volume;
 use crate::volume::attributes::Attributes;
-
-/// Exit statuses of shells: no such command, and one that cannot be run.
-const NOT_FOUND: u8 = 127;
-const NOT_RUN: u8 = 126;
 
 /// What was mounted.
 #[derive(Serialize)]
@@ -44,7 +42,8 @@ struct Unmounted<'a> {
     directory: &'a str,
 }
 
-/// Mounts; with a command, in a namespace of its own, and becomes that command, with the caller's `umask`.
+/// Mounts; with a command, in a namespace of its own, and becomes that command, with the caller's `umask`. Where the directory was made for
+/// the mount it waits for the command's end instead, and removes the directory.
 ///
 /// # Errors
 /// Whatever failed.
@@ -89,16 +88,24 @@ pub fn mount(common: &Common, flags: &MountArgs, umask: rustix::fs::Mode) -> Res
         asked_read_only: true,
     };
     let mounter = Mounter::new(&root, &empty_directory(&root), Lock::All);
-    mounter.attach(source, &target).map_err(volume::error::Error::from)?;
+    let attached = mounter.attach(source, &target).map_err(volume::error::Error::from)?;
     rustix::process::umask(umask);
-    let error = std::process::Command::new(program).args(arguments).exec();
-    let (kind, status) = match error.kind() {
-        std::io::ErrorKind::NotFound => (Kind::NotFound, NOT_FOUND),
-        _ => (Kind::FailedPrecondition, NOT_RUN),
+    let ended = if attached.made_target {
+        let own = lookup::at(target.path()).map_err(volume::error::Error::from)?.map(|mount| mount.id);
+        let ended = context::run(GRACE, async { Ok(child::run(program, arguments).await) })?;
+        // Where something that the command left running is still in there, the directory stays.
+        let _ = detach(&target, |mount| Some(mount.id) == own, true);
+        ended
+    } else {
+        Err(child::become_it(program, arguments))
     };
-    let message = format!("cannot run {}: {error}", program.display());
-    output::fail(common.output, &Failure { kind, message });
-    Ok(ExitCode::from(status))
+    ended.or_else(|error| {
+        let status = child::status_of(&error);
+        let kind = if status == child::NOT_FOUND { Kind::NotFound } else { Kind::FailedPrecondition };
+        let message = format!("cannot run {}: {error}", program.display());
+        output::fail(common.output, &Failure { kind, message });
+        Ok(ExitCode::from(status))
+    })
 }
 
 async fn mount_for_good(

@@ -13,7 +13,8 @@ use crate::pull::progress::Snapshot;
 pub struct Progress {
     name: String,
     bar: Option<ProgressBar>,
-    next_line: Instant,
+    /// `None` where nothing is shown.
+    next_line: Option<Instant>,
 }
 
 /// How often a line is printed where there is no terminal.
@@ -35,7 +36,12 @@ impl Progress {
         });
         let name = reference.rsplit('/').next().unwrap_or(reference);
         let name = name.split('@').next().unwrap_or(name).to_owned();
-        Self { name, bar, next_line: Instant::now() + LINE_EVERY }
+        Self { name, bar, next_line: Some(Instant::now() + LINE_EVERY) }
+    }
+
+    /// Nothing is ever shown.
+    pub fn none() -> Self {
+        Self { name: String::new(), bar: None, next_line: None }
     }
 
     /// Shows `snapshot`.
@@ -49,8 +55,8 @@ impl Progress {
                 bar.set_position(snapshot.done);
                 bar.set_message(line(&self.name, snapshot));
             }
-            None if Instant::now() >= self.next_line => {
-                self.next_line = Instant::now() + LINE_EVERY;
+            None if self.next_line.is_some_and(|next| Instant::now() >= next) => {
+                self.next_line = Some(Instant::now() + LINE_EVERY);
                 let _ = writeln!(std::io::stderr(), "{}: {snapshot}", self.name);
             }
             None => {}

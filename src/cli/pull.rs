@@ -10,7 +10,8 @@ use crate::cli::command_args::PullArgs;
 use crate::cli::content_args::{PolicyName, attributes, policy_of_pull};
 use crate::cli::context::{Pulls, store};
 use crate::cli::credentials::Logins;
-use crate::cli::inspect::{self, Inspected};
+use crate::cli::inspect;
+use crate::cli::inspected::Inspected;
 use crate::cli::output::{self, ago, counted, short};
 use crate::cli::progress::Progress;
 use crate::control::client;
@@ -53,12 +54,16 @@ pub async fn run(common: &Common, flags: &PullArgs) -> Result<ExitCode, Failure>
         let attributes = attributes(reference, &flags.content.choice, Some(&flags.content.files), policy)?;
         if flags.dry_run {
             let found = inspect::look(common, &attributes, docker_config.as_deref()).await?;
-            plan(common, found)?;
+            plan(common, found, flags.quiet)?;
             continue;
         }
         let content = Content { attributes, docker_config };
-        let pulled = pull(common, reference, content, false).await?;
-        output::result(common, &pulled, || text(&pulled));
+        let pulled = if flags.quiet {
+            pull_showing(common, content, false, Progress::none()).await?
+        } else {
+            pull(common, reference, content, false).await?
+        };
+        output::result(common, &pulled, || if flags.quiet { pulled.digest.clone() } else { text(&pulled) });
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -76,7 +81,7 @@ fn text(pulled: &Pulled) -> String {
     )
 }
 
-fn plan(common: &Common, mut found: Inspected) -> Result<(), Failure> {
+fn plan(common: &Common, mut found: Inspected, quiet: bool) -> Result<(), Failure> {
     if let Some(failure) = found.not_planned.take() {
         return Err(failure);
     }
@@ -87,6 +92,9 @@ fn plan(common: &Common, mut found: Inspected) -> Result<(), Failure> {
     let (layers, size, here) = (found.files.len(), found.size, found.here);
     let plan = Plan { reference, digest, manifest, family, layers, size, here, missing };
     output::result(common, &plan, || {
+        if quiet {
+            return digest.to_owned();
+        }
         format!(
             "{digest}\n{reference}: {} in {}; {} are here, {} would be fetched",
             BinaryBytes(size),
@@ -108,16 +116,21 @@ pub(super) async fn pull(
     content: Content,
     lease: bool,
 ) -> Result<Pulled, Failure> {
+    let pulled = pull_showing(common, content, lease, Progress::new(common, reference)).await?;
+    say_if_old(&pulled);
+    Ok(pulled)
+}
+
+async fn pull_showing(
+    common: &Common,
+    content: Content,
+    lease: bool,
+    mut progress: Progress,
+) -> Result<Pulled, Failure> {
     let volumes = store(common, Pulls::AsFlagged).await?;
-    let mut progress = Progress::new(common, reference);
-    let reply =
-        client::run(&volumes, ControlRequest::Pull { content, lease }, |now| progress.show(&now)).await?;
-    drop(progress);
-    match reply {
-        Reply::Pulled(pulled) => {
-            say_if_old(&pulled);
-            Ok(pulled)
-        }
+    let request = ControlRequest::Pull { content, lease };
+    match client::run(&volumes, request, |now| progress.show(&now)).await? {
+        Reply::Pulled(pulled) => Ok(pulled),
         other => Err(Failure::internal(&format!("unexpected answer: {other:?}"))),
     }
 }

@@ -54,7 +54,7 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
     let common = cli.common;
     match cli.command {
         Command::Node(flags) => {
-            let config = flags.check(&common)?;
+            let config = flags.check(common.root()?, common.pulls())?;
             process::raise_open_files();
             crate::host::limits::enforce().map_err(|error| {
                 Failure::internal(&format!("cannot bound this process's memory: {error}"))

@@ -11,7 +11,7 @@ use crate::cli::args::Cli;
 use crate::cli::output;
 
 /// Groups of flags. What is in none is the command's own.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     (
         "Content",
         &[
@@ -34,6 +34,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
         &["root", "no_wait", "verify_diff_ids", "grant_ttl", "always_verify", "spool_above", "pull_policy"],
     ),
     ("Output", &["output", "log_format", "verbose"]),
+    ("For tests of ocivol", &["target_root", "allow_writer_modes"]),
 ];
 
 /// Flags about which registries there are, and how they are spoken to.
@@ -135,7 +136,7 @@ pub fn command() -> clap::Command {
 /// # Errors
 /// The exit status.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
-    let words: Vec<OsString> = words.into_iter().collect();
+    let words = joined(words);
     let matches = match command().try_get_matches_from(&words) {
         Ok(matches) => matches,
         Err(error) => return Err(refuse(&error, wants_json(&words))),
@@ -152,6 +153,30 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode>
         }
     }
     Ok(cli)
+}
+
+/// Flags that are true when nothing is said with them, as `--readable`, and take a value after `=`.
+const BOOLEANS: [&str; 3] = ["--readable", "--volume-secrets", "--anonymous"];
+
+/// The words, with `--readable false` as `--readable=false`: without the sign a word after it could as well be a reference.
+fn joined(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut joined: Vec<OsString> = Vec::new();
+    let mut is_own = true;
+    for word in words {
+        let is_value = word == "true" || word == "false";
+        match joined.last_mut() {
+            Some(flag) if is_own && is_value && BOOLEANS.iter().any(|known| flag.as_os_str() == *known) => {
+                flag.push("=");
+                flag.push(word);
+            }
+            _ => {
+                // What comes then is another program's.
+                is_own &= word != "--";
+                joined.push(word);
+            }
+        }
+    }
+    joined
 }
 
 /// Flags of some commands that are on the command line itself, and not set by a variable.
@@ -213,6 +238,7 @@ fn refuse(error: &clap::Error, as_json: bool) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::args::Command;
 
     #[test]
     fn the_syntax_is_sound_and_flags_are_shown_where_they_do_something() {
@@ -251,6 +277,40 @@ mod tests {
             let mut given = cli.common.given;
             given.sort();
             assert_eq!(given, ["--plain-http", "--root"]);
+        }
+    }
+
+    #[test]
+    fn booleans_need_no_value() {
+        let readable = |words: &[&str]| match parse(words.iter().map(OsString::from)).expect("read").command {
+            Command::Pull(flags) => (flags.content.files.readable, flags.references),
+            Command::Mount(flags) => (
+                flags.content.files.readable,
+                flags.command.iter().map(|it| it.display().to_string()).collect(),
+            ),
+            other => panic!("{other:?}"),
+        };
+        for (words, value, rest) in [
+            (&["ocivol", "pull", "--readable", "r/x"] as &[&str], "true", &["r/x"] as &[&str]),
+            (&["ocivol", "pull", "--readable=false", "r/x"], "false", &["r/x"]),
+            (&["ocivol", "pull", "--readable", "false", "r/x"], "false", &["r/x"]),
+            (&["ocivol", "pull", "r/x", "--readable", "true"], "true", &["r/x"]),
+            (
+                &["ocivol", "mount", "--readable", "r/x", "/m", "--", "x", "--readable", "false"],
+                "true",
+                &["x", "--readable", "false"],
+            ),
+        ] {
+            let found = readable(words);
+            assert_eq!(
+                (found.0.as_deref(), found.1),
+                (Some(value), rest.iter().map(ToString::to_string).collect())
+            );
+        }
+        let all = command();
+        for flag in BOOLEANS {
+            let is_flag = |known: &Arg| known.get_long().is_some_and(|long| flag == format!("--{long}"));
+            assert!(all.get_subcommands().any(|command| command.get_arguments().any(is_flag)), "{flag}");
         }
     }
 

@@ -95,7 +95,10 @@ pub fn look(root: &Path) -> Result<Listing, Error> {
         let mounted_by = by_target.chain(by_process.map(|lease| process(lease.pid))).collect();
         describe(tree, &newest, mounted_at, mounted_by)
     });
-    let trees = listed.collect();
+    let mut trees: Vec<Listed> = listed.collect();
+    trees.sort_by(|one, other| {
+        (&one.references, &one.filter, &one.tree).cmp(&(&other.references, &other.filter, &other.tree))
+    });
     Ok(Listing { trees, content, unfinished, free })
 }
 

@@ -320,3 +320,20 @@ fn regression_a_layer_that_is_named_often_is_not_held_often() {
         assert!(status.message().contains("more entries"), "{}", status.message());
     });
 }
+
+#[test]
+fn t55_an_archive_of_no_use_is_fetched_once_however_many_pods_want_it() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let layer = Tarball::new().file("../escape", b"x").finish();
+        let digest = Digest::sha256(&layer).to_string();
+        image(&registry.pusher("image"), "v1", &[layer]).await;
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        for pod in ["one", "two", "three"] {
+            let refused = node.publish(&node.volume(pod), &registry.reference("image:v1"), &[]).await;
+            let status = refused.expect_err("it leads out");
+            assert!(status.message().contains("its name contains '..'"), "{}", status.message());
+        }
+        assert_eq!(registry.count(&Method::GET, &digest), 1);
+    });
+}

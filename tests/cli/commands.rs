@@ -2,12 +2,14 @@
 
 use std::process::{Child, Command, Output};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use ocivol::demo::push::Layer;
 use serde_json::Value;
 
 use super::users::{Nobody, node};
 use crate::support::node::{BINARY, mount_at};
-use crate::support::{Node, Scripted, isolated, noise};
+use crate::support::{Node, Scripted, eventually, isolated, noise};
 
 pub async fn model() -> (Scripted, String) {
     let registry = Scripted::start().await;
@@ -89,6 +91,8 @@ fn pull_mount_list_and_unmount_alone_and_beside_a_plugin() {
             ))
             .expect("JSON");
             assert_eq!((json["digest"].as_str(), json["fetched"].as_u64()), (Some(digest.as_str()), Some(0)));
+            let quiet = ocivol(&node, &registry, &["pull", "-q", &reference]).await;
+            assert_eq!((stdout(&quiet), stderr(&quiet)), (format!("{digest}\n"), String::new()));
 
             let directory = node.directory.path().canonicalize().expect("a path").join("mnt");
             let place = directory.to_str().expect("text");
@@ -131,142 +135,6 @@ fn pull_mount_list_and_unmount_alone_and_beside_a_plugin() {
             let (code, _) = failure(&ocivol(&node, &registry, &["umount", place]).await);
             assert!(code == 1 && directory.exists());
         }
-    });
-}
-
-#[test]
-fn inspect_pulls_no_layer_and_needs_no_store() {
-    isolated(async {
-        let (registry, reference) = model().await;
-        let node = Node::on_host(&[]);
-        let text = stdout(&ocivol(&node, &registry, &["inspect", &reference]).await);
-        for part in ["family     modelpack: artifactType is", "3.00 MiB in 2 files", "config.json"] {
-            assert!(text.contains(part), "{text}");
-        }
-        let json: Value = serde_json::from_str(&stdout(
-            &ocivol(&node, &registry, &["inspect", &reference, "--output", "json"]).await,
-        ))
-        .expect("JSON");
-        assert_eq!(json["files"].as_array().map(Vec::len), Some(2));
-        assert_eq!(registry.count(&axum::http::Method::GET, "/blobs/"), 0);
-        assert!(!node.root.exists());
-    });
-}
-
-/// What says where something is.
-#[derive(Clone, Copy)]
-enum Place {
-    Path,
-    Archive,
-}
-
-#[test]
-fn inspect_names_the_family_its_rule_and_the_files() {
-    isolated(async {
-        let registry = Scripted::start().await;
-        let node = Node::on_host(&[]);
-        let layer = |kind: &str, content: &'static str| Layer {
-            media_type: format!("application/{kind}"),
-            content: content.into(),
-            annotations: serde_json::json!({}),
-        };
-        let chart = "vnd.cncf.helm.chart.content.v1.tar+gzip";
-        let config = r#"{"name":"app","version":"1.2.3"}"#;
-        type Row<'a> = (&'a str, &'a str, Vec<Layer>, &'a [&'a str], &'a str, &'a str, Place, &'a [&'a str]);
-        use Place::{Archive, Path};
-        let table: [Row<'_>; 6] = [
-            (
-                "vnd.cncf.helm.config.v1+json",
-                config,
-                vec![layer(chart, "tgz")],
-                &[],
-                "helm",
-                "config is",
-                Archive,
-                &["/"],
-            ),
-            (
-                "vnd.cncf.helm.config.v1+json",
-                config,
-                vec![layer(chart, "tgz")],
-                &["--unpack", "never"],
-                "helm",
-                "config is",
-                Path,
-                &["app-1.2.3.tgz"],
-            ),
-            (
-                "vnd.docker.container.image.v1+json",
-                "{}",
-                vec![layer("vnd.ollama.image.model", "GGUF"), layer("vnd.ollama.image.license", "MIT")],
-                &[],
-                "ollama",
-                "is application/vnd.ollama.image.model",
-                Path,
-                &["model.gguf", "license.txt"],
-            ),
-            (
-                "vnd.docker.ai.model.config.v0.1+json",
-                "{}",
-                vec![layer("vnd.docker.ai.gguf.v3", "GGUF")],
-                &[],
-                "docker-model",
-                "config is",
-                Path,
-                &["model.gguf"],
-            ),
-            (
-                "vnd.oci.empty.v1+json",
-                "{}",
-                vec![Layer::titled("a/b", "1"), Layer::titled("c", "2")],
-                &["--include", "c"],
-                "files",
-                "2 of 2 layers have a title",
-                Path,
-                &["c"],
-            ),
-            (
-                "x",
-                "{}",
-                vec![layer("y", "1")],
-                &["--layout", "oci-layout"],
-                "oci-layout",
-                "asked for",
-                Path,
-                &["oci-layout", "index.json"],
-            ),
-        ];
-        for (number, (config_type, config, layers, flags, family, rule, kind, files)) in
-            table.into_iter().enumerate()
-        {
-            let pusher = registry.pusher(&format!("a/{number}"));
-            let config_type = format!("application/{config_type}");
-            pusher.artifact("v1", "", &config_type, config, &layers).await.expect("pushed");
-            registry.forget();
-            let reference = registry.reference(&format!("a/{number}:v1"));
-            let mut arguments = vec!["inspect", "--output", "json", &reference];
-            arguments.extend_from_slice(flags);
-            let found: Value =
-                serde_json::from_str(&stdout(&ocivol(&node, &registry, &arguments).await)).expect("JSON");
-            assert_eq!(found["family"], family, "{found}");
-            assert!(found["rule"].as_str().is_some_and(|text| text.contains(rule)), "{found}");
-            for (at, path) in files.iter().enumerate() {
-                let file = &found["files"][at];
-                let (place, other) = match kind {
-                    Path => (&file["path"], &file["archive"]),
-                    Archive => (&file["archive"]["at"], &file["path"]),
-                };
-                assert_eq!((place.as_str(), other.is_null()), (Some(*path), true), "{found}");
-                assert!(found["files"][at]["size"].as_u64().is_some_and(|size| size > 0), "{found}");
-                let digest = found["files"][at]["digest"].as_str().expect("a digest");
-                assert!(digest.parse::<ocivol::oci::digest::Digest>().is_ok(), "{digest}");
-            }
-            for layer in &layers {
-                let blob = ocivol::oci::digest::Digest::sha256(&layer.content).to_string();
-                assert_eq!(registry.count(&axum::http::Method::GET, &blob), 0, "a layer was pulled");
-            }
-        }
-        assert!(!node.root.exists() || std::fs::read_dir(&node.root).expect("a store").next().is_none());
     });
 }
 
@@ -321,7 +189,35 @@ fn a_command_runs_with_the_mount_and_only_it_sees_it() {
         let output = ocivol(&node, &registry, &["mount", &reference, place, "--", "sh", "-c", &script]).await;
         assert_eq!(String::from_utf8_lossy(&output.stdout), "{}1\n");
         assert_eq!(output.status.code(), Some(7), "the command's own status");
-        assert!(mount_at(&directory).is_none());
+        assert!(mount_at(&directory).is_none() && !directory.exists(), "it was made for the mount");
+        // A directory that was there before stays, and a command that cannot be run leaves none.
+        let absent = ocivol(&node, &registry, &["mount", &reference, place, "--", "/nonexistent"]).await;
+        assert_eq!((absent.status.code(), directory.exists()), (Some(127), false));
+        std::fs::create_dir(&directory).expect("made");
+        let output = ocivol(&node, &registry, &["mount", &reference, place, "--", "ls", place]).await;
+        assert_eq!(stdout(&output), "config.json\nmodel.safetensors\n");
+        assert!(mount_at(&directory).is_none() && directory.exists());
+    });
+}
+
+#[test]
+fn a_command_that_is_told_to_end_leaves_no_directory() {
+    isolated(async {
+        let (registry, reference) = model().await;
+        let node = Node::on_host(&[]);
+        let base = node.directory.path().canonicalize().expect("a path");
+        let (directory, runs) = (base.join("mnt"), base.join("runs"));
+        let script = format!("touch {}; exec sleep 600", runs.display());
+        let words = ["mount", &reference, directory.to_str().expect("text"), "--", "sh", "-c", &script]
+            .map(str::to_owned);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let child = start(command(&node, &registry, &words));
+        eventually("the command runs", || runs.exists()).await;
+        assert!(directory.exists());
+        kill(Pid::from_raw(child.id().try_into().expect("a number")), Signal::SIGTERM).expect("alive");
+        let ended = tokio::task::spawn_blocking(move || child.wait_with_output());
+        let ended = ended.await.expect("no panic").expect("an end");
+        assert_eq!((ended.status.code(), directory.exists()), (Some(143), false));
     });
 }
 
@@ -343,6 +239,7 @@ fn without_root_in_a_user_namespace() {
         let output = as_nobody(&["mount", &reference, place, "--", "sh", "-c", &script]).await;
         assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n", "the user is root in there");
         assert!(String::from_utf8_lossy(&output.stderr).contains("Read-only file system"));
+        assert_eq!(user.names(), [".local", "ocivol"], "the directory was made for the mount");
     });
 }
 

@@ -5,6 +5,7 @@ mod commands;
 mod contents;
 mod credentials;
 mod exports;
+mod inspection;
 mod looked_at_before;
 mod names;
 mod reference;

@@ -1,4 +1,4 @@
-//! `docs/cli.md` is what the binary says of itself: its help, and the JSON that it prints. `OCIVOL_WRITE_DOCS=1` writes it again.
+//! `docs/cli.md` is what the binary says of itself: its help, and the JSON that it prints. `make docs` writes it again.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -30,7 +30,8 @@ example does not have, and one of a list for all of it. The last line on the sta
 `unavailable`, `deadline-exceeded`, `aborted`, `failed-precondition`, `internal`.
 
 Words mean the same everywhere: `digest` is what a reference resolved to, an index or a manifest; `manifest` is the manifest that is shown;
-`tree` is a tree's name in the store, and `path` its directory; sizes are bytes, and times are seconds since 1970.
+`tree` is a tree's name in the store, and `path` its directory; sizes are bytes, and times are seconds since 1970. What asks a registry (`inspect`,
+`resolve`, `pull --dry-run`) counts blobs as the registry has them, compressed as they are; `pull`, `mount`, `export` and `ls` count the files of the volume.
 
 | exit status | meaning |
 |---|---|
@@ -206,9 +207,6 @@ fn the_reference_is_what_the_binary_says() {
         }
         let written = std::fs::read_to_string(&path).unwrap_or_default();
         let differs = written.lines().zip(text.lines()).find(|(old, new)| old != new);
-        assert!(
-            written == text,
-            "docs/cli.md is not what the binary says: OCIVOL_WRITE_DOCS=1 writes it; {differs:?}"
-        );
+        assert!(written == text, "docs/cli.md is not what the binary says: make docs writes it; {differs:?}");
     });
 }

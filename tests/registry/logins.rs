@@ -58,6 +58,45 @@ fn bearer_tokens_are_fetched_once_and_per_credential() {
     });
 }
 
+#[test]
+fn t29_a_challenge_asks_for_no_other_right_than_to_pull_what_is_wanted() {
+    isolated(async {
+        let (registry, tokens) = (Scripted::start().await, Scripted::start().await);
+        registry
+            .pusher("team/m")
+            .model("v1", &[Layer::model_file("weight", "w", "w")])
+            .await
+            .expect("pushed");
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let seen_by_test = Arc::clone(&asked);
+        tokens.script(move |seen| {
+            seen_by_test.lock().expect("no panic").push(seen.path.clone());
+            Some(r#"{"token":"good"}"#.into_response())
+        });
+        let realm = format!(
+            "Bearer realm=\"http://{}/token\",service=\"x&scope=repository:other:*\",scope=\"repository:other:pull,push\"",
+            tokens.host()
+        );
+        registry.script(move |seen| {
+            let good = seen.headers.get(header::AUTHORIZATION).is_some_and(|value| value == "Bearer good");
+            (!good).then(|| {
+                (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, realm.clone())]).into_response()
+            })
+        });
+        let node = Node::start(&["--plain-http", &registry.host()]).await;
+        let volume = node.volume("pod");
+        let reference = registry.reference("team/m:v1");
+        node.publish_as(&volume, &reference, &[], ("user", "hunter2")).await.expect("published");
+        let asked = asked.lock().expect("no panic").clone();
+        assert!(!asked.is_empty());
+        for path in asked {
+            let query = path.split_once('?').expect("a query").1;
+            let scopes: Vec<&str> = query.split('&').filter(|pair| pair.starts_with("scope=")).collect();
+            assert_eq!(scopes, ["scope=repository%3Ateam%2Fm%3Apull"], "{path}");
+        }
+    });
+}
+
 /// A token server that takes POST alone, and gives `good` to who sends all of `wanted`.
 async fn oauth_server(wanted: &'static [&'static str]) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");

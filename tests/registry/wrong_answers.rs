@@ -150,6 +150,37 @@ fn t18_sizes_that_lie_are_refused() {
 }
 
 #[test]
+fn t27_what_a_layer_names_as_its_urls_is_not_asked() {
+    isolated(async {
+        let (registry, elsewhere) = (Scripted::start().await, Scripted::start().await);
+        let pusher = registry.pusher("m");
+        let here = pusher.blob(Bytes::from_static(b"here")).await.expect("pushed");
+        let config = pusher.blob(Bytes::from_static(b"{}")).await.expect("pushed");
+        let absent = Digest::sha256(b"absent");
+        let url = |digest: &Digest| format!("http://{}/v2/m/blobs/{digest}", elsewhere.host());
+        for (tag, digest, size) in [("v1", &here, 4), ("v2", &absent, 6)] {
+            let manifest = serde_json::json!({
+                "schemaVersion": 2,
+                "mediaType": media_type::OCI_MANIFEST,
+                "config": {"mediaType": media_type::OCI_EMPTY, "digest": config.to_string(), "size": 2},
+                "layers": [{"mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar",
+                    "digest": digest.to_string(), "size": size, "urls": [url(digest)],
+                    "annotations": {"org.opencontainers.image.title": "f"}}],
+            });
+            pusher.manifest(tag, media_type::OCI_MANIFEST, &manifest.to_string()).await.expect("pushed");
+        }
+        let hosts = format!("{},{}", registry.host(), elsewhere.host());
+        let node = Node::start(&["--plain-http", &hosts]).await;
+        let volume = node.volume("pod");
+        node.publish(&volume, &registry.reference("m:v1"), &[]).await.expect("published");
+        assert_eq!(std::fs::read(volume.target.join("f")).expect("read"), b"here");
+        let status = node.publish(&node.volume("other"), &registry.reference("m:v2"), &[]).await;
+        assert_eq!(status.expect_err("it is not there").code(), Code::NotFound);
+        assert!(elsewhere.requests().is_empty());
+    });
+}
+
+#[test]
 fn t17_endless_manifests_are_cut_off() {
     isolated(async {
         let (registry, node, reference) = setup(b"content").await;

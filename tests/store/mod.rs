@@ -4,7 +4,7 @@ mod collection;
 mod disk_errors;
 mod durability;
 mod file_systems;
-mod fsck;
+pub mod fsck;
 mod grants;
 mod layer_durability;
 mod memory;

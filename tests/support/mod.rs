@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod attack;
+pub mod blocks;
 pub mod container;
 pub mod debian_registry;
 pub mod disk;
@@ -11,6 +12,7 @@ pub mod kubelet;
 pub mod layers;
 pub mod listing;
 pub mod metrics;
+pub mod named_tests;
 pub mod namespace;
 pub mod node;
 pub mod oracles;

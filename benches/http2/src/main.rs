@@ -193,7 +193,7 @@ impl Server {
             Command::new("nginx").arg("-c").arg(configuration).stderr(Stdio::null()).spawn().expect("nginx");
         let server = Self { port: free.port(), process };
         while std::net::TcpStream::connect(free).is_err() {
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::yield_now();
         }
         server
     }

@@ -122,6 +122,20 @@ impl Cluster {
         api.delete(name, &DeleteParams::default()).await.expect("removed");
     }
 
+    /// Removes an object that belongs to no namespace, if it is there, and waits until it is gone.
+    pub async fn delete_if_there<K>(&self, name: &str)
+    where
+        K: kube::Resource<Scope = k8s_openapi::ClusterResourceScope> + Clone + Debug + DeserializeOwned,
+        K::DynamicType: Default,
+    {
+        let api: Api<K> = Api::all(self.client.clone());
+        let _ = api.delete(name, &DeleteParams::default()).await; // It may not be there.
+        eventually(&format!("the end of {name}"), || async {
+            api.get_opt(name).await.ok()?.is_none().then_some(())
+        })
+        .await;
+    }
+
     /// Waits until the plugin's pod is ready and of the DaemonSet's present generation, and kubelet knows the driver.
     pub async fn plugin_is_ready(&self) {
         self.daemon_set_has("ocivol", 1).await;

@@ -9,6 +9,8 @@
 //! All of it runs in namespaces of its own (`machine`), so that nothing is left behind, whatever fails.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+#[path = "../../support/blocks.rs"]
+mod blocks;
 mod cluster;
 mod machine;
 mod node;

@@ -143,6 +143,12 @@ impl Node {
         run(self.helm().args(["uninstall", "ocivol", "--namespace", "ocivol", "--wait"]));
     }
 
+    /// The same, where there may be nothing to remove.
+    pub fn uninstall_if_there(&self) {
+        let words = ["uninstall", "ocivol", "--namespace", "ocivol", "--wait", "--ignore-not-found"];
+        run(self.helm().args(words));
+    }
+
     /// Runs `kubectl` with these arguments; what it prints.
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(kubernetes("kubectl"));

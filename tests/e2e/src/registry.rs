@@ -105,7 +105,25 @@ pub async fn push_ocivol(tag: &str, change: impl FnOnce(&mut serde_json::Value))
     pusher.manifest(tag, &media_type, &manifest.to_string()).await.expect("pushed");
 }
 
+/// Pushes an image of busybox with these programs and directories.
+pub async fn push_image(repository: &str, tag: &str, directories: &[&str], applets: &[&str]) {
+    let busybox = fs::read("/bin/busybox").expect("busybox-static");
+    image_of(repository, tag, directories, &[("bin/busybox", &busybox)], applets, &["/bin/sh"]).await;
+}
+
 async fn image(repository: &str, files: &[(&str, &[u8])], applets: &[&str], entrypoint: &[&str]) {
+    let directories = ["bin/", "proc/", "sys/", "dev/", "etc/", "m/"];
+    image_of(repository, "v1", &directories, files, applets, entrypoint).await;
+}
+
+async fn image_of(
+    repository: &str,
+    tag: &str,
+    directories: &[&str],
+    files: &[(&str, &[u8])],
+    applets: &[&str],
+    entrypoint: &[&str],
+) {
     let mut archive = tar::Builder::new(Vec::new());
     let header = |kind: tar::EntryType, size: usize| {
         let mut header = tar::Header::new_gnu();
@@ -114,7 +132,7 @@ async fn image(repository: &str, files: &[(&str, &[u8])], applets: &[&str], entr
         header.set_size(size as u64);
         header
     };
-    for directory in ["bin/", "proc/", "sys/", "dev/", "etc/", "m/"] {
+    for directory in directories {
         let mut it = header(tar::EntryType::Directory, 0);
         archive.append_data(&mut it, directory, std::io::empty()).expect("an archive");
     }
@@ -139,7 +157,7 @@ async fn image(repository: &str, files: &[(&str, &[u8])], applets: &[&str], entr
     });
     let config_type = "application/vnd.oci.image.config.v1+json";
     let pusher = Pusher::new(REGISTRY, repository);
-    pusher.artifact("v1", "", config_type, &config.to_string(), &[layer]).await.expect("pushed");
+    pusher.artifact(tag, "", config_type, &config.to_string(), &[layer]).await.expect("pushed");
 }
 
 /// Pushes a ModelPack model of a small config and `weights`; returns its reference.

@@ -2,6 +2,7 @@
 
 mod claims;
 mod crowds;
+mod documents;
 mod inline;
 mod installing;
 mod memory;
@@ -81,6 +82,7 @@ fn disruptive() -> Vec<Scenario> {
         crowds::sixty_pods_at_once_share_every_download,
         crowds::a_node_at_its_watermark_runs_pod_after_pod_without_disk_pressure,
         restarts::uninstalling_leaves_nothing,
+        documents::the_first_volume_of_the_readme_is_what_a_new_cluster_shows,
     ]
 }
 
@@ -90,7 +92,8 @@ pub async fn run(names: &[&str]) -> ExitCode {
         |scenario: &Scenario| names.is_empty() || names.iter().any(|name| scenario.name.contains(name));
     let began = Instant::now();
     let node = Node::start().await;
-    println!("the node is ready after {:.1?}", began.elapsed());
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    println!("the node is ready after {:.1?}, on Linux {}", began.elapsed(), kernel.trim());
     push_ocivol("0.1.0", |_| {}).await;
     node.install(&[]).await;
     println!("ocivol is installed after {:.1?}\n", began.elapsed());

@@ -1,0 +1,7 @@
+//! What the documents say: commands and what they print, threats, versions, and numbers.
+
+mod commands;
+mod security;
+mod sessions;
+mod speed;
+mod versions;
