@@ -32,7 +32,8 @@ pub async fn run(common: &Common) -> Result<ExitCode, Failure> {
 }
 
 fn table(listing: &Listing) -> String {
-    let head = ["REFERENCE", "DIGEST", "FILTER", "PLATFORM", "SIZE", "FILES", "LAST USE", "MOUNTED BY"];
+    let head =
+        ["REFERENCE", "DIGEST", "FILTER", "PLATFORM", "SIZE", "FILES", "IN MEMORY", "LAST USE", "MOUNTED BY"];
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(listing.trees.iter().flat_map(rows_of));
     let trees = counted(listing.trees.len() as u64, "tree");
@@ -51,7 +52,7 @@ fn table(listing: &Listing) -> String {
 const FILTER: usize = 60;
 
 /// A row for each reference of a tree.
-fn rows_of(tree: &Listed) -> Vec<[String; 8]> {
+fn rows_of(tree: &Listed) -> Vec<[String; 9]> {
     let row = |reference: String| {
         [
             reference,
@@ -60,6 +61,7 @@ fn rows_of(tree: &Listed) -> Vec<[String; 8]> {
             or_none(tree.platform.as_deref().unwrap_or_default()),
             BinaryBytes(tree.size).to_string(),
             tree.files.to_string(),
+            share(tree.resident, tree.size),
             ago(now().saturating_sub(tree.last_use)),
             mounted(&tree.mounted_by),
         ]
@@ -80,6 +82,14 @@ fn of_tenant(text: &str) -> String {
     match line.char_indices().nth(FILTER) {
         Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
         None => line,
+    }
+}
+
+/// What part of `all` is in memory.
+fn share(resident: Option<u64>, all: u64) -> String {
+    match resident {
+        Some(here) if all > 0 => format!("{}%", here.min(all).saturating_mul(100) / all),
+        _ => "-".to_owned(),
     }
 }
 
@@ -111,6 +121,7 @@ mod tests {
             filter: "include *.json".into(),
             size: 3 << 20,
             files: 2,
+            resident: Some(1 << 20),
             dropped: Default::default(),
             last_use: now(),
             tree: "0".repeat(64),
@@ -127,7 +138,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 4, "{text}");
         assert!(lines[1].starts_with("r/m:v1 (older)  sha256:aaaaaaaaaaaa  include *.json  -"), "{text}");
-        assert!(lines[1].ends_with("default/llama-0 +2"), "{text}");
+        assert!(lines[1].ends_with("default/llama-0 +2") && lines[1].contains("  33%  "), "{text}");
         assert!(lines[2].starts_with("r/m:v2          sha256:aaaaaaaaaaaa"), "{text}");
         assert_eq!(lines[3], "1 tree, 3.00 MiB on disk, 1.00 GiB unfinished, 49.00 GiB free");
         let mut long = tree(&["r/m:v1"], &[]);

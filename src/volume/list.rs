@@ -16,6 +16,7 @@ use crate::store::inventory::{Inventory, missing};
 use crate::volume::error::Error;
 use crate::volume::store_mounts::StoreMounts;
 use crate::volume::volumes::Volumes;
+use crate::warm::resident::resident_below;
 
 /// What a store holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +58,9 @@ pub struct Listed {
     pub size: u64,
     /// How many files.
     pub files: usize,
+    /// Bytes of them that are in memory; `None` of a tree of many files, at which nobody looks for that.
+    #[serde(default)]
+    pub resident: Option<u64>,
     /// What of its archives was left out by rule.
     pub dropped: Dropped,
     /// Seconds since the epoch of the last publish or pull.
@@ -69,6 +73,9 @@ pub struct Listed {
     #[serde(default)]
     pub mounted_by: Vec<String>,
 }
+
+/// Names of a tree that are looked at for what is in memory: models have fewer, and images more.
+const LOOKED_AT: usize = 1000;
 
 /// Lists the store at `root`, which may be open in another process.
 ///
@@ -143,6 +150,7 @@ fn describe(
         filter: tree.image.filter.clone(),
         size: tree.image.size,
         files: tree.image.files,
+        resident: resident_below(&tree.root, LOOKED_AT).unwrap_or(None),
         dropped: tree.image.dropped,
         last_use: tree.usage.last_use,
         tree: tree.key.to_string(),

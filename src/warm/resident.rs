@@ -1,9 +1,10 @@
 //! How much of a file is in memory.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd as _;
+use std::path::Path;
 
 use crate::host::sys::{FileMapping, cachestat};
 
@@ -29,6 +30,31 @@ pub fn resident(file: &File, range: Range<u64>) -> io::Result<u64> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// How many bytes of the files below `root` are in memory; `None` where there are more than `limit` names. Symbolic links are not followed.
+///
+/// # Errors
+/// The kernel's, also when something goes away meanwhile.
+pub fn resident_below(root: &Path, limit: usize) -> io::Result<Option<u64>> {
+    let (mut directories, mut names, mut here) = (vec![root.to_owned()], 0, 0);
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            names += 1;
+            if names > limit {
+                return Ok(None);
+            }
+            if kind.is_dir() {
+                directories.push(entry.path());
+            } else if kind.is_file() {
+                let file = File::open(entry.path())?;
+                here += resident(&file, 0..file.metadata()?.len())?;
+            }
+        }
+    }
+    Ok(Some(here))
 }
 
 /// The same from a sample.
@@ -73,5 +99,17 @@ mod tests {
         assert!(counted.abs_diff(size / 2) < 2 << 20, "{counted}");
         assert!(sampled.abs_diff(size / 2) < 3 << 20, "{sampled}");
         assert_eq!(count(0..4 << 20), (0, 0));
+    }
+
+    #[test]
+    fn of_a_directory_all_files_count_where_they_are_not_too_many() {
+        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
+        fs::create_dir(directory.path().join("a")).expect("made");
+        for name in ["a/one", "two"] {
+            fs::write(directory.path().join(name), vec![1; 10_000]).expect("written");
+        }
+        std::os::unix::fs::symlink("two", directory.path().join("link")).expect("a link");
+        assert_eq!(resident_below(directory.path(), 4).expect("looked"), Some(20_000));
+        assert_eq!(resident_below(directory.path(), 3).expect("looked"), None);
     }
 }
