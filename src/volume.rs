@@ -28,4 +28,5 @@ pub mod store_mounts;
 mod store_watch;
 pub mod unpublish;
 pub mod volumes;
+pub mod warmed;
 pub mod warming;

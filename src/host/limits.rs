@@ -47,6 +47,13 @@ pub const RECENT_BYTES: usize = 64 * 1024;
 pub const READ_BACK: usize = 128 * 1024;
 /// Bytes of manifests on their way.
 pub const MANIFEST_BYTES: u64 = 8 * MIB;
+/// Bytes of the lists of files that are warmed: some 30 of models with a hundred shards. A namespace has as much of them as it leaves.
+pub const WARM_NAMES: u64 = 384 * KIB;
+/// Bytes of names while a tree is walked for such a list.
+pub const WARM_WALK: u64 = 192 * KIB;
+/// Files that are locked in memory; the kernel allows a process 65,530 mappings (`vm.max_map_count`). A namespace has as many as it
+/// leaves.
+pub const WARM_MAPPINGS: u64 = 4096;
 /// Archives of image layouts on this node whose names are read at a time: some seconds each, where an archive has a million entries.
 pub const ARCHIVE_READS: u64 = 4;
 /// Requests for manifests and other small answers at a time.
@@ -121,7 +128,7 @@ pub const PROGRAM_KEPT: usize = 64 * 1024;
 const BASE: u64 = 28 * MIB;
 
 /// Every bound of memory, in bytes. The first column says what it is for.
-pub fn table() -> [(&'static str, u64); 15] {
+pub fn table() -> [(&'static str, u64); 16] {
     let transfers = LARGE_TRANSFERS + SMALL_TRANSFERS;
     let large_unpacks = LARGE_UNPACKS_WHILE_COMING + LARGE_UNPACKS;
     let unpacks = large_unpacks + SMALL_UNPACKS_WHILE_COMING + SMALL_UNPACKS;
@@ -147,6 +154,7 @@ pub fn table() -> [(&'static str, u64); 15] {
             OBJECTS * OBJECT_BYTES as u64
                 + PROGRAMS as u64 * (PROGRAM_TURNS * PROGRAM_OUTPUT as u64 + PROGRAM_KEPT as u64),
         ),
+        ("lists of what is warmed", WARM_NAMES + WARM_WALK),
         ("first looks after a crash", (FIRST_LOOKS * FIRST_LOOK_BYTES) as u64),
     ]
 }

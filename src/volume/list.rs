@@ -74,8 +74,10 @@ pub struct Listed {
     pub mounted_by: Vec<String>,
 }
 
-/// Names of a tree that are looked at for what is in memory: models have fewer, and images more.
-const LOOKED_AT: usize = 1000;
+/// Files of a tree at which is looked for what is in memory, at most: models have fewer, and images more.
+const FEW_FILES: usize = 1000;
+/// Names of all trees at which is looked for that.
+const LOOKED_AT: usize = 20_000;
 
 /// Lists the store at `root`, which may be open in another process.
 ///
@@ -88,6 +90,7 @@ pub fn look(root: &Path) -> Result<Listing, Error> {
     let newest = newest(&trees);
     let pods: BTreeMap<&Path, &str> =
         volumes.iter().filter_map(|volume| Some((volume.target.as_path(), volume.pod.as_deref()?))).collect();
+    let mut names_left = LOOKED_AT;
     let listed = trees.iter().map(|tree| {
         let mounted = table
             .iter()
@@ -100,7 +103,11 @@ pub fn look(root: &Path) -> Result<Listing, Error> {
         });
         let by_process = leases.iter().filter(|lease| lease.tree == tree.key);
         let mounted_by = by_target.chain(by_process.map(|lease| process(lease.pid))).collect();
-        describe(tree, &newest, mounted_at, mounted_by)
+        let resident = match tree.image.files {
+            0..=FEW_FILES => resident_below(&tree.root, &mut names_left).unwrap_or(None),
+            _ => None,
+        };
+        describe(tree, &newest, resident, mounted_at, mounted_by)
     });
     let mut trees: Vec<Listed> = listed.collect();
     trees.sort_by(|one, other| {
@@ -130,6 +137,7 @@ pub fn needed(root: Option<&Path>, plan: &Plan) -> (u64, u64) {
 fn describe(
     tree: &Tree,
     newest: &BTreeMap<&str, &Resolution>,
+    resident: Option<u64>,
     mounted_at: Vec<PathBuf>,
     mounted_by: Vec<String>,
 ) -> Listed {
@@ -150,7 +158,7 @@ fn describe(
         filter: tree.image.filter.clone(),
         size: tree.image.size,
         files: tree.image.files,
-        resident: resident_below(&tree.root, LOOKED_AT).unwrap_or(None),
+        resident,
         dropped: tree.image.dropped,
         last_use: tree.usage.last_use,
         tree: tree.key.to_string(),

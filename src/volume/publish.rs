@@ -25,10 +25,10 @@ use crate::volume::attributes;
 use crate::volume::attributes::Attributes;
 use crate::volume::credentials::{Found, Wanting};
 use crate::volume::error::Error;
-use crate::volume::order::{Operation, TargetGuard};
+use crate::volume::order::Operation;
 use crate::volume::store_mounts::StoreMounts;
 use crate::volume::volumes::Volumes;
-use crate::volume::warming;
+use crate::volume::warmed;
 
 /// One request to publish.
 pub struct Publish {
@@ -138,10 +138,16 @@ impl Volumes {
         let began = std::time::Instant::now();
         let (mounted, mounter, root) =
             (Arc::clone(&pulled), Arc::clone(&self.mounter), self.store_root.clone());
-        let tenant = request.tenant.clone();
-        let mount = move || mount(&store, &root, &mounter, &request, &mounted, guard);
-        let record = blocking::run(Lane::Mounts, mount).await?;
-        self.warm(&tenant, &record);
+        let warmer = Arc::clone(&self.warmer);
+        let mount = move || {
+            let record = mount(&store, &root, &mounter, &request, &mounted)?;
+            let needs_thread = warmed::begin(&warmer, &root, &request.tenant, &record);
+            drop(guard);
+            Ok::<_, Error>(needs_thread)
+        };
+        if blocking::run(Lane::Mounts, mount).await? {
+            self.run_warmer();
+        }
         self.store_metrics.mounted(began);
         self.collector.changed.notify_one();
         Ok(Published::Mounted(pulled))
@@ -274,7 +280,6 @@ fn mount(
     mounter: &Mounter,
     request: &Publish,
     pulled: &Pulled,
-    guard: TargetGuard,
 ) -> Result<VolumeRecord, Error> {
     let attributes = &request.attributes;
     let source = MountSource {
@@ -296,14 +301,13 @@ fn mount(
         made_target: attached.made_target,
         pod: request.wanting.pod.as_ref().map(|pod| one_line(&format!("{}/{}", pod.namespace, pod.name))),
         measured: measured.filter(|_| attributes.path.is_none()),
-        warm: warming::record(attributes.warm, root, &attached.directory, &image.family),
+        warm: warmed::record(attributes.warm, root, &attached.directory, &image.family),
     };
     // The mount stands without it: it then counts as this volume, whatever is asked for.
     if let Err(error) = store.volumes.set(&record) {
         tracing::warn!(%error, target = %record.target.display(), "cannot record a published volume");
     }
     failpoint::reached("publish.recorded");
-    drop(guard);
     Ok(record)
 }
 

@@ -35,6 +35,7 @@ use crate::volume::permits::Permits;
 use crate::volume::slots::Slots;
 use crate::volume::store_mounts::StoreMounts;
 use crate::volume::store_watch::StoreWatch;
+use crate::volume::warmed;
 use crate::warm::budget::WarmBudget;
 use crate::warm::warmer::Warmer;
 
@@ -264,22 +265,24 @@ impl Volumes {
         let table = blocking::run(Lane::Mounts, Table::read).await?;
         for record in recorded {
             let Some(store) = &store else { continue };
-            if table.at(&record.target).is_some() {
-                self.warm(&tenant_of(&record), &record);
+            if table.at(&record.target).is_some() && record.warm.is_none() {
                 continue;
             }
             // A publish may have come meanwhile: nobody else changes the target while it is looked at again.
             let operation = self.order.publish(&record.target);
             let Ok(guard) = operation.guard().await else { continue };
-            let store = Arc::clone(store);
-            let forget = move || {
+            let (store, warmer, root) = (Arc::clone(store), Arc::clone(&self.warmer), root.clone());
+            let look = move || {
                 let _guard = guard;
                 if lookup::at(&record.target)?.is_none() {
                     store.end_volume(&record.target)?;
+                    return Ok(false);
                 }
-                Ok::<_, Error>(())
+                Ok::<_, Error>(warmed::begin(&warmer, &root, &tenant_of(&record), &record))
             };
-            blocking::run(Lane::Mounts, forget).await?;
+            if blocking::run(Lane::Mounts, look).await? {
+                self.run_warmer();
+            }
         }
         let ours = StoreMounts::locate(&table, &root);
         Ok(table.iter().filter(|mount| ours.holds(mount)).count())

@@ -1,6 +1,5 @@
-//! Which volumes are warmed, and when: from their publish, or from the start of the plugin, to their unpublish.
+//! The thread that warms, and what is served of it.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,60 +9,23 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::host::blocking::{self, Lane};
-use crate::store::usage::volumes::{VolumeRecord, WarmRecord};
-use crate::tenant::Tenant;
-use crate::volume::attributes::Warm;
 use crate::volume::volumes::Volumes;
-use crate::warm::order::Content;
-use crate::warm::volume::Wanted;
 use crate::warm::warmer::{Sums, Warmer};
 
 /// Between two looks at how much of what is warmed is in memory.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// What is recorded of a volume that wants `warm` and shows `directory` of the store at `root`, of an artifact of `family`; `None` when it
-/// is never warmed.
-pub(in crate::volume) fn record(
-    warm: Warm,
-    root: &Path,
-    directory: &Path,
-    family: &str,
-) -> Option<WarmRecord> {
-    let pinned = match warm {
-        Warm::Auto => false,
-        Warm::Never => return None,
-        Warm::Pinned => true,
-    };
-    let directory = directory.strip_prefix(root).ok()?.to_owned();
-    Some(WarmRecord { directory, model: Content::of_family(family) == Content::Model, pinned })
-}
-
 impl Volumes {
-    /// Warms a volume that is mounted from now on, if its record says so.
-    pub(in crate::volume) fn warm(&self, tenant: &Tenant, record: &VolumeRecord) {
-        let Some(warm) = &record.warm else { return };
-        if warm.pinned && !self.warmer.may_pin() {
-            tracing::warn!(
-                target_path = %record.target.display(),
-                pod = record.pod,
-                "warm: pinned is taken as auto: the operator allows no memory for it (warm.pinBudget)"
-            );
-        }
-        let wanted = Wanted {
-            directory: self.store_root.join(&warm.directory),
-            content: if warm.model || warm.pinned { Content::Model } else { Content::Anything },
-            pinned: warm.pinned,
-        };
-        if self.warmer.add(tenant, &record.target, wanted) {
-            let warmer = Arc::clone(&self.warmer);
-            tokio::spawn(async move {
-                let working = Arc::clone(&warmer);
-                if let Err(error) = blocking::on_own_thread("warm", move || working.work()).await {
-                    tracing::warn!(%error, "cannot warm: no thread");
-                    warmer.has_no_thread();
-                }
-            });
-        }
+    /// Starts the thread that warms.
+    pub(in crate::volume) fn run_warmer(&self) {
+        let warmer = Arc::clone(&self.warmer);
+        tokio::spawn(async move {
+            let working = Arc::clone(&warmer);
+            if let Err(error) = blocking::on_own_thread("warm", move || working.work()).await {
+                tracing::warn!(%error, "cannot warm: no thread");
+                warmer.has_no_thread();
+            }
+        });
     }
 
     /// Looks again and again how much of what is warmed is in memory, for the metrics, until the process ends.

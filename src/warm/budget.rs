@@ -28,8 +28,13 @@ impl WarmBudget {
     ///
     /// So one alone gets half of what there is, a second one a third part, and nobody finds nothing left.
     pub fn may_pin(&self, own: u64, all: u64, more: u64) -> bool {
-        own.saturating_add(more) <= self.pinned.saturating_sub(all.saturating_add(more))
+        may_have(own, all, more, self.pinned)
     }
+}
+
+/// Whether a namespace that has `own` of the `all` that are taken of `bound` may have `more`: as much as it then leaves to others.
+pub(in crate::warm) fn may_have(own: u64, all: u64, more: u64, bound: u64) -> bool {
+    own.saturating_add(more) <= bound.saturating_sub(all.saturating_add(more))
 }
 
 /// Memory of the node, in bytes.

@@ -1,14 +1,27 @@
 //! Which files of a volume are warmed, in the order in which servers of models read them.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::host::limits;
+
+/// The files of a volume that are warmed, first ones first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WarmFiles {
+    /// The directory that the volume shows.
+    pub directory: PathBuf,
+    /// What of it is warmed.
+    pub files: Vec<WarmFile>,
+}
+
 /// A file that is warmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WarmFile {
-    /// Where it is.
-    pub path: PathBuf,
+    /// Where it is below the directory.
+    pub name: PathBuf,
     /// In bytes.
     pub size: u64,
 }
@@ -28,10 +41,20 @@ const MODELS: [&str; 4] = ["modelpack", "docker-model", "ollama", "kitops"];
 const WEIGHTS: [&str; 2] = ["safetensors", "gguf"];
 /// Bytes of a file that is read as a whole beside the weights: a configuration, a tokenizer, an index.
 const SMALL: u64 = 32 << 20;
-/// Names that are looked at. An image of a distribution with Python has some ten thousand.
-const NAMES_LIMIT: usize = 200_000;
-/// Files that are warmed of one volume.
-const FILES_LIMIT: usize = 4096;
+/// Bytes of directories' names that are remembered while a tree is walked. What is beyond them is not warmed.
+pub const WALK_BYTES: usize = 64 * 1024;
+/// Bytes of names of the files of one volume that are warmed: a model has some hundred shards.
+pub const NAMES_BYTES: usize = 32 * 1024;
+const _: () = assert!((2 * WALK_BYTES + 2 * NAMES_BYTES) as u64 <= limits::WARM_WALK);
+
+impl WarmFiles {
+    /// Bytes that the list takes in memory.
+    pub fn memory(&self) -> u64 {
+        let names: usize =
+            self.files.iter().map(|file| size_of::<WarmFile>() + file.name.as_os_str().len()).sum();
+        u64::try_from(size_of::<Self>() + self.directory.as_os_str().len() + names).unwrap_or(u64::MAX)
+    }
+}
 
 impl Content {
     /// What an artifact of `family` is.
@@ -40,46 +63,58 @@ impl Content {
     }
 }
 
-/// The files below `root` that are warmed, first ones first. None where nothing is a model.
+/// The files below `root` that are warmed; none where nothing is a model.
 ///
 /// Symbolic links are not followed: what they lead to is listed where it is.
 ///
 /// # Errors
-/// The kernel's, when the directory cannot be read.
-pub fn files(root: &Path, content: Content) -> io::Result<Vec<WarmFile>> {
-    let mut names = Vec::new();
-    let mut directories = vec![root.to_owned()];
+/// The kernel's, when a directory cannot be read.
+pub fn files(root: &Path, content: Content) -> io::Result<WarmFiles> {
+    let mut with_weights = BTreeSet::new();
+    let mut bytes = 0;
+    walk(root, |directory, name| {
+        if is_weights(Path::new(name)) && !with_weights.contains(directory) && bytes < WALK_BYTES {
+            bytes += directory.as_os_str().len();
+            with_weights.insert(directory.to_owned());
+        }
+        Ok(true)
+    })?;
+    let (mut files, mut bytes) = (Vec::new(), 0);
+    walk(root, |directory, name| {
+        // Beside weights are the files that belong to them; in the rest of an image is a system.
+        if content == Content::Anything && !with_weights.contains(directory) {
+            return Ok(true);
+        }
+        let name = directory.join(name);
+        let size = fs::symlink_metadata(root.join(&name))?.len();
+        if size > 0 && (with_weights.is_empty() || is_weights(&name) || size <= SMALL) {
+            bytes += name.as_os_str().len();
+            files.push(WarmFile { name, size });
+        }
+        Ok(bytes < NAMES_BYTES)
+    })?;
+    files.sort_by(|one, two| (rank(one), &one.name).cmp(&(rank(two), &two.name)));
+    files.shrink_to_fit();
+    Ok(WarmFiles { directory: root.to_owned(), files })
+}
+
+/// Calls `found` with each file below `root`, by its directory below it and its name, until it says that it is enough.
+fn walk(root: &Path, mut found: impl FnMut(&Path, &OsStr) -> io::Result<bool>) -> io::Result<()> {
+    let (mut directories, mut bytes) = (vec![PathBuf::new()], 0);
     while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(&directory)? {
+        bytes -= directory.as_os_str().len();
+        for entry in fs::read_dir(root.join(&directory))? {
             let (entry, kind) = entry.and_then(|entry| entry.file_type().map(|kind| (entry, kind)))?;
-            if kind.is_dir() {
-                directories.push(entry.path());
-            } else if kind.is_file() {
-                names.push(entry.path());
+            if kind.is_dir() && bytes < WALK_BYTES {
+                let below = directory.join(entry.file_name());
+                bytes += below.as_os_str().len();
+                directories.push(below);
+            } else if kind.is_file() && !found(&directory, &entry.file_name())? {
+                return Ok(());
             }
         }
-        if names.len() + directories.len() > NAMES_LIMIT {
-            tracing::debug!(root = %root.display(), "too many names: what comes after them is not warmed");
-            break;
-        }
     }
-    let weights: Vec<&Path> =
-        names.iter().filter(|path| is_weights(path)).filter_map(|path| path.parent()).collect();
-    let wanted = |path: &PathBuf| match content {
-        Content::Model => true,
-        // Beside weights are the files that belong to them; in the rest of an image is a system.
-        Content::Anything => path.parent().is_some_and(|parent| weights.contains(&parent)),
-    };
-    let mut files = Vec::new();
-    for path in names.iter().filter(|path| wanted(path)) {
-        let size = fs::symlink_metadata(path)?.len();
-        if size > 0 && (weights.is_empty() || is_weights(path) || size <= SMALL) {
-            files.push(WarmFile { path: path.clone(), size });
-        }
-    }
-    files.sort_by(|one, two| (rank(one), &one.path).cmp(&(rank(two), &two.path)));
-    files.truncate(FILES_LIMIT);
-    Ok(files)
+    Ok(())
 }
 
 fn is_weights(path: &Path) -> bool {
@@ -90,9 +125,9 @@ fn is_weights(path: &Path) -> bool {
 /// When a server reads the file: the configuration decides what to load, the tokenizer is small, the index says which shards
 /// there are, and shards follow each other by their names.
 fn rank(file: &WarmFile) -> u8 {
-    let name = file.path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_ascii_lowercase();
+    let name = file.name.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_ascii_lowercase();
     match name.as_str() {
-        _ if is_weights(&file.path) || file.size > SMALL => 4,
+        _ if is_weights(&file.name) || file.size > SMALL => 4,
         _ if name.ends_with(".index.json") => 2,
         _ if name.contains("config") => 0,
         _ if ["token", "vocab", "merges", "chat_template"].iter().any(|part| name.contains(part)) => 1,
@@ -113,9 +148,7 @@ mod tests {
             fs::File::create(path).and_then(|file| file.set_len(*size)).expect("a file");
         }
         let found = super::files(directory.path(), content).expect("listed");
-        let name =
-            |file: &WarmFile| file.path.strip_prefix(directory.path()).expect("below").display().to_string();
-        found.iter().map(name).collect()
+        found.files.iter().map(|file| file.name.display().to_string()).collect()
     }
 
     const HUGGING_FACE: [(&str, u64); 9] = [
@@ -168,6 +201,17 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         std::os::unix::fs::symlink("/etc/passwd", directory.path().join("x.gguf")).expect("a link");
         std::os::unix::fs::symlink("/etc", directory.path().join("etc")).expect("a link");
-        assert_eq!(files(directory.path(), Content::Model).expect("listed"), []);
+        assert_eq!(files(directory.path(), Content::Model).expect("listed").files, []);
+    }
+
+    #[test]
+    fn what_a_hostile_volume_names_is_bounded() {
+        let (directory, long) = (tempfile::tempdir().expect("a directory"), "x".repeat(200));
+        for number in 0..1000 {
+            let path = directory.path().join(format!("{number:04}-{long}.gguf"));
+            fs::File::create(path).and_then(|file| file.set_len(1)).expect("a file");
+        }
+        let found = super::files(directory.path(), Content::Model).expect("listed");
+        assert!(found.files.len() < 200 && found.memory() < 64 * 1024, "{}", found.memory());
     }
 }

@@ -32,20 +32,19 @@ pub fn resident(file: &File, range: Range<u64>) -> io::Result<u64> {
     }
 }
 
-/// How many bytes of the files below `root` are in memory; `None` where there are more than `limit` names. Symbolic links are not followed.
+/// How many bytes of the files below `root` are in memory; `None` where there are more names than `limit`, which becomes less by those that
+/// were looked at. Symbolic links are not followed.
 ///
 /// # Errors
 /// The kernel's, also when something goes away meanwhile.
-pub fn resident_below(root: &Path, limit: usize) -> io::Result<Option<u64>> {
-    let (mut directories, mut names, mut here) = (vec![root.to_owned()], 0, 0);
+pub fn resident_below(root: &Path, limit: &mut usize) -> io::Result<Option<u64>> {
+    let (mut directories, mut here) = (vec![root.to_owned()], 0);
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(&directory)? {
             let entry = entry?;
             let kind = entry.file_type()?;
-            names += 1;
-            if names > limit {
-                return Ok(None);
-            }
+            let Some(rest) = limit.checked_sub(1) else { return Ok(None) };
+            *limit = rest;
             if kind.is_dir() {
                 directories.push(entry.path());
             } else if kind.is_file() {
@@ -109,7 +108,7 @@ mod tests {
             fs::write(directory.path().join(name), vec![1; 10_000]).expect("written");
         }
         std::os::unix::fs::symlink("two", directory.path().join("link")).expect("a link");
-        assert_eq!(resident_below(directory.path(), 4).expect("looked"), Some(20_000));
-        assert_eq!(resident_below(directory.path(), 3).expect("looked"), None);
+        assert_eq!(resident_below(directory.path(), &mut 4).expect("looked"), Some(20_000));
+        assert_eq!(resident_below(directory.path(), &mut 3).expect("looked"), None);
     }
 }

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::host::limits;
 use crate::host::sys::FileMapping;
-use crate::warm::budget::WarmBudget;
+use crate::warm::budget::{WarmBudget, may_have};
 use crate::warm::fill::Filler;
-use crate::warm::order::{self, Content, WarmFile};
+use crate::warm::order::{self, Content, WarmFile, WarmFiles};
 use crate::warm::resident::resident;
 
 /// What is warmed.
@@ -31,7 +32,7 @@ pub(in crate::warm) struct Warming {
     /// Becomes true when nobody wants it any more.
     gone: Arc<AtomicBool>,
     /// Listed at the first slice.
-    files: Option<Arc<[WarmFile]>>,
+    files: Option<Arc<WarmFiles>>,
     /// Which file is next, how far it is, and the file when it was begun.
     next: usize,
     offset: u64,
@@ -56,6 +57,10 @@ pub struct Sum {
     pub filled: u64,
     /// That are locked in memory.
     pub locked: u64,
+    /// How many files are.
+    pub mappings: u64,
+    /// That the list of its files takes.
+    pub names: u64,
 }
 
 /// What others have of what is shared.
@@ -68,6 +73,12 @@ pub(in crate::warm) struct Shares {
     pub own_locked: u64,
     /// Bytes that all have locked.
     pub all_locked: u64,
+    /// Files that this one has locked, and all.
+    pub own_mappings: u64,
+    pub all_mappings: u64,
+    /// Bytes of the lists of this one, and of all.
+    pub own_names: u64,
+    pub all_names: u64,
 }
 
 /// Why no more is read.
@@ -77,6 +88,8 @@ pub(in crate::warm) enum End {
     Complete,
     /// The namespace's share is used up.
     Budget,
+    /// The namespace has as many names of files as it may.
+    Names,
     /// The kernel drops as much as comes.
     Evicted,
     /// The volume is gone.
@@ -108,7 +121,7 @@ impl Warming {
     }
 
     /// What is warmed, from the first slice on.
-    pub fn files(&self) -> Option<&Arc<[WarmFile]>> {
+    pub fn files(&self) -> Option<&Arc<WarmFiles>> {
         self.files.as_ref()
     }
 
@@ -120,16 +133,20 @@ impl Warming {
         let files = match &self.files {
             Some(files) => Arc::clone(files),
             None => {
-                let files: Arc<[_]> = order::files(&self.wanted.directory, self.wanted.content)?.into();
-                self.sum.wanted = files.iter().map(|file| file.size).fold(0, u64::saturating_add);
+                let files = Arc::new(order::files(&self.wanted.directory, self.wanted.content)?);
+                if !may_have(shares.own_names, shares.all_names, files.memory(), limits::WARM_NAMES) {
+                    return Ok(Some(End::Names));
+                }
+                self.sum.names = files.memory();
+                self.sum.wanted = files.files.iter().map(|file| file.size).fold(0, u64::saturating_add);
                 Arc::clone(self.files.insert(files))
             }
         };
-        let Some(file) = files.get(self.next) else { return Ok(Some(End::Complete)) };
+        let Some(file) = files.files.get(self.next) else { return Ok(Some(End::Complete)) };
         let opened = match self.open.take() {
             Some(opened) => opened,
             None => {
-                let opened = File::open(&file.path)?;
+                let opened = File::open(files.directory.join(&file.name))?;
                 self.missing = file.size - resident(&opened, 0..file.size)?.min(file.size);
                 if self.missing == 0 {
                     self.offset = file.size;
@@ -169,17 +186,19 @@ impl Warming {
         }
         if self.passed >= self.look_at {
             self.look_at = self.passed + (self.passed / 8).max(FIRST_LOOK);
-            if !self.has_stayed(files.get(..self.next).unwrap_or_default())? {
+            if !self.has_stayed(&files)? {
                 return Ok(Some(End::Evicted));
             }
         }
-        Ok((self.next == files.len()).then_some(End::Complete))
+        Ok((self.next == files.files.len()).then_some(End::Complete))
     }
 
     /// Locks `file` in memory, if the budget has room for it: what comes first is what is needed first.
     fn pin(&mut self, opened: &File, file: &WarmFile, budget: WarmBudget, shares: Shares) {
-        if !budget.may_pin(shares.own_locked, shares.all_locked, file.size) {
-            tracing::debug!(file = %file.path.display(), "not locked in memory: the budget for it is used up");
+        if !budget.may_pin(shares.own_locked, shares.all_locked, file.size)
+            || !may_have(shares.own_mappings, shares.all_mappings, 1, limits::WARM_MAPPINGS)
+        {
+            tracing::debug!(file = %file.name.display(), "not locked in memory: the budget for it is used up");
             return;
         }
         let locked = FileMapping::new(opened.as_fd(), 0, file.size).and_then(|mapping| {
@@ -190,18 +209,19 @@ impl Warming {
             Ok(mapping) => {
                 self.locked.push(mapping);
                 self.sum.locked += file.size;
+                self.sum.mappings += 1;
             }
             Err(error) => {
-                tracing::warn!(%error, file = %file.path.display(), "cannot lock a file in memory");
+                tracing::warn!(%error, file = %file.name.display(), "cannot lock a file in memory");
             }
         }
     }
 
-    /// Whether at least half of `files` is in memory.
-    fn has_stayed(&self, files: &[WarmFile]) -> io::Result<bool> {
+    /// Whether at least half of the files that were passed is in memory.
+    fn has_stayed(&self, files: &WarmFiles) -> io::Result<bool> {
         let mut here = 0;
-        for file in files {
-            here += resident(&File::open(&file.path)?, 0..file.size)?;
+        for file in files.files.iter().take(self.next) {
+            here += resident(&File::open(files.directory.join(&file.name))?, 0..file.size)?;
         }
         Ok(here >= self.passed / 2)
     }

@@ -11,7 +11,7 @@ use crate::host::sys;
 use crate::tenant::Tenant;
 use crate::warm::budget::{Memory, WarmBudget};
 use crate::warm::fill::Filler;
-use crate::warm::order::WarmFile;
+use crate::warm::order::{WarmFile, WarmFiles};
 use crate::warm::resident::resident;
 use crate::warm::volume::{End, Shares, Sum, Wanted, Warming};
 
@@ -59,7 +59,7 @@ struct Volume {
     since: Instant,
     gone: Arc<AtomicBool>,
     sum: Sum,
-    files: Option<Arc<[WarmFile]>>,
+    files: Option<Arc<WarmFiles>>,
     /// What is to be done. When all was, what is locked stays here.
     warming: Option<Warming>,
     is_done: bool,
@@ -190,17 +190,21 @@ impl Warmer {
             Some(Ok(None)) => return,
             Some(Ok(Some(End::Complete))) => "all is in memory",
             Some(Ok(Some(End::Gone))) => return,
+            Some(Ok(Some(End::Names))) => {
+                tracing::info!(target_path = %target.display(), "not warmed: its namespace has too many files that are");
+                return;
+            }
             Some(Ok(Some(End::Budget))) => "the namespace's share of warm.budget is used up",
             Some(Ok(Some(End::Evicted))) => "the kernel drops as much as is read",
             None => "less than a tenth of the node's memory is available",
             Some(Err(error)) => {
-                tracing::warn!(%error, target = %target.display(), "cannot warm a volume");
+                tracing::warn!(%error, target_path = %target.display(), "cannot warm a volume");
                 return;
             }
         };
         if has_files {
             tracing::info!(
-                target = %target.display(),
+                target_path = %target.display(),
                 bytes = sum.wanted,
                 filled = sum.filled,
                 locked = sum.locked,
@@ -234,6 +238,10 @@ impl Warmer {
             own_filled: of(&state, |sum| sum.filled, Some(&tenant)),
             own_locked: of(&state, |sum| sum.locked, Some(&tenant)),
             all_locked: of(&state, |sum| sum.locked, None),
+            own_mappings: of(&state, |sum| sum.mappings, Some(&tenant)),
+            all_mappings: of(&state, |sum| sum.mappings, None),
+            own_names: of(&state, |sum| sum.names, Some(&tenant)),
+            all_names: of(&state, |sum| sum.names, None),
         };
         let own =
             state.volumes.iter_mut().filter(|(_, volume)| volume.is_waiting() && volume.tenant == tenant);
@@ -245,12 +253,15 @@ impl Warmer {
 
     /// Looks what part of the files that are warmed is in memory, at a sample of them.
     pub fn look(&self) {
-        let lists: Vec<Arc<[WarmFile]>> =
+        let lists: Vec<Arc<WarmFiles>> =
             self.lock().volumes.values().filter_map(|volume| volume.files.clone()).collect();
-        let files: Vec<&WarmFile> = lists.iter().flat_map(|files| files.iter()).collect();
+        let all =
+            lists.iter().flat_map(|list| list.files.iter().map(|file| (list.directory.as_path(), file)));
+        let files: Vec<(&Path, &WarmFile)> = all.collect();
         let (mut all, mut here) = (0, 0);
-        for file in files.iter().step_by(files.len().div_ceil(SAMPLE).max(1)) {
-            let counted = File::open(&file.path).and_then(|opened| resident(&opened, 0..file.size));
+        for (directory, file) in files.iter().step_by(files.len().div_ceil(SAMPLE).max(1)) {
+            let counted =
+                File::open(directory.join(&file.name)).and_then(|opened| resident(&opened, 0..file.size));
             // Of a volume that has just gone.
             let Ok(counted) = counted else { continue };
             (all, here) = (all + file.size, here + counted);

@@ -72,7 +72,11 @@ const NOT_RUN: [(&str, &str, &str); 43] = [
         "tests/store/collection.rs and tests/cli/stores.rs compare what gc and ls print",
     ),
     ("docs/operations.md", "kubectl -n ocivol get pods ", CLUSTER),
-    ("docs/operations.md", "helm test ocivol ", "helm's notes have it, which make e2e types: what_helms_notes_say_works_in_its_order"),
+    (
+        "docs/operations.md",
+        "helm test ocivol ",
+        "helm's notes have it, which make e2e types: what_helms_notes_say_works_in_its_order",
+    ),
     ("docs/operations.md", "kubectl -n ocivol logs ", CLUSTER),
     (
         "docs/platforms.md",
