@@ -208,11 +208,18 @@ HELM_FLAGS := -X helm.sh/helm/v3/internal/version.version=$(HELM) $(foreach pack
 	-X helm.sh/helm/v3/pkg/$(package).k8sVersionMajor=$(word 1,$(subst ., ,$(HELM_KUBERNETES))) \
 	-X helm.sh/helm/v3/pkg/$(package).k8sVersionMinor=$(word 2,$(subst ., ,$(HELM_KUBERNETES))))
 
-$(TOOLS)/bin/helm:
+# A file beside each says which version it is: one of another version is built anew.
+$(TOOLS)/bin/helm: $(TOOLS)/bin/helm-$(HELM)
+	@test -x $@
+$(TOOLS)/bin/helm-$(HELM):
 	$(call go,helm.sh/helm/v3/cmd/helm@$(HELM),-ldflags "-s -w $(HELM_FLAGS)")
+	touch $@
 
-$(TOOLS)/helm4/helm:
+$(TOOLS)/helm4/helm: $(TOOLS)/helm4/helm-$(HELM_FOUR)
+	@test -x $@
+$(TOOLS)/helm4/helm-$(HELM_FOUR):
 	$(call go,helm.sh/helm/v4/cmd/helm@$(HELM_FOUR),-ldflags "-s -w -X helm.sh/helm/v4/internal/version.version=$(HELM_FOUR)")
+	touch $@
 
 $(TOOLS)/bin/csi-sanity:
 	$(call go,github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@$(CSI_SANITY))

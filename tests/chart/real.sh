@@ -72,9 +72,12 @@ for helm; do
 	python3 -c 'import sys
 documents = {text.strip(): None for path in sys.argv[1:] for text in open(path).read().split("\n---\n")}
 print("\n---\n".join(documents))' "$work"/*.rendered >"$work/all"
-	dry_run "$work/all" >"$work/out" 2>&1 || for rendered in "$work"/*.rendered; do
-		dry_run "$rendered" >"$work/out" 2>&1 || die "$(cat "${rendered%.rendered}.yaml" "$work/out")"
-	done
+	dry_run "$work/all" >"$work/all.out" 2>&1 || {
+		for rendered in "$work"/*.rendered; do
+			dry_run "$rendered" >"$work/out" 2>&1 || die "$(cat "${rendered%.rendered}.yaml" "$work/out")"
+		done
+		die "all together: $(cat "$work/all.out")"
+	}
 	echo "$(basename "$(dirname "$helm")")/helm: $(find "$work" -name '*.rendered' | wc -l) sets of values make $(grep -c '^kind:' "$work/all") different objects, which Kubernetes $version takes"
 done
 

@@ -54,8 +54,9 @@ $(cat "$values" "$work/out")"
 		for version in "$oldest" "$newest"; do
 			least=$(since "$values")
 			[ "$(printf '%s\n' "${least:-0}" "$version" | sort -V | head -1)" = "${least:-0}" ] || continue
-			"$helm" template ocivol "$chart" --namespace ocivol --kube-version "$version" -f "$values" >/dev/null ||
+			"$helm" template ocivol "$chart" --namespace ocivol --kube-version "$version" -f "$values" >"$work/out" ||
 				wrong "$helm refuses \"$(says "$values")\" for Kubernetes $version"
+			! grep -E '^ *OCIVOL_[A-Z_]+: "[0-9.]+e\+' "$work/out" || wrong "$helm writes numbers that the plugin cannot read: $(says "$values")"
 		done
 	done
 done
@@ -64,8 +65,10 @@ shows() {
 	words=${1#!}
 	case $1 in !*) expected=1 ;; *) expected=0 ;; esac
 	shift
-	found=0
-	"$helm" template ocivol "$chart" --namespace ocivol "$@" 2>&1 | grep -qF -e "$words" || found=1
+	found=0 rendered=0
+	"$helm" template ocivol "$chart" --namespace ocivol "$@" >"$work/out" 2>&1 || rendered=1
+	grep -qF -e "$words" "$work/out" || found=1
+	[ "$expected$rendered" != 11 ] || wrong "with $*: $(cat "$work/out")"
 	[ "$found" = "$expected" ] || wrong "with $*: \"$words\" is $([ "$found" = 0 ] || echo not) there"
 }
 # By the last helm: `helm template` of version 3 takes no more of a version than its numbers, and nobody would see GKE in it.
@@ -82,10 +85,15 @@ shows 'image: "m.io/a/b:0.9"' --set global.imageRegistry=m.io,image.repository=a
 shows 'image: "registry:5000/a/b@sha256:' --set image.repository=registry:5000/a/b --set "image.digest=sha256:$(printf %064d 0)"
 shows '- --metrics-addr=[$(POD_IP)]:9809' --set metricsOnPodIP=true
 shows 'chart requires kubeVersion' --kube-version 1.28.0
+# Numbers on the command line are of another kind than those of a file.
+shows '- --health-addr=:9900' --set healthPort=9900
+shows '- --metrics-addr=:9900' --set metricsPort=9900
+shows 'image: "m.io/team/ocivol/ocivol:0.9"' --set global.imageRegistry=m.io/team,image.tag=0.9
+shows 'value: /etc/ssl/corp.pem' --set 'extraEnv[0].name=SSL_CERT_FILE,extraEnv[0].value=/etc/ssl/corp.pem'
 shows 'kind: DaemonSet' --kube-version "v$oldest-eks-1a2b3c4"
 # What is empty in a set is empty, and not the default.
 shows 'OCIVOL_HOSTS_DIR: ""' --set additionalDaemonSets.other.registry.hostsDir=
-# No secret's content is in a ConfigMap, whatever a proxy is called.
+# What has a password comes from a Secret.
 shows 'name: proxy' --set registry.proxySecret=proxy
 
 count() { find "$work/$1" -type f | wc -l; }

@@ -73,7 +73,7 @@ installation. Messages say what to do. */ -}}
 {{- end -}}
 {{- end -}}
 
-{{- if eq .Values.healthPort .Values.metricsPort -}}
+{{- if eq (int .Values.healthPort) (int .Values.metricsPort) -}}
 {{- fail (printf "healthPort and metricsPort are both %v: take another for one of them" .Values.healthPort) -}}
 {{- end -}}
 
@@ -84,10 +84,12 @@ installation. Messages say what to do. */ -}}
 {{- end -}}
 {{- end -}}
 
-{{- $names := list "KUBE_NODE_NAME" "POD_IP" "SSL_CERT_FILE" -}}
+{{- $names := list "KUBE_NODE_NAME" -}}
+{{- if .Values.metricsOnPodIP -}}{{- $names = append $names "POD_IP" -}}{{- end -}}
+{{- if .Values.registry.caConfigMap -}}{{- $names = append $names "SSL_CERT_FILE" -}}{{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if has .name $names -}}
-{{- fail (printf "%sextraEnv: %s is there already: say each variable once, and leave KUBE_NODE_NAME, POD_IP and SSL_CERT_FILE (registry.caConfigMap) to the chart" $where .name) -}}
+{{- fail (printf "%sextraEnv: %s is there already: say each variable once, and leave KUBE_NODE_NAME, POD_IP (metricsOnPodIP) and SSL_CERT_FILE (registry.caConfigMap) to the chart" $where .name) -}}
 {{- end -}}
 {{- $names = append $names .name -}}
 {{- end -}}

@@ -73,29 +73,34 @@ the others'. */ -}}
 {{- if or (eq .choice "always") (and (eq .choice "auto") .found) -}}true{{- end -}}
 {{- end -}}
 
+{{- /* A value that may be a number. From a file helm has it as a float, and would write a large one as 8e+11. */ -}}
+{{- define "ocivol.text" -}}
+{{- if kindIs "float64" . -}}{{- int64 . -}}{{- else -}}{{- . -}}{{- end -}}
+{{- end -}}
+
 {{- define "ocivol.config" -}}
-OCIVOL_GC_START: {{ .Values.store.gcStart | quote }}
-OCIVOL_GC_STOP: {{ .Values.store.gcStop | quote }}
-OCIVOL_GC_MIN_AGE: {{ .Values.store.gcMinAge | quote }}
-OCIVOL_KEEP_FREE: {{ .Values.store.keepFree | quote }}
-OCIVOL_KEEP_FREE_INODES: {{ .Values.store.keepFreeInodes | quote }}
-OCIVOL_WARM_BUDGET: {{ .Values.warm.budget | quote }}
-OCIVOL_WARM_PIN_BUDGET: {{ .Values.warm.pinBudget | quote }}
-OCIVOL_SCRUB_DAYS: {{ .Values.store.scrubDays | quote }}
+OCIVOL_GC_START: {{ include "ocivol.text" .Values.store.gcStart | quote }}
+OCIVOL_GC_STOP: {{ include "ocivol.text" .Values.store.gcStop | quote }}
+OCIVOL_GC_MIN_AGE: {{ include "ocivol.text" .Values.store.gcMinAge | quote }}
+OCIVOL_KEEP_FREE: {{ include "ocivol.text" .Values.store.keepFree | quote }}
+OCIVOL_KEEP_FREE_INODES: {{ include "ocivol.text" .Values.store.keepFreeInodes | quote }}
+OCIVOL_WARM_BUDGET: {{ include "ocivol.text" .Values.warm.budget | quote }}
+OCIVOL_WARM_PIN_BUDGET: {{ include "ocivol.text" .Values.warm.pinBudget | quote }}
+OCIVOL_SCRUB_DAYS: {{ include "ocivol.text" .Values.store.scrubDays | quote }}
 {{- with .Values.store.quota.bytes }}
-OCIVOL_QUOTA_BYTES: {{ . | quote }}
+OCIVOL_QUOTA_BYTES: {{ include "ocivol.text" . | quote }}
 {{- end }}
 {{- with .Values.store.quota.inodes }}
-OCIVOL_QUOTA_INODES: {{ . | quote }}
+OCIVOL_QUOTA_INODES: {{ include "ocivol.text" . | quote }}
 {{- end }}
 {{- with .Values.store.quota.trees }}
-OCIVOL_QUOTA_TREES: {{ . | quote }}
+OCIVOL_QUOTA_TREES: {{ include "ocivol.text" . | quote }}
 {{- end }}
 {{- with .Values.store.pins }}
 OCIVOL_PINS: {{ join "," . | quote }}
 {{- end }}
-OCIVOL_PARALLEL_DOWNLOADS: {{ .Values.registry.parallelDownloads | quote }}
-OCIVOL_STALL_TIMEOUT: {{ .Values.registry.stallTimeout | quote }}
+OCIVOL_PARALLEL_DOWNLOADS: {{ include "ocivol.text" .Values.registry.parallelDownloads | quote }}
+OCIVOL_STALL_TIMEOUT: {{ include "ocivol.text" .Values.registry.stallTimeout | quote }}
 OCIVOL_HOSTS_DIR: {{ .Values.registry.hostsDir | quote }}
 {{- with .Values.registry.authoritativeMirrors }}
 OCIVOL_AUTHORITATIVE_MIRRORS: {{ join "," . | quote }}
@@ -107,9 +112,9 @@ OCIVOL_PLAIN_HTTP: {{ join "," . | quote }}
 OCIVOL_ALLOW_HOSTS: {{ join "," . | quote }}
 {{- end }}
 OCIVOL_VERIFY_DIFF_IDS: {{ .Values.registry.verifyDiffIDs | quote }}
-OCIVOL_GRANT_TTL: {{ .Values.registry.grantTTL | quote }}
+OCIVOL_GRANT_TTL: {{ include "ocivol.text" .Values.registry.grantTTL | quote }}
 {{- with .Values.registry.spoolAbove }}
-OCIVOL_SPOOL_ABOVE: {{ . | quote }}
+OCIVOL_SPOOL_ABOVE: {{ include "ocivol.text" . | quote }}
 {{- end }}
 {{- with .Values.registry.ociLayoutDir }}
 OCIVOL_OCI_LAYOUT_DIRS: {{ . | quote }}
