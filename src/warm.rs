@@ -11,6 +11,7 @@
 pub mod budget;
 pub mod fill;
 pub mod order;
+pub mod pins;
 pub mod resident;
 pub mod volume;
 pub mod warmer;

@@ -38,14 +38,10 @@ pub fn raise_open_files() {
     }
 }
 
-/// Raises the limit of memory that may be locked to `bytes`: the plugin can then lock so much without a capability, and no more.
+/// Sets the limit of memory that may be locked to `bytes`: the plugin can then lock so much without a capability, and no more.
 /// Returns whether it can.
-pub fn raise_locked_memory(bytes: u64) -> bool {
-    let Rlimit { current, maximum } = getrlimit(Resource::Memlock);
-    if current.is_none_or(|current| current >= bytes) {
-        return true;
-    }
-    let maximum = maximum.map(|maximum| maximum.max(bytes));
+pub fn limit_locked_memory(bytes: u64) -> bool {
+    let maximum = getrlimit(Resource::Memlock).maximum.map(|maximum| maximum.max(bytes));
     setrlimit(Resource::Memlock, Rlimit { current: Some(bytes), maximum }).is_ok()
 }
 

@@ -61,7 +61,7 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
             })?;
             crate::host::limits::forbid_cores()
                 .map_err(|error| Failure::internal(&format!("cannot forbid cores: {error}")))?;
-            let can_lock = process::raise_locked_memory(config.warm.map_or(0, |warm| warm.pinned));
+            let can_lock = process::limit_locked_memory(config.warm.map_or(0, |warm| warm.pinned));
             process::give_up_privileges(!can_lock)?;
             context::run(node::shutdown::GRACE, async {
                 let (stop, stopped) = watch::channel(false);

@@ -134,6 +134,8 @@ pub struct FileMapping {
 
 // SAFETY: the address is only passed to system calls that work on the process's addresses, from whichever thread.
 unsafe impl Send for FileMapping {}
+// SAFETY: what is shared is an address and a length, which do not change.
+unsafe impl Sync for FileMapping {}
 
 impl FileMapping {
     /// Maps `length` bytes of `file` from `start`, which is a multiple of the page size. Nothing is read.
@@ -155,13 +157,19 @@ impl FileMapping {
         }
     }
 
-    /// Reads what is not in memory, and keeps the kernel from dropping any of it as long as this exists. See `man 2 mlock`.
+    /// Reads what is not in memory of `length` bytes from `start` of the mapping, and keeps the kernel from dropping any of it as long as
+    /// this exists. See `man 2 mlock`.
     ///
     /// # Errors
-    /// The kernel's: `ENOMEM` and `EPERM` beyond RLIMIT_MEMLOCK.
-    pub fn lock(&self) -> io::Result<()> {
-        // SAFETY: the range is this mapping, which exists; its contents do not change.
-        let result = unsafe { libc::mlock(self.address, self.length) };
+    /// The kernel's: `ENOMEM` and `EPERM` beyond RLIMIT_MEMLOCK; `EINVAL` for what is not in the mapping.
+    pub fn lock(&self, start: u64, length: u64) -> io::Result<()> {
+        let (start, length) = (usize::try_from(start).ok(), usize::try_from(length).ok());
+        let (Some(start), Some(length)) = (start, length) else { return Err(Errno::EINVAL.into()) };
+        if start.checked_add(length).is_none_or(|end| end > self.length) {
+            return Err(Errno::EINVAL.into());
+        }
+        // SAFETY: the range is within this mapping, which exists, and nobody reads it there.
+        let result = unsafe { libc::mlock(self.address.byte_add(start), length) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 

@@ -24,7 +24,7 @@ pub const BUDGET: &str = "80%";
 /// What is locked in memory, unless something else is said.
 pub const PIN_BUDGET: &str = "0";
 /// Hundredths of the memory that may be locked: the rest of the node has to live as well.
-const PINNED_AT_MOST: u64 = 80;
+const PINNED_AT_MOST: Level = Level::Percent(80);
 
 impl WarmFlags {
     /// Checks every flag. `None`: nothing is warmed.
@@ -44,10 +44,20 @@ impl WarmFlags {
         let memory = Memory::read().map_err(|error| {
             bad("--warm-budget", &self.budget, format!("the node's memory is not known: {error}"))
         })?;
-        let budget = WarmBudget { warm: warm.of(memory.total), pinned: pinned.of(memory.total) };
-        if budget.pinned > memory.total / 100 * PINNED_AT_MOST {
-            let reason = format!("it must not be more than {PINNED_AT_MOST} % of the node's memory");
-            return Err(bad("--warm-pin-budget", &self.pin_budget, reason));
+        let most = PINNED_AT_MOST.of(memory.total);
+        let mut budget = WarmBudget { warm: warm.of(memory.total), pinned: pinned.of(memory.total) };
+        if budget.pinned > most {
+            let reason = format!("it must not be more than {PINNED_AT_MOST} of the node's memory");
+            if matches!(pinned, Level::Percent(_)) {
+                return Err(bad("--warm-pin-budget", &self.pin_budget, reason));
+            }
+            // The nodes of a cluster have the same settings, and not the same memory.
+            tracing::warn!(
+                value = self.pin_budget,
+                most,
+                "--warm-pin-budget: {reason}: that is what it is here"
+            );
+            budget.pinned = most;
         }
         Ok(Some(budget))
     }
@@ -71,5 +81,7 @@ mod tests {
         );
         assert_eq!(check("a lot", "0").expect_err("no level").flag, "--warm-budget");
         assert_eq!(check("80%", "81%").expect_err("too much").flag, "--warm-pin-budget");
+        let most = check("80%", "80%").expect("the most").expect("on").pinned;
+        assert_eq!(check("80%", "1000TiB").expect("a smaller node").expect("on").pinned, most);
     }
 }

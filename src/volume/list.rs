@@ -79,18 +79,37 @@ const FEW_FILES: usize = 1000;
 /// Names of all trees at which is looked for that.
 const LOOKED_AT: usize = 20_000;
 
-/// Lists the store at `root`, which may be open in another process.
+/// Lists the store at `root`, which may be open in another process. What is in memory of its trees is not looked at.
 ///
 /// # Errors
 /// When the store or the mount table cannot be read.
 pub fn look(root: &Path) -> Result<Listing, Error> {
+    list(root, |_| None)
+}
+
+/// The same, with what is in memory of each tree of few files.
+fn look_at_memory(root: &Path) -> Result<Listing, Error> {
+    let mut names_left = LOOKED_AT;
+    list(root, |tree| {
+        if tree.image.files > FEW_FILES {
+            return None;
+        }
+        // Directories are names as well, of which a tree with few files may have many.
+        let most = names_left.min(2 * FEW_FILES);
+        let mut left = most;
+        let here = resident_below(&tree.root, &mut left);
+        names_left -= most - left;
+        here.unwrap_or(None)
+    })
+}
+
+fn list(root: &Path, mut resident: impl FnMut(&Tree) -> Option<u64>) -> Result<Listing, Error> {
     let Inventory { trees, volumes, leases, content, unfinished, free } = Inventory::read(root)?;
     let table = Table::read()?;
     let ours = StoreMounts::locate(&table, root);
     let newest = newest(&trees);
     let pods: BTreeMap<&Path, &str> =
         volumes.iter().filter_map(|volume| Some((volume.target.as_path(), volume.pod.as_deref()?))).collect();
-    let mut names_left = LOOKED_AT;
     let listed = trees.iter().map(|tree| {
         let mounted = table
             .iter()
@@ -103,11 +122,7 @@ pub fn look(root: &Path) -> Result<Listing, Error> {
         });
         let by_process = leases.iter().filter(|lease| lease.tree == tree.key);
         let mounted_by = by_target.chain(by_process.map(|lease| process(lease.pid))).collect();
-        let resident = match tree.image.files {
-            0..=FEW_FILES => resident_below(&tree.root, &mut names_left).unwrap_or(None),
-            _ => None,
-        };
-        describe(tree, &newest, resident, mounted_at, mounted_by)
+        describe(tree, &newest, resident(tree), mounted_at, mounted_by)
     });
     let mut trees: Vec<Listed> = listed.collect();
     trees.sort_by(|one, other| {
@@ -194,6 +209,6 @@ impl Volumes {
     /// When the store or the mount table cannot be read.
     pub async fn list(&self) -> Result<Listing, Error> {
         let root = self.store_root().to_owned();
-        blocking::run(Lane::Store, move || look(&root)).await
+        blocking::run(Lane::Store, move || look_at_memory(&root)).await
     }
 }

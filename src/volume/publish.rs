@@ -141,13 +141,11 @@ impl Volumes {
         let warmer = Arc::clone(&self.warmer);
         let mount = move || {
             let record = mount(&store, &root, &mounter, &request, &mounted)?;
-            let needs_thread = warmed::begin(&warmer, &root, &request.tenant, &record);
+            warmed::begin(&warmer, &root, &request.tenant, &record);
             drop(guard);
-            Ok::<_, Error>(needs_thread)
+            Ok::<_, Error>(())
         };
-        if blocking::run(Lane::Mounts, mount).await? {
-            self.run_warmer();
-        }
+        blocking::run(Lane::Mounts, mount).await?;
         self.store_metrics.mounted(began);
         self.collector.changed.notify_one();
         Ok(Published::Mounted(pulled))

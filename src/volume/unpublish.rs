@@ -11,6 +11,7 @@ use crate::volume::error::Error;
 use crate::volume::order::TargetGuard;
 use crate::volume::store_mounts::StoreMounts;
 use crate::volume::volumes::Volumes;
+use crate::volume::warmed;
 
 impl Volumes {
     /// Unmounts and removes `target`, and makes publishes that wait for it give up. Nothing there is success.
@@ -62,7 +63,7 @@ impl Volumes {
         blocking::run(Lane::Mounts, move || {
             let ours = StoreMounts::find(&root)?;
             let mounts = mount::detach::detach(&target, |mount| ours.may_unmount(mount), and_directory)?;
-            warmer.remove(target.path());
+            warmed::end(&warmer, target.path());
             Ok((guard, mounts))
         })
         .await

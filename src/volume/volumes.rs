@@ -276,13 +276,15 @@ impl Volumes {
                 let _guard = guard;
                 if lookup::at(&record.target)?.is_none() {
                     store.end_volume(&record.target)?;
-                    return Ok(false);
+                } else if let Some(record) =
+                    store.volumes.get(&record.target)?.filter(|it| !warmer.has(&it.target))
+                {
+                    // As it is now; and a publish has begun with its volume itself.
+                    warmed::begin(&warmer, &root, &tenant_of(&record), &record);
                 }
-                Ok::<_, Error>(warmed::begin(&warmer, &root, &tenant_of(&record), &record))
+                Ok::<_, Error>(())
             };
-            if blocking::run(Lane::Mounts, look).await? {
-                self.run_warmer();
-            }
+            blocking::run(Lane::Mounts, look).await?;
         }
         let ours = StoreMounts::locate(&table, &root);
         Ok(table.iter().filter(|mount| ours.holds(mount)).count())

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::host::limits;
 
@@ -41,17 +42,18 @@ const MODELS: [&str; 4] = ["modelpack", "docker-model", "ollama", "kitops"];
 const WEIGHTS: [&str; 2] = ["safetensors", "gguf"];
 /// Bytes of a file that is read as a whole beside the weights: a configuration, a tokenizer, an index.
 const SMALL: u64 = 32 << 20;
-/// Bytes of directories' names that are remembered while a tree is walked. What is beyond them is not warmed.
+/// Bytes that directories take which are remembered while a tree is walked. What is beyond them is not warmed.
 pub const WALK_BYTES: usize = 64 * 1024;
-/// Bytes of names of the files of one volume that are warmed: a model has some hundred shards.
+/// Names of a tree that are looked at. An image of a distribution with Python has some ten thousand.
+const NAMES_LIMIT: usize = 200_000;
+/// Bytes that the files of one volume which are warmed take in memory: a model has some hundred shards.
 pub const NAMES_BYTES: usize = 32 * 1024;
 const _: () = assert!((2 * WALK_BYTES + 2 * NAMES_BYTES) as u64 <= limits::WARM_WALK);
 
 impl WarmFiles {
     /// Bytes that the list takes in memory.
     pub fn memory(&self) -> u64 {
-        let names: usize =
-            self.files.iter().map(|file| size_of::<WarmFile>() + file.name.as_os_str().len()).sum();
+        let names: usize = self.files.iter().map(|file| size_of::<u64>() + memory_of(&file.name)).sum();
         u64::try_from(size_of::<Self>() + self.directory.as_os_str().len() + names).unwrap_or(u64::MAX)
     }
 }
@@ -63,58 +65,80 @@ impl Content {
     }
 }
 
-/// The files below `root` that are warmed; none where nothing is a model.
+/// The files below `root` that are warmed; none where nothing is a model. `None` when `gone` has become true meanwhile.
 ///
 /// Symbolic links are not followed: what they lead to is listed where it is.
 ///
 /// # Errors
 /// The kernel's, when a directory cannot be read.
-pub fn files(root: &Path, content: Content) -> io::Result<WarmFiles> {
+pub fn files(root: &Path, content: Content, gone: &AtomicBool) -> io::Result<Option<WarmFiles>> {
     let mut with_weights = BTreeSet::new();
     let mut bytes = 0;
-    walk(root, |directory, name| {
+    let is_whole = walk(root, gone, |directory, name| {
         if is_weights(Path::new(name)) && !with_weights.contains(directory) && bytes < WALK_BYTES {
-            bytes += directory.as_os_str().len();
+            bytes += memory_of(directory);
             with_weights.insert(directory.to_owned());
         }
         Ok(true)
     })?;
+    if !is_whole {
+        return Ok(None);
+    }
     let (mut files, mut bytes) = (Vec::new(), 0);
-    walk(root, |directory, name| {
-        // Beside weights are the files that belong to them; in the rest of an image is a system.
-        if content == Content::Anything && !with_weights.contains(directory) {
-            return Ok(true);
-        }
-        let name = directory.join(name);
-        let size = fs::symlink_metadata(root.join(&name))?.len();
-        if size > 0 && (with_weights.is_empty() || is_weights(&name) || size <= SMALL) {
-            bytes += name.as_os_str().len();
-            files.push(WarmFile { name, size });
-        }
-        Ok(bytes < NAMES_BYTES)
-    })?;
+    let nothing = content == Content::Anything && with_weights.is_empty();
+    let is_whole = nothing
+        || walk(root, gone, |directory, name| {
+            // Beside weights are the files that belong to them; in the rest of an image is a system.
+            if content == Content::Anything && !with_weights.contains(directory) {
+                return Ok(true);
+            }
+            let name = directory.join(name);
+            let size = fs::symlink_metadata(root.join(&name))?.len();
+            if size > 0 && (with_weights.is_empty() || is_weights(&name) || size <= SMALL) {
+                bytes += size_of::<u64>() + memory_of(&name);
+                files.push(WarmFile { name, size });
+            }
+            Ok(bytes < NAMES_BYTES)
+        })?;
     files.sort_by(|one, two| (rank(one), &one.name).cmp(&(rank(two), &two.name)));
     files.shrink_to_fit();
-    Ok(WarmFiles { directory: root.to_owned(), files })
+    Ok(is_whole.then(|| WarmFiles { directory: root.to_owned(), files }))
 }
 
-/// Calls `found` with each file below `root`, by its directory below it and its name, until it says that it is enough.
-fn walk(root: &Path, mut found: impl FnMut(&Path, &OsStr) -> io::Result<bool>) -> io::Result<()> {
-    let (mut directories, mut bytes) = (vec![PathBuf::new()], 0);
+/// Bytes that a path takes, with what the allocator adds.
+fn memory_of(path: &Path) -> usize {
+    size_of::<PathBuf>() + path.as_os_str().len().next_multiple_of(16)
+}
+
+/// Calls `found` with each file below `root`, by its directory below it and its name, until it says that it is enough, or there were very
+/// many. Returns whether nobody has made `gone` true.
+fn walk(
+    root: &Path,
+    gone: &AtomicBool,
+    mut found: impl FnMut(&Path, &OsStr) -> io::Result<bool>,
+) -> io::Result<bool> {
+    let (mut directories, mut bytes, mut names) = (vec![PathBuf::new()], memory_of(Path::new("")), 0);
     while let Some(directory) = directories.pop() {
-        bytes -= directory.as_os_str().len();
+        if gone.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        bytes -= memory_of(&directory);
         for entry in fs::read_dir(root.join(&directory))? {
             let (entry, kind) = entry.and_then(|entry| entry.file_type().map(|kind| (entry, kind)))?;
+            names += 1;
+            if names > NAMES_LIMIT {
+                return Ok(true);
+            }
             if kind.is_dir() && bytes < WALK_BYTES {
                 let below = directory.join(entry.file_name());
-                bytes += below.as_os_str().len();
+                bytes += memory_of(&below);
                 directories.push(below);
             } else if kind.is_file() && !found(&directory, &entry.file_name())? {
-                return Ok(());
+                return Ok(true);
             }
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn is_weights(path: &Path) -> bool {
@@ -139,6 +163,10 @@ fn rank(file: &WarmFile) -> u8 {
 mod tests {
     use super::*;
 
+    fn listed(root: &Path, content: Content) -> WarmFiles {
+        files(root, content, &AtomicBool::new(false)).expect("listed").expect("it is there")
+    }
+
     /// The names of what is warmed of a directory with `files`.
     fn order(files: &[(&str, u64)], content: Content) -> Vec<String> {
         let directory = tempfile::tempdir().expect("a directory");
@@ -147,7 +175,7 @@ mod tests {
             fs::create_dir_all(path.parent().expect("a parent")).expect("made");
             fs::File::create(path).and_then(|file| file.set_len(*size)).expect("a file");
         }
-        let found = super::files(directory.path(), content).expect("listed");
+        let found = listed(directory.path(), content);
         found.files.iter().map(|file| file.name.display().to_string()).collect()
     }
 
@@ -201,17 +229,26 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         std::os::unix::fs::symlink("/etc/passwd", directory.path().join("x.gguf")).expect("a link");
         std::os::unix::fs::symlink("/etc", directory.path().join("etc")).expect("a link");
-        assert_eq!(files(directory.path(), Content::Model).expect("listed").files, []);
+        assert_eq!(listed(directory.path(), Content::Model).files, []);
     }
 
     #[test]
     fn what_a_hostile_volume_names_is_bounded() {
-        let (directory, long) = (tempfile::tempdir().expect("a directory"), "x".repeat(200));
-        for number in 0..1000 {
-            let path = directory.path().join(format!("{number:04}-{long}.gguf"));
-            fs::File::create(path).and_then(|file| file.set_len(1)).expect("a file");
+        for name in ["", &"x".repeat(200)] {
+            let directory = tempfile::tempdir().expect("a directory");
+            for number in 0..3000 {
+                let path = directory.path().join(format!("{number:04}{name}.gguf"));
+                fs::File::create(path).and_then(|file| file.set_len(1)).expect("a file");
+            }
+            let found = listed(directory.path(), Content::Model);
+            let most = (NAMES_BYTES + 1024) as u64;
+            assert!(found.files.len() > 100 && found.memory() < most, "{}", found.memory());
         }
-        let found = super::files(directory.path(), Content::Model).expect("listed");
-        assert!(found.files.len() < 200 && found.memory() < 64 * 1024, "{}", found.memory());
+    }
+
+    #[test]
+    fn a_volume_that_is_gone_is_not_listed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        assert_eq!(files(directory.path(), Content::Model, &AtomicBool::new(true)).expect("no error"), None);
     }
 }

@@ -2,16 +2,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::host::limits;
-use crate::host::sys::FileMapping;
 use crate::warm::budget::{WarmBudget, may_have};
 use crate::warm::fill::Filler;
 use crate::warm::order::{self, Content, WarmFile, WarmFiles};
+use crate::warm::pins::{Identity, Pinned, Pins};
 use crate::warm::resident::resident;
 
 /// What is warmed.
@@ -37,13 +36,15 @@ pub(in crate::warm) struct Warming {
     next: usize,
     offset: u64,
     open: Option<File>,
-    /// Bytes of that file that were not in memory when it was begun, less those that were counted as read since. The disk's readahead
-    /// brings more than was asked for: what it brought is counted at the end of the file.
+    /// Bytes of that file that were not in memory when it was begun. They count as read part by part, in proportion: the disk's
+    /// readahead brings more than was asked for.
     missing: u64,
+    /// Whether that file is going to be locked, which `warm.budget` has nothing to say of.
+    is_pinned: bool,
     /// Bytes of the files that were looked at, and when it is time to see whether they stayed.
     passed: u64,
     look_at: u64,
-    locked: Vec<FileMapping>,
+    locked: Vec<Arc<Pinned>>,
     /// What came of it.
     pub sum: Sum,
 }
@@ -57,25 +58,19 @@ pub struct Sum {
     pub filled: u64,
     /// That are locked in memory.
     pub locked: u64,
-    /// How many files are.
-    pub mappings: u64,
     /// That the list of its files takes.
     pub names: u64,
 }
 
 /// What others have of what is shared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(in crate::warm) struct Shares {
     /// Namespaces that have volumes which are warmed.
     pub namespaces: usize,
-    /// Bytes that this one has warmed, and has locked.
+    /// Bytes that this one has warmed.
     pub own_filled: u64,
-    pub own_locked: u64,
-    /// Bytes that all have locked.
-    pub all_locked: u64,
-    /// Files that this one has locked, and all.
-    pub own_mappings: u64,
-    pub all_mappings: u64,
+    /// What is locked.
+    pub pins: Pins,
     /// Bytes of the lists of this one, and of all.
     pub own_names: u64,
     pub all_names: u64,
@@ -92,6 +87,8 @@ pub(in crate::warm) enum End {
     Names,
     /// The kernel drops as much as comes.
     Evicted,
+    /// The node is short of memory.
+    Memory,
     /// The volume is gone.
     Gone,
 }
@@ -113,6 +110,7 @@ impl Warming {
             offset: 0,
             open: None,
             missing: 0,
+            is_pinned: false,
             passed: 0,
             look_at: FIRST_LOOK,
             locked: Vec::new(),
@@ -125,34 +123,38 @@ impl Warming {
         self.files.as_ref()
     }
 
+    /// What it has locked.
+    pub fn locked(&self) -> &[Arc<Pinned>] {
+        &self.locked
+    }
+
+    /// Whether not all is locked that should be.
+    pub fn lacks_locks(&self) -> bool {
+        self.wanted.pinned && self.sum.locked < self.sum.wanted
+    }
+
+    /// Begins again, with what it has: what is in memory, or locked, costs a look for each file.
+    pub fn begin_again(&mut self) {
+        (self.next, self.offset, self.open) = (0, 0, None);
+        (self.passed, self.look_at) = (0, FIRST_LOOK);
+    }
+
     /// Reads the next slice of one file; `None` when there is more.
     ///
     /// # Errors
     /// What listing or reading the files fails with.
-    pub fn step(&mut self, filler: &Filler, budget: WarmBudget, shares: Shares) -> io::Result<Option<End>> {
+    pub fn step(&mut self, filler: &Filler, budget: WarmBudget, shares: &Shares) -> io::Result<Option<End>> {
         let files = match &self.files {
             Some(files) => Arc::clone(files),
-            None => {
-                let files = Arc::new(order::files(&self.wanted.directory, self.wanted.content)?);
-                if !may_have(shares.own_names, shares.all_names, files.memory(), limits::WARM_NAMES) {
-                    return Ok(Some(End::Names));
-                }
-                self.sum.names = files.memory();
-                self.sum.wanted = files.files.iter().map(|file| file.size).fold(0, u64::saturating_add);
-                Arc::clone(self.files.insert(files))
-            }
+            None => match self.list(shares)? {
+                Ok(files) => files,
+                Err(end) => return Ok(Some(end)),
+            },
         };
         let Some(file) = files.files.get(self.next) else { return Ok(Some(End::Complete)) };
         let opened = match self.open.take() {
             Some(opened) => opened,
-            None => {
-                let opened = File::open(files.directory.join(&file.name))?;
-                self.missing = file.size - resident(&opened, 0..file.size)?.min(file.size);
-                if self.missing == 0 {
-                    self.offset = file.size;
-                }
-                opened
-            }
+            None => self.begin(&files, file, budget, shares)?,
         };
         let end = file.size.min(self.offset + SLICE);
         let mut filled = 0;
@@ -160,28 +162,30 @@ impl Warming {
             if self.gone.load(Ordering::Relaxed) {
                 return Ok(Some(End::Gone));
             }
-            let allowance = budget.allowance(shares.own_filled + filled, shares.namespaces);
-            if allowance == 0 {
-                return Ok(Some(End::Budget));
+            let mut piece = self.offset..end.min(self.offset + PIECE);
+            if !self.is_pinned {
+                let allowance = budget.allowance(shares.own_filled + filled, shares.namespaces);
+                if allowance == 0 {
+                    return Ok(Some(End::Budget));
+                }
+                piece.end = piece.end.min(piece.start.saturating_add(allowance));
             }
-            let piece = self.offset..end.min(self.offset + PIECE.min(allowance));
             let length = piece.end - piece.start;
+            let came = u128::from(self.missing) * u128::from(length) / u128::from(file.size.max(1));
+            filled += u64::try_from(came).unwrap_or(length);
+            self.sum.filled += u64::try_from(came).unwrap_or(length);
             self.offset = piece.end;
             if resident(&opened, piece.clone())? < length {
                 filler.fill(&opened, piece)?;
-                let came = length.min(self.missing);
-                (self.missing, filled) = (self.missing - came, filled + came);
-                self.sum.filled += came;
             }
         }
         if self.offset < file.size {
             self.open = Some(opened);
             return Ok(None);
         }
-        self.sum.filled += std::mem::take(&mut self.missing);
         (self.next, self.offset) = (self.next + 1, 0);
         self.passed += file.size;
-        if self.wanted.pinned {
+        if self.is_pinned {
             self.pin(&opened, file, budget, shares);
         }
         if self.passed >= self.look_at {
@@ -193,25 +197,58 @@ impl Warming {
         Ok((self.next == files.files.len()).then_some(End::Complete))
     }
 
-    /// Locks `file` in memory, if the budget has room for it: what comes first is what is needed first.
-    fn pin(&mut self, opened: &File, file: &WarmFile, budget: WarmBudget, shares: Shares) {
-        if !budget.may_pin(shares.own_locked, shares.all_locked, file.size)
-            || !may_have(shares.own_mappings, shares.all_mappings, 1, limits::WARM_MAPPINGS)
-        {
-            tracing::debug!(file = %file.name.display(), "not locked in memory: the budget for it is used up");
-            return;
+    /// Lists the files, or says why they are not warmed.
+    fn list(&mut self, shares: &Shares) -> io::Result<Result<Arc<WarmFiles>, End>> {
+        let Some(files) = order::files(&self.wanted.directory, self.wanted.content, &self.gone)? else {
+            return Ok(Err(End::Gone));
+        };
+        if !may_have(shares.own_names, shares.all_names, files.memory(), limits::WARM_NAMES) {
+            return Ok(Err(End::Names));
         }
-        let locked = FileMapping::new(opened.as_fd(), 0, file.size).and_then(|mapping| {
-            mapping.lock()?;
-            Ok(mapping)
-        });
-        match locked {
-            Ok(mapping) => {
-                self.locked.push(mapping);
-                self.sum.locked += file.size;
-                self.sum.mappings += 1;
+        self.sum.names = files.memory();
+        self.sum.wanted = files.files.iter().map(|file| file.size).fold(0, u64::saturating_add);
+        Ok(Ok(Arc::clone(self.files.insert(Arc::new(files)))))
+    }
+
+    /// Opens `file`, and looks what of it is to be done.
+    fn begin(
+        &mut self,
+        files: &WarmFiles,
+        file: &WarmFile,
+        budget: WarmBudget,
+        shares: &Shares,
+    ) -> io::Result<File> {
+        let opened = File::open(files.directory.join(&file.name))?;
+        let identity = Identity::of(&opened)?;
+        let has_it = self.locked.iter().any(|pinned| pinned.identity == identity);
+        self.is_pinned = self.wanted.pinned && !has_it && shares.pins.may_lock(budget, identity, file.size);
+        self.missing = file.size - resident(&opened, 0..file.size)?.min(file.size);
+        if self.missing == 0 {
+            self.offset = file.size;
+        }
+        Ok(opened)
+    }
+
+    /// Locks `file` in memory, unless the room for it has gone meanwhile. What comes first is what is needed first.
+    fn pin(&mut self, opened: &File, file: &WarmFile, budget: WarmBudget, shares: &Shares) {
+        let lock = || {
+            let identity = Identity::of(opened)?;
+            if !shares.pins.may_lock(budget, identity, file.size) {
+                return Ok(None);
             }
+            match shares.pins.get(identity) {
+                Some(pinned) => Ok(Some(Arc::clone(pinned))),
+                None => Ok(Pinned::lock(opened, file.size, &self.gone)?.map(Arc::new)),
+            }
+        };
+        match lock() {
+            Ok(Some(pinned)) => {
+                self.locked.push(pinned);
+                self.sum.locked += file.size;
+            }
+            Ok(None) => {}
             Err(error) => {
+                let error: io::Error = error;
                 tracing::warn!(%error, file = %file.name.display(), "cannot lock a file in memory");
             }
         }

@@ -12,6 +12,7 @@ use crate::tenant::Tenant;
 use crate::warm::budget::{Memory, WarmBudget};
 use crate::warm::fill::Filler;
 use crate::warm::order::{WarmFile, WarmFiles};
+use crate::warm::pins::Pins;
 use crate::warm::resident::resident;
 use crate::warm::volume::{End, Shares, Sum, Wanted, Warming};
 
@@ -62,13 +63,57 @@ struct Volume {
     files: Option<Arc<WarmFiles>>,
     /// What is to be done. When all was, what is locked stays here.
     warming: Option<Warming>,
-    is_done: bool,
+    /// Why no more is done at present.
+    end: Option<End>,
 }
 
 impl Volume {
     fn is_waiting(&self) -> bool {
-        !self.is_done && self.warming.is_some()
+        self.end.is_none() && self.warming.is_some()
     }
+
+    /// Whether it would have more if others had less.
+    fn is_short(&self) -> bool {
+        let lacks_locks = self.warming.as_ref().is_some_and(Warming::lacks_locks);
+        matches!(self.end, Some(End::Budget | End::Names | End::Memory))
+            || (self.end.is_some() && lacks_locks)
+    }
+
+    fn begin_again(&mut self) {
+        if let Some(warming) = &mut self.warming {
+            warming.begin_again();
+            self.end = None;
+        }
+    }
+}
+
+impl State {
+    /// Whether somebody has to start a thread, and who is told so does.
+    fn needs_thread(&mut self) -> bool {
+        let is_needed = !self.is_stopped && !self.has_thread && self.volumes.values().any(Volume::is_waiting);
+        self.has_thread |= is_needed;
+        is_needed
+    }
+
+    /// All that is locked, as `tenant` sees it.
+    fn pins(&self, tenant: Option<&Tenant>) -> Pins {
+        let mut pins = Pins::default();
+        for volume in self.volumes.values() {
+            let locked = volume.warming.iter().flat_map(|warming| warming.locked());
+            locked.for_each(|pinned| pins.note(pinned, tenant == Some(&volume.tenant)));
+        }
+        pins
+    }
+}
+
+/// What was warmed of a volume that is gone. It goes with this, which may take as long as unmapping what was locked does.
+#[derive(Debug, Default)]
+pub struct Removed {
+    _volume: Option<Volume>,
+    /// Whether something was locked.
+    pub had_locks: bool,
+    /// Whether the caller has to run [`Warmer::work`] on a thread: others may have what it leaves.
+    pub needs_thread: bool,
 }
 
 /// Volumes of one namespace that are warmed. Of more, the rest is read when it is read.
@@ -95,13 +140,28 @@ impl Warmer {
         self.budget.is_some_and(|budget| budget.pinned > 0)
     }
 
+    /// Whether anything is warmed.
+    pub fn is_on(&self) -> bool {
+        self.budget.is_some()
+    }
+
+    /// Whether the volume at `target` is warmed.
+    pub fn has(&self, target: &Path) -> bool {
+        self.lock().volumes.contains_key(target)
+    }
+
     /// Warms the volume at `target` from now on. Returns whether the caller has to run [`Warmer::work`] on a thread.
     #[must_use]
     pub fn add(&self, tenant: &Tenant, target: &Path, wanted: Wanted) -> bool {
+        let before = self.remove(target);
         let mut state = self.lock();
+        if self.budget.is_none() || state.is_stopped {
+            return before.needs_thread;
+        }
         let of_tenant = state.volumes.values().filter(|volume| volume.tenant == *tenant).count();
-        if self.budget.is_none() || state.is_stopped || of_tenant >= VOLUMES_OF_TENANT {
-            return false;
+        if of_tenant >= VOLUMES_OF_TENANT {
+            tracing::info!(target_path = %target.display(), "not warmed: {VOLUMES_OF_TENANT} volumes of its namespace are");
+            return before.needs_thread;
         }
         state.came += 1;
         let gone = Arc::new(AtomicBool::new(false));
@@ -113,23 +173,21 @@ impl Warmer {
             sum: Sum::default(),
             files: None,
             warming: Some(Warming::new(wanted, gone)),
-            is_done: false,
+            end: None,
         };
-        let before = state.volumes.insert(target.to_owned(), volume);
-        let needs_thread = !std::mem::replace(&mut state.has_thread, true);
-        drop(state);
-        if let Some(before) = before {
-            before.gone.store(true, Ordering::Relaxed);
-        }
-        needs_thread
+        state.volumes.insert(target.to_owned(), volume);
+        state.needs_thread() || before.needs_thread
     }
 
-    /// The volume at `target` is gone: no more of it is read, and what was locked is not any more. May take as long as unmapping does.
-    pub fn remove(&self, target: &Path) {
-        let volume = self.lock().volumes.remove(target);
-        if let Some(volume) = volume {
-            volume.gone.store(true, Ordering::Relaxed);
-        }
+    /// The volume at `target` is gone: no more of it is read, and others may have its share.
+    #[must_use]
+    pub fn remove(&self, target: &Path) -> Removed {
+        let mut state = self.lock();
+        let Some(volume) = state.volumes.remove(target) else { return Removed::default() };
+        volume.gone.store(true, Ordering::Relaxed);
+        state.volumes.values_mut().filter(|volume| volume.is_short()).for_each(Volume::begin_again);
+        let had_locks = volume.sum.locked > 0;
+        Removed { _volume: Some(volume), had_locks, needs_thread: state.needs_thread() }
     }
 
     /// Ends the thread soon, and warms nothing any more. What is locked stays so until the process ends.
@@ -148,6 +206,8 @@ impl Warmer {
 
     /// Warms until nothing is left to do.
     pub fn work(&self) {
+        // A panic ends the thread, and not all warming.
+        let _ended = Ended(self);
         if let Err(error) = sys::be_idle_at_the_disk() {
             tracing::debug!(%error, "warming has the same rights at the disk as others");
         }
@@ -170,49 +230,50 @@ impl Warmer {
         let before = warming.sum.filled;
         // Where the kernel does not say, it is not short.
         let is_short = Memory::read().is_ok_and(Memory::is_short);
-        let stepped = if is_short { None } else { Some(warming.step(filler, budget, shares)) };
+        let stepped = if is_short { Ok(Some(End::Memory)) } else { warming.step(filler, budget, &shares) };
+        let lacks_locks = warming.lacks_locks();
         let mut state = self.lock();
         state.filled += warming.sum.filled - before;
         let volume = state.volumes.get_mut(&target).filter(|volume| volume.number == number);
         let Some(volume) = volume else { return };
         volume.sum = warming.sum;
         volume.files = warming.files().cloned();
-        volume.is_done = !matches!(stepped, Some(Ok(None)));
         volume.warming = Some(warming);
-        let (sum, took) = (volume.sum, volume.since.elapsed());
-        let has_files = sum.wanted > 0;
-        if volume.is_done && !has_files {
-            // It is no model, and no namespace's share is the less for it.
+        volume.end = match &stepped {
+            Ok(end) => *end,
+            Err(_) => Some(End::Gone),
+        };
+        let (sum, took, end) = (volume.sum, volume.since.elapsed(), volume.end);
+        if matches!(end, Some(End::Complete | End::Gone)) && sum.wanted == 0 {
+            // It is no model.
             state.volumes.remove(&target);
         }
         drop(state);
-        let end = match stepped {
-            Some(Ok(None)) => return,
-            Some(Ok(Some(End::Complete))) => "all is in memory",
-            Some(Ok(Some(End::Gone))) => return,
-            Some(Ok(Some(End::Names))) => {
-                tracing::info!(target_path = %target.display(), "not warmed: its namespace has too many files that are");
-                return;
-            }
-            Some(Ok(Some(End::Budget))) => "the namespace's share of warm.budget is used up",
-            Some(Ok(Some(End::Evicted))) => "the kernel drops as much as is read",
-            None => "less than a tenth of the node's memory is available",
-            Some(Err(error)) => {
+        let end = match (stepped, end) {
+            (Err(error), _) => {
                 tracing::warn!(%error, target_path = %target.display(), "cannot warm a volume");
                 return;
             }
+            (Ok(_), None | Some(End::Gone)) => return,
+            (Ok(_), Some(End::Complete)) if sum.wanted == 0 => return,
+            (Ok(_), Some(End::Complete)) if lacks_locks => {
+                "all is in memory; not all of it is locked, because warm.pinBudget has no room for more"
+            }
+            (Ok(_), Some(End::Complete)) => "all is in memory",
+            (Ok(_), Some(End::Names)) => "its namespace has too many files that are warmed",
+            (Ok(_), Some(End::Budget)) => "the namespace's share of warm.budget is used up",
+            (Ok(_), Some(End::Evicted)) => "the kernel drops as much as is read",
+            (Ok(_), Some(End::Memory)) => "less than a tenth of the node's memory is available",
         };
-        if has_files {
-            tracing::info!(
-                target_path = %target.display(),
-                bytes = sum.wanted,
-                filled = sum.filled,
-                locked = sum.locked,
-                seconds = took.as_secs_f64(),
-                end,
-                "warmed"
-            );
-        }
+        tracing::info!(
+            target_path = %target.display(),
+            bytes = sum.wanted,
+            filled = sum.filled,
+            locked = sum.locked,
+            seconds = took.as_secs_f64(),
+            end,
+            "warmed"
+        );
     }
 
     /// Whose turn it is; `None` when nothing is left to do, and then there is no thread any more.
@@ -233,13 +294,18 @@ impl Warmer {
             let volumes = state.volumes.values();
             volumes.filter(|it| tenant.is_none_or(|tenant| it.tenant == *tenant)).map(|it| of(&it.sum)).sum()
         };
+        // Those whose volumes turn out to be no models take nobody's share.
+        let takes_part = |volume: &&Volume| volume.sum.wanted > 0 || volume.tenant == tenant;
         let shares = Shares {
-            namespaces: state.volumes.values().map(|volume| &volume.tenant).collect::<BTreeSet<_>>().len(),
+            namespaces: state
+                .volumes
+                .values()
+                .filter(takes_part)
+                .map(|it| &it.tenant)
+                .collect::<BTreeSet<_>>()
+                .len(),
             own_filled: of(&state, |sum| sum.filled, Some(&tenant)),
-            own_locked: of(&state, |sum| sum.locked, Some(&tenant)),
-            all_locked: of(&state, |sum| sum.locked, None),
-            own_mappings: of(&state, |sum| sum.mappings, Some(&tenant)),
-            all_mappings: of(&state, |sum| sum.mappings, None),
+            pins: state.pins(Some(&tenant)),
             own_names: of(&state, |sum| sum.names, Some(&tenant)),
             all_names: of(&state, |sum| sum.names, None),
         };
@@ -251,8 +317,10 @@ impl Warmer {
         Some(Turn { target, number, warming, shares })
     }
 
-    /// Looks what part of the files that are warmed is in memory, at a sample of them.
-    pub fn look(&self) {
+    /// Looks what part of the files that are warmed is in memory, at a sample of them; and whether there is memory again for volumes that
+    /// found none. Returns whether the caller has to run [`Warmer::work`] on a thread.
+    #[must_use]
+    pub fn look(&self) -> bool {
         let lists: Vec<Arc<WarmFiles>> =
             self.lock().volumes.values().filter_map(|volume| volume.files.clone()).collect();
         let all =
@@ -266,18 +334,32 @@ impl Warmer {
             let Ok(counted) = counted else { continue };
             (all, here) = (all + file.size, here + counted);
         }
-        self.lock().resident = (all > 0).then(|| here as f64 / all as f64);
+        let mut state = self.lock();
+        state.resident = (all > 0).then(|| here as f64 / all as f64);
+        let waiting = state.volumes.values_mut().filter(|volume| volume.end == Some(End::Memory));
+        waiting.for_each(Volume::begin_again);
+        state.needs_thread()
     }
 
     /// What it has done, and what it holds.
     pub fn sums(&self) -> Sums {
         let state = self.lock();
-        let locked = state.volumes.values().map(|volume| volume.sum.locked).sum();
-        Sums { filled: state.filled, locked, resident: state.resident }
+        Sums { filled: state.filled, locked: state.pins(None).bytes(), resident: state.resident }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread has ended, however it did.
+struct Ended<'a>(&'a Warmer);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.has_no_thread();
+        }
     }
 }
 
@@ -330,7 +412,7 @@ mod tests {
             warmer.add(&namespace("quiet"), Path::new("/4"), wanted(directory.path())),
             "the thread has ended"
         );
-        warmer.look();
+        assert!(!warmer.look());
         assert_eq!(warmer.sums().resident, Some(1.0));
     }
 
@@ -344,11 +426,10 @@ mod tests {
         warmer.take(turn, &filler);
         // In the middle of its second slice.
         let turn = warmer.next_turn().expect("one");
-        warmer.remove(Path::new("/1"));
+        assert!(!warmer.remove(Path::new("/1")).needs_thread);
         warmer.take(turn, &filler);
         assert!(warmer.next_turn().is_none());
-        let filled = warmer.sums().filled;
-        assert!(filled > 0 && filled <= SLICE, "{filled}");
+        assert_eq!(warmer.sums().filled, SLICE);
         // A volume that takes the place of one whose slice is being read is another.
         assert!(warmer.add(&namespace("a"), Path::new("/1"), wanted(directory.path())));
         let turn = warmer.next_turn().expect("one");
@@ -358,20 +439,61 @@ mod tests {
     }
 
     #[test]
+    fn an_end_does_not_wait_for_what_is_read() {
+        let warmer = Arc::new(Warmer::new(Some(WarmBudget { warm: u64::MAX, pinned: 0 })));
+        let directory = model(64 * SLICE);
+        assert!(warmer.add(&namespace("a"), Path::new("/1"), wanted(directory.path())));
+        let working = Arc::clone(&warmer);
+        let thread = std::thread::spawn(move || working.work());
+        while warmer.sums().filled == 0 {
+            std::thread::yield_now();
+        }
+        drop(warmer.remove(Path::new("/1")));
+        thread.join().expect("no panic");
+        assert!(warmer.sums().filled < 64 * SLICE, "it was read to its end");
+    }
+
+    #[test]
     fn what_is_no_model_takes_nobodys_share() {
         let warmer = Warmer::new(Some(WarmBudget { warm: 3 * SLICE, pinned: 0 }));
         let (empty, directory) = (tempfile::tempdir().expect("a directory"), model(2 * SLICE));
         let filler = Filler::new().expect("a pipe");
         fs::write(empty.path().join("app"), "an application").expect("a file");
-        assert!(warmer.add(&namespace("other"), Path::new("/1"), wanted(empty.path())));
-        let turn = warmer.next_turn().expect("one");
-        warmer.take(turn, &filler);
-        assert!(warmer.next_turn().is_none());
-        assert!(warmer.add(&namespace("model"), Path::new("/2"), wanted(directory.path())));
+        assert!(warmer.add(&namespace("model"), Path::new("/1"), wanted(directory.path())));
+        for number in 2..9 {
+            assert!(!warmer.add(&namespace("other"), Path::new(&format!("/{number}")), wanted(empty.path())));
+        }
         while let Some(turn) = warmer.next_turn() {
             warmer.take(turn, &filler);
         }
         assert_eq!(warmer.sums().filled, 2 * SLICE);
+    }
+
+    #[test]
+    fn who_goes_leaves_a_share_to_who_found_none() {
+        let warmer = Warmer::new(Some(WarmBudget { warm: 2 * SLICE, pinned: 2 * SLICE }));
+        let (one, two) = (model(SLICE), model(SLICE));
+        let filler = Filler::new().expect("a pipe");
+        let all = || {
+            while let Some(turn) = warmer.next_turn() {
+                warmer.take(turn, &filler);
+            }
+        };
+        let pinned = |directory: &Path| Wanted { pinned: true, ..wanted(directory) };
+        assert!(warmer.add(&namespace("a"), Path::new("/1"), pinned(one.path())));
+        assert!(!warmer.add(&namespace("a"), Path::new("/2"), pinned(two.path())));
+        all();
+        assert_eq!(warmer.sums().locked, SLICE, "as much is left as it has");
+        // The next pod with the same model has the same lock, before the first one goes.
+        assert!(warmer.add(&namespace("a"), Path::new("/3"), pinned(one.path())));
+        all();
+        assert!(warmer.remove(Path::new("/1")).needs_thread, "the second would have more");
+        all();
+        assert_eq!(warmer.sums().locked, SLICE, "the third still has it");
+        assert!(warmer.remove(Path::new("/3")).needs_thread);
+        all();
+        let locked: Vec<u64> = warmer.lock().volumes.values().map(|volume| volume.sum.locked).collect();
+        assert_eq!(locked, [SLICE], "the second one has it now");
     }
 
     #[test]

@@ -191,8 +191,13 @@ impl Server {
         std::fs::write(&configuration, text).expect("written");
         let process =
             Command::new("nginx").arg("-c").arg(configuration).stderr(Stdio::null()).spawn().expect("nginx");
-        let server = Self { port: free.port(), process };
+        let mut server = Self { port: free.port(), process };
         while std::net::TcpStream::connect(free).is_err() {
+            assert!(
+                matches!(server.process.try_wait(), Ok(None)),
+                "nginx has ended; see {}/log",
+                directory.display()
+            );
             std::thread::yield_now();
         }
         server
