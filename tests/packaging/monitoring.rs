@@ -18,8 +18,9 @@ start, with 0, so that the first failure is seen as an increase. A node has at m
 one of three registries that the operator has named (`store.pins`, `registry.permits`, `registry.hostsDir`, `registry.plainHTTP`, in this order), or
 `other`.
 
-[Alerts and a dashboard](operations.md#monitoring) made of these are in the chart. Failures of `csi_plugin_operations_seconds` have no buckets, only
-a sum and a count; `GetCapabilities`, `Probe` and the like are not counted.
+[Alerts and a dashboard](operations.md#monitoring) made of these are in the chart. Of `csi_plugin_operations_seconds` only publishes that ended well
+have buckets, all else a sum and a count. Publishes have all codes that they end with; `NodeGetVolumeStats` has `OK`, `NotFound` and `Unknown`, and
+`NodeUnpublishVolume` `OK` and `Unknown`, which is any other code: the log has it. `GetCapabilities`, `Probe` and the like are not counted.
 
 A unit is the last word of a name: seconds, bytes; without one it is a number of what the name says.
 
