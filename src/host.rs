@@ -10,6 +10,7 @@ pub mod limits;
 pub mod memory;
 pub mod metric;
 pub mod orphans;
+pub mod repeats;
 pub mod socket;
 pub mod sys;
 pub mod tenants;

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
@@ -26,18 +25,16 @@ pub struct Metrics {
     all: Arc<[Ended]>,
 }
 
-/// Calls of one method that ended with one code.
+/// Calls of one method that ended with one code, or with any that has no line of its own, which is [`OTHER`].
 #[derive(Debug)]
 struct Ended {
     method: &'static str,
     code: Code,
-    /// Whether it is served: from the start what is to be expected, else from the first call on.
-    is_shown: AtomicBool,
     seconds: Histogram,
 }
 
-/// Codes that calls end with.
-const CODES: [Code; 12] = [
+/// Codes that publishes end with.
+const PUBLISHED: &[Code] = &[
     Code::Ok,
     Code::InvalidArgument,
     Code::NotFound,
@@ -51,6 +48,12 @@ const CODES: [Code; 12] = [
     Code::FailedPrecondition,
     Code::Internal,
 ];
+/// Codes of the other calls. All series are there from the start, and a node has few: so their failures are told apart only where one
+/// of them is no fault, as of statistics of a volume that was just unpublished.
+const UNPUBLISHED: &[Code] = &[Code::Ok, OTHER];
+const MEASURED: &[Code] = &[Code::Ok, Code::NotFound, OTHER];
+/// As which a failure is counted whose code is not among those of its method. No call ends with it.
+const OTHER: Code = Code::Unknown;
 /// Upper bounds, in seconds, for publishes that end well; of those of csi-lib-utils what a call that is held for 110 seconds needs. How
 /// long others take is known by their sum and their count: a node has few series.
 const BUCKETS: [f64; 8] = [0.1, 0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 120.0];
@@ -61,21 +64,21 @@ impl Metrics {
         let ended = |method: &'static str, code: Code| Ended {
             method,
             code,
-            is_shown: AtomicBool::new(method == PUBLISH || code == Code::Ok),
             seconds: match (method, code) {
                 (PUBLISH, Code::Ok) => Histogram::new(BUCKETS),
                 _ => Histogram::new([]),
             },
         };
-        let all = [PUBLISH, UNPUBLISH, STATS].into_iter();
-        let all = all.flat_map(|method| CODES.map(|code| ended(method, code))).collect();
+        let all = [(PUBLISH, PUBLISHED), (UNPUBLISH, UNPUBLISHED), (STATS, MEASURED)].into_iter();
+        let all =
+            all.flat_map(|(method, codes)| codes.iter().map(move |code| ended(method, *code))).collect();
         Self { driver_name: driver_name.into(), all }
     }
 
     /// A call has ended. Only those that are about volumes are counted.
     pub(in crate::csi) fn ended(&self, method: &str, code: Code, seconds: f64) {
-        if let Some(ended) = self.all.iter().find(|known| known.method == method && known.code == code) {
-            ended.is_shown.store(true, Ordering::Relaxed);
+        let find = |code| self.all.iter().find(|known| known.method == method && known.code == code);
+        if let Some(ended) = find(code).or_else(|| find(OTHER)) {
             ended.seconds.observe(seconds);
         }
     }
@@ -92,7 +95,7 @@ impl Metrics {
 
 impl EncodeMetric for Metrics {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        for ended in self.all.iter().filter(|ended| ended.is_shown.load(Ordering::Relaxed)) {
+        for ended in self.all.iter() {
             let labels = [
                 ("driver_name", &*self.driver_name),
                 ("method_name", ended.method),
@@ -105,5 +108,50 @@ impl EncodeMetric for Metrics {
 
     fn metric_type(&self) -> MetricType {
         MetricType::Histogram
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_without_a_series_of_its_own_is_counted_as_unknown() {
+        let (metrics, mut registry) = (Metrics::new("d"), Registry::default());
+        metrics.register(&mut registry);
+        let written = || {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).expect("memory");
+            text
+        };
+        let series = |text: &str| {
+            text.lines().map(|line| line.rsplit(' ').nth(1).map(str::to_owned)).collect::<Vec<_>>()
+        };
+        let before = series(&written());
+        for (method, code) in [
+            (UNPUBLISH, Code::Internal),
+            (UNPUBLISH, Code::Unavailable),
+            (STATS, Code::NotFound),
+            (STATS, Code::InvalidArgument),
+            (PUBLISH, Code::Internal),
+            ("/csi.v1.Identity/Probe", Code::Internal),
+        ] {
+            metrics.ended(method, code, 1.0);
+        }
+        let after = written();
+        assert_eq!(series(&after), before, "all are there from the start");
+        for (method, code, count) in [
+            (UNPUBLISH, "Unknown", 2),
+            (STATS, "NotFound", 1),
+            (STATS, "Unknown", 1),
+            (PUBLISH, "Internal", 1),
+            (PUBLISH, "NotFound", 0),
+        ] {
+            let line = format!(
+                "csi_plugin_operations_seconds_count{{driver_name=\"d\",method_name=\"{method}\",grpc_status_code=\"{code}\"}} {count}\n"
+            );
+            assert!(after.contains(&line), "{line} in {after}");
+        }
+        assert!(!after.contains("Probe"), "{after}");
     }
 }

@@ -50,6 +50,7 @@ impl NodeService {
         let target_path = message.target_path.clone();
         call.volume = Some(one_line(&message.volume_id));
         call.target = Some(one_line(&target_path));
+        call.namespace = request::namespace(&message);
         // Secrets of a megabyte, and many patterns, are work.
         let allow_writers = self.allow_writers;
         let check = move || request::publish(message, allow_writers);
@@ -118,6 +119,7 @@ impl NodeService {
     ) -> Result<NodeGetVolumeStatsResponse, Status> {
         let NodeGetVolumeStatsRequest { volume_id, volume_path, .. } = request;
         call.volume = Some(one_line(&volume_id));
+        call.target = Some(one_line(&volume_path));
         request::volume_id(&volume_id)?;
         if volume_path.is_empty() {
             return Err(request::missing("volume_path"));

@@ -10,6 +10,7 @@ use tonic::Status;
 use crate::csi::v1::volume_capability::access_mode::Mode;
 use crate::csi::v1::volume_capability::{AccessType, MountVolume};
 use crate::csi::v1::{NodePublishVolumeRequest, VolumeCapability};
+use crate::failure::one_line;
 use crate::kube::pull_secrets::Pod;
 use crate::registry::credentials::account_tokens::parse_tokens;
 use crate::registry::credentials::keyring::Keyring;
@@ -103,6 +104,12 @@ pub fn publish(request: NodePublishVolumeRequest, allow_writers: bool) -> Result
     let pod_of = |((namespace, name), uid)| Pod { namespace, name, uid };
     let wanting = Wanting { keyring, pod: namespace.zip(name).zip(pod.clone()).map(pod_of), account };
     Ok(Checked { tenant, pod, volume_id: request.volume_id, attributes, arguments, read_only, wanting })
+}
+
+/// The namespace of the pod, also of a request that is going to be refused; in one line, and no longer than a name can be.
+pub fn namespace(request: &NodePublishVolumeRequest) -> Option<String> {
+    let name = request.volume_context.get(POD_NAMESPACE)?;
+    Some(one_line(&Tenant::of_namespace(Some(name)).to_string()))
 }
 
 /// Checks that a volume ID is there. Otherwise it is opaque text.

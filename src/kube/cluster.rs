@@ -60,7 +60,11 @@ impl Cluster {
     /// Makes the number of requests that failed part of what is served; of no cluster there are none.
     pub fn register(cluster: Option<&Self>, registry: &mut prometheus_client::registry::Registry) {
         let errors = cluster.map(|cluster| cluster.0.connection.errors().clone()).unwrap_or_default();
-        registry.register("ocivol_api_errors", "Requests to the Kubernetes API that failed", errors);
+        registry.register(
+            "ocivol_api_errors",
+            "Requests to the Kubernetes API that failed; an answer that the object is not there, or there already, is no failure",
+            errors,
+        );
     }
 
     /// Writes `object`, which is part of `body`. Takes at most 4 seconds.

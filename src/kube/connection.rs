@@ -54,7 +54,7 @@ pub(in crate::kube) struct Connection {
     limits: Limits,
     client: OnceCell<Client>,
     turns: FairQueue,
-    /// Requests that failed.
+    /// Requests that failed; see [`Connection::count`].
     errors: Counter,
 }
 
@@ -88,7 +88,7 @@ impl Connection {
         }
     }
 
-    /// Requests that failed so far.
+    /// Requests that failed so far, without those whose object was not there, or there already.
     pub fn errors(&self) -> &Counter {
         &self.errors
     }
@@ -153,9 +153,7 @@ impl Connection {
             body_of(object, response, FAULT_LIMIT).await.map(drop)
         };
         let changed = timeout_at(Instant::now() + limit, asked).await.unwrap_or_else(|_| Err(late()));
-        changed.inspect_err(|_| {
-            self.errors.inc();
-        })
+        changed.inspect_err(|error| self.count(error))
     }
 
     /// One attempt within its own limit and `deadline`.
@@ -164,9 +162,15 @@ impl Connection {
         let end = deadline.min(began + self.limits.attempt);
         let late = || Error::Timeout { what: object.clone(), limit: end.saturating_duration_since(began) };
         let asked = timeout_at(end, self.ask(object)).await.unwrap_or_else(|_| Err(late()));
-        asked.inspect_err(|_| {
+        asked.inspect_err(|error| self.count(error))
+    }
+
+    /// Counts a failure. That an object is not there, or there already, is an answer: of an event that was forgotten here or has expired,
+    /// of a pull secret that nobody has made.
+    fn count(&self, error: &Error) {
+        if !matches!(error, Error::NotFound { .. } | Error::Conflict { .. }) {
             self.errors.inc();
-        })
+        }
     }
 
     async fn ask(&self, object: &Object) -> Result<Bytes, Error> {
@@ -415,6 +419,24 @@ pub(in crate::kube) mod tests {
         let error = get(&fake, Limits::DEFAULT).await.expect_err("an hour");
         assert!(matches!(error, Error::Status { status: 429, .. }), "{error}");
         assert_eq!(fake.paths().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_or_there_already_is_no_failure() {
+        for (status, failures) in [(404, 0), (409, 0), (403, 1), (500, 1)] {
+            let fake = Fake::start(move |_, _| Reply::Status(status)).await;
+            let connection = Connection::new(fake.config(), Limits::DEFAULT);
+            let body = json!({});
+            connection.change(&object(), Change::Create, &body).await.expect_err("refused");
+            assert_eq!(connection.errors().get(), failures, "{status}, of what is written");
+            connection.get::<Value>(&object(), connection.deadline()).await.expect_err("refused");
+            let attempts = u64::from(if status == 500 { ATTEMPTS } else { 1 });
+            assert_eq!(
+                connection.errors().get(),
+                failures + failures * attempts,
+                "{status}, of what is read"
+            );
+        }
     }
 
     #[tokio::test]

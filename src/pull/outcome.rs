@@ -8,7 +8,7 @@ use crate::store::error::Error as StoreError;
 use crate::transfer::error::Error as TransferError;
 
 /// How a pull ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Its tree is here.
     Done,
@@ -24,8 +24,10 @@ pub enum Outcome {
     Network,
     /// Nothing came for too long.
     Stalled,
-    /// Disk or quota are used up.
+    /// The disk is used up.
     NoSpace,
+    /// A namespace has as much as it may have, whatever room there is.
+    Quota,
     /// Content is not what its digest says.
     Verification,
     /// Content that ocivol does not mount.
@@ -46,6 +48,7 @@ impl Labels for Outcome {
         (Self::Network, &[("result", "error"), ("reason", "network")]),
         (Self::Stalled, &[("result", "error"), ("reason", "stalled")]),
         (Self::NoSpace, &[("result", "error"), ("reason", "no_space")]),
+        (Self::Quota, &[("result", "error"), ("reason", "quota")]),
         (Self::Verification, &[("result", "error"), ("reason", "verification")]),
         (Self::Unsupported, &[("result", "error"), ("reason", "unsupported")]),
         (Self::Policy, &[("result", "error"), ("reason", "policy")]),
@@ -114,7 +117,8 @@ fn of_transfer(error: &TransferError) -> Outcome {
 fn of_store(error: &StoreError) -> Outcome {
     use StoreError as E;
     match error {
-        E::NoSpace { .. } | E::Variants { .. } | E::Quota { .. } => Outcome::NoSpace,
+        E::NoSpace { .. } => Outcome::NoSpace,
+        E::Variants { .. } | E::Quota { .. } => Outcome::Quota,
         E::Mismatch { .. } => Outcome::Verification,
         E::Refused { .. } | E::Selection(_) => Outcome::Unsupported,
         E::Locked { .. }
@@ -139,5 +143,7 @@ mod tests {
         assert_eq!(Outcome::of(&Error::Transfer(shared)), Outcome::Stalled);
         let full = StoreError::NoSpace { store: "/x".into(), missing: None };
         assert_eq!(Outcome::of(&Error::Transfer(TransferError::Store(full))), Outcome::NoSpace);
+        let quota = StoreError::Quota { tenant: "shop".into(), what: "bytes" };
+        assert_eq!(Outcome::of(&Error::Store(quota)), Outcome::Quota, "there may be room for others");
     }
 }

@@ -9,6 +9,7 @@ use crate::failure;
 use crate::host::blocking::{self, Lane};
 use crate::host::limits;
 use crate::host::memory::Memory;
+use crate::host::repeats::Repeats;
 use crate::layout;
 use crate::layout::families::image;
 use crate::layout::plan::Plan;
@@ -18,6 +19,7 @@ use crate::pull::content::Contents;
 use crate::pull::error::Error;
 use crate::pull::manifests::Manifests;
 use crate::pull::metrics::{Grant, Metrics, Resolve};
+use crate::pull::outcome::Outcome;
 use crate::pull::plan::{Job, Planned, Planner, bring};
 use crate::pull::progress::Progress;
 use crate::pull::quotas::Quotas;
@@ -55,6 +57,7 @@ pub struct Puller {
     pub(in crate::pull) rooms: Rooms,
     trees: TreeBuilder,
     metrics: Metrics,
+    failures: Repeats,
 }
 
 /// What makes two requests one.
@@ -119,6 +122,7 @@ impl Puller {
             planner,
             contents,
             metrics,
+            failures: Repeats::default(),
         })
     }
 
@@ -162,13 +166,24 @@ impl Puller {
                 let result = puller.run(&request, &shared).await;
                 running.ended(&result);
                 if let Err(error) = &result {
-                    let error = failure::chain(error);
-                    tracing::warn!(reference = %request.reference, tenant = %request.tenant, %error, "pull failed");
+                    puller.log(&request, error);
                 }
                 result.map(Arc::new).map_err(Arc::new)
             };
             (progress, work)
         })
+    }
+
+    /// Logs that a pull failed: kubelet has the same pulled again and again.
+    fn log(&self, request: &PullRequest, error: &Error) {
+        let PullRequest { tenant, reference, .. } = request;
+        let (left_out, error) =
+            (self.failures.next(tenant, &(reference, Outcome::of(error))), failure::chain(error));
+        match left_out {
+            None => tracing::debug!(%reference, %tenant, %error, "pull failed again"),
+            Some(0) => tracing::warn!(%reference, %tenant, %error, "pull failed"),
+            Some(repeated) => tracing::warn!(%reference, %tenant, %error, repeated, "pull failed"),
+        }
     }
 
     async fn run(&self, request: &PullRequest, progress: &Progress) -> Result<Pulled, Error> {

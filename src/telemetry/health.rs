@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
+use crate::host::blocking::{self, Lane};
 use crate::telemetry::{exposition, server};
 
 /// The answer to a check: well, or why not.
@@ -109,7 +110,10 @@ async fn answer(check: &Check) -> Response {
 
 async fn metrics(State(checks): State<Arc<Checks>>, headers: HeaderMap) -> Response {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    match exposition::write(&checks.metrics, &accepted.collect::<Vec<_>>().join(",")) {
+    let accepted = accepted.collect::<Vec<_>>().join(",");
+    // The kernel is asked about the process.
+    let write = move || exposition::write(&checks.metrics, &accepted);
+    match blocking::run(Lane::Mounts, write).await {
         Ok((kind, text)) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::sync::OnceLock;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
@@ -9,13 +10,14 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// Reads it when it is asked for. What cannot be read is left out.
+/// Reads it when it is asked for, which may block. What cannot be read is left out.
 #[derive(Debug)]
 pub struct Process;
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        if let Some(seconds) = cpu_seconds() {
+        let stat = Stat::read();
+        if let Some(seconds) = stat.cpu_seconds() {
             let (name, help) = ("process_cpu_seconds", "Processor time of user and kernel, in seconds.");
             let cpu = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(seconds).encode(cpu)?;
@@ -24,11 +26,11 @@ impl Collector for Process {
             (
                 "process_resident_memory_bytes",
                 "Memory that is not swapped out or unread, in bytes.",
-                resident(),
+                stat.resident(),
             ),
             ("process_open_fds", "Descriptors that are open.", open_files()),
             ("process_max_fds", "Descriptors that may be open.", most_files()),
-            ("process_start_time_seconds", "When it was started, in seconds since 1970.", started()),
+            ("process_start_time_seconds", "When it was started, in seconds since 1970.", stat.started()),
         ];
         for (name, help, value) in gauges {
             if let Some(value) = value {
@@ -40,29 +42,43 @@ impl Collector for Process {
     }
 }
 
-/// A field of `/proc/self/stat` by its number in `man 5 proc_pid_stat`, from 3 on: the second is a name in parentheses.
-fn stat(number: usize) -> Option<f64> {
-    let text = fs::read_to_string("/proc/self/stat").ok()?;
-    let (_, after) = text.rsplit_once(')')?;
-    after.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+/// `/proc/self/stat`, as it was read once for all that is in it.
+struct Stat(String);
+
+impl Stat {
+    fn read() -> Self {
+        Self(fs::read_to_string("/proc/self/stat").unwrap_or_default())
+    }
+
+    /// A field by its number in `man 5 proc_pid_stat`, from 3 on: the second is a name in parentheses.
+    fn field(&self, number: usize) -> Option<f64> {
+        let (_, after) = self.0.rsplit_once(')')?;
+        after.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+    }
+
+    fn cpu_seconds(&self) -> Option<f64> {
+        Some((self.field(14)? + self.field(15)?) / ticks())
+    }
+
+    fn resident(&self) -> Option<f64> {
+        Some(self.field(24)? * rustix::param::page_size() as f64)
+    }
+
+    /// Looked up once. The kernel's `btime` follows the clock, and a process whose clock was set has not started anew.
+    fn started(&self) -> Option<f64> {
+        static STARTED: OnceLock<f64> = OnceLock::new();
+        if let Some(started) = STARTED.get() {
+            return Some(*started);
+        }
+        let text = fs::read_to_string("/proc/stat").ok()?;
+        let boot: f64 = text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+        let started = boot + self.field(22)? / ticks();
+        Some(*STARTED.get_or_init(|| started))
+    }
 }
 
 fn ticks() -> f64 {
     rustix::param::clock_ticks_per_second() as f64
-}
-
-fn cpu_seconds() -> Option<f64> {
-    Some((stat(14)? + stat(15)?) / ticks())
-}
-
-fn resident() -> Option<f64> {
-    Some(stat(24)? * rustix::param::page_size() as f64)
-}
-
-fn started() -> Option<f64> {
-    let text = fs::read_to_string("/proc/stat").ok()?;
-    let boot: f64 = text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
-    Some(boot + stat(22)? / ticks())
 }
 
 fn open_files() -> Option<f64> {

@@ -55,11 +55,11 @@ impl Announcements {
         self.events.as_ref().map_or(&none, Events::metrics).register(registry);
     }
 
-    /// Tells the node's operator of the store.
-    pub(in crate::volume) fn of_store(&self, reason: Reason, message: String) {
-        if let Some(events) = &self.events {
-            events.tell(Event { about: About::Node, subject: "store".to_owned(), reason, message });
-        }
+    /// Tells the node's operator of the store. Whether it is told.
+    pub(in crate::volume) fn of_store(&self, reason: Reason, message: String) -> bool {
+        self.events.as_ref().is_some_and(|events| {
+            events.tell(Event { about: About::Node, subject: "store".to_owned(), reason, message })
+        })
     }
 
     /// For a request to publish `volume` for `pod`. None where nobody is told.

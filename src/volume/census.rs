@@ -6,6 +6,8 @@ use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 
 use crate::host::metric::{Looked, Pairs};
+use crate::store::error::Error as StoreError;
+use crate::store::open::Store;
 use crate::store::space::amount::Amount;
 
 /// What was counted.
@@ -35,11 +37,36 @@ pub struct Census {
     pub command_volumes: u64,
 }
 
-/// What was counted last. Clones share it.
+/// How full the file system of the store is: the part of a census that is measured in no time.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::volume) struct Disk {
+    used: Amount,
+    free: Amount,
+    limit: Amount,
+}
+
+/// What was counted last, if anything was. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Counted(Arc<Mutex<Census>>);
+pub struct Counted(Arc<Mutex<Option<Census>>>);
+
+impl Disk {
+    /// Asks the file system of `store`, which may block.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub(in crate::volume) fn measure(store: &Store) -> Result<Self, StoreError> {
+        let usage = store.disk.room.measure()?;
+        let (used, limit) = (usage.total.minus(usage.free), store.disk.room.limit(usage));
+        Ok(Self { used, free: usage.free, limit })
+    }
+}
 
 impl Census {
+    /// The same, with how full the file system is.
+    pub(in crate::volume) fn on(self, Disk { used, free, limit }: Disk) -> Self {
+        Self { used, free, limit, ..self }
+    }
+
     /// Which part of what may be used is used and would be so after a collection: 1 when pulls are refused.
     pub fn fill(&self) -> f64 {
         let needed = self.used.minus(self.evictable);
@@ -55,13 +82,22 @@ impl Census {
 
 impl Counted {
     pub(in crate::volume) fn set(&self, census: Census) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = census;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(census);
+    }
+
+    /// The file system is so full now. The census with that, if there was one: before, nobody knows what could be collected.
+    pub(in crate::volume) fn measured(&self, disk: Disk) -> Option<Census> {
+        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counted = counted.map(|census| census.on(disk));
+        *counted
     }
 
     pub(in crate::volume) fn register(&self, registry: &mut Registry) {
         let gauges = |look: fn(&Census) -> Vec<(Pairs, f64)>| {
             let counted = Arc::clone(&self.0);
-            Looked::all(move || look(&counted.lock().unwrap_or_else(PoisonError::into_inner)))
+            Looked::all(move || {
+                look(&counted.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or_default())
+            })
         };
         let bytes = gauges(|census| {
             vec![
@@ -74,7 +110,7 @@ impl Counted {
         });
         registry.register(
             "ocivol_store_bytes",
-            "Bytes of the store's file system: used and free, whoever uses them; evictable, which a collection would free; pinned; and limit, the most that may be used",
+            "Bytes of the store's file system: used and free, whoever uses them; evictable, which a collection would free, of the 8192 trees that would go first; pinned, of pinned trees that are not mounted, where what several have in common is counted for each; and limit, the most that may be used",
             bytes,
         );
         let inodes = gauges(|census| {
@@ -128,5 +164,18 @@ mod tests {
         assert_eq!(census.fill(), 0.5);
         assert_eq!(Census { used: amount(90, 90), ..census }.fill(), 0.9, "the inodes");
         assert_eq!(Census { limit: amount(0, 0), ..census }.fill(), 0.0, "nothing is known yet");
+    }
+
+    #[test]
+    fn how_full_the_disk_is_may_be_newer_than_what_was_counted() {
+        let disk = Disk { used: Amount::bytes(90), free: Amount::bytes(10), limit: Amount::bytes(80) };
+        let counted = Counted::default();
+        assert_eq!(counted.measured(disk), None, "what could be collected is not known");
+        let census =
+            Census { used: Amount::bytes(50), evictable: Amount::bytes(20), trees: 3, ..Census::default() };
+        counted.set(census);
+        let now = counted.measured(disk).expect("it was counted");
+        assert_eq!(now, Census { used: disk.used, free: disk.free, limit: disk.limit, ..census });
+        assert_eq!(*counted.0.lock().expect("no panic"), Some(now), "it is what is served");
     }
 }

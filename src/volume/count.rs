@@ -3,23 +3,22 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::host::blocking;
-use crate::store::collect::report::Reason;
+use crate::host::blocking::{self, Lane};
 use crate::store::collect::rules::Wanted;
 use crate::store::error::Error as StoreError;
 use crate::store::inventory;
 use crate::store::open::Store;
-use crate::store::space::amount::Amount;
-use crate::volume::census::Census;
+use crate::volume::census::{Census, Disk};
 use crate::volume::collector::Collector;
 use crate::volume::error::Error;
 use crate::volume::volumes::Volumes;
 
-/// How often it is counted when nothing happens here: others fill the disk as well.
+/// How often it is counted when nothing happens here, and how often the disk is measured: others fill it as well.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
-/// Until it is counted again, at least; and so many times as long as it took.
-const PAUSE: Duration = Duration::from_secs(5);
+/// Until it is counted again: so many times as long as it took, within these bounds. A count may have waited for a collection.
 const PAUSES: u32 = 100;
+const SHORTEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// What kubelet calls volumes that pods describe themselves: this, and a hash in 64 digits. Kubernetes `MakeCSIVolumeHandle…`.
 const INLINE: &str = "csi-";
 /// What commands call what they mount.
@@ -45,41 +44,67 @@ impl Volumes {
         Ok(census)
     }
 
-    /// Counts from time to time, soon after something has changed, until the process ends.
+    /// Counts from time to time, soon after something has changed, until the process ends; and measures how full the disk is, however
+    /// long a count takes.
     pub async fn count_now_and_then(&self) {
+        tokio::select! {
+            () = self.stopping() => {}
+            () = self.count_again_and_again() => {}
+            () = self.measure_again_and_again() => {}
+        }
+    }
+
+    async fn count_again_and_again(&self) {
         loop {
             let began = Instant::now();
-            if let Some(store) = self.store_if_open().await {
-                match self.count(store).await {
-                    Ok(census) => self.store_watch.look(&census, &self.announcements),
-                    Err(error) => tracing::debug!(%error, "cannot count what the store holds"),
-                }
+            let counted = match self.store_if_open().await {
+                Some(store) => self.count(store).await.map(Some),
+                None => Ok(None),
+            };
+            let pause = pause(began.elapsed(), counted.is_ok());
+            match counted {
+                Ok(Some(census)) => self.store_watch.look(&census, &self.announcements),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "cannot count what the store holds"),
             }
-            let pause = PAUSE.max(began.elapsed() * PAUSES);
+            tokio::time::sleep(pause).await;
             tokio::select! {
-                () = self.stopping() => return,
-                () = tokio::time::sleep(pause) => {}
-            }
-            tokio::select! {
-                () = self.stopping() => return,
                 () = self.collector.changed.notified() => {}
                 () = tokio::time::sleep(COUNT_EVERY.saturating_sub(pause)) => {}
             }
         }
     }
+
+    async fn measure_again_and_again(&self) {
+        loop {
+            tokio::time::sleep(COUNT_EVERY).await;
+            let Some(store) = self.store_if_open().await else { continue };
+            let disk = match blocking::run(Lane::Store, move || Disk::measure(&store)).await {
+                Ok(disk) => disk,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot measure how full the disk of the store is");
+                    continue;
+                }
+            };
+            if let Some(census) = self.store_metrics.counted.measured(disk) {
+                self.store_watch.look(&census, &self.announcements);
+            }
+        }
+    }
+}
+
+/// How long nothing is counted after a count that took so long. One that failed is not tried at each change: its warning is one a minute.
+fn pause(took: Duration, is_ok: bool) -> Duration {
+    let shortest = if is_ok { SHORTEST_PAUSE } else { COUNT_EVERY };
+    took.saturating_mul(PAUSES).clamp(shortest, LONGEST_PAUSE)
 }
 
 fn read(store: &Store, collector: &Collector) -> Result<Census, StoreError> {
-    let usage = store.disk.room.measure()?;
     let would = collector.collect(store, &Wanted::Everything, &|_| true, true)?;
-    let pinned = would.items.iter().filter(|item| matches!(item.reason, Reason::Pinned(_)));
     let entries = inventory::count(collector.store_root())?;
     let mut census = Census {
-        used: usage.total.minus(usage.free),
-        free: usage.free,
-        limit: store.disk.room.limit(usage),
         evictable: would.freed,
-        pinned: pinned.fold(Amount::default(), |sum, item| sum.plus(item.takes)),
+        pinned: would.pinned,
         blobs: entries.blobs,
         layers: entries.layers,
         trees: entries.trees,
@@ -94,5 +119,22 @@ fn read(store: &Store, collector: &Collector) -> Result<Census, StoreError> {
             (false, false) => &mut census.persistent_volumes,
         } += 1;
     }
-    Ok(census)
+    // Last, because all of that took its time.
+    Ok(census.on(Disk::measure(store)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_long_is_counted_less_often_and_within_ten_minutes() {
+        let seconds = Duration::from_secs;
+        assert_eq!(pause(Duration::from_millis(1), true), seconds(5));
+        assert_eq!(pause(Duration::from_millis(200), true), seconds(20));
+        assert_eq!(pause(seconds(60), true), seconds(600), "it waited for a collection");
+        assert_eq!(pause(Duration::MAX, true), seconds(600));
+        assert_eq!(pause(Duration::from_millis(1), false), seconds(60));
+        assert_eq!(pause(seconds(60), false), seconds(600));
+    }
 }

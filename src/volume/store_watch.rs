@@ -19,38 +19,33 @@ const APART: Duration = Duration::from_secs(3600);
 #[derive(Debug, Default)]
 pub(in crate::volume) struct StoreWatch(Mutex<Told>);
 
+/// When each was told last.
 #[derive(Debug, Default)]
 struct Told {
-    is_nearly_full: bool,
-    is_full: bool,
     nearly_full: Option<Instant>,
     full: Option<Instant>,
 }
 
 impl Told {
-    /// What is to be told: a change for the worse, and each at most once an hour.
-    fn next(&mut self, fill: f64, now: Instant) -> Option<Reason> {
-        let was = (self.is_nearly_full, self.is_full);
-        (self.is_nearly_full, self.is_full) = (fill >= NEARLY, fill >= 1.0);
-        let (told, reason) = match (self.is_nearly_full, self.is_full) {
-            (_, true) if !was.1 => (&mut self.full, Reason::StoreFull),
-            (true, false) if was == (false, false) => (&mut self.nearly_full, Reason::StoreNearlyFull),
-            _ => return None,
+    /// Tells what is so at `now`, once an hour as long as it stays so. What was not told, as `tell` says, is told the next time.
+    fn tell(&mut self, fill: f64, now: Instant, tell: impl FnOnce(Reason) -> bool) {
+        let (told, reason) = match fill {
+            full if full >= 1.0 => (&mut self.full, Reason::StoreFull),
+            nearly if nearly >= NEARLY => (&mut self.nearly_full, Reason::StoreNearlyFull),
+            _ => return,
         };
-        if told.is_some_and(|told| now.saturating_duration_since(told) < APART) {
-            return None;
+        let is_due = told.is_none_or(|told| now.saturating_duration_since(told) >= APART);
+        if is_due && tell(reason) {
+            *told = Some(now);
         }
-        *told = Some(now);
-        Some(reason)
     }
 }
 
 impl StoreWatch {
+    /// Tells of `census`, if there is something to be told.
     pub(in crate::volume) fn look(&self, census: &Census, announcements: &Announcements) {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reason) = told.next(census.fill(), Instant::now()) {
-            announcements.of_store(reason, sentence(census));
-        }
+        told.tell(census.fill(), Instant::now(), |reason| announcements.of_store(reason, sentence(census)));
     }
 }
 
@@ -72,16 +67,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_for_the_worse_is_told_and_once_an_hour() {
+    fn it_is_told_once_an_hour_as_long_as_it_is_so() {
         let (mut told, now) = (Told::default(), Instant::now());
-        let minutes = |count: u64| now + Duration::from_secs(60 * count);
-        assert_eq!(told.next(0.0, now), None, "nothing is known yet");
-        assert_eq!(told.next(0.95, minutes(1)), Some(Reason::StoreNearlyFull));
-        assert_eq!(told.next(0.96, minutes(2)), None);
-        assert_eq!(told.next(1.0, minutes(3)), Some(Reason::StoreFull));
-        assert_eq!(told.next(0.95, minutes(4)), None, "it gets better");
-        assert_eq!(told.next(1.0, minutes(5)), None, "within the hour");
-        assert_eq!(told.next(0.1, minutes(70)), None);
-        assert_eq!(told.next(1.1, minutes(71)), Some(Reason::StoreFull), "at once");
+        let mut at = |minutes: u64, fill: f64| {
+            let mut reason = None;
+            told.tell(fill, now + Duration::from_secs(60 * minutes), |so| reason.replace(so).is_none());
+            reason
+        };
+        assert_eq!(at(0, 0.0), None, "nothing is known yet");
+        assert_eq!(at(1, 0.95), Some(Reason::StoreNearlyFull));
+        assert_eq!(at(2, 0.96), None);
+        assert_eq!(at(3, 1.0), Some(Reason::StoreFull), "at once");
+        assert_eq!(at(4, 0.95), None, "it gets better");
+        assert_eq!(at(5, 1.0), None, "within the hour");
+        assert_eq!(at(63, 1.0), Some(Reason::StoreFull), "it still is");
+        assert_eq!(at(64, 0.95), Some(Reason::StoreNearlyFull), "it still is");
+        assert_eq!(at(200, 0.1), None);
+    }
+
+    #[test]
+    fn what_could_not_be_told_is_told_the_next_time() {
+        let (mut told, now) = (Told::default(), Instant::now());
+        let mut reasons = Vec::new();
+        for (seconds, is_taken) in [(0, false), (60, false), (120, true), (180, true)] {
+            told.tell(1.0, now + Duration::from_secs(seconds), |reason| {
+                reasons.push((seconds, reason));
+                is_taken
+            });
+        }
+        let full = Reason::StoreFull;
+        assert_eq!(reasons, [(0, full), (60, full), (120, full)]);
     }
 }

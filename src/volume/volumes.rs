@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard, watch};
@@ -57,6 +58,8 @@ pub struct Volumes {
     pub(in crate::volume) mounter: Arc<Mounter>,
     /// Opened when first needed, and again after it could not be.
     pub(in crate::volume) puller: Mutex<Option<Arc<Puller>>>,
+    /// Whether it is open, for who does not wait while it is being opened.
+    is_open: AtomicBool,
     pub(in crate::volume) order: Order,
     pub(in crate::volume) slots: Slots,
     pub(in crate::volume) interests: Interests,
@@ -122,6 +125,7 @@ impl Volumes {
             policy,
             mounter: Arc::new(mounter),
             puller: Mutex::default(),
+            is_open: AtomicBool::new(false),
             order: Order::default(),
             slots: Slots::new(),
             interests: Interests::default(),
@@ -155,6 +159,7 @@ impl Volumes {
         self.collector.serve(&store);
         let puller = Puller::new(store, self.registry.clone(), &self.pulls, self.metrics.clone());
         *slot = Some(Arc::clone(&puller));
+        self.is_open.store(true, Ordering::Release);
         self.collector.changed.notify_one();
         Ok(puller)
     }
@@ -187,10 +192,9 @@ impl Volumes {
         self.announcements.register(registry);
     }
 
-    /// Whether the store is open, as far as that can be seen at once.
+    /// Whether the store is open. Once it is, it stays so as long as the process runs.
     pub fn has_store(&self) -> bool {
-        // Who has the lock has it for a moment, or opens the store.
-        self.puller.try_lock().is_ok_and(|puller| puller.is_some())
+        self.is_open.load(Ordering::Acquire)
     }
 
     /// The client for registries.

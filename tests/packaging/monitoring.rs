@@ -18,8 +18,9 @@ start, with 0, so that the first failure is seen as an increase. A node has at m
 one of three registries that the operator has named (`store.pins`, `registry.permits`, `registry.hostsDir`, `registry.plainHTTP`, in this order), or
 `other`.
 
-[Alerts and a dashboard](operations.md#monitoring) made of these are in the chart. Failures of `csi_plugin_operations_seconds` have no buckets, only
-a sum and a count; `GetCapabilities`, `Probe` and the like are not counted.
+[Alerts and a dashboard](operations.md#monitoring) made of these are in the chart. Of `csi_plugin_operations_seconds` only publishes that ended well
+have buckets, all else a sum and a count. Publishes have all codes that they end with; `NodeGetVolumeStats` has `OK`, `NotFound` and `Unknown`, and
+`NodeUnpublishVolume` `OK` and `Unknown`, which is any other code: the log has it. `GetCapabilities`, `Probe` and the like are not counted.
 
 A unit is the last word of a name: seconds, bytes; without one it is a number of what the name says.
 
@@ -28,7 +29,7 @@ A unit is the last word of a name: seconds, bytes; without one it is a number of
 ";
 
 /// Words of PromQL, labels, and what the dashboard has for Grafana to replace.
-const WORDS: [&str; 34] = [
+const WORDS: [&str; 35] = [
     "and",
     "bool",
     "by",
@@ -47,6 +48,7 @@ const WORDS: [&str; 34] = [
     "label_values",
     "le",
     "max",
+    "max_over_time",
     "method_name",
     "namespace",
     "node",
@@ -117,6 +119,33 @@ fn names(expression: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// What an expression says of labels: name of the metric, label, and each value of which it says something. Those that Grafana puts in
+/// its place are left out.
+fn values(expression: &str) -> Vec<(String, String, String)> {
+    let is_name = |letter: char| letter.is_alphanumeric() || letter == '_';
+    let (mut found, mut metric) = (Vec::new(), "");
+    let pieces: Vec<&str> = expression.split('"').collect();
+    for pair in pieces.chunks_exact(2) {
+        let [outside, inside] = pair else { continue };
+        if let Some((before, _)) = outside.rsplit_once('{') {
+            metric = before.rsplit(|letter| !is_name(letter)).next().unwrap_or_default();
+        }
+        let matcher = outside.rsplit(['{', ',']).next().unwrap_or_default().trim();
+        let label = matcher.trim_end_matches(['=', '!', '~']);
+        assert!(
+            !metric.is_empty() && !label.is_empty() && label != matcher && label.chars().all(is_name),
+            "{expression}"
+        );
+        let each: Vec<&str> =
+            if matcher.ends_with('~') { inside.split('|').collect() } else { vec![*inside] };
+        if inside.contains('$') {
+            continue;
+        }
+        found.extend(each.into_iter().map(|value| (metric.to_owned(), label.to_owned(), value.to_owned())));
+    }
+    found
+}
+
 /// A plugin that is registered and has its store, and what it serves then.
 async fn served() -> (Node, Metrics) {
     let mut node = Node::prepare(&[]);
@@ -152,6 +181,15 @@ fn alerts_and_the_dashboard_speak_of_metrics_that_there_are() {
                 .filter(|name| !known.contains(&name.as_str()) && !WORDS.contains(&name.as_str()))
                 .collect();
             assert!(unknown.is_empty(), "{unknown:?} in {expression}");
+        }
+        let matched: BTreeSet<_> = expressions.iter().flat_map(|expression| values(expression)).collect();
+        assert!(matched.len() >= 20, "{matched:?}");
+        for (metric, label, value) in &matched {
+            let pair = (label.clone(), value.clone());
+            let has = |series: &String| {
+                series.split('{').next() == Some(metric.as_str()) && labels(series).contains(&pair)
+            };
+            assert!(metrics.series.keys().any(has), "no series is {metric}{{{label}=\"{value}\"}}");
         }
         if let Some(program) = std::env::var_os("OCIVOL_PROMTOOL") {
             promtool(&program, &["check", "metrics"], &metrics.text);
@@ -316,4 +354,9 @@ fn the_reader_of_expressions_sees_names_and_no_text() {
         names(expression),
         ["a_total", "by", "c", "node", "rate", "sum", "x"].map(str::to_owned).into()
     );
+    let expression = "sum(a_total{x=\"b\",node=~\"$node\",y!~\"c|d\"}[5m])) > on (x) e{z=\"f\"}";
+    let expected = [("a_total", "x", "b"), ("a_total", "y", "c"), ("a_total", "y", "d"), ("e", "z", "f")];
+    let expected =
+        expected.map(|(metric, label, value)| (metric.to_owned(), label.to_owned(), value.to_owned()));
+    assert_eq!(values(expression), expected);
 }

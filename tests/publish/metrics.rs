@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use axum::http::{Method, StatusCode, header};
 use axum::response::IntoResponse;
+use ocivol::demo::kubelet::PodVolume;
 use ocivol::demo::push::Layer;
 use ocivol::demo::registry::error;
 use serde_json::Value;
@@ -33,10 +34,14 @@ const LABELS: [&str; 13] = [
     "version",
 ];
 
-fn publishes(code: &str) -> String {
+fn calls(method: &str, code: &str) -> String {
     format!(
-        "csi_plugin_operations_seconds_count{{driver_name=\"csi.ocivol.dev\",method_name=\"/csi.v1.Node/NodePublishVolume\",grpc_status_code=\"{code}\"}}"
+        "csi_plugin_operations_seconds_count{{driver_name=\"csi.ocivol.dev\",method_name=\"/csi.v1.Node/{method}\",grpc_status_code=\"{code}\"}}"
     )
+}
+
+fn publishes(code: &str) -> String {
+    calls("NodePublishVolume", code)
 }
 
 #[test]
@@ -91,6 +96,15 @@ fn a_busy_node_has_few_series_all_from_the_start_and_each_counts() {
         }
         node.kubelet.unpublish(&two).await.expect("unpublished");
         node.kubelet.stats(&one).await.expect("stats");
+        // Failures that have no series of their own, and one that has.
+        let status = node.kubelet.stats(&two).await.expect_err("it is unpublished");
+        assert_eq!(status.code(), Code::NotFound, "{}", status.message());
+        let nameless = PodVolume { volume_id: String::new(), ..one.clone() };
+        for status in
+            [node.kubelet.stats(&nameless).await.err(), node.kubelet.unpublish(&nameless).await.err()]
+        {
+            assert_eq!(status.expect("it has no ID").code(), Code::InvalidArgument);
+        }
 
         // What is looked up from time to time follows.
         let began = std::time::Instant::now();
@@ -131,6 +145,7 @@ fn a_busy_node_has_few_series_all_from_the_start_and_each_counts() {
             ("ocivol_pulls_total{result=\"error\",reason=\"network\"}", 1.0),
             ("ocivol_pulls_total{result=\"error\",reason=\"verification\"}", 1.0),
             ("ocivol_pulls_total{result=\"error\",reason=\"policy\"}", 1.0),
+            ("ocivol_pulls_total{result=\"error\",reason=\"quota\"}", 0.0),
             ("ocivol_pulls_in_flight", 0.0),
             ("ocivol_downloads_waiting", 0.0),
             ("ocivol_pull_oldest_seconds", 0.0),
@@ -160,6 +175,11 @@ fn a_busy_node_has_few_series_all_from_the_start_and_each_counts() {
             (&publishes("FailedPrecondition"), 1.0),
             (&publishes("Unavailable"), 1.0),
             (&publishes("InvalidArgument"), 1.0),
+            (&calls("NodeUnpublishVolume", "OK"), 1.0),
+            (&calls("NodeUnpublishVolume", "Unknown"), 1.0),
+            (&calls("NodeGetVolumeStats", "OK"), 1.0),
+            (&calls("NodeGetVolumeStats", "NotFound"), 1.0),
+            (&calls("NodeGetVolumeStats", "Unknown"), 1.0),
         ] {
             assert_eq!(after.get(series), value, "{series} in\n{}", after.text);
         }
@@ -205,24 +225,35 @@ fn a_call_is_one_line_of_log_and_a_failure_that_repeats_is_not_repeated() {
         let node = Node::start(&["--plain-http", &registry.host()]).await;
         node.register().await;
         let (volume, missing) = (node.volume("web-0"), node.volume("web-1"));
+        // Another pod that uses the same claim.
+        let beside = PodVolume { volume_id: missing.volume_id.clone(), ..node.volume("web-2") };
         node.publish(&volume, &registry.reference("m:v1"), &[]).await.expect("published");
-        for _ in 0..3 {
-            let status = node.publish(&missing, &registry.reference("m:v2"), &[]).await;
+        let objects = || -> Vec<Value> {
+            node.logged().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        };
+        let warnings =
+            || -> Vec<Value> { objects().into_iter().filter(|line| line["level"] == "WARN").collect() };
+        let before = warnings().len();
+        for (volume, expected) in [(&missing, 2), (&missing, 2), (&missing, 2), (&beside, 3)] {
+            let status = node.publish(volume, &registry.reference("m:v2"), &[]).await;
             assert_eq!(status.expect_err("no such tag").code(), Code::NotFound);
+            eventually("the warnings", || warnings().len() >= before + expected).await;
+            assert_eq!(warnings().len(), before + expected, "{:#?}", warnings());
         }
+        let messages: Vec<_> = warnings()[before..].iter().map(|line| line["message"].clone()).collect();
+        assert_eq!(messages, ["pull failed", "call failed", "call failed"]);
         node.kubelet.stats(&volume).await.expect("stats");
         node.kubelet.unpublish(&volume).await.expect("unpublished");
-        let calls = || -> Vec<Value> {
-            let lines = node.logged();
-            let objects = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            objects.filter(|line| !line["method"].is_null()).collect()
-        };
-        eventually("the line of the last call", || calls().len() >= 3).await;
+        let calls =
+            || -> Vec<Value> { objects().into_iter().filter(|line| !line["method"].is_null()).collect() };
+        eventually("the line of the last call", || calls().len() >= 4).await;
         let calls = calls();
         let of = |method: &str| -> Vec<&Value> {
             calls.iter().filter(|line| line["method"] == format!("/csi.v1.Node/{method}")).collect()
         };
-        let [published, failed] = of("NodePublishVolume")[..] else { panic!("{calls:?}") };
+        let [published, failed, other] = of("NodePublishVolume")[..] else { panic!("{calls:?}") };
+        assert_eq!((&failed["pod"], &other["pod"]), (&"web-1".into(), &"web-2".into()));
+        assert_eq!(failed["volume"], other["volume"]);
         for (key, value) in [
             ("level", Value::from("INFO")),
             ("code", "OK".into()),
@@ -246,6 +277,6 @@ fn a_call_is_one_line_of_log_and_a_failure_that_repeats_is_not_repeated() {
             (&"web-0".into(), &published["reference"], &published["digest"]),
             "{unpublished}"
         );
-        assert_eq!(calls.len(), 3, "stats and capabilities are asked all the time: {calls:?}");
+        assert_eq!(calls.len(), 4, "stats and capabilities are asked all the time: {calls:?}");
     });
 }

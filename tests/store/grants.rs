@@ -318,6 +318,11 @@ fn regression_names_in_a_private_layer_are_not_told_to_who_waits_for_it() {
         let log = node.logged();
         let of_strangers = |line: &&str| line.contains("pull failed") && line.contains(&open.host());
         assert_eq!(log.lines().filter(of_strangers).count(), 1, "{log}");
+        // A second failure of the kind would not be logged, but counted.
+        let metrics = crate::support::metrics::scrape().await;
+        let is_failure = |series: &str| series.starts_with("ocivol_pulls_total{result=\"error\"");
+        let failures = metrics.series.iter().filter(|(series, _)| is_failure(series));
+        assert_eq!(failures.map(|(_, count)| count).sum::<f64>(), 2.0, "{}", metrics.text);
     });
 }
 

@@ -13,6 +13,9 @@ pub struct Report {
     pub freed: Amount,
     /// What could not go although it was asked for: trees that are in use, and what belongs to them.
     pub in_use: Amount,
+    /// The part of it that stays only because the configuration keeps it. What trees have in common is counted for each of them.
+    #[serde(default)]
+    pub pinned: Amount,
     /// How many things went.
     pub gone: u64,
     /// How many trees stay.
@@ -105,6 +108,9 @@ impl Report {
         if reason != Reason::Enough {
             self.in_use = self.in_use.plus(takes);
         }
+        if let Reason::Pinned(_) = reason {
+            self.pinned = self.pinned.plus(takes);
+        }
         let (kind, name, shows) = (Kind::Tree, name.to_owned(), shows.to_owned());
         self.list(Item { kind, name, shows, takes, goes: false, reason });
     }
@@ -171,6 +177,19 @@ impl fmt::Display for Ago {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_pinned_is_summed_also_where_it_is_not_listed() {
+        let (mut report, takes) = (Report::default(), Amount { bytes: 10, inodes: 1 });
+        report.stays("mounted", "", takes, Reason::Mounted);
+        for _ in 0..LISTED + 1 {
+            report.stays("pinned", "", takes, Reason::Pinned("r.example/m:v1".to_owned()));
+        }
+        assert_eq!(report.items.len(), LISTED);
+        let pinned = LISTED as u64 + 1;
+        assert_eq!(report.pinned, Amount { bytes: 10 * pinned, inodes: pinned });
+        assert_eq!(report.in_use, report.pinned.plus(takes));
+    }
 
     #[test]
     fn reasons_are_said_in_words() {

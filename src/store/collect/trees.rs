@@ -30,7 +30,7 @@ pub(in crate::store) struct Candidate {
     score: f64,
 }
 
-/// Trees that are in memory to choose from. Of more, these are the first to go.
+/// Trees that are in memory to choose from. Of more, these are the first to go. The help of `ocivol_store_bytes` has the number.
 const CANDIDATES: usize = 8 * 1024;
 /// Bytes of each: names of 64 digits, a reference, numbers.
 const EACH: usize = size_of::<Candidate>() + 2 * 64 + 128;
