@@ -11,6 +11,7 @@ use axum::http::{Method, StatusCode};
 use axum::response::IntoResponse as _;
 use ocivol::demo::push::Layer;
 use ocivol::demo::tarball::{Tarball, gzip};
+use ocivol::host::blocking;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::RwLock;
@@ -18,7 +19,7 @@ use tonic::Code;
 
 use crate::support::namespace::{LONGEST, isolated_for};
 use crate::support::node::{mount_at, mounts_below};
-use crate::support::{Node, Scripted, noise};
+use crate::support::{Node, Scripted, eventually, noise};
 
 const REFERENCES: u64 = 40;
 const PODS: u64 = 8;
@@ -27,6 +28,14 @@ const SAMPLES: u32 = 60;
 /// The longest time between two restarts: so long that what a process keeps of each volume would be seen.
 const RESTART_EVERY: Duration = Duration::from_secs(10 * 60);
 
+/// Threads of the runtime that run async code, at most.
+const WORKERS: u64 = 4;
+/// Threads of the runtime at most.
+const POOL: u64 = WORKERS + blocking::THREADS as u64;
+/// Threads beside those of the runtime when nothing is to be done: the first one, the one that flushes the store, and one that looks
+/// through the content.
+const IDLE: u64 = 3;
+
 /// A value of a sample.
 type Value = fn(&Sample) -> u64;
 
@@ -34,7 +43,10 @@ type Value = fn(&Sample) -> u64;
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     descriptors: u64,
-    threads: u64,
+    /// Those that are made for one piece of work each.
+    own_threads: u64,
+    /// Of the runtime: as many as had work at one time since the process began. They stay for a while without work.
+    pooled_threads: u64,
     anonymous: u64,
     mounts: u64,
     disk: u64,
@@ -44,10 +56,20 @@ struct Sample {
 fn sample(node: &Node) -> Sample {
     let pid = node.pid();
     let count = |path: String| fs::read_dir(path).map_or(0, |entries| entries.count() as u64);
+    let names: Vec<String> = fs::read_dir(format!("/proc/{pid}/task"))
+        .map(|threads| {
+            threads
+                .flatten()
+                .filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok())
+                .collect()
+        })
+        .unwrap_or_default();
+    let pooled = names.iter().filter(|name| name.trim_end() == "tokio-rt-worker").count();
     let found = rustix::fs::statvfs(&node.root).expect("a disk");
     Sample {
         descriptors: count(format!("/proc/{pid}/fd")),
-        threads: count(format!("/proc/{pid}/task")),
+        own_threads: (names.len() - pooled) as u64,
+        pooled_threads: pooled as u64,
         anonymous: node.memory("RssAnon") >> 10,
         mounts: fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default().lines().count()
             as u64,
@@ -181,6 +203,15 @@ fn nothing_grows_under_bounded_load() {
             pod.await.expect("no panic");
         }
         assert!(mounts_below(&node.kubelet.directory).is_empty());
+        // A thread that waits for what never comes is still there when those without work have gone.
+        let most = samples.iter().map(|it| it.pooled_threads).max().unwrap_or(0);
+        assert!(most <= POOL, "{most} threads of the runtime");
+        eventually("the end of the threads without work", || sample(&node).pooled_threads <= WORKERS + 1)
+            .await;
+        eventually("the end of the threads that were made for one thing", || {
+            sample(&node).own_threads <= IDLE
+        })
+        .await;
         let (first, last) = samples.split_at(samples.len() / 2);
         println!(
             "{minutes} minutes, {} volumes, {restarts} restarts, {} samples",
@@ -189,7 +220,7 @@ fn nothing_grows_under_bounded_load() {
         );
         let values: [(&str, Value, u64); 6] = [
             ("descriptors", |it| it.descriptors, 8),
-            ("threads", |it| it.threads, 8),
+            ("threads", |it| it.own_threads, 8),
             ("KiB of anonymous memory", |it| it.anonymous, 4096),
             ("mounts", |it| it.mounts, 4),
             ("KiB of the disk", |it| it.disk, 4096),
