@@ -8,6 +8,7 @@ pub mod command_args;
 pub mod completion;
 pub mod content_args;
 pub mod context;
+pub mod controller_args;
 mod credentials;
 pub mod demo;
 pub mod export;

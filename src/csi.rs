@@ -1,15 +1,19 @@
-//! The CSI node plugin: Identity and Node on a unix socket, and registration with kubelet.
+//! The CSI services: Identity and Node on the plugin's unix socket, with registration at kubelet; Identity and Controller on that of
+//! external-provisioner.
 //!
 //! Source: the Container Storage Interface v1.12.0. Nothing here knows registries, stores or mounts: requests
-//! are checked, handed to [`crate::volume`], and errors become gRPC codes in one place.
+//! are checked, handed to [`crate::volume`] and [`crate::provision`], and errors become gRPC codes in one place.
 
 pub mod authority;
 pub mod call;
+pub mod capability;
+pub mod controller;
 pub mod identity;
 pub mod metrics;
 pub mod node;
 pub mod registration;
 pub mod request;
+mod secretive;
 pub mod status;
 pub mod transport;
 

@@ -19,6 +19,8 @@ pub enum Kind {
     Unauthenticated,
     /// The credentials are known and have no right to this.
     PermissionDenied,
+    /// What was asked for is larger than the caller said it may be.
+    OutOfRange,
     /// Disk, quota or a configured limit is used up; may pass.
     ResourceExhausted,
     /// A registry, the network or the store cannot be used now; may pass.

@@ -20,17 +20,20 @@
 //! | [`pull`] | from a reference to a complete tree, once for all who ask |
 //! | [`warm`] | cached models are read into memory before their pods read them (sync) |
 //! | [`volume`] | publish, unpublish, usage: joins pulls and mounts, orders them for each target |
+//! | [`provision`] | from a claim and its StorageClass to the attributes of a volume |
 //! | [`csi`] | the CSI services and registration with kubelet |
 //! | [`control`] | the command line's operations, here or in the plugin that holds the store |
 //! | [`telemetry`] | logs, metrics, health |
 //! | [`demo`] | a registry and a kubelet, for `ocivol demo` and the tests |
 //! | [`node`] | the daemon: configuration, start, drain, shutdown |
+//! | [`controller`] | the process that makes volumes of claims |
 //! | [`cli`] | commands and their output |
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
 
 pub mod cli;
 pub mod control;
+pub mod controller;
 pub mod csi;
 pub mod demo;
 pub mod failure;
@@ -41,6 +44,7 @@ pub mod layout;
 pub mod mount;
 pub mod node;
 pub mod oci;
+pub mod provision;
 pub mod pull;
 pub mod registry;
 pub mod store;

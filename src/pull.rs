@@ -16,6 +16,7 @@ pub mod plan;
 pub mod progress;
 pub mod puller;
 pub mod quotas;
+pub mod remote;
 pub mod request;
 pub mod resolve;
 pub mod rights;

@@ -11,9 +11,10 @@ use crate::cli::command_args::{
     CompletionArgs, ExportArgs, FsckArgs, GcArgs, InspectArgs, LoadArgs, ManArgs, MountArgs, PullArgs,
     ResolveArgs, RmArgs, SaveArgs, UmountArgs, VerifyArgs,
 };
+use crate::cli::controller_args::ControllerArgs;
 use crate::cli::node_args::NodeArgs;
 use crate::failure::Failure;
-use crate::node::config::{PARALLEL_DOWNLOADS, PullFlags, STALL_TIMEOUT};
+use crate::node::pull_flags::{PARALLEL_DOWNLOADS, PullFlags, STALL_TIMEOUT};
 use crate::telemetry::logs::Format;
 
 /// Mounts what an OCI registry holds (models, images, files) as read-only directories.
@@ -169,6 +170,8 @@ pub enum Command {
     Demo,
     /// The CSI node plugin: what the DaemonSet runs
     Node(Box<NodeArgs>),
+    /// The CSI controller: makes volumes of claims, beside external-provisioner
+    Controller(ControllerArgs),
     /// Print a script that completes ocivol's commands and flags in a shell
     Completion(CompletionArgs),
     /// Write manual pages

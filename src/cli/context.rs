@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::host::blocking;
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
-use crate::node::config::PullFlags;
+use crate::node::pull_flags::PullFlags;
 use crate::registry::addresses::Addresses;
 use crate::registry::client::Registry;
 use crate::store::space::budget::Budget;

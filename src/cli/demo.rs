@@ -20,9 +20,10 @@ use crate::demo::tarball::Tarball;
 use crate::failure::Failure;
 use crate::mount::locked::Lock;
 use crate::mount::mountinfo::Table;
-use crate::node::config::{NodeFlags, PullFlags};
+use crate::node::config::NodeFlags;
 use crate::node::credential_flags::CredentialFlags;
 use crate::node::disk_flags::DiskFlags;
+use crate::node::pull_flags::PullFlags;
 use crate::node::warm_flags::WarmFlags;
 use crate::oci::digest::Digest;
 use crate::store::space::budget::Budget;
@@ -101,6 +102,7 @@ async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
         health_addr: String::new(),
         metrics_addr: String::new(),
         target_roots: Vec::new(),
+        with_controller: false,
         allow_writers: false,
         lock: Lock::All,
         disk: DiskFlags::default(),

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
-use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::cli::args::Common;
@@ -18,17 +17,16 @@ use crate::failure::Failure;
 use crate::failure::{Kind, chain};
 use crate::layout::artifact::Artifact;
 use crate::oci::descriptor::Descriptor;
-use crate::oci::digest::Digest;
 use crate::oci::manifest::{Document, parse};
 use crate::oci::media_type;
-use crate::pull::choose::Documents;
+use crate::pull::remote::{self, AtRegistry};
 use crate::registry::addresses::Addresses;
 use crate::registry::client::{Fetched, Registry};
 use crate::registry::credentials::keyring::Keyring;
-use crate::registry::source::{Asker, Source};
+use crate::registry::source::Asker;
 use crate::tenant::Tenant;
+use crate::volume;
 use crate::volume::attributes::Attributes;
-use crate::{layout, pull, registry, volume};
 
 /// Asks the registry and prints what it says, and what of it is in the store.
 ///
@@ -97,7 +95,8 @@ pub(super) async fn ask(
     // What is in the store is told where there is a place for one.
     let root = common.root().ok().filter(|_| depth != Depth::Reference);
     let look = Look { root: root.as_deref(), depth };
-    inspect(&registry, &attributes, &keyring, look).await
+    let found = remote::find(&registry, &attributes.reference, &keyring, &Tenant::CommandLine).await?;
+    inspect_as(&registry, &attributes, &found.0, found.1, look).await
 }
 
 /// Where else is looked.
@@ -105,36 +104,6 @@ pub(super) async fn ask(
 struct Look<'a> {
     root: Option<&'a Path>,
     depth: Depth,
-}
-
-/// Looks as the first credential that the registry accepts, as a pull does.
-async fn inspect(
-    registry: &Registry,
-    attributes: &Attributes,
-    keyring: &Keyring,
-    look: Look<'_>,
-) -> Result<Inspected, Failure> {
-    let reference = &attributes.reference;
-    let mut credentials: Vec<_> = keyring.matching(reference).into_iter().map(Some).collect();
-    if credentials.is_empty() {
-        credentials.push(None);
-    }
-    let mut first = None;
-    for credential in credentials {
-        let source = Source::new(reference, credential);
-        let asker = Asker { source, tenant: Tenant::CommandLine };
-        match registry.manifest(&asker, &reference.target()).await {
-            Ok(fetched) => return inspect_as(registry, attributes, &asker, fetched, look).await,
-            Err(error) if error.is_about_access() => {
-                first.get_or_insert(error);
-            }
-            Err(error) => return Err(failure(&error)),
-        }
-    }
-    Err(match first {
-        Some(error) => failure(&error),
-        None => Failure::internal("there is no credential to try"),
-    })
 }
 
 async fn inspect_as(
@@ -149,7 +118,7 @@ async fn inspect_as(
         Ok(Document::Index(index)) => Some((index.media_type, index.annotations, index.manifests)),
         _ => None,
     };
-    let mut documents = AtRegistry { registry, asker, first: Some(fetched) };
+    let mut documents = AtRegistry::new(registry, asker, fetched);
     let found =
         match (attributes.choice.follow(&attributes.reference, &digest, &mut documents).await, children) {
             (Ok(found), children) => (found, children),
@@ -164,15 +133,13 @@ async fn inspect_as(
             (Err(failure), _) => return Err(failure),
         };
     let (found, children) = found;
-    let mut artifact =
-        Artifact { manifest: &found.manifest, digest: &found.digest, size: found.size, config: None };
-    let mut planned = layout::decide::plan(&artifact, &attributes.options);
-    let config;
-    if matches!(planned, Err(layout::error::Error::NeedsConfig)) {
-        config = read_config(registry, asker, &found.manifest.config).await?;
-        artifact.config = Some(&config);
-        planned = layout::decide::plan(&artifact, &attributes.options);
-    }
+    let (planned, config) = remote::plan(registry, asker, &found, &attributes.options).await?;
+    let artifact = Artifact {
+        manifest: &found.manifest,
+        digest: &found.digest,
+        size: found.size,
+        config: config.as_deref(),
+    };
     if let Err(error) = &planned
         && error.kind() == Kind::InvalidArgument
     {
@@ -195,14 +162,6 @@ async fn inspect_as(
     Ok(in_store(described, look.root, planned.ok()).await)
 }
 
-async fn read_config(registry: &Registry, asker: &Asker, config: &Descriptor) -> Result<Bytes, Failure> {
-    if let Some(data) = config.embedded() {
-        return Ok(data.clone());
-    }
-    let read = registry.small_blob(asker, config, layout::artifact::CONFIG_LIMIT).await;
-    read.map_err(|error| failure(&error))
-}
-
 /// When an image was made, as its config says. What else is shown does not depend on it.
 async fn created(registry: &Registry, asker: &Asker, config: &Descriptor) -> Option<String> {
     #[derive(Deserialize)]
@@ -213,45 +172,7 @@ async fn created(registry: &Registry, asker: &Asker, config: &Descriptor) -> Opt
     if !types.contains(&config.media_type.as_str()) {
         return None;
     }
-    let read = read_config(registry, asker, config).await;
+    let read = remote::config(registry, asker, config).await;
     let read = read.inspect_err(|error| tracing::warn!(%error, "cannot read the image's config")).ok()?;
     serde_json::from_slice::<Config>(&read).ok()?.created
-}
-
-/// The manifests of a registry, of which the first was read already.
-struct AtRegistry<'a> {
-    registry: &'a Registry,
-    asker: &'a Asker,
-    first: Option<Fetched>,
-}
-
-impl Documents for AtRegistry<'_> {
-    type Error = Failure;
-
-    async fn load(&mut self, digest: &Digest) -> Result<(Document, u64), Failure> {
-        let fetched = match self.first.take() {
-            Some(first) => first,
-            None => {
-                let read = self.registry.manifest(self.asker, &digest.to_string()).await;
-                read.map_err(|error| failure(&error))?
-            }
-        };
-        let document = parse(&fetched.bytes, fetched.content_type.as_deref())
-            .map_err(|error| Failure { kind: Kind::FailedPrecondition, message: chain(&error) })?;
-        Ok((document, fetched.bytes.len() as u64))
-    }
-
-    fn is_final(error: &Failure) -> bool {
-        matches!(error.kind, Kind::NotFound | Kind::FailedPrecondition)
-    }
-}
-
-impl From<pull::error::Error> for Failure {
-    fn from(error: pull::error::Error) -> Self {
-        Self { kind: error.kind(), message: chain(&error) }
-    }
-}
-
-fn failure(error: &registry::error::Error) -> Failure {
-    Failure { kind: error.kind(), message: chain(error) }
 }

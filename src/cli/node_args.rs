@@ -8,9 +8,10 @@ use clap::{Args, ValueEnum};
 
 use crate::failure::Failure;
 use crate::mount::locked::Lock;
-use crate::node::config::{NodeConfig, NodeFlags, PullFlags};
+use crate::node::config::{NodeConfig, NodeFlags};
 use crate::node::credential_flags::CredentialFlags;
 use crate::node::disk_flags::DiskFlags;
+use crate::node::pull_flags::PullFlags;
 use crate::node::warm_flags::WarmFlags;
 
 /// Flags of `node`.
@@ -132,6 +133,9 @@ pub struct NodeArgs {
     /// Tell pods in their events of pulls that take long, and of what registries warn of
     #[arg(long, env = "OCIVOL_POD_EVENTS", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub pod_events: bool,
+    /// Say that the cluster runs ocivol controller, as all instances of a driver have to
+    #[arg(long, env = "OCIVOL_WITH_CONTROLLER", value_parser = FalseyValueParser::new(), action = SetTrue)]
+    pub with_controller: bool,
     /// Accept access modes for writing and mount read-only anyway: csi-sanity asks for them
     #[arg(long, env = "OCIVOL_ALLOW_WRITER_MODES", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub allow_writer_modes: bool,
@@ -164,6 +168,7 @@ impl NodeArgs {
             metrics_addr: self.metrics_addr,
             warm: WarmFlags { budget: self.warm_budget, pin_budget: self.warm_pin_budget },
             target_roots: self.target_root,
+            with_controller: self.with_controller,
             allow_writers: self.allow_writer_modes,
             lock: match self.mount_lock {
                 MountLock::All => Lock::All,

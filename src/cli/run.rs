@@ -20,6 +20,7 @@ use crate::cli::rm;
 use crate::cli::save;
 use crate::cli::status;
 use crate::cli::verify;
+use crate::controller;
 use crate::node;
 use std::process::ExitCode;
 
@@ -32,7 +33,7 @@ use crate::failure::Kind;
 /// Runs the command. The calling process has one thread: some commands change its namespaces first.
 pub fn run(cli: Cli) -> ExitCode {
     let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let is_node = matches!(cli.command, Command::Node(_));
+    let is_node = matches!(cli.command, Command::Node(_) | Command::Controller(_));
     crate::telemetry::logs::start(cli.common.log_format, cli.common.level(is_node));
     let format = if is_node { Output::Text } else { cli.common.output };
     let result = dispatch(cli, umask);
@@ -67,6 +68,22 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
                 let (stop, stopped) = watch::channel(false);
                 tokio::spawn(node::shutdown::stop_on_signal(stop));
                 node::run::run(config, stopped).await
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Controller(flags) => {
+            let config = flags.check(common.pulls())?;
+            process::raise_open_files();
+            crate::host::limits::enforce().map_err(|error| {
+                Failure::internal(&format!("cannot bound this process's memory: {error}"))
+            })?;
+            crate::host::limits::forbid_cores()
+                .map_err(|error| Failure::internal(&format!("cannot forbid cores: {error}")))?;
+            process::give_up_privileges(false)?;
+            context::run(node::shutdown::GRACE, async {
+                let (stop, stopped) = watch::channel(false);
+                tokio::spawn(node::shutdown::stop_on_signal(stop));
+                controller::run::run(config, stopped).await
             })?;
             Ok(ExitCode::SUCCESS)
         }

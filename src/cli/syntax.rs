@@ -51,7 +51,7 @@ const SOMEWHERE: [(&[&str], &[&str]); 5] = [
         ],
     ),
     (&["no_wait"], &["pull", "mount", "export", "rm", "gc", "fsck", "load", "save"]),
-    (&HOSTS, &["node", "pull", "mount", "export", "inspect", "resolve", "save"]),
+    (&HOSTS, &["node", "controller", "pull", "mount", "export", "inspect", "resolve", "save"]),
     (
         &["parallel_downloads", "verify_diff_ids", "grant_ttl", "always_verify", "spool_above"],
         &["node", "pull", "mount", "export", "save", "load"],
@@ -60,7 +60,7 @@ const SOMEWHERE: [(&[&str], &[&str]); 5] = [
 ];
 
 /// Commands that print nothing which could be JSON.
-const TEXT_ONLY: [&str; 4] = ["node", "demo", "completion", "man"];
+const TEXT_ONLY: [&str; 5] = ["node", "controller", "demo", "completion", "man"];
 
 /// What people try first.
 const EXAMPLES: [(&str, &str); 14] = [

@@ -33,6 +33,11 @@ struct Ended {
     seconds: Histogram,
 }
 
+/// A volume is made of a claim.
+pub const CREATE: &str = "/csi.v1.Controller/CreateVolume";
+/// The claim is gone.
+pub const DELETE: &str = "/csi.v1.Controller/DeleteVolume";
+
 /// Codes that publishes end with.
 const PUBLISHED: &[Code] = &[
     Code::Ok,
@@ -52,6 +57,19 @@ const PUBLISHED: &[Code] = &[
 /// of them is no fault, as of statistics of a volume that was just unpublished.
 const UNPUBLISHED: &[Code] = &[Code::Ok, OTHER];
 const MEASURED: &[Code] = &[Code::Ok, Code::NotFound, OTHER];
+/// Codes that creations end with.
+const CREATED: &[Code] = &[
+    Code::Ok,
+    Code::InvalidArgument,
+    Code::NotFound,
+    Code::OutOfRange,
+    Code::Unauthenticated,
+    Code::PermissionDenied,
+    Code::Unavailable,
+    Code::DeadlineExceeded,
+    Code::FailedPrecondition,
+    OTHER,
+];
 /// As which a failure is counted whose code is not among those of its method. No call ends with it.
 const OTHER: Code = Code::Unknown;
 /// Upper bounds, in seconds, for publishes that end well; of those of csi-lib-utils what a call that is held for 110 seconds needs. How
@@ -59,17 +77,26 @@ const OTHER: Code = Code::Unknown;
 const BUCKETS: [f64; 8] = [0.1, 0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 120.0];
 
 impl Metrics {
-    /// Nothing counted yet.
+    /// Of a node's calls, with nothing counted yet.
     pub fn new(driver_name: &str) -> Self {
+        Self::of(driver_name, &[(PUBLISH, PUBLISHED), (UNPUBLISH, UNPUBLISHED), (STATS, MEASURED)])
+    }
+
+    /// Of the controller's calls.
+    pub fn of_controller(driver_name: &str) -> Self {
+        Self::of(driver_name, &[(CREATE, CREATED), (DELETE, UNPUBLISHED)])
+    }
+
+    fn of(driver_name: &str, methods: &[(&'static str, &[Code])]) -> Self {
         let ended = |method: &'static str, code: Code| Ended {
             method,
             code,
             seconds: match (method, code) {
-                (PUBLISH, Code::Ok) => Histogram::new(BUCKETS),
+                (PUBLISH | CREATE, Code::Ok) => Histogram::new(BUCKETS),
                 _ => Histogram::new([]),
             },
         };
-        let all = [(PUBLISH, PUBLISHED), (UNPUBLISH, UNPUBLISHED), (STATS, MEASURED)].into_iter();
+        let all = methods.iter();
         let all =
             all.flat_map(|(method, codes)| codes.iter().map(move |code| ended(method, *code))).collect();
         Self { driver_name: driver_name.into(), all }

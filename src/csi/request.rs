@@ -2,13 +2,11 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::collections::{BTreeMap, HashMap};
 
 use tonic::Status;
 
-use crate::csi::v1::volume_capability::access_mode::Mode;
-use crate::csi::v1::volume_capability::{AccessType, MountVolume};
+use crate::csi::capability;
 use crate::csi::v1::{NodePublishVolumeRequest, VolumeCapability};
 use crate::failure::one_line;
 use crate::kube::pull_secrets::Pod;
@@ -26,14 +24,9 @@ const VOLUME_ID_LIMIT: usize = 1024;
 /// Forging it gains nothing: the mount is read-only, and a claim that is used without `readOnly` is refused with it.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 /// Bytes of the attributes. The interface's limit for a map is 4 KiB; kubelet adds tokens to it.
-const CONTEXT_LIMIT: usize = 64 * 1024;
+pub(in crate::csi) const CONTEXT_LIMIT: usize = 64 * 1024;
 /// Bytes of the secrets: what a Kubernetes secret can hold.
-const SECRETS_LIMIT: usize = 1024 * 1024;
-/// Mount flags that a read-only volume has or can ignore. Never `rw`, `suid`, `dev`, `exec`, nor `context=`,
-/// which a bind mount cannot take.
-const MOUNT_FLAGS: [&str; 9] =
-    ["ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime", "norelatime", "noiversion"];
-
+pub(in crate::csi) const SECRETS_LIMIT: usize = 1024 * 1024;
 /// What kubelet says of the pod, with `podInfoOnMount`. It overwrites what a pod's author writes under these keys.
 const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
 const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
@@ -78,11 +71,12 @@ pub fn publish(request: NodePublishVolumeRequest, allow_writers: bool) -> Result
             "the volume is not read-only, and ocivol's always are: set readOnly: true on the volume (csi.readOnly)",
         ));
     }
-    let access = capability(request.volume_capability.as_ref(), request.readonly, allow_writers || inline)?;
     bound("volume_context", CONTEXT_LIMIT, &request.volume_context)?;
     bound("secrets", SECRETS_LIMIT, &request.secrets)?;
     let context: BTreeMap<String, String> = request.volume_context.into_iter().collect();
     let attributes = Attributes::parse(&context).map_err(|error| status(&error.into()))?;
+    let allow_writers = allow_writers || inline || attributes.read_only_for_writers;
+    let access = access(request.volume_capability.as_ref(), request.readonly, allow_writers)?;
     let mut secrets: BTreeMap<String, Secret> =
         request.secrets.into_iter().map(|(key, value)| (key, Secret::new(value))).collect();
     let tokens = secrets.remove(ACCOUNT_TOKENS);
@@ -134,46 +128,23 @@ fn status(error: &volume::error::Error) -> Status {
 }
 
 /// Checks how the volume is to be accessed; the text is part of what makes two requests the same.
-fn capability(
+fn access(
     capability: Option<&VolumeCapability>,
     readonly: bool,
     allow_writers: bool,
 ) -> Result<String, Status> {
-    let capability = capability.ok_or_else(|| missing("volume_capability"))?;
-    let flags = match &capability.access_type {
-        None => return Err(missing("volume_capability.access_type")),
-        Some(AccessType::Block(_)) => {
-            return Err(Status::invalid_argument(
-                "volume_capability asks for a block device; ocivol volumes are file systems: set volumeMode: Filesystem",
-            ));
-        }
-        Some(AccessType::Mount(MountVolume { mount_flags, .. })) => mount_flags,
-    };
-    if let Some(flag) = flags.iter().find(|flag| !MOUNT_FLAGS.contains(&flag.as_str())) {
-        let flag: String = flag.chars().take(60).collect();
-        return Err(Status::invalid_argument(format!(
-            "mount flag {flag:?} is not allowed; allowed are {}",
-            MOUNT_FLAGS.join(", ")
-        )));
-    }
-    let mode = capability.access_mode.as_ref().map_or(Mode::Unknown, |mode| mode.mode());
-    let writes = match mode {
-        Mode::Unknown => return Err(missing("volume_capability.access_mode")),
-        Mode::SingleNodeReaderOnly | Mode::MultiNodeReaderOnly => false,
-        Mode::SingleNodeWriter | Mode::SingleNodeSingleWriter | Mode::SingleNodeMultiWriter => !readonly,
-        Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter => true,
-    };
-    if writes && !allow_writers {
+    let (mode, flags) = capability::of_mount(capability)?;
+    if capability::writes(mode, readonly) && !allow_writers {
         return Err(Status::failed_precondition(format!(
             "access mode {} is for volumes that can be written, ocivol's cannot; set accessModes: [ReadOnlyMany] and \
-             readOnly: true",
+             readOnly: true, or the volume attribute readOnlyForWriters: \"true\"",
             mode.as_str_name()
         )));
     }
     Ok(format!("{} {readonly} {flags:?}", mode.as_str_name()))
 }
 
-fn bound(field: &str, limit: usize, map: &std::collections::HashMap<String, String>) -> Result<(), Status> {
+pub(in crate::csi) fn bound(field: &str, limit: usize, map: &HashMap<String, String>) -> Result<(), Status> {
     let size: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
     if size > limit {
         return Err(Status::invalid_argument(format!("{field} has {size} bytes, more than {limit}")));
@@ -181,31 +152,11 @@ fn bound(field: &str, limit: usize, map: &std::collections::HashMap<String, Stri
     Ok(())
 }
 
-/// What a log may show of a request: no secret, and of the context no token.
-impl fmt::Debug for NodePublishVolumeRequest {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let context: BTreeMap<&str, &str> = self
-            .volume_context
-            .iter()
-            .map(|(key, value)| {
-                let value = if volume::attributes::is_ignored(key) { "***" } else { value.as_str() };
-                (key.as_str(), value)
-            })
-            .collect();
-        out.debug_struct("NodePublishVolumeRequest")
-            .field("volume_id", &self.volume_id)
-            .field("target_path", &self.target_path)
-            .field("readonly", &self.readonly)
-            .field("volume_context", &context)
-            .field("secrets", &format_args!("{} stripped", self.secrets.len()))
-            .finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::csi::v1::volume_capability::{AccessMode, BlockVolume};
+    use crate::csi::v1::volume_capability::access_mode::Mode;
+    use crate::csi::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
     use tonic::Code;
 
     fn request(access_type: Option<AccessType>, mode: Mode, readonly: bool) -> NodePublishVolumeRequest {
@@ -250,6 +201,20 @@ mod tests {
         let block = request(Some(AccessType::Block(BlockVolume {})), Mode::MultiNodeReaderOnly, true);
         assert_eq!(code(block), Code::InvalidArgument);
         assert_eq!(code(request(None, Mode::MultiNodeReaderOnly, true)), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn a_volume_may_say_that_claims_for_writing_read_it() {
+        for mode in [Mode::SingleNodeWriter, Mode::MultiNodeMultiWriter] {
+            let mut request = request(mount(&[]), mode, false);
+            let refused = publish(request.clone(), false).err().expect("refused");
+            assert!(refused.message().contains("readOnlyForWriters"), "{refused}");
+            request.volume_context.insert("readOnlyForWriters".into(), "true".into());
+            assert_eq!(code(request.clone()), Code::Ok);
+            // An inline volume's author says readOnly.
+            request.volume_context.insert(EPHEMERAL.into(), "true".into());
+            assert_eq!(code(request), Code::InvalidArgument);
+        }
     }
 
     #[test]

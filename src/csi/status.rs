@@ -15,6 +15,7 @@ pub fn code(kind: Kind) -> Code {
         Kind::AlreadyExists => Code::AlreadyExists,
         Kind::Unauthenticated => Code::Unauthenticated,
         Kind::PermissionDenied => Code::PermissionDenied,
+        Kind::OutOfRange => Code::OutOfRange,
         Kind::ResourceExhausted => Code::ResourceExhausted,
         Kind::Unavailable => Code::Unavailable,
         Kind::DeadlineExceeded => Code::DeadlineExceeded,

@@ -1,8 +1,7 @@
 //! All validation of flags and environment, before anything is opened or bound.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::csi::registration;
@@ -11,13 +10,14 @@ use crate::mount::target::Policy;
 use crate::node::bad_flag::BadFlag;
 use crate::node::credential_flags::CredentialFlags;
 use crate::node::disk_flags::DiskFlags;
+use crate::node::flag_values::{
+    check_absolute, check_driver_name, check_socket_length, listener_address, socket_path,
+};
+use crate::node::pull_flags::PullFlags;
 use crate::node::warm_flags::WarmFlags;
 use crate::oci::reference::{InvalidReference, Reference};
-use crate::oci::repository::host_identity;
 use crate::registry::addresses::Addresses;
-use crate::registry::hosts::directory::HostsSettings;
-use crate::registry::local::places::Places;
-use crate::store::space::budget::{Budget, Level};
+use crate::store::space::budget::Budget;
 use crate::volume::credentials::CredentialSources;
 use crate::volume::permits::Permits;
 use crate::warm::budget::WarmBudget;
@@ -42,6 +42,8 @@ pub struct NodeConfig {
     pub health: Option<SocketAddr>,
     /// Where metrics are served instead, so that a network policy can open one of them alone.
     pub metrics: Option<SocketAddr>,
+    /// Whether the cluster runs a controller.
+    pub with_controller: bool,
     /// Accept access modes for writing, and mount read-only anyway.
     pub allow_writers: bool,
     /// Which flags of mounts are locked.
@@ -89,6 +91,8 @@ pub struct NodeFlags {
     pub metrics_addr: String,
     /// `--target-root`
     pub target_roots: Vec<PathBuf>,
+    /// `--with-controller`
+    pub with_controller: bool,
     /// `--allow-writer-modes`
     pub allow_writers: bool,
     /// `--mount-lock`
@@ -107,60 +111,6 @@ pub struct NodeFlags {
     pub warm: WarmFlags,
 }
 
-/// Flags about registries and pulls, as they were given.
-#[derive(Debug, Clone)]
-pub struct PullFlags {
-    /// `--hosts-dir`
-    pub hosts_dir: Option<PathBuf>,
-    /// `--authoritative-mirrors`
-    pub authoritative_mirrors: Vec<String>,
-    /// `--plain-http`
-    pub plain_http: Vec<String>,
-    /// `--allow-hosts`
-    pub allow_hosts: Vec<String>,
-    /// `--oci-layout-dir`
-    pub oci_layout_dirs: Vec<PathBuf>,
-    /// `--stall-timeout`, seconds.
-    pub stall_timeout: u64,
-    /// `--parallel-downloads`
-    pub parallel_downloads: usize,
-    /// Whether the uncompressed layers of images are checked.
-    pub verify_diff_ids: bool,
-    /// `--grant-ttl`, seconds; 0 is for good.
-    pub grant_ttl: u64,
-    /// `--always-verify`
-    pub always_verify: bool,
-    /// `--spool-above`
-    pub spool_above: Option<String>,
-}
-
-/// Seconds without a byte after which a request counts as stalled, unless something else is said.
-pub const STALL_TIMEOUT: u64 = 30;
-/// Downloads of large blobs at the same time, unless something else is said.
-pub const PARALLEL_DOWNLOADS: usize = 4;
-
-impl Default for PullFlags {
-    fn default() -> Self {
-        Self {
-            hosts_dir: None,
-            authoritative_mirrors: Vec::new(),
-            plain_http: Vec::new(),
-            allow_hosts: Vec::new(),
-            oci_layout_dirs: Vec::new(),
-            stall_timeout: STALL_TIMEOUT,
-            parallel_downloads: PARALLEL_DOWNLOADS,
-            verify_diff_ids: false,
-            grant_ttl: 0,
-            always_verify: false,
-            spool_above: None,
-        }
-    }
-}
-
-/// Bytes of a unix socket's path, without the final NUL: `man 7 unix`.
-const SOCKET_PATH_LIMIT: usize = 107;
-/// Bytes of a driver name: CSI v1.12.0, GetPluginInfo.
-const DRIVER_NAME_LIMIT: usize = 63;
 /// Bytes of a node ID that every cluster accepts.
 const NODE_ID_LIMIT: usize = 253;
 
@@ -225,6 +175,7 @@ impl NodeFlags {
             registration,
             health: listener_address("--health-addr", self.health_addr)?,
             metrics: listener_address("--metrics-addr", self.metrics_addr)?,
+            with_controller: self.with_controller,
             allow_writers: self.allow_writers,
             lock: self.lock,
             registry,
@@ -241,174 +192,11 @@ impl NodeFlags {
     }
 }
 
-impl PullFlags {
-    /// Checks every flag.
-    ///
-    /// # Errors
-    /// [`BadFlag`] names the first flag that cannot be used, and says why.
-    pub fn check(
-        self,
-        mut addresses: Addresses,
-    ) -> Result<(registry::transport::RegistrySettings, pull::request::PullSettings), BadFlag> {
-        let mut plain_http = BTreeSet::new();
-        for host in self.allow_hosts {
-            if let Err(error) = addresses.allow(&host) {
-                return Err(BadFlag { flag: "--allow-hosts", value: host, reason: error.to_string() });
-            }
-        }
-        for host in self.plain_http {
-            // A reference is the grammar of hosts.
-            if format!("{host}/x")
-                .parse::<crate::oci::reference::Reference>()
-                .map_or(true, |it| it.host() != host)
-            {
-                let reason = "it is no host[:port]".to_owned();
-                return Err(BadFlag { flag: "--plain-http", value: host, reason });
-            }
-            if host.ends_with(":443") {
-                let reason = "443 is the port of TLS; a registry without TLS has another".to_owned();
-                return Err(BadFlag { flag: "--plain-http", value: host, reason });
-            }
-            if let Err(error) = addresses.allow_plain_http(&host) {
-                return Err(BadFlag { flag: "--plain-http", value: host, reason: error.to_string() });
-            }
-            plain_http.insert(host_identity(&host));
-        }
-        if let Some(directory) = &self.hosts_dir {
-            check_absolute("--hosts-dir", directory)?;
-        }
-        let hosts = HostsSettings {
-            directory: self.hosts_dir,
-            plain_http,
-            authoritative: self.authoritative_mirrors.into_iter().collect(),
-        };
-        if !(1..=600).contains(&self.stall_timeout) {
-            let reason = "it must be between 1 and 600 seconds".to_owned();
-            return Err(BadFlag { flag: "--stall-timeout", value: self.stall_timeout.to_string(), reason });
-        }
-        if !(1..=64).contains(&self.parallel_downloads) {
-            let value = self.parallel_downloads.to_string();
-            let reason = "it must be between 1 and 64".to_owned();
-            return Err(BadFlag { flag: "--parallel-downloads", value, reason });
-        }
-        let spool_above = match self.spool_above.as_deref().map(str::parse) {
-            None => None,
-            Some(Ok(Level::Count(bytes))) => Some(bytes),
-            Some(_) => {
-                let value = self.spool_above.unwrap_or_default();
-                let reason = "it is no number of bytes, as 4GiB".to_owned();
-                return Err(BadFlag { flag: "--spool-above", value, reason });
-            }
-        };
-        for directory in &self.oci_layout_dirs {
-            check_absolute("--oci-layout-dir", directory)?;
-        }
-        let registry = registry::transport::RegistrySettings {
-            hosts,
-            addresses,
-            layouts: Places::below(self.oci_layout_dirs),
-            stall_timeout: Duration::from_secs(self.stall_timeout),
-            ..registry::transport::RegistrySettings::default()
-        };
-        let pulls = pull::request::PullSettings {
-            parallel_downloads: self.parallel_downloads,
-            verify_diff_ids: self.verify_diff_ids,
-            grant_ttl: (self.grant_ttl > 0).then(|| Duration::from_secs(self.grant_ttl)),
-            always_verify: self.always_verify,
-            spool_above,
-            ..pull::request::PullSettings::default()
-        };
-        Ok((registry, pulls))
-    }
-}
-
-/// `unix:///csi/csi.sock` and `unix:/csi/csi.sock`; the interface wants the name to end in `.sock`.
-fn socket_path(endpoint: &str) -> Result<PathBuf, BadFlag> {
-    let error =
-        |reason: &str| BadFlag { flag: "--endpoint", value: endpoint.to_owned(), reason: reason.to_owned() };
-    let path = endpoint
-        .strip_prefix("unix://")
-        .or_else(|| endpoint.strip_prefix("unix:"))
-        .ok_or_else(|| error("only unix:///path/to/csi.sock is served"))?;
-    if !path.starts_with('/') {
-        return Err(error("the path must be absolute: unix:///path/to/csi.sock"));
-    }
-    if !path.ends_with(".sock") {
-        return Err(error("the path must end in .sock"));
-    }
-    Ok(PathBuf::from(path))
-}
-
-/// Lower-case letters, digits, `.`, `-`; a letter at both ends. Kubernetes wants a DNS name, csi-sanity the letters.
-fn check_driver_name(name: &str) -> Result<(), BadFlag> {
-    let letter = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphabetic);
-    let bytes = name.as_bytes();
-    let fits = name.len() <= DRIVER_NAME_LIMIT
-        && letter(bytes.first())
-        && letter(bytes.last())
-        && bytes
-            .iter()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(byte));
-    if fits {
-        return Ok(());
-    }
-    let reason =
-        "it must be a DNS name of at most 63 characters that begins and ends with a lower-case letter"
-            .to_owned();
-    Err(BadFlag { flag: "--driver-name", value: name.to_owned(), reason })
-}
-
 fn check_pin(value: String) -> Result<Reference, BadFlag> {
     value.parse().map_err(|error: InvalidReference| {
         let reason = error.to_string();
         BadFlag { flag: "--pin", value, reason }
     })
-}
-
-fn check_absolute(flag: &'static str, path: &Path) -> Result<(), BadFlag> {
-    let plain = path.is_absolute()
-        && path
-            .components()
-            .all(|part| matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_)));
-    if plain {
-        return Ok(());
-    }
-    Err(BadFlag {
-        flag,
-        value: path.display().to_string(),
-        reason: "it must be absolute, without '..'".to_owned(),
-    })
-}
-
-fn check_socket_length(flag: &'static str, path: &Path) -> Result<(), BadFlag> {
-    if path.as_os_str().len() <= SOCKET_PATH_LIMIT {
-        return Ok(());
-    }
-    let reason = format!(
-        "its socket would be {} bytes long, {SOCKET_PATH_LIMIT} are possible; use a shorter directory or driver name",
-        path.as_os_str().len()
-    );
-    Err(BadFlag { flag, value: path.display().to_string(), reason })
-}
-
-/// `:9808`, `127.0.0.1:9808`, `[::1]:9808`, or nothing. An IPv4 address may be in brackets as well: the chart writes
-/// `[$(POD_IP)]`, and does not know of which family it is.
-fn listener_address(flag: &'static str, text: String) -> Result<Option<SocketAddr>, BadFlag> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let address = text.rsplit_once(':').and_then(|(host, port)| {
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let address: IpAddr = match bare {
-            // All addresses of both families; the listener falls back where there is no IPv6.
-            None if host.is_empty() => Ipv6Addr::UNSPECIFIED.into(),
-            None => IpAddr::V4(host.parse().ok()?),
-            Some(host) => host.parse().ok()?,
-        };
-        Some(SocketAddr::new(address, port.parse().ok()?))
-    });
-    let reason = "it is no address:port".to_owned();
-    address.map(Some).ok_or(BadFlag { flag, value: text, reason })
 }
 
 #[cfg(test)]
@@ -426,6 +214,7 @@ mod tests {
             health_addr: ":9808".into(),
             metrics_addr: String::new(),
             target_roots: Vec::new(),
+            with_controller: false,
             allow_writers: false,
             lock: Lock::All,
             disk: DiskFlags::default(),

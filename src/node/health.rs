@@ -35,7 +35,10 @@ pub(in crate::node) fn checks(
 }
 
 /// Calls Probe over the real socket: that also tells whether connections are still accepted.
-async fn probe(path: PathBuf) -> Result<(), String> {
+///
+/// # Errors
+/// What the plugin says, or that nobody answers.
+pub(crate) async fn probe(path: PathBuf) -> Result<(), String> {
     let channel = transport::connect(&path).await.map_err(|error| crate::failure::chain(&error))?;
     let answer = IdentityClient::new(channel).probe(ProbeRequest {}).await;
     match answer.map_err(|status| status.message().to_owned())?.into_inner().ready {

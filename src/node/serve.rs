@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use tonic::transport::Server;
 
 use crate::csi::call::Calls;
-use crate::csi::identity::IdentityService;
+use crate::csi::identity::{IdentityService, Works};
 use crate::csi::metrics::Metrics;
 use crate::csi::node::NodeService;
 use crate::csi::transport;
@@ -28,7 +28,12 @@ pub(in crate::node) fn serve(
     stop: watch::Receiver<bool>,
 ) -> impl Future<Output = ()> + Send + 'static {
     let calls = Calls::new(metrics.clone());
-    let identity = IdentityService { driver_name: config.driver_name.clone(), calls: calls.clone() };
+    let identity = IdentityService {
+        driver_name: config.driver_name.clone(),
+        with_controller: config.with_controller,
+        works: Works::Mounts,
+        calls: calls.clone(),
+    };
     let node = NodeService {
         volumes: Arc::clone(volumes),
         node_id: config.node_id.clone(),

@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 /// Time for calls to end after SIGTERM.
-pub(in crate::node) const DRAIN: Duration = Duration::from_secs(12);
+pub(crate) const DRAIN: Duration = Duration::from_secs(12);
 /// How long the command line's operations may then take.
 pub(in crate::node) const CONTROL: Duration = Duration::from_secs(2);
 /// How long downloads may take to note how far they are.
@@ -36,7 +36,7 @@ pub async fn stop_on_signal(stop: watch::Sender<bool>) {
 }
 
 /// Ends when `stop` is true.
-pub(in crate::node) async fn wait_for(mut stop: watch::Receiver<bool>) {
+pub(crate) async fn wait_for(mut stop: watch::Receiver<bool>) {
     // A dropped sender means the same: nobody is left who could want this to go on.
     let _ = stop.wait_for(|stop| *stop).await;
 }

@@ -32,6 +32,8 @@ pub struct Attributes {
     pub exec: bool,
     /// `warm`
     pub warm: Warm,
+    /// `readOnlyForWriters`: access modes for writing are accepted, and the mount is read-only all the same.
+    pub read_only_for_writers: bool,
 }
 
 /// What a volume wants of the page cache: the attribute `warm`.
@@ -100,7 +102,7 @@ pub enum Error {
 }
 
 /// The keys users may write.
-pub const KEYS: [&str; 14] = [
+pub const KEYS: [&str; 15] = [
     "reference",
     "pullPolicy",
     "platform",
@@ -115,6 +117,7 @@ pub const KEYS: [&str; 14] = [
     "readable",
     "exec",
     "warm",
+    "readOnlyForWriters",
 ];
 /// Leading parts that can be removed: as many as a name can have.
 const STRIP_LIMIT: usize = crate::layer::name::DEPTH_LIMIT;
@@ -184,6 +187,7 @@ impl Attributes {
                 Some("pinned") => Warm::Pinned,
                 Some(other) => return Err(word("warm", other, "auto, never, pinned")),
             },
+            read_only_for_writers: flag("readOnlyForWriters", value("readOnlyForWriters"))?.unwrap_or(false),
             reference,
         })
     }

@@ -1,0 +1,37 @@
+//! Flags of the controller.
+
+use clap::Args;
+
+use crate::controller::config::{ControllerConfig, ControllerFlags};
+use crate::failure::Failure;
+use crate::node::pull_flags::PullFlags;
+
+/// Flags of `controller`.
+#[derive(Debug, Args)]
+pub struct ControllerArgs {
+    /// The CSI socket, which external-provisioner has as its --csi-address
+    #[arg(long, env = "CSI_ENDPOINT", default_value = "unix:///csi/csi.sock")]
+    pub endpoint: String,
+    /// The driver's name; equal to the CSIDriver object's
+    #[arg(long, env = "OCIVOL_DRIVER_NAME", default_value = "csi.ocivol.dev")]
+    pub driver_name: String,
+    /// Where /healthz, /readyz and /metrics are served; empty: nowhere
+    #[arg(long, env = "OCIVOL_HEALTH_ADDR", default_value = ":9810")]
+    pub health_addr: String,
+}
+
+impl ControllerArgs {
+    /// Checks all flags of the controller, which asks registries as `pulls` say.
+    ///
+    /// # Errors
+    /// The first flag that cannot be used.
+    pub fn check(self, pulls: PullFlags) -> Result<ControllerConfig, Failure> {
+        let flags = ControllerFlags {
+            endpoint: self.endpoint,
+            driver_name: self.driver_name,
+            health_addr: self.health_addr,
+            pulls,
+        };
+        flags.check().map_err(|error| Failure::usage(&error.to_string()))
+    }
+}

@@ -1,0 +1,55 @@
+//! All validation of the controller's flags, before anything is bound.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::node::bad_flag::BadFlag;
+use crate::node::flag_values::{check_driver_name, check_socket_length, listener_address, socket_path};
+use crate::node::pull_flags::PullFlags;
+use crate::registry::addresses::Addresses;
+use crate::registry::transport::RegistrySettings;
+
+/// Everything `ocivol controller` needs to know.
+#[derive(Clone)]
+pub struct ControllerConfig {
+    /// The CSI socket.
+    pub socket: PathBuf,
+    /// The driver's name.
+    pub driver_name: String,
+    /// Where health and metrics are served; `None`: nowhere.
+    pub health: Option<SocketAddr>,
+    /// How registries are spoken to.
+    pub registry: RegistrySettings,
+}
+
+/// Flags of `ocivol controller`, as they were given.
+#[derive(Debug, Clone)]
+pub struct ControllerFlags {
+    /// `--endpoint`
+    pub endpoint: String,
+    /// `--driver-name`
+    pub driver_name: String,
+    /// `--health-addr`
+    pub health_addr: String,
+    /// Flags about registries.
+    pub pulls: PullFlags,
+}
+
+impl ControllerFlags {
+    /// Checks every flag.
+    ///
+    /// # Errors
+    /// [`BadFlag`] names the first flag that cannot be used, and says why.
+    pub fn check(self) -> Result<ControllerConfig, BadFlag> {
+        let socket = socket_path(&self.endpoint)?;
+        check_socket_length("--endpoint", &socket)?;
+        check_driver_name(&self.driver_name)?;
+        Ok(ControllerConfig {
+            socket,
+            driver_name: self.driver_name,
+            health: listener_address("--health-addr", self.health_addr)?,
+            // As the plugin on a node, and not as a command: who writes a claim may have a part in the reference.
+            registry: self.pulls.check(Addresses::default())?.0,
+        })
+    }
+}

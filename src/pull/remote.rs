@@ -1,0 +1,126 @@
+//! What a reference is at its registry now, for who only asks: without a store, and without a layer.
+
+use bytes::Bytes;
+
+use crate::failure::{Failure, Kind};
+use crate::layout;
+use crate::layout::artifact::{Artifact, CONFIG_LIMIT};
+use crate::layout::options::Options;
+use crate::layout::plan::Plan;
+use crate::oci::descriptor::Descriptor;
+use crate::oci::digest::Digest;
+use crate::oci::manifest::{Document, parse};
+use crate::oci::reference::Reference;
+use crate::pull;
+use crate::pull::choose::{Documents, Found};
+use crate::registry;
+use crate::registry::client::{Fetched, Registry};
+use crate::registry::credentials::keyring::Keyring;
+use crate::registry::source::{Asker, Source};
+use crate::tenant::Tenant;
+
+/// The manifest or index that `reference` names, as the first credential that the registry accepts and last without one, as a pull
+/// does; and who may read it.
+///
+/// # Errors
+/// Of the first credential.
+pub(crate) async fn find(
+    registry: &Registry,
+    reference: &Reference,
+    keyring: &Keyring,
+    tenant: &Tenant,
+) -> Result<(Asker, Fetched), Failure> {
+    let mut first = None;
+    for credential in keyring.matching(reference).into_iter().map(Some).chain([None]) {
+        let asker = Asker { source: Source::new(reference, credential), tenant: tenant.clone() };
+        match registry.manifest(&asker, &reference.target()).await {
+            Ok(fetched) => return Ok((asker, fetched)),
+            Err(error) if error.is_about_access() => drop(first.get_or_insert(error)),
+            // What is wrong without a credential says nothing of why those that were given are refused.
+            Err(error) => return Err(failure(first.as_ref().unwrap_or(&error))),
+        }
+    }
+    Err(first.map_or_else(|| Failure::internal("there is no credential to try"), |error| failure(&error)))
+}
+
+/// What of `found` would be mounted, and its config where it was needed to know that.
+///
+/// # Errors
+/// When the config cannot be read.
+pub(crate) async fn plan(
+    registry: &Registry,
+    asker: &Asker,
+    found: &Found,
+    options: &Options,
+) -> Result<(Result<Plan, layout::error::Error>, Option<Bytes>), Failure> {
+    let artifact =
+        |config| Artifact { manifest: &found.manifest, digest: &found.digest, size: found.size, config };
+    match layout::decide::plan(&artifact(None), options) {
+        Err(layout::error::Error::NeedsConfig) => {
+            let read = config(registry, asker, &found.manifest.config).await?;
+            let planned = layout::decide::plan(&artifact(Some(&read)), options);
+            Ok((planned, Some(read)))
+        }
+        planned => Ok((planned, None)),
+    }
+}
+
+/// A manifest's config.
+///
+/// # Errors
+/// When it is larger than configs are, or the registry does not have it.
+pub(crate) async fn config(
+    registry: &Registry,
+    asker: &Asker,
+    config: &Descriptor,
+) -> Result<Bytes, Failure> {
+    if let Some(data) = config.embedded() {
+        return Ok(data.clone());
+    }
+    registry.small_blob(asker, config, CONFIG_LIMIT).await.map_err(|error| failure(&error))
+}
+
+/// The manifests of a registry, of which the first was read already.
+pub(crate) struct AtRegistry<'a> {
+    registry: &'a Registry,
+    asker: &'a Asker,
+    first: Option<Fetched>,
+}
+
+impl<'a> AtRegistry<'a> {
+    /// `first` is what is asked for first.
+    pub(crate) fn new(registry: &'a Registry, asker: &'a Asker, first: Fetched) -> Self {
+        Self { registry, asker, first: Some(first) }
+    }
+}
+
+impl Documents for AtRegistry<'_> {
+    type Error = Failure;
+
+    async fn load(&mut self, digest: &Digest) -> Result<(Document, u64), Failure> {
+        let fetched = match self.first.take() {
+            Some(first) => first,
+            None => {
+                let read = self.registry.manifest(self.asker, &digest.to_string()).await;
+                read.map_err(|error| failure(&error))?
+            }
+        };
+        let document = parse(&fetched.bytes, fetched.content_type.as_deref())
+            .map_err(|error| Failure::new(Kind::FailedPrecondition, &error))?;
+        Ok((document, fetched.bytes.len() as u64))
+    }
+
+    fn is_final(error: &Failure) -> bool {
+        matches!(error.kind, Kind::NotFound | Kind::FailedPrecondition)
+    }
+}
+
+impl From<pull::error::Error> for Failure {
+    fn from(error: pull::error::Error) -> Self {
+        Self::new(error.kind(), &error)
+    }
+}
+
+fn failure(error: &registry::error::Error) -> Failure {
+    Failure::new(error.kind(), error)
+}
