@@ -18,6 +18,9 @@ pub struct ControllerArgs {
     /// Where /healthz, /readyz and /metrics are served; empty: nowhere
     #[arg(long, env = "OCIVOL_HEALTH_ADDR", default_value = ":9810")]
     pub health_addr: String,
+    /// Which registries and repositories claims may use: a list of {namespaces, allow, deny} in JSON [default: all]
+    #[arg(long, env = "OCIVOL_PERMITS", value_name = "JSON", default_value = "")]
+    pub permits: String,
 }
 
 impl ControllerArgs {
@@ -30,6 +33,7 @@ impl ControllerArgs {
             endpoint: self.endpoint,
             driver_name: self.driver_name,
             health_addr: self.health_addr,
+            permits: self.permits,
             pulls,
         };
         flags.check().map_err(|error| Failure::usage(&error.to_string()))

@@ -133,7 +133,8 @@ async fn inspect_as(
             (Err(failure), _) => return Err(failure),
         };
     let (found, children) = found;
-    let (planned, config) = remote::plan(registry, asker, &found, &attributes.options).await?;
+    let planned = remote::plan(registry, asker, found, &attributes.options).await?;
+    let (found, config, planned) = (planned.found, planned.config, planned.plan);
     let artifact = Artifact {
         manifest: &found.manifest,
         digest: &found.digest,

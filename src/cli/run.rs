@@ -56,12 +56,7 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Node(flags) => {
             let config = flags.check(common.root()?, common.pulls())?;
-            process::raise_open_files();
-            crate::host::limits::enforce().map_err(|error| {
-                Failure::internal(&format!("cannot bound this process's memory: {error}"))
-            })?;
-            crate::host::limits::forbid_cores()
-                .map_err(|error| Failure::internal(&format!("cannot forbid cores: {error}")))?;
+            prepare()?;
             let can_lock = process::limit_locked_memory(config.warm.map_or(0, |warm| warm.pinned));
             process::give_up_privileges(!can_lock)?;
             context::run(node::shutdown::GRACE, async {
@@ -73,12 +68,7 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
         }
         Command::Controller(flags) => {
             let config = flags.check(common.pulls())?;
-            process::raise_open_files();
-            crate::host::limits::enforce().map_err(|error| {
-                Failure::internal(&format!("cannot bound this process's memory: {error}"))
-            })?;
-            crate::host::limits::forbid_cores()
-                .map_err(|error| Failure::internal(&format!("cannot forbid cores: {error}")))?;
+            prepare()?;
             process::give_up_privileges(false)?;
             context::run(node::shutdown::GRACE, async {
                 let (stop, stopped) = watch::channel(false);
@@ -105,4 +95,13 @@ fn dispatch(cli: Cli, umask: rustix::fs::Mode) -> Result<ExitCode, Failure> {
         Command::Completion(flags) => Ok(completion::completion(&flags)),
         Command::Man(flags) => completion::man(&flags, umask),
     }
+}
+
+/// What every process in a cluster does first: it takes all descriptors that it may have, and bounds what else it can take.
+fn prepare() -> Result<(), Failure> {
+    process::raise_open_files();
+    crate::host::limits::enforce()
+        .map_err(|error| Failure::internal(&format!("cannot bound this process's memory: {error}")))?;
+    crate::host::limits::forbid_cores()
+        .map_err(|error| Failure::internal(&format!("cannot forbid cores: {error}")))
 }

@@ -8,6 +8,10 @@ use crate::node::flag_values::{check_driver_name, check_socket_length, listener_
 use crate::node::pull_flags::PullFlags;
 use crate::registry::addresses::Addresses;
 use crate::registry::transport::RegistrySettings;
+use crate::volume::permits::Permits;
+
+/// Seconds without a byte after which a request counts as stalled, at most: a claim is worked on for 25.
+const STALL_TIMEOUT: u64 = 8;
 
 /// Everything `ocivol controller` needs to know.
 #[derive(Clone)]
@@ -20,6 +24,8 @@ pub struct ControllerConfig {
     pub health: Option<SocketAddr>,
     /// How registries are spoken to.
     pub registry: RegistrySettings,
+    /// Which registries claims may use.
+    pub permits: Permits,
 }
 
 /// Flags of `ocivol controller`, as they were given.
@@ -31,6 +37,8 @@ pub struct ControllerFlags {
     pub driver_name: String,
     /// `--health-addr`
     pub health_addr: String,
+    /// `--permits`
+    pub permits: String,
     /// Flags about registries.
     pub pulls: PullFlags,
 }
@@ -44,12 +52,19 @@ impl ControllerFlags {
         let socket = socket_path(&self.endpoint)?;
         check_socket_length("--endpoint", &socket)?;
         check_driver_name(&self.driver_name)?;
+        let permits = Permits::parse(&self.permits);
+        let permits =
+            permits.map_err(|reason| BadFlag { flag: "--permits", value: self.permits.clone(), reason })?;
+        // A mirror that says nothing is given up while there is time for the next.
+        let stall_timeout = self.pulls.stall_timeout.min(STALL_TIMEOUT);
+        let pulls = PullFlags { stall_timeout, ..self.pulls };
         Ok(ControllerConfig {
             socket,
             driver_name: self.driver_name,
             health: listener_address("--health-addr", self.health_addr)?,
             // As the plugin on a node, and not as a command: who writes a claim may have a part in the reference.
-            registry: self.pulls.check(Addresses::default())?.0,
+            registry: pulls.check(Addresses::default())?.0,
+            permits,
         })
     }
 }

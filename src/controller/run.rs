@@ -20,8 +20,8 @@ use crate::registry::client::Registry;
 use crate::telemetry::health;
 use crate::telemetry::process::Process;
 
-/// Calls at a time. The provisioner makes 100 by itself.
-const CALLS: usize = 100;
+/// Calls at a time of one connection. The provisioner has one, and makes up to 100 for claims and 100 for volumes that go.
+const CALLS: usize = 256;
 
 /// Serves until `stop` is true, and the calls that run to their end.
 ///
@@ -50,7 +50,7 @@ pub async fn run(config: ControllerConfig, stop: watch::Receiver<bool>) -> Resul
         works: Works::Asks,
         calls: calls.clone(),
     };
-    let controller = ControllerService { provisioner: Provisioner::new(registry), calls };
+    let controller = ControllerService { provisioner: Provisioner::new(registry, config.permits), calls };
     let server = Server::builder()
         .concurrency_limit_per_connection(CALLS)
         .add_service(IdentityServer::new(identity))

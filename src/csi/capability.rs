@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use crate::csi::request::missing;
+use crate::csi::status::missing;
 use crate::csi::v1::VolumeCapability;
 use crate::csi::v1::volume_capability::access_mode::Mode;
 use crate::csi::v1::volume_capability::{AccessType, MountVolume};

@@ -7,7 +7,8 @@ use tonic::{Code, Request, Response, Status, async_trait};
 
 use crate::csi::call::{Call, Calls};
 use crate::csi::metrics::{CREATE, DELETE};
-use crate::csi::request::{CONTEXT_LIMIT, SECRETS_LIMIT, bound, missing, volume_id};
+use crate::csi::request::{CONTEXT_LIMIT, SECRETS_LIMIT, bound, volume_id};
+use crate::csi::status::missing;
 use crate::csi::v1::controller_server::Controller;
 use crate::csi::v1::controller_service_capability::{Rpc, Type, rpc};
 use crate::csi::v1::validate_volume_capabilities_response::Confirmed;
@@ -19,6 +20,7 @@ use crate::csi::v1::{
 use crate::csi::{capability, status};
 use crate::failure::{Kind, chain, one_line};
 use crate::host::blocking::{self, Lane};
+use crate::provision::error::Error;
 use crate::provision::provisioner::{Provisioned, Provisioner, Wanted};
 use crate::provision::volume_id::{is_ours, of_name};
 use crate::registry::credentials::secret::Secret;
@@ -47,16 +49,20 @@ impl ControllerService {
         call.volume = Some(one_line(&request.name));
         let told = |key: &str| request.parameters.get(key).map(|value| one_line(value));
         call.namespace = told("csi.storage.k8s.io/pvc/namespace");
-        // Secrets of a megabyte are work.
-        let checked = blocking::run(Lane::Mounts, move || check(request)).await?;
-        let (name, wanted) = checked;
-        let made = tokio::time::timeout(LONGEST, self.provisioner.provision(wanted)).await;
-        let made = made.map_err(|_| {
-            Status::deadline_exceeded(format!("the registry has not answered in {} s", LONGEST.as_secs()))
-        })?;
-        let Provisioned { attributes, reference, digest } =
-            made.map_err(|error| Status::new(status::code(error.kind()), chain(&error)))?;
-        call.reference = Some(reference);
+        let read = move || {
+            let (name, wanted) = check(request)?;
+            wanted.check().map(|wanted| (name, wanted)).map_err(|error| refusal(&error))
+        };
+        let (name, wanted) = blocking::run(Lane::Work, read).await?;
+        let reference = wanted.reference().to_string();
+        call.reference = Some(reference.clone());
+        let Ok(made) = tokio::time::timeout(LONGEST, self.provisioner.provision(wanted)).await else {
+            let seconds = LONGEST.as_secs();
+            return Err(Status::internal(format!(
+                "{reference}: its registry has not answered in {seconds} s"
+            )));
+        };
+        let Provisioned { attributes, digest } = made.map_err(|error| refusal(&error))?;
         call.digest = digest.map(|digest| digest.to_string());
         let volume = Volume {
             // Not known: it is for each node to see what of it is for its platform, and the provisioner writes what the claim asks for.
@@ -66,6 +72,16 @@ impl ControllerService {
         };
         Ok(CreateVolumeResponse { volume: Some(volume) })
     }
+}
+
+/// The status for a claim that gets no volume. external-provisioner takes `UNAVAILABLE`, `DEADLINE_EXCEEDED`, `ABORTED` and `CANCELLED`
+/// for work that goes on, and asks again for as long as it runs, also when the claim is gone. Here nothing goes on.
+fn refusal(error: &Error) -> Status {
+    let code = match status::code(error.kind()) {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Aborted | Code::Cancelled => Code::Internal,
+        code => code,
+    };
+    Status::new(code, chain(error))
 }
 
 /// Checks a request to make a volume: its name, and what is wanted.

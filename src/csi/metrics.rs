@@ -18,6 +18,11 @@ pub const UNPUBLISH: &str = "/csi.v1.Node/NodeUnpublishVolume";
 /// How much a volume holds.
 pub const STATS: &str = "/csi.v1.Node/NodeGetVolumeStats";
 
+/// A volume is made of a claim.
+pub const CREATE: &str = "/csi.v1.Controller/CreateVolume";
+/// The claim is gone.
+pub const DELETE: &str = "/csi.v1.Controller/DeleteVolume";
+
 /// The histograms. Clones count together.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -32,11 +37,6 @@ struct Ended {
     code: Code,
     seconds: Histogram,
 }
-
-/// A volume is made of a claim.
-pub const CREATE: &str = "/csi.v1.Controller/CreateVolume";
-/// The claim is gone.
-pub const DELETE: &str = "/csi.v1.Controller/DeleteVolume";
 
 /// Codes that publishes end with.
 const PUBLISHED: &[Code] = &[
@@ -65,9 +65,9 @@ const CREATED: &[Code] = &[
     Code::OutOfRange,
     Code::Unauthenticated,
     Code::PermissionDenied,
-    Code::Unavailable,
-    Code::DeadlineExceeded,
+    Code::ResourceExhausted,
     Code::FailedPrecondition,
+    Code::Internal,
     OTHER,
 ];
 /// As which a failure is counted whose code is not among those of its method. No call ends with it.

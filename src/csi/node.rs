@@ -98,7 +98,7 @@ impl NodeService {
         call.target = Some(one_line(&target_path));
         request::volume_id(&volume_id)?;
         if target_path.is_empty() {
-            return Err(request::missing("target_path"));
+            return Err(status::missing("target_path"));
         }
         let target =
             self.volumes.check_target(&target_path).await.map_err(|error| status::from_volume(&error))?;
@@ -122,7 +122,7 @@ impl NodeService {
         call.target = Some(one_line(&volume_path));
         request::volume_id(&volume_id)?;
         if volume_path.is_empty() {
-            return Err(request::missing("volume_path"));
+            return Err(status::missing("volume_path"));
         }
         let usage = self.volumes.usage(&volume_id, &volume_path).await;
         let usage = usage.map_err(|error| status::from_volume(&error))?;

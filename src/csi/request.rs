@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use tonic::Status;
 
 use crate::csi::capability;
+use crate::csi::status::missing;
 use crate::csi::v1::{NodePublishVolumeRequest, VolumeCapability};
 use crate::failure::one_line;
 use crate::kube::pull_secrets::Pod;
@@ -116,11 +117,6 @@ pub fn volume_id(id: &str) -> Result<(), Status> {
         1..=VOLUME_ID_LIMIT => Ok(()),
         _ => Err(Status::invalid_argument(format!("volume_id is longer than {VOLUME_ID_LIMIT} bytes"))),
     }
-}
-
-/// The error for a field that must be there.
-pub fn missing(field: &str) -> Status {
-    Status::invalid_argument(format!("{field} is missing in the request"))
 }
 
 fn status(error: &volume::error::Error) -> Status {

@@ -30,6 +30,11 @@ pub fn from_volume(error: &crate::volume::error::Error) -> Status {
     Status::new(code(error.kind()), failure::chain(error))
 }
 
+/// The error for a field that must be there.
+pub fn missing(field: &str) -> Status {
+    Status::invalid_argument(format!("{field} is missing in the request"))
+}
+
 /// The name of a code as it appears in metrics and logs, in the spelling of Go's gRPC.
 pub fn name(code: Code) -> &'static str {
     match code {

@@ -201,6 +201,9 @@ fn check_pin(value: String) -> Result<Reference, BadFlag> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+    use std::path::Path;
+
     use super::*;
 
     fn flags() -> NodeFlags {

@@ -28,7 +28,9 @@ impl Class {
     /// # Errors
     /// When one is unknown, or has a bad value.
     pub fn parse(mut parameters: BTreeMap<String, String>) -> Result<Self, Error> {
-        let pin = flag(PIN, parameters.remove(PIN))?;
+        let said = parameters.remove(PIN);
+        let is_wanted = said.as_deref().is_some_and(|value| value.trim() == "true");
+        let pin = flag(PIN, said)?;
         let check = flag(CHECK, parameters.remove(CHECK))?;
         if let Some(reference) = parameters.get("reference") {
             let filled = fill_in(reference, &parameters)?;
@@ -36,8 +38,12 @@ impl Class {
         }
         parameters.retain(|key, _| !is_ignored(key));
         let attributes = Attributes::parse(&parameters)?;
-        let is_known = attributes.reference.digest().is_some() || attributes.reference.is_layout();
-        if pin && !check && !is_known {
+        let (is_named, is_layout) =
+            (attributes.reference.digest().is_some(), attributes.reference.is_layout());
+        if is_wanted && is_layout && !is_named {
+            return Err(Error::PinOnNode);
+        }
+        if pin && !check && !is_named && !is_layout {
             return Err(Error::PinUnasked);
         }
         Ok(Self { given: parameters, attributes, pin, check })
@@ -79,7 +85,8 @@ mod tests {
     #[test]
     fn what_cannot_be_is_said_with_the_cure() {
         let reference = ("reference", "r.example/x:v1");
-        let table: [(&[(&str, &str)], &str); 5] = [
+        let table: [(&[(&str, &str)], &str); 6] = [
+            (&[("reference", "oci-layout:/srv/x:v1"), ("pin", "true")], "not known here"),
             (&[], "reference is missing"),
             (&[reference, ("pin", "yes")], "parameter pin is \"yes\""),
             (&[reference, ("check", "false")], "set pin: \"false\" as well"),

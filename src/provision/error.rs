@@ -18,6 +18,11 @@ pub enum Error {
         /// The value.
         value: String,
     },
+    /// What nobody here can look at cannot be pinned.
+    #[error(
+        "the StorageClass: what is in an image layout on a node is not known here, so that pin: \"true\" cannot be: leave it out, or name a digest in reference"
+    )]
+    PinOnNode,
     /// Two parameters that go against each other.
     #[error(
         "the StorageClass: check: \"false\" asks no registry, so that nothing says which digest the tag is: set pin: \"false\" as well, or name a digest in reference"
@@ -50,6 +55,14 @@ pub enum Error {
     /// The provisioner's secret cannot be read.
     #[error("the StorageClass's provisioner secret: {0}")]
     Credentials(#[from] crate::registry::credentials::docker_config::InvalidCredentials),
+    /// The namespace's claims are worked on, as many as others leave room for.
+    #[error(
+        "as many claims of namespace {tenant} are worked on as there is room for: their registries are slow; it is tried again"
+    )]
+    Crowded {
+        /// Whose.
+        tenant: String,
+    },
     /// The claim says how large it may be, and it is larger.
     #[error("{reference} has {}, and the claim's limit is {}", BinaryBytes(*size), BinaryBytes(*limit))]
     TooLarge {
@@ -71,11 +84,14 @@ impl Error {
         match self {
             Self::Attributes(_)
             | Self::Flag { .. }
+            | Self::PinOnNode
             | Self::PinUnasked
             | Self::Placeholder { .. }
             | Self::NotTold { .. }
-            | Self::Name { .. }
-            | Self::Credentials(_) => Kind::InvalidArgument,
+            | Self::Name { .. } => Kind::InvalidArgument,
+            // The class is right, and the Secret can be mended.
+            Self::Credentials(_) => Kind::FailedPrecondition,
+            Self::Crowded { .. } => Kind::ResourceExhausted,
             Self::TooLarge { .. } => Kind::OutOfRange,
             Self::Asking(failure) => failure.kind,
         }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::failure::{Failure, Kind};
+use crate::host::blocking::{self, Lane};
 use crate::layout;
 use crate::layout::artifact::{Artifact, CONFIG_LIMIT};
 use crate::layout::options::Options;
@@ -10,6 +11,7 @@ use crate::layout::plan::Plan;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::oci::manifest::{Document, parse};
+use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
 use crate::pull;
 use crate::pull::choose::{Documents, Found};
@@ -43,26 +45,44 @@ pub(crate) async fn find(
     Err(first.map_or_else(|| Failure::internal("there is no credential to try"), |error| failure(&error)))
 }
 
-/// What of `found` would be mounted, and its config where it was needed to know that.
+/// What was found, what of it would be mounted, and its config where it was needed to know that.
+pub(crate) struct Planned {
+    pub found: Found,
+    pub plan: Result<Plan, layout::error::Error>,
+    pub config: Option<Bytes>,
+}
+
+/// Says what of `found` would be mounted.
 ///
 /// # Errors
 /// When the config cannot be read.
 pub(crate) async fn plan(
     registry: &Registry,
     asker: &Asker,
-    found: &Found,
+    found: Found,
     options: &Options,
-) -> Result<(Result<Plan, layout::error::Error>, Option<Bytes>), Failure> {
-    let artifact =
-        |config| Artifact { manifest: &found.manifest, digest: &found.digest, size: found.size, config };
-    match layout::decide::plan(&artifact(None), options) {
-        Err(layout::error::Error::NeedsConfig) => {
-            let read = config(registry, asker, &found.manifest.config).await?;
-            let planned = layout::decide::plan(&artifact(Some(&read)), options);
-            Ok((planned, Some(read)))
-        }
-        planned => Ok((planned, None)),
+) -> Result<Planned, Failure> {
+    let planned = plan_with(found, options.clone(), None).await;
+    if matches!(planned.plan, Err(layout::error::Error::NeedsConfig)) {
+        let read = config(registry, asker, &planned.found.manifest.config).await?;
+        return Ok(plan_with(planned.found, options.clone(), Some(read)).await);
     }
+    Ok(planned)
+}
+
+/// Thousands of names and patterns are work for a thread that may take its time.
+async fn plan_with(found: Found, options: Options, config: Option<Bytes>) -> Planned {
+    let work = move || {
+        let artifact = Artifact {
+            manifest: &found.manifest,
+            digest: &found.digest,
+            size: found.size,
+            config: config.as_deref(),
+        };
+        let plan = layout::decide::plan(&artifact, &options);
+        Planned { found, plan, config }
+    };
+    blocking::run(Lane::Work, work).await
 }
 
 /// A manifest's config.
@@ -80,17 +100,26 @@ pub(crate) async fn config(
     registry.small_blob(asker, config, CONFIG_LIMIT).await.map_err(|error| failure(&error))
 }
 
+/// Platforms of an index that are remembered: real ones have a dozen.
+const PLATFORMS: usize = 8;
+
 /// The manifests of a registry, of which the first was read already.
 pub(crate) struct AtRegistry<'a> {
     registry: &'a Registry,
     asker: &'a Asker,
-    first: Option<Fetched>,
+    first: Fetched,
+    platforms: Vec<Platform>,
 }
 
 impl<'a> AtRegistry<'a> {
-    /// `first` is what is asked for first.
+    /// `first` was read already.
     pub(crate) fn new(registry: &'a Registry, asker: &'a Asker, first: Fetched) -> Self {
-        Self { registry, asker, first: Some(first) }
+        Self { registry, asker, first, platforms: Vec::new() }
+    }
+
+    /// The first platforms that the indexes have named which were read.
+    pub(crate) fn platforms(&self) -> &[Platform] {
+        &self.platforms
     }
 }
 
@@ -98,16 +127,25 @@ impl Documents for AtRegistry<'_> {
     type Error = Failure;
 
     async fn load(&mut self, digest: &Digest) -> Result<(Document, u64), Failure> {
-        let fetched = match self.first.take() {
-            Some(first) => first,
-            None => {
-                let read = self.registry.manifest(self.asker, &digest.to_string()).await;
-                read.map_err(|error| failure(&error))?
-            }
+        let fetched;
+        let (bytes, content_type) = if *digest == self.first.digest {
+            (self.first.bytes.clone(), self.first.content_type.clone())
+        } else {
+            let read = self.registry.manifest(self.asker, &digest.to_string()).await;
+            fetched = read.map_err(|error| failure(&error))?;
+            (fetched.bytes.clone(), fetched.content_type.clone())
         };
-        let document = parse(&fetched.bytes, fetched.content_type.as_deref())
-            .map_err(|error| Failure::new(Kind::FailedPrecondition, &error))?;
-        Ok((document, fetched.bytes.len() as u64))
+        let size = bytes.len() as u64;
+        let document = blocking::run(Lane::Work, move || parse(&bytes, content_type.as_deref())).await;
+        let document = document.map_err(|error| Failure::new(Kind::FailedPrecondition, &error))?;
+        if let Document::Index(index) = &document {
+            for platform in index.manifests.iter().filter_map(|child| child.platform.as_ref()) {
+                if self.platforms.len() < PLATFORMS && !self.platforms.contains(platform) {
+                    self.platforms.push(platform.clone());
+                }
+            }
+        }
+        Ok((document, size))
     }
 
     fn is_final(error: &Failure) -> bool {

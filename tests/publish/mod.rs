@@ -2,6 +2,7 @@
 
 mod authority;
 mod calls;
+mod claims;
 mod events;
 mod inline;
 mod layers_of_tenants;

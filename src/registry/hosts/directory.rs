@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 use std::collections::{BTreeSet, HashMap};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -114,14 +115,17 @@ impl HostsSettings {
     }
 
     fn read(&self, registry: &str) -> Result<Places, BadHosts> {
-        let found = self.directory.as_deref().and_then(|root| directory_of(root, registry));
+        let found = match self.directory.as_deref() {
+            Some(root) => directory_of(root, registry)?,
+            None => None,
+        };
         let Some((directory, is_named)) = found else {
             return Ok(Places { all: vec![Arc::new(self.server(registry, None, false)?)], is_named: false });
         };
         let path = directory.join("hosts.toml");
         let text = match read(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
             Err(error) => return Err(BadHosts::of(&path, &error)),
         };
         if text.is_empty() {
@@ -219,16 +223,25 @@ fn namespace(registry: &str, base: &Url) -> Option<String> {
     (!is_own).then(|| registry.to_owned())
 }
 
-/// The directory for `registry`, and whether it is that registry's own.
-fn directory_of(root: &Path, registry: &str) -> Option<(PathBuf, bool)> {
+/// The directory for `registry`, and whether it is that registry's own. One that cannot be looked at is not taken for none: mirrors
+/// and authorities may be in it.
+fn directory_of(root: &Path, registry: &str) -> Result<Option<(PathBuf, bool)>, BadHosts> {
     // A reference's host has no slash; one of only dots would be a directory above.
     if registry.contains('/') || registry.starts_with('.') {
-        return None;
+        return Ok(None);
     }
     let with_port = registry.rsplit_once(':').filter(|(_, port)| port.bytes().all(|it| it.is_ascii_digit()));
     let names = [with_port.map(|(host, port)| format!("{host}_{port}_")), Some(registry.to_owned())];
     let own = names.into_iter().flatten().map(|name| (root.join(name), true));
-    own.chain([(root.join("_default"), false)]).find(|(path, _)| path.is_dir())
+    for (path, is_named) in own.chain([(root.join("_default"), false)]) {
+        match std::fs::metadata(&path) {
+            Ok(found) if found.is_dir() => return Ok(Some((path, is_named))),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+            Err(error) => return Err(BadHosts::of(&path, &error)),
+        }
+    }
+    Ok(None)
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
@@ -368,7 +381,19 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         write(root.path(), "in", "");
         for registry in ["..", ".", "../x", "."] {
-            assert_eq!(directory_of(&root.path().join("in"), registry), None, "{registry}");
+            let found = directory_of(&root.path().join("in"), registry).expect("looked at");
+            assert_eq!(found, None, "{registry}");
         }
+    }
+
+    #[test]
+    fn regression_a_directory_that_cannot_be_looked_at_is_not_taken_for_none() {
+        let root = tempfile::tempdir().expect("a directory");
+        // What the kernel says is the same for a directory that is another user's; root may look everywhere.
+        let place = root.path().join("loop");
+        std::os::unix::fs::symlink("loop", &place).expect("a link");
+        let error = directory_of(&place, "r.example").expect_err("it cannot be looked at");
+        assert!(error.to_string().contains("loop/r.example"), "{error}");
+        assert_eq!(directory_of(&root.path().join("absent"), "r.example").expect("looked at"), None);
     }
 }
