@@ -39,6 +39,11 @@ fn events() -> Vec<Value> {
     objects(include_str!("packaging/rendered/events.yaml"))
 }
 
+/// With `controller.enabled`, two replicas, and a StorageClass whose registry is asked with a secret.
+fn controller() -> Vec<Value> {
+    objects(include_str!("packaging/rendered/controller.yaml"))
+}
+
 fn one_of(objects: &[Value], kind: &str) -> Value {
     objects.iter().find(|object| object["kind"] == kind).cloned().unwrap_or_else(|| panic!("no {kind}"))
 }
@@ -101,6 +106,7 @@ macro_rules! readers {
                 "Deployment" => read::<apps::v1::Deployment>(object),
                 // Its type is not Kubernetes' own; below it is looked at what it names.
                 "InferenceService" => {}
+                "StorageClass" => read::<storage::v1::StorageClass>(object),
                 "CSIDriver" => read::<storage::v1::CSIDriver>(object),
                 "NetworkPolicy" => read::<networking::v1::NetworkPolicy>(object),
                 "ClusterRole" => read::<rbac::v1::ClusterRole>(object),
@@ -124,6 +130,7 @@ fn every_object_is_known_to_every_version() {
     all.extend(pull_secrets());
     all.extend(pull_secrets_of_two());
     all.extend(events());
+    all.extend(controller());
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples");
     for entry in std::fs::read_dir(examples).expect("examples") {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("text");
@@ -284,6 +291,64 @@ fn every_value_is_in_the_schema_and_described() {
     for (name, described) in properties {
         compare(name, &values[name], described);
     }
+}
+
+#[test]
+fn the_controller_has_no_privilege_and_the_rights_of_a_provisioner() {
+    let objects = controller();
+    let pod = &one_of(&objects, "Deployment")["spec"]["template"]["spec"];
+    // It reads mirrors from its node; what would be more than reading, root cannot do without capabilities.
+    assert_eq!((&pod["securityContext"]["runAsUser"], &pod["hostNetwork"]), (&0.into(), &Value::Null));
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    for volume in pod["volumes"].as_array().expect("volumes").iter().filter(|it| !it["hostPath"].is_null()) {
+        let read_only = |mount: &&Value| mount["name"] == volume["name"] && mount["readOnly"] == true;
+        let mounts = pod["containers"][0]["volumeMounts"].as_array().expect("mounts");
+        assert!(mounts.iter().any(|mount| read_only(&mount)), "{volume}");
+    }
+    let tokens = |container: &Value| container["volumeMounts"].to_string().contains("serviceaccount");
+    assert_eq!((tokens(&pod["containers"][0]), tokens(&pod["containers"][1])), (false, true));
+    let containers = pod["containers"].as_array().expect("containers");
+    for container in containers {
+        let context = &container["securityContext"];
+        assert_eq!(context["allowPrivilegeEscalation"], false, "{container}");
+        assert_eq!(context["capabilities"]["drop"], serde_json::json!(["ALL"]), "{container}");
+    }
+    // Secrets: the one that the class names, and no other.
+    let of_controller =
+        |object: &&Value| object["metadata"]["labels"]["app.kubernetes.io/name"] == "ocivol-controller";
+    let own: Vec<Value> = objects.iter().filter(of_controller).cloned().collect();
+    let roles: Vec<&Value> = own
+        .iter()
+        .filter(|object| ["Role", "ClusterRole"].contains(&object["kind"].as_str().expect("a kind")))
+        .collect();
+    let mut about_secrets = Vec::new();
+    for role in &roles {
+        for rule in role["rules"].as_array().expect("rules") {
+            if rule["resources"].as_array().expect("resources").contains(&"secrets".into()) {
+                about_secrets.push((&role["metadata"]["namespace"], &rule["resourceNames"], &rule["verbs"]));
+            }
+            let verbs = rule["verbs"].as_array().expect("verbs");
+            assert!(!verbs.contains(&"*".into()), "{rule}");
+        }
+    }
+    let expected = (&"shop".into(), &serde_json::json!(["regcred"]), &serde_json::json!(["get"]));
+    assert_eq!(about_secrets, [expected]);
+    assert_eq!(roles.len(), 3, "of the cluster, of leases, of the secret");
+    // No selector of the plugin finds its pods.
+    let labels = &one_of(&objects, "Deployment")["spec"]["template"]["metadata"]["labels"];
+    let plugin = &one_of(&objects, "DaemonSet")["spec"]["selector"]["matchLabels"];
+    assert_ne!(labels["app.kubernetes.io/name"], plugin["app.kubernetes.io/name"]);
+    // Every instance of the driver says that there is a controller.
+    let settings =
+        objects.iter().find(|object| object["metadata"]["name"] == "ocivol-config").expect("settings");
+    assert_eq!(settings["data"]["OCIVOL_WITH_CONTROLLER"], "true");
+    // The class's parameters are read by the code that reads them in the cluster.
+    let class = one_of(&objects, "StorageClass");
+    let mut parameters: std::collections::BTreeMap<String, String> =
+        serde_json::from_value(class["parameters"].clone()).expect("strings");
+    parameters.insert("csi.storage.k8s.io/pvc/name".to_owned(), "llama".to_owned());
+    let class = ocivol::provision::class::Class::parse(parameters).expect("a class");
+    assert_eq!(class.given["reference"], "registry.example.com/models/llama:v1");
 }
 
 #[test]

@@ -35,15 +35,20 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- define "ocivol.image" -}}
-{{- $repository := .Values.image.repository -}}
-{{- with (default dict .Values.global).imageRegistry -}}
+{{- include "ocivol.imageOf" (dict "image" .Values.image "tag" .Chart.AppVersion "global" .Values.global) -}}
+{{- end -}}
+
+{{- /* The name of an image, with its digest if it has one, else with its tag, or the one that is given. */ -}}
+{{- define "ocivol.imageOf" -}}
+{{- $repository := .image.repository -}}
+{{- with (default dict .global).imageRegistry -}}
 {{- /* A first part with a dot or a port is a host, and this one is in its place. */ -}}
 {{- $repository = printf "%s/%s" . (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") -}}
 {{- end -}}
-{{- if .Values.image.digest -}}
-{{- printf "%s@%s" $repository .Values.image.digest -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" $repository .image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" $repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- printf "%s:%s" $repository (default .tag .image.tag) -}}
 {{- end -}}
 {{- end -}}
 
@@ -78,6 +83,30 @@ the others'. */ -}}
 {{- if kindIs "float64" . -}}{{- int64 . -}}{{- else -}}{{- . -}}{{- end -}}
 {{- end -}}
 
+{{- /* How registries are spoken to: the plugin and the controller do it in one way. */ -}}
+{{- define "ocivol.registryConfig" -}}
+OCIVOL_STALL_TIMEOUT: {{ include "ocivol.text" .Values.registry.stallTimeout | quote }}
+OCIVOL_HOSTS_DIR: {{ .Values.registry.hostsDir | quote }}
+{{- with .Values.registry.authoritativeMirrors }}
+OCIVOL_AUTHORITATIVE_MIRRORS: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.registry.plainHTTP }}
+OCIVOL_PLAIN_HTTP: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.registry.allowedHosts }}
+OCIVOL_ALLOW_HOSTS: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.registry.permits }}
+OCIVOL_PERMITS: {{ toJson . | quote }}
+{{- end }}
+OCIVOL_LOG_FORMAT: {{ .Values.log.format | quote }}
+{{- range $name, $value := dict "HTTP_PROXY" .Values.registry.httpProxy "HTTPS_PROXY" .Values.registry.httpsProxy "NO_PROXY" .Values.registry.noProxy }}
+{{- if $value }}
+{{ $name }}: {{ $value | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "ocivol.config" -}}
 OCIVOL_GC_START: {{ include "ocivol.text" .Values.store.gcStart | quote }}
 OCIVOL_GC_STOP: {{ include "ocivol.text" .Values.store.gcStop | quote }}
@@ -100,17 +129,6 @@ OCIVOL_QUOTA_TREES: {{ include "ocivol.text" . | quote }}
 OCIVOL_PINS: {{ join "," . | quote }}
 {{- end }}
 OCIVOL_PARALLEL_DOWNLOADS: {{ include "ocivol.text" .Values.registry.parallelDownloads | quote }}
-OCIVOL_STALL_TIMEOUT: {{ include "ocivol.text" .Values.registry.stallTimeout | quote }}
-OCIVOL_HOSTS_DIR: {{ .Values.registry.hostsDir | quote }}
-{{- with .Values.registry.authoritativeMirrors }}
-OCIVOL_AUTHORITATIVE_MIRRORS: {{ join "," . | quote }}
-{{- end }}
-{{- with .Values.registry.plainHTTP }}
-OCIVOL_PLAIN_HTTP: {{ join "," . | quote }}
-{{- end }}
-{{- with .Values.registry.allowedHosts }}
-OCIVOL_ALLOW_HOSTS: {{ join "," . | quote }}
-{{- end }}
 OCIVOL_VERIFY_DIFF_IDS: {{ .Values.registry.verifyDiffIDs | quote }}
 OCIVOL_GRANT_TTL: {{ include "ocivol.text" .Values.registry.grantTTL | quote }}
 {{- with .Values.registry.spoolAbove }}
@@ -145,15 +163,10 @@ OCIVOL_NODE_DOCKER_CONFIG: /etc/ocivol/docker/{{ base . }}
 OCIVOL_CREDENTIAL_HELPERS: {{ join "," $helpers | quote }}
 {{- end }}
 OCIVOL_ANONYMOUS: {{ .Values.credentials.anonymous | quote }}
-{{- with .Values.registry.permits }}
-OCIVOL_PERMITS: {{ toJson . | quote }}
-{{- end }}
 OCIVOL_MOUNT_LOCK: {{ .Values.mount.lock | quote }}
-OCIVOL_LOG_FORMAT: {{ .Values.log.format | quote }}
-{{- range $name, $value := dict "HTTP_PROXY" .Values.registry.httpProxy "HTTPS_PROXY" .Values.registry.httpsProxy "NO_PROXY" .Values.registry.noProxy }}
-{{- if $value }}
-{{ $name }}: {{ $value | quote }}
-{{- end }}
+{{ include "ocivol.registryConfig" . }}
+{{- if .Values.controller.enabled }}
+OCIVOL_WITH_CONTROLLER: "true"
 {{- end }}
 {{- end -}}
 
