@@ -27,6 +27,7 @@ KUBERNETES := 1.29.0 1.30.0 1.31.0 1.32.0 1.33.0 1.34.0 1.35.0 1.36.0 1.37.0
 NODE_KUBERNETES := $(shell sed -n 's|.*k8s.io/kubernetes v\([0-9.]*\).*|\1|p' tests/e2e/kubernetes/go.mod)
 NODE_MODULES := $(shell cat tests/e2e/kubernetes/go.mod tests/e2e/kubernetes/go.sum | sha256sum | cut -c1-8)
 KUBERNETES_DIR := $(TOOLS)/kubernetes-$(NODE_KUBERNETES)-$(NODE_MODULES)
+PROVISIONER_DIR := $(TOOLS)/provisioner-$(shell cat tests/e2e/provisioner/go.mod tests/e2e/provisioner/go.sum | sha256sum | cut -c1-8)
 NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
@@ -93,11 +94,15 @@ MONITORING := --set monitoring.assumeCRDs=true --set monitoring.podMonitor.enabl
 	--set monitoring.dashboard.enabled=true
 PULL_SECRETS_OF_TWO := $(PULL_SECRETS) --set credentials.imagePullSecrets.namespaces[0]=shop \
 	--set credentials.imagePullSecrets.namespaces[1]=bank
+CONTROLLER := --set controller.enabled=true --set controller.replicas=2 --set storageClasses[0].name=models \
+	--set 'storageClasses[0].parameters.reference=registry.example.com/models/$${pvc.metadata.name}:v1' \
+	--set storageClasses[0].provisionerSecret.name=regcred --set storageClasses[0].provisionerSecret.namespace=shop
 # $(call rendered-all,install.yaml,directory): all that is rendered and kept.
 rendered-all = $(call rendered,$(1)) && $(call rendered,$(2)/pull-secrets.yaml,$(PULL_SECRETS)) && \
 	$(call rendered,$(2)/pull-secrets-of-two.yaml,$(PULL_SECRETS_OF_TWO)) && \
 	$(call rendered,$(2)/events.yaml,$(EVENTS)) && \
-	$(call rendered,$(2)/monitoring.yaml,$(MONITORING))
+	$(call rendered,$(2)/monitoring.yaml,$(MONITORING)) && \
+	$(call rendered,$(2)/controller.yaml,$(CONTROLLER))
 
 manifests: $(TOOLS)/bin/helm ## Render manifests/install.yaml from the chart, and what the tests look at
 	$(call rendered-all,manifests/install.yaml,tests/packaging/rendered)
@@ -105,9 +110,12 @@ manifests: $(TOOLS)/bin/helm ## Render manifests/install.yaml from the chart, an
 # Of version 3 and of version 4.
 HELMS := $(TOOLS)/bin/helm $(TOOLS)/helm4/helm
 
-conformance: $(HELMS) $(TOOLS)/bin/csi-sanity ## csi-sanity against the binary; values that the chart takes and refuses
+conformance: $(HELMS) $(TOOLS)/bin/csi-sanity ## csi-sanity against plugin and controller; values that the chart takes and refuses
 	sh tests/chart/templates.sh charts/ocivol "$(KUBERNETES)" $(HELMS)
 	@$(call need,unshare,util-linux)
+	@$(call need,docker-registry,docker-registry)
+	@$(call need,curl,curl)
+	@$(call need,ip,iproute2)
 	$(CARGO) build
 	$(SUDO) sh tests/conformance.sh target/debug/ocivol $(TOOLS)/bin/csi-sanity
 
@@ -142,7 +150,7 @@ node-shell: ## A shell on it: kubectl, ctr, helm
 
 RUNTIME_DIR := $(TOOLS)/containerd-$(NODE_CONTAINERD)-runc-$(NODE_RUNC)
 # Built once for each version. What is at these names is the version that runs.
-node-tools: $(KUBERNETES_DIR) $(RUNTIME_DIR) $(TOOLS)/bin/helm
+node-tools: $(KUBERNETES_DIR) $(PROVISIONER_DIR) $(RUNTIME_DIR) $(TOOLS)/bin/helm
 	@$(call need,etcd,etcd-server)
 	@$(call need,mkfs.ext4,e2fsprogs)
 	@$(call need,docker-registry,docker-registry)
@@ -153,6 +161,7 @@ node-tools: $(KUBERNETES_DIR) $(RUNTIME_DIR) $(TOOLS)/bin/helm
 	@test -x /usr/lib/cni/bridge || $(call package,containernetworking-plugins)
 	@dpkg -s busybox-static >/dev/null 2>&1 || $(call package,busybox-static)
 	ln -sfn $(notdir $(KUBERNETES_DIR)) $(TOOLS)/kubernetes
+	ln -sfn $(notdir $(PROVISIONER_DIR)) $(TOOLS)/provisioner
 	ln -sfn $(notdir $(RUNTIME_DIR)) $(TOOLS)/runtime
 	$(call again,rustup target add $(MUSL))
 	$(CARGO) build --release --target $(MUSL) --package attempts
@@ -168,8 +177,16 @@ $(KUBERNETES_DIR):
 	rm -rf $@.part && mkdir -p $@.part
 	cd tests/e2e/kubernetes && { $(call again,go mod download); } && \
 		CGO_ENABLED=0 go build -trimpath -ldflags "-s -w $(call version,$(NODE_KUBERNETES))" -o $(abspath $@.part)/ tool && \
+		CGO_ENABLED=0 go test -c -trimpath -ldflags "-s -w $(call version,$(NODE_KUBERNETES))" \
+			-o $(abspath $@.part)/e2e.test k8s.io/kubernetes/test/e2e && \
 		cc -Os -static -s -DVERSION=v1 -o $(abspath $@.part)/pause \
 			"$$(go list -m -f '{{.Dir}}' k8s.io/kubernetes)/build/pause/linux/pause.c"
+	mv $@.part $@
+
+$(PROVISIONER_DIR):
+	rm -rf $@.part && mkdir -p $@.part
+	cd tests/e2e/provisioner && { $(call again,go mod download); } && \
+		CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(abspath $@.part)/ tool
 	mv $@.part $@
 
 $(RUNTIME_DIR):

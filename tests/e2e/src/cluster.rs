@@ -112,6 +112,15 @@ impl Cluster {
             .expect("made");
     }
 
+    /// An object that belongs to no namespace, if it is there.
+    pub async fn get<K>(&self, name: &str) -> Option<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::ClusterResourceScope> + Clone + Debug + DeserializeOwned,
+        K::DynamicType: Default,
+    {
+        Api::all(self.client.clone()).get_opt(name).await.ok().flatten()
+    }
+
     /// Removes an object that belongs to no namespace.
     pub async fn delete<K>(&self, name: &str)
     where
@@ -209,6 +218,16 @@ impl Pods {
         api.create(&PostParams::default(), &serde_json::from_value(object).expect("an object"))
             .await
             .expect("made");
+    }
+
+    /// An object of this namespace, if it is there.
+    pub async fn get_other<K>(&self, name: &str) -> Option<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+        K::DynamicType: Default,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), &self.namespace);
+        api.get_opt(name).await.ok().flatten()
     }
 
     /// Removes an object of this namespace.

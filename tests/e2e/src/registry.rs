@@ -111,6 +111,11 @@ pub async fn push_image(repository: &str, tag: &str, directories: &[&str], apple
     image_of(repository, tag, directories, &[("bin/busybox", &busybox)], applets, &["/bin/sh"]).await;
 }
 
+/// Pushes an image of one program.
+pub async fn push_program(repository: &str, tag: &str, name: &str, program: &[u8]) {
+    image_of(repository, tag, &[], &[(name, program)], &[], &[&format!("/{name}")]).await;
+}
+
 async fn image(repository: &str, files: &[(&str, &[u8])], applets: &[&str], entrypoint: &[&str]) {
     let directories = ["bin/", "proc/", "sys/", "dev/", "etc/", "m/"];
     image_of(repository, "v1", &directories, files, applets, entrypoint).await;

@@ -11,6 +11,7 @@ mod odd;
 mod operate;
 mod registries;
 mod restarts;
+mod storage;
 mod writes;
 
 use std::fs;
@@ -79,6 +80,8 @@ fn disruptive() -> Vec<Scenario> {
         installing::what_helms_notes_say_works_in_its_order,
         installing::a_labelled_node_has_the_daemon_set_of_its_label_alone,
         operate::an_operator_sees_digests_status_and_metrics,
+        storage::claims_of_a_class_get_volumes_that_stay_what_they_were,
+        storage::kubernetes_own_tests_of_storage_pass,
         crowds::sixty_pods_at_once_share_every_download,
         crowds::a_node_at_its_watermark_runs_pod_after_pod_without_disk_pressure,
         restarts::uninstalling_leaves_nothing,
