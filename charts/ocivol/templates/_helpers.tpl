@@ -40,8 +40,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- /* A first part with a dot or a port is a host, and this one is in its place. */ -}}
 {{- $repository = printf "%s/%s" . (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") -}}
 {{- end -}}
-{{- if .Values.image.digest -}}
-{{- printf "%s@%s" $repository .Values.image.digest -}}
+{{- /* A released chart knows the digest that its image has. Who chooses a tag means that one. */ -}}
+{{- $digest := .Values.image.digest -}}
+{{- if not (or $digest .Values.image.tag) -}}
+{{- $digest = index .Chart.Annotations "ocivol.dev/image-digest" -}}
+{{- end -}}
+{{- if $digest -}}
+{{- printf "%s@%s" $repository $digest -}}
 {{- else -}}
 {{- printf "%s:%s" $repository (default .Chart.AppVersion .Values.image.tag) -}}
 {{- end -}}

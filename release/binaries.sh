@@ -1,0 +1,35 @@
+#!/bin/sh
+# The static binaries, one for each architecture, with paths in them that are the same wherever they are built.
+# usage: binaries.sh TOOLS_DIR TARGET_DIR ARCHITECTURE…; each becomes TARGET_DIR/<its triple>/release/ocivol
+set -eu
+cd "$(dirname "$0")/.."
+tools=$(realpath "$1")
+target=$2
+shift 2
+
+# Panics name the file that they are in. Neither the home of who builds nor the checkout is to be among that.
+home=${CARGO_HOME:-$HOME/.cargo}
+RUSTFLAGS="--remap-path-prefix=$home=/cargo --remap-path-prefix=$(pwd -P)=/ocivol"
+CFLAGS="-ffile-prefix-map=$home=/cargo -ffile-prefix-map=$(pwd -P)=/ocivol"
+OCIVOL_REVISION=$(git rev-parse --short=12 HEAD)
+export RUSTFLAGS CFLAGS OCIVOL_REVISION
+
+for architecture; do
+	case $architecture in
+	amd64)
+		rustup --quiet target add x86_64-unknown-linux-musl
+		CC_x86_64_unknown_linux_musl=musl-gcc \
+			cargo build --quiet --locked --release --bin ocivol --target x86_64-unknown-linux-musl --target-dir "$target"
+		;;
+	# Debian has no compiler that knows musl for another architecture. Zig is one, and has musl's headers for all.
+	arm64)
+		rustup --quiet target add aarch64-unknown-linux-musl
+		PATH="$tools/python/bin:$PATH" cargo-zigbuild build --quiet --locked --release --bin ocivol \
+			--target aarch64-unknown-linux-musl --target-dir "$target"
+		;;
+	*)
+		echo "no binary is made for $architecture" >&2
+		exit 1
+		;;
+	esac
+done
