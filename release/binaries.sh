@@ -4,13 +4,20 @@
 set -eu
 cd "$(dirname "$0")/.."
 tools=$(realpath "$1")
-target=$2
+mkdir -p "$2"
+target=$(realpath "$2")
 shift 2
 
-# Panics name the file that they are in. Neither the home of who builds nor the checkout is to be among that.
-home=${CARGO_HOME:-$HOME/.cargo}
-RUSTFLAGS="--remap-path-prefix=$home=/cargo --remap-path-prefix=$(pwd -P)=/ocivol"
-CFLAGS="-ffile-prefix-map=$home=/cargo -ffile-prefix-map=$(pwd -P)=/ocivol"
+# Panics name the file that they are in: of a crate, of the checkout, or one that was generated.
+RUSTFLAGS= CFLAGS=
+# called DIRECTORY NAME: what is in it is named as if it were in NAME.
+called() {
+	RUSTFLAGS="$RUSTFLAGS --remap-path-prefix=$1=$2"
+	CFLAGS="$CFLAGS -ffile-prefix-map=$1=$2"
+}
+called "${CARGO_HOME:-$HOME/.cargo}" /cargo
+called "$(pwd -P)" /ocivol
+called "$target" /target
 OCIVOL_REVISION=$(git rev-parse --short=12 HEAD)
 export RUSTFLAGS CFLAGS OCIVOL_REVISION
 
