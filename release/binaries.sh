@@ -19,7 +19,10 @@ called "${CARGO_HOME:-$HOME/.cargo}" /cargo
 called "$(pwd -P)" /ocivol
 called "$target" /target
 OCIVOL_REVISION=$(git rev-parse --short=12 HEAD)
-export RUSTFLAGS CFLAGS OCIVOL_REVISION
+# mimalloc has in it when it was compiled. Compilers take this for the time, and Zig keeps nothing that was compiled at another one.
+SOURCE_DATE_EPOCH=0
+ZIG_GLOBAL_CACHE_DIR=$target/zig
+export RUSTFLAGS CFLAGS OCIVOL_REVISION SOURCE_DATE_EPOCH ZIG_GLOBAL_CACHE_DIR
 
 for architecture; do
 	case $architecture in
