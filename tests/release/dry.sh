@@ -151,7 +151,7 @@ another_image_and_another_key_are_refused() {
 	fails verified cosign "$image-changed"
 	fails verified other "$image"
 	fails verified other "$chart"
-	tail -n 1 "$work/refused"
+	echo "an image without a signature, a changed index, another key"
 }
 changed_files_are_refused() {
 	cp -r "$out/files" "$work/files"
@@ -232,8 +232,9 @@ what_docker_login_writes_is_enough_to_publish() {
 	echo '{"auths": {"'"$private"'": {"auth": "'"$(printf alice:wonderland | base64)"'"}}}' >"$HOME/.docker/config.json"
 	cp -r "$out/files" "$work/published-with-login"
 	sh release/publish.sh "$tools" "$work/published-with-login" "$private" "$work/cosign.key"
-	verified cosign "$private/ocivol/ocivol:$version" >/dev/null
-	verified cosign "$private/ocivol/charts/ocivol:$version" >/dev/null
+	verified cosign "$private/ocivol/ocivol:$version"
+	verified cosign "$private/ocivol/charts/ocivol:$version"
+	echo "and without it nothing is"
 }
 what_is_not_ready_is_not_released() {
 	git clone --quiet --no-hardlinks "$checkout" "$work/clone"
