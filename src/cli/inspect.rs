@@ -197,18 +197,6 @@ async fn inspect_as(
     Ok(in_store(described, look.root, planned.ok()).await)
 }
 
-/// What refers to each of these. What else is shown does not depend on it.
-async fn referrers(registry: &Registry, asker: &Asker, subjects: &[&Digest]) -> Vec<Referrer> {
-    let mut found = Vec::new();
-    for subject in subjects {
-        match registry.referrers(asker, subject).await {
-            Ok(listed) => found.extend(listed.iter().map(|referrer| Referrer::of(referrer, subject))),
-            Err(error) => tracing::warn!(%error, %subject, "cannot list what refers to it"),
-        }
-    }
-    found
-}
-
 async fn read_config(registry: &Registry, asker: &Asker, config: &Descriptor) -> Result<Bytes, Failure> {
     if let Some(data) = config.embedded() {
         return Ok(data.clone());
@@ -230,6 +218,18 @@ async fn created(registry: &Registry, asker: &Asker, config: &Descriptor) -> Opt
     let read = read_config(registry, asker, config).await;
     let read = read.inspect_err(|error| tracing::warn!(%error, "cannot read the image's config")).ok()?;
     serde_json::from_slice::<Config>(&read).ok()?.created
+}
+
+/// What refers to each of these. What else is shown does not depend on it.
+async fn referrers(registry: &Registry, asker: &Asker, subjects: &[&Digest]) -> Vec<Referrer> {
+    let mut found = Vec::new();
+    for subject in subjects {
+        match registry.referrers(asker, subject).await {
+            Ok(listed) => found.extend(listed.iter().map(|referrer| Referrer::of(referrer, subject))),
+            Err(error) => tracing::warn!(%error, %subject, "cannot list what refers to it"),
+        }
+    }
+    found
 }
 
 /// The manifests of a registry, of which the first was read already.
