@@ -31,10 +31,10 @@ NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
 .PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests metrics image release release-dry \
-	release-files release-binaries release-tools fuzz bench bench-http2 bench-warm docs soak powercuts \
+	release-files release-binaries release-tools release-elsewhere fuzz bench bench-http2 bench-warm docs soak powercuts \
 	interleavings static check-arm advisories
 help: ## Say what there is
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 18
 
 demo: ## Build, then show the whole path: registry, plugin, kubelet, mount
 	$(CARGO) run --quiet -- demo
@@ -280,6 +280,9 @@ release: ## Push and sign that: REGISTRY=ghcr.io KEY=cosign.key
 
 release-dry: release-binaries release-tools ## A release into a registry of this machine, and what its users do: REGISTRY=127.0.0.1:5055
 	sh tests/release/dry.sh $(RELEASE_TOOLS) $(PORTABLE) target/ca-certificates.crt $(or $(REGISTRY),127.0.0.1:5055) target/release-dry
+
+release-elsewhere: release-binaries ## Are the binaries of this commit the same when another directory builds them?
+	sh tests/release/elsewhere.sh $(RELEASE_TOOLS) $(PORTABLE)
 
 metrics: $(TOOLS)/bin/promtool ## Alerts, dashboard and names of metrics, as Prometheus' own promtool reads them
 	$(TOOLS)/bin/promtool check rules charts/ocivol/files/rules.yaml
