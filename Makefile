@@ -31,10 +31,11 @@ PROVISIONER_DIR := $(TOOLS)/provisioner-$(shell cat tests/e2e/provisioner/go.mod
 NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
-.PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests metrics image fuzz bench bench-http2 bench-warm docs soak powercuts \
+.PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests metrics image release release-dry \
+	release-files release-binaries release-tools release-elsewhere fuzz bench bench-http2 bench-warm docs soak powercuts \
 	interleavings static check-arm advisories
 help: ## Say what there is
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 18
 
 demo: ## Build, then show the whole path: registry, plugin, kubelet, mount
 	$(CARGO) run --quiet -- demo
@@ -104,8 +105,13 @@ rendered-all = $(call rendered,$(1)) && $(call rendered,$(2)/pull-secrets.yaml,$
 	$(call rendered,$(2)/monitoring.yaml,$(MONITORING)) && \
 	$(call rendered,$(2)/controller.yaml,$(CONTROLLER))
 
+# What this version of the chart takes. When the version changes the file stays, for `make conformance`: later ones have to take it as well.
+VALUES_OF := tests/packaging/values-of/$(shell sed -n 's/^version: //p' charts/ocivol/Chart.yaml).yaml
+values-taken = { cat charts/ocivol/values.yaml; echo ---; cat tests/chart/accepted.yaml; }
+
 manifests: $(TOOLS)/bin/helm ## Render manifests/install.yaml from the chart, and what the tests look at
 	$(call rendered-all,manifests/install.yaml,tests/packaging/rendered)
+	$(values-taken) > $(VALUES_OF)
 
 # Of version 3 and of version 4.
 HELMS := $(TOOLS)/bin/helm $(TOOLS)/helm4/helm
@@ -264,6 +270,37 @@ image: static target/ca-certificates.crt ## The container image, as an OCI archi
 	$(SUDO) rm -rf target/image
 	$(SUDO) sh tests/image.sh target/ocivol-image.tar target/ca-certificates.crt
 
+# Where release binaries are built: with other flags than those of `make static`, and kept.
+PORTABLE := target/portable
+RELEASE_TOOLS := $(TOOLS)/release
+
+release-binaries:
+	@$(call need,musl-gcc,musl-tools)
+	@python3 -c 'import venv, ensurepip' 2>/dev/null || $(call package,python3-venv)
+	$(call again,sh release/install.sh $(RELEASE_TOOLS))
+	sh release/binaries.sh $(RELEASE_TOOLS) $(PORTABLE) amd64 arm64
+
+release-tools: $(HELMS) target/ca-certificates.crt
+	@$(call need,buildah,buildah)
+	@$(call need,skopeo,skopeo)
+	@$(call need,umoci,umoci)
+	@$(call need,docker-registry,docker-registry)
+	@$(call need,qemu-aarch64-static,qemu-user-static)
+
+release-files: release-binaries release-tools ## All that a release publishes, in target/release-files: REGISTRY=ghcr.io
+	sh release/assemble.sh $(RELEASE_TOOLS) $(PORTABLE) target/ca-certificates.crt $(or $(REGISTRY),ghcr.io) target/release-files
+
+release: ## Push and sign that: REGISTRY=ghcr.io KEY=cosign.key
+	sh release/ready.sh
+	$(MAKE) --no-print-directory release-files
+	sh release/publish.sh $(RELEASE_TOOLS) target/release-files $(REGISTRY) $(KEY)
+
+release-dry: release-binaries release-tools ## A release into a registry of this machine, and what its users do: REGISTRY=127.0.0.1:5055
+	sh tests/release/dry.sh $(RELEASE_TOOLS) $(PORTABLE) target/ca-certificates.crt $(or $(REGISTRY),127.0.0.1:5055) target/release-dry
+
+release-elsewhere: release-binaries ## Are the binaries of this commit the same when another directory builds them?
+	sh tests/release/elsewhere.sh $(RELEASE_TOOLS) $(PORTABLE)
+
 metrics: $(TOOLS)/bin/promtool ## Alerts, dashboard and names of metrics, as Prometheus' own promtool reads them
 	$(TOOLS)/bin/promtool check rules charts/ocivol/files/rules.yaml
 	$(TOOLS)/bin/promtool test rules tests/packaging/rules_test.yaml
@@ -285,6 +322,7 @@ check: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm ## Format, lints as errors, lic
 	mkdir -p target/tmp/rendered && $(call rendered-all,target/tmp/install.yaml,target/tmp/rendered)
 	diff -u manifests/install.yaml target/tmp/install.yaml # Not equal: run make manifests.
 	diff -ru tests/packaging/rendered target/tmp/rendered # Here, too.
+	$(values-taken) | diff -u $(VALUES_OF) - # And here.
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
 
 $(TOOLS)/bin/cargo-deny:

@@ -17,6 +17,7 @@ use crate::failure::Failure;
 use crate::failure::{Kind, chain};
 use crate::layout::artifact::Artifact;
 use crate::oci::descriptor::Descriptor;
+use crate::oci::digest::Digest;
 use crate::oci::manifest::{Document, parse};
 use crate::oci::media_type;
 use crate::pull::remote::{self, AtRegistry};
@@ -128,6 +129,9 @@ async fn inspect_as(
                 let mut described =
                     Inspected::of_index(attributes, &digest, media_type, annotations, failure);
                 described.children = children.iter().map(Child::of).collect();
+                if look.depth == Depth::All {
+                    described.referrers = referrers(registry, asker, &[&digest]).await;
+                }
                 return Ok(in_store(described, look.root, None).await);
             }
             (Err(failure), _) => return Err(failure),
@@ -150,11 +154,10 @@ async fn inspect_as(
     described.not_planned =
         planned.as_ref().err().map(|error| Failure { kind: error.kind(), message: chain(error) });
     if look.depth == Depth::All {
-        let referrers = registry.referrers(asker, artifact.digest).await;
-        // What else is shown does not depend on it.
-        let referrers =
-            referrers.inspect_err(|error| tracing::warn!(%error, "cannot list what refers to it"));
-        described.referrers = referrers.unwrap_or_default().iter().map(Referrer::of).collect();
+        // Who signs an image of several platforms signs the index.
+        let subjects = [&digest, artifact.digest];
+        let subjects = if artifact.digest == &digest { &subjects[..1] } else { &subjects[..] };
+        described.referrers = referrers(registry, asker, subjects).await;
         if described.created.is_none() {
             described.created = created(registry, asker, &found.manifest.config).await;
         }
@@ -176,4 +179,16 @@ async fn created(registry: &Registry, asker: &Asker, config: &Descriptor) -> Opt
     let read = remote::config(registry, asker, config).await;
     let read = read.inspect_err(|error| tracing::warn!(%error, "cannot read the image's config")).ok()?;
     serde_json::from_slice::<Config>(&read).ok()?.created
+}
+
+/// What refers to each of these. What else is shown does not depend on it.
+async fn referrers(registry: &Registry, asker: &Asker, subjects: &[&Digest]) -> Vec<Referrer> {
+    let mut found = Vec::new();
+    for subject in subjects {
+        match registry.referrers(asker, subject).await {
+            Ok(listed) => found.extend(listed.iter().map(|referrer| Referrer::of(referrer, subject))),
+            Err(error) => tracing::warn!(%error, %subject, "cannot list what refers to it"),
+        }
+    }
+    found
 }

@@ -43,7 +43,8 @@ pub(super) fn text(found: &Inspected) -> String {
     for referrer in &found.referrers {
         let size = BinaryBytes(referrer.size).to_string();
         let kind = referrer.artifact_type.as_deref().unwrap_or(&referrer.media_type);
-        lines.push(format!("referrer   {}  {kind}, {size}", referrer.digest));
+        let of = if Some(&referrer.subject) == found.manifest.as_ref() { "" } else { ", of the index" };
+        lines.push(format!("referrer   {}  {kind}, {size}{of}", referrer.digest));
     }
     // Names and types are the registry's words: they must not speak to the terminal.
     let safe = lines

@@ -83,6 +83,8 @@ pub(super) struct InStore {
 #[derive(Serialize)]
 pub(super) struct Referrer {
     pub digest: String,
+    /// What it refers to: the index, or the manifest that was chosen from it.
+    pub subject: String,
     pub media_type: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
@@ -250,9 +252,10 @@ impl Child {
 }
 
 impl Referrer {
-    pub fn of(descriptor: &Descriptor) -> Self {
+    pub fn of(descriptor: &Descriptor, subject: &Digest) -> Self {
         Self {
             digest: descriptor.digest.to_string(),
+            subject: subject.to_string(),
             media_type: descriptor.media_type.clone(),
             artifact_type: descriptor.artifact_type.clone(),
             size: descriptor.size,

@@ -20,6 +20,7 @@ use crate::csi::v1::{
 use crate::csi::{capability, status};
 use crate::failure::{Kind, chain, one_line};
 use crate::host::blocking::{self, Lane};
+use crate::provision::claim_name::NAMESPACE;
 use crate::provision::error::Error;
 use crate::provision::provisioner::{Provisioned, Provisioner, Wanted};
 use crate::provision::volume_id::{is_ours, of_name};
@@ -47,8 +48,7 @@ impl ControllerService {
     ) -> Result<CreateVolumeResponse, Status> {
         tracing::debug!(?request, "create");
         call.volume = Some(one_line(&request.name));
-        let told = |key: &str| request.parameters.get(key).map(|value| one_line(value));
-        call.namespace = told("csi.storage.k8s.io/pvc/namespace");
+        call.namespace = request.parameters.get(NAMESPACE).map(|name| one_line(name));
         let read = move || {
             let (name, wanted) = check(request)?;
             wanted.check().map(|wanted| (name, wanted)).map_err(|error| refusal(&error))

@@ -7,15 +7,15 @@ use std::collections::BTreeMap;
 
 use crate::provision::error::Error;
 
+/// The key under which the claim's namespace is told.
+pub const NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
 /// What may be asked for, and the key under which external-provisioner's `--extra-create-metadata` tells it.
-const KNOWN: [(&str, &str); 2] = [
-    ("${pvc.metadata.name}", "csi.storage.k8s.io/pvc/name"),
-    ("${pvc.metadata.namespace}", "csi.storage.k8s.io/pvc/namespace"),
-];
+const KNOWN: [(&str, &str); 2] =
+    [("${pvc.metadata.name}", "csi.storage.k8s.io/pvc/name"), ("${pvc.metadata.namespace}", NAMESPACE)];
 
 /// The namespace of the claim, if it is told.
 pub fn namespace(parameters: &BTreeMap<String, String>) -> Option<&str> {
-    parameters.get(KNOWN[1].1).map(String::as_str).filter(|name| !name.is_empty())
+    parameters.get(NAMESPACE).map(String::as_str).filter(|name| !name.is_empty())
 }
 
 /// `reference` with the names of the claim.

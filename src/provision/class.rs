@@ -30,8 +30,8 @@ impl Class {
     pub fn parse(mut parameters: BTreeMap<String, String>) -> Result<Self, Error> {
         let said = parameters.remove(PIN);
         let is_wanted = said.as_deref().is_some_and(|value| value.trim() == "true");
-        let pin = flag(PIN, said)?;
-        let check = flag(CHECK, parameters.remove(CHECK))?;
+        let pin = flag(PIN, said.as_deref())?;
+        let check = flag(CHECK, parameters.remove(CHECK).as_deref())?;
         if let Some(reference) = parameters.get("reference") {
             let filled = fill_in(reference, &parameters)?;
             parameters.insert("reference".to_owned(), filled);
@@ -50,8 +50,8 @@ impl Class {
     }
 }
 
-fn flag(key: &'static str, value: Option<String>) -> Result<bool, Error> {
-    match value.as_deref().map(str::trim) {
+fn flag(key: &'static str, value: Option<&str>) -> Result<bool, Error> {
+    match value.map(str::trim) {
         None | Some("" | "true") => Ok(true),
         Some("false") => Ok(false),
         Some(other) => Err(Error::Flag { key, value: other.chars().take(100).collect() }),

@@ -133,12 +133,19 @@ for helm; do
 	quiet here_is upgrade ocivol
 	! grep -q WARNING "$work/out" || die "a warning: $(cat "$work/out")"
 
-	# Who uses it, as the notes ask before it is uninstalled.
-	quiet kubectl apply --namespace shop -f "$work/users"
+	# As the notes say it is uninstalled: while somebody uses it, it is not, and they are told.
 	quiet "$helm" get notes ocivol --namespace here
-	sed -n 's/^    \(kubectl get .*grep\)/\1/p' "$work/out" | while read -r ask; do sh -c "$ask"; done >"$work/answers"
-	[ "$(tr -s ' ' <"$work/answers")" = "shop inline other.example.com,csi.ocivol.dev
-model shop csi.ocivol.dev" ] || die "who uses it: $(cat "$work/answers")"
+	sed -n '/^    users=/,$p' "$work/out" >"$work/uninstall"
+	uninstall() { PATH="$(dirname "$helm"):$PATH" sh "$work/uninstall"; }
+	quiet kubectl apply --namespace shop -f "$work/users"
+	! uninstall >"$work/answers" 2>&1 || die "uninstalled although somebody uses it: $(cat "$work/answers")"
+	[ "$(tr -s ' ' <"$work/answers")" = "Pod shop inline other.example.com,csi.ocivol.dev <none> <none> <none>
+PersistentVolume <none> one <none> csi.ocivol.dev model shop" ] || die "who uses it: $(cat "$work/answers")"
+	quiet "$helm" status ocivol --namespace here
+	# Nor where nobody can say whether somebody does.
+	! KUBECONFIG=/dev/null uninstall >"$work/answers" 2>&1 || die "uninstalled: $(cat "$work/answers")"
+	quiet "$helm" status ocivol --namespace here
+	quiet kubectl patch pv one two --patch '{"metadata": {"finalizers": null}}' # Nobody else does it here.
 	quiet kubectl delete --namespace shop --wait=false --grace-period=0 -f "$work/users"
 
 	quiet here_is upgrade ocivol --set 'driver.volumeLifecycleModes={Persistent,Ephemeral}'
@@ -159,7 +166,8 @@ model shop csi.ocivol.dev" ] || die "who uses it: $(cat "$work/answers")"
 	quiet kubectl delete priorityclass volumes-first
 
 	# Uninstalled, and installed elsewhere: the CSIDriver is still there, the other's.
-	quiet "$helm" uninstall ocivol --namespace here
+	quiet uninstall
+	! "$helm" status ocivol --namespace here >/dev/null 2>&1 || die "it is still installed"
 	[ "$(modes)" = '["Ephemeral","Persistent"]' ] || die "the CSIDriver went with its release"
 	refused "belongs to the release ocivol in the namespace here" there_is install ocivol --create-namespace
 	as_it_says

@@ -18,13 +18,17 @@ wrong() {
 	failed=1
 }
 
-# split TABLE: its documents as 01.yaml, 02.yaml … in a directory of the table's name.
+# split TABLE DIRECTORY: its documents as 01.yaml, 02.yaml … in a directory of that name.
 split() {
-	mkdir "$work/$1"
-	awk -v to="$work/$1" 'BEGIN { n = 1 } /^---$/ { n++; next } { print > sprintf("%s/%02d.yaml", to, n) }' "$here/$1.yaml"
+	mkdir "$work/$2"
+	awk -v to="$work/$2" 'BEGIN { n = 1 } /^---$/ { n++; next } { print > sprintf("%s/%02d.yaml", to, n) }' "$1"
 }
-split refused
-split accepted
+split "$here/refused.yaml" refused
+split "$here/accepted.yaml" accepted
+# What earlier versions took. It stays taken: an upgrade with the same values must not fail.
+for table in "$here"/../packaging/values-of/*.yaml; do
+	split "$table" "values-of-$(basename "$table" .yaml)"
+done
 # What a document says of itself: the last comment before its values, and before that of which Kubernetes on it is.
 says() { sed -n '/^[^#]/q; s/^# //p' "$1" | grep -v '^kubernetes: ' | tail -1; }
 since() { sed -n 's/^# kubernetes: //p' "$1"; }
@@ -49,6 +53,10 @@ $(cat "$values")"
 			wrong "$helm refuses these values, and does not say \"$(says "$values")\":
 $(cat "$values" "$work/out")"
 		fi
+	done
+	for values in "$work"/values-of-*/*.yaml; do
+		"$helm" template ocivol "$chart" --namespace ocivol --kube-version "$newest" -f "$values" >"$work/out" ||
+			wrong "$helm refuses what ${values#"$work/"} has, which an earlier version took"
 	done
 	for values in "$work"/accepted/*.yaml "$work"/page/*.yaml; do
 		for version in "$oldest" "$newest"; do
@@ -97,5 +105,6 @@ shows 'OCIVOL_HOSTS_DIR: ""' --set additionalDaemonSets.other.registry.hostsDir=
 shows 'name: proxy' --set registry.proxySecret=proxy
 
 count() { find "$work/$1" -type f | wc -l; }
-[ "$failed" = 0 ] && echo "chart: $(count refused) sets of values refused, $(count accepted) taken, and $(count page) of docs/platforms.md, by $# helms"
+[ "$failed" = 0 ] && echo "chart: $(count refused) sets of values refused, $(count accepted) taken, and $(count page) of docs/platforms.md, by $# helms
+chart: $(find "$work"/values-of-* -type f | wc -l) sets of values in tests/packaging/values-of taken"
 exit "$failed"

@@ -73,6 +73,40 @@ fn referrers_come_from_the_api_page_by_page_or_from_the_tag() {
 }
 
 #[test]
+fn of_an_index_what_refers_to_it_and_to_the_chosen_manifest_is_shown() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let pusher = registry.pusher("m");
+        let chosen = pusher.model("chosen", &[Layer::model_file("weight", "w", "1")]).await.expect("pushed");
+        let other = pusher.model("other", &[Layer::model_file("weight", "w", "2")]).await.expect("pushed");
+        let push = async |children: &[Digest]| {
+            let index =
+                pusher.manifest("v1", media_type::OCI_INDEX, &index_of(children)).await.expect("pushed");
+            let mut referrers = Vec::new();
+            for subject in [&index, &chosen] {
+                let referrer = Digest::sha256(format!("of {subject}").as_bytes());
+                let list = index_of(std::slice::from_ref(&referrer));
+                let tag = subject.to_string().replace(':', "-");
+                pusher.manifest(&tag, media_type::OCI_INDEX, &list).await.expect("pushed");
+                referrers.push(referrer.to_string());
+            }
+            (index, referrers)
+        };
+        let (index, referrers) = push(std::slice::from_ref(&chosen)).await;
+        let found = inspect(&registry).await;
+        assert_eq!(found["manifest"], chosen.to_string());
+        assert_eq!(digests(&found), referrers);
+        assert_eq!(found["referrers"][0]["subject"], index.to_string());
+        assert_eq!(found["referrers"][1]["subject"], chosen.to_string());
+        // Where nothing is chosen, there is the index alone.
+        let (_, referrers) = push(&[chosen.clone(), other]).await;
+        let found = inspect(&registry).await;
+        assert_eq!(found["manifest"], Value::Null);
+        assert_eq!(digests(&found), referrers[..1]);
+    });
+}
+
+#[test]
 fn a_warning_of_a_registry_is_logged_once() {
     isolated(async {
         let registry = Scripted::with_model("content").await;

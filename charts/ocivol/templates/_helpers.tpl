@@ -35,18 +35,21 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- define "ocivol.image" -}}
-{{- include "ocivol.imageOf" (dict "image" .Values.image "tag" .Chart.AppVersion "global" .Values.global) -}}
+{{- /* A released chart knows the digest that its image has. Who chooses a tag means that one. */ -}}
+{{- $digest := ternary "" (index .Chart.Annotations "ocivol.dev/image-digest" | default "") (ne .Values.image.tag "") -}}
+{{- include "ocivol.imageOf" (dict "image" .Values.image "digest" $digest "tag" .Chart.AppVersion "global" .Values.global) -}}
 {{- end -}}
 
-{{- /* The name of an image, with its digest if it has one, else with its tag, or the one that is given. */ -}}
+{{- /* The name of an image, with its digest if it has one, else the digest that is given, else with its tag, or the one that is given. */ -}}
 {{- define "ocivol.imageOf" -}}
 {{- $repository := .image.repository -}}
 {{- with (default dict .global).imageRegistry -}}
 {{- /* A first part with a dot or a port is a host, and this one is in its place. */ -}}
 {{- $repository = printf "%s/%s" . (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") -}}
 {{- end -}}
-{{- if .image.digest -}}
-{{- printf "%s@%s" $repository .image.digest -}}
+{{- $digest := default .digest .image.digest -}}
+{{- if $digest -}}
+{{- printf "%s@%s" $repository $digest -}}
 {{- else -}}
 {{- printf "%s:%s" $repository (default .tag .image.tag) -}}
 {{- end -}}

@@ -15,22 +15,20 @@ pub async fn what_helms_notes_say_works_in_its_order(node: Shared) {
     // Neither image is here; what they are is not what is tried.
     let here = format!("{REGISTRY}/e2e/pod:v1");
     let notes = notes.replace("busybox", &here).replace("alpine:3", &here);
-    let [waited, hello, asked] = &blocks(&notes)[..] else { panic!("three blocks of commands: {notes}") };
+    let [waited, hello, uninstall] = &blocks(&notes)[..] else { panic!("three blocks of commands: {notes}") };
     let tested = shell(&node, waited);
     assert!(tested.contains("successfully rolled out"), "{tested}");
     assert!(tested.lines().any(|line| line.starts_with("Phase:") && line.contains("Succeeded")), "{tested}");
     let (hello, removed) = hello.rsplit_once('\n').expect("several commands");
     let listed = shell(&node, hello);
     assert!(listed.contains(" bin") && listed.contains(" etc"), "{listed}");
-    // While the pod is there, the question who uses the driver has it in its answer.
-    let (inline, _claims) = asked.split_once('\n').expect("two commands");
-    let users = shell(&node, inline);
+    // While the pod is there nothing is uninstalled, and it is named.
+    assert!(uninstall.contains("helm uninstall ocivol"), "{uninstall}");
+    let users = shell(&node, &format!("if {uninstall}; then exit 1; fi"));
     assert!(users.lines().any(|line| line.contains("ocivol-hello") && line.contains(DRIVER)), "{users}");
+    run(node.as_admin("helm").args(["status", "ocivol", "--namespace", "ocivol"]));
     assert!(removed.starts_with("kubectl delete"), "{removed}");
     shell(&node, removed);
-    // grep fails when there are none; another scenario may have left some.
-    let users = shell(&node, &format!("{inline} || true"));
-    assert!(!users.contains("ocivol-hello"), "{users}");
     // The test's pod is gone as well.
     assert!(node.cluster.pods("ocivol").list().await.len() == 1);
 }
