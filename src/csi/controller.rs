@@ -22,7 +22,7 @@ use crate::failure::{Kind, chain, one_line};
 use crate::host::blocking::{self, Lane};
 use crate::provision::claim_name::NAMESPACE;
 use crate::provision::error::Error;
-use crate::provision::provisioner::{Provisioned, Provisioner, Wanted};
+use crate::provision::provisioner::{Checked, Provisioned, Provisioner, Wanted};
 use crate::provision::volume_id::{is_ours, of_name};
 use crate::registry::credentials::secret::Secret;
 
@@ -49,12 +49,9 @@ impl ControllerService {
         tracing::debug!(?request, "create");
         call.volume = Some(one_line(&request.name));
         call.namespace = request.parameters.get(NAMESPACE).map(|name| one_line(name));
-        let read = move || {
-            let (name, wanted) = check(request)?;
-            wanted.check().map(|wanted| (name, wanted)).map_err(|error| refusal(&error))
-        };
+        let read = move || check(request);
         let (name, wanted) = blocking::run(Lane::Work, read).await?;
-        let reference = wanted.reference().to_string();
+        let reference = wanted.attributes().reference.to_string();
         call.reference = Some(reference.clone());
         let Ok(made) = tokio::time::timeout(LONGEST, self.provisioner.provision(wanted)).await else {
             let seconds = LONGEST.as_secs();
@@ -85,7 +82,7 @@ fn refusal(error: &Error) -> Status {
 }
 
 /// Checks a request to make a volume: its name, and what is wanted.
-fn check(request: CreateVolumeRequest) -> Result<(String, Wanted), Status> {
+fn check(request: CreateVolumeRequest) -> Result<(String, Checked), Status> {
     if request.name.is_empty() {
         return Err(missing("name"));
     }
@@ -101,15 +98,15 @@ fn check(request: CreateVolumeRequest) -> Result<(String, Wanted), Status> {
             "the claim names a VolumeAttributesClass, and nothing of ocivol's volumes can be changed: leave it out",
         ));
     }
-    let for_writers = request.parameters.get(FOR_WRITERS).is_some_and(|value| value.trim() == "true");
-    check_capabilities(&request.volume_capabilities, for_writers)?;
     let limit = request.capacity_range.map_or(0, |range| range.limit_bytes);
     let wanted = Wanted {
         parameters: request.parameters.into_iter().collect::<BTreeMap<_, _>>(),
         secrets: request.secrets.into_iter().map(|(key, value)| (key, Secret::new(value))).collect(),
         limit: u64::try_from(limit).ok().filter(|limit| *limit > 0),
     };
-    Ok((request.name, wanted))
+    let checked = wanted.check().map_err(|error| refusal(&error))?;
+    check_capabilities(&request.volume_capabilities, checked.attributes().read_only_for_writers)?;
+    Ok((request.name, checked))
 }
 
 /// How a claim wants to use its volume.
@@ -257,7 +254,7 @@ mod tests {
             let range = Some(CapacityRange { required_bytes: 1, limit_bytes: bytes });
             let (_, wanted) =
                 check(CreateVolumeRequest { capacity_range: range, ..readable() }).expect("valid");
-            assert_eq!(wanted.limit, expected);
+            assert_eq!(wanted.limit(), expected);
         }
     }
 

@@ -8,7 +8,6 @@ use crate::failure::Failure;
 use crate::host::fair_queue::FairQueue;
 use crate::layout::error::Error as LayoutError;
 use crate::oci::digest::Digest;
-use crate::oci::reference::Reference;
 use crate::provision::claim_name;
 use crate::provision::class::Class;
 use crate::provision::error::Error;
@@ -19,6 +18,7 @@ use crate::registry::credentials::keyring::Keyring;
 use crate::registry::credentials::secret::Secret;
 use crate::registry::source::Asker;
 use crate::tenant::Tenant;
+use crate::volume::attributes::Attributes;
 use crate::volume::list::needed;
 use crate::volume::permits::Permits;
 
@@ -77,9 +77,14 @@ impl Wanted {
 }
 
 impl Checked {
-    /// What the claim is to get, with its name in it.
-    pub fn reference(&self) -> &Reference {
-        &self.class.attributes.reference
+    /// What the claim is to get, with its name in the reference.
+    pub fn attributes(&self) -> &Attributes {
+        &self.class.attributes
+    }
+
+    /// Bytes that the volume may have.
+    pub fn limit(&self) -> Option<u64> {
+        self.limit
     }
 }
 

@@ -128,7 +128,8 @@ impl Node {
         helm.args(["upgrade", "--install", "ocivol"]).arg(chart).args(["--namespace", "ocivol"]);
         helm.args(["--set", &repository, "--set", &plain]);
         for value in values {
-            helm.args(["--set", value]);
+            // A word that would be taken for something else than text is in quotes.
+            helm.args([if value.ends_with('"') { "--set-json" } else { "--set" }, value]);
         }
         let namespace = json!({
             "apiVersion": "v1", "kind": "Namespace",
