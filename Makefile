@@ -14,7 +14,6 @@ MUSL_ARM := aarch64-unknown-linux-musl
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 40
 FUZZ_TARGETS := tar decompress unpack merge index authority answers
-CONTAINERD := v2.3.4
 HELM := v3.22.0
 HELM_FOUR := v4.3.1
 # Of the client that Helm 3 is built with (its go.mod). It has to be told, or it believes in Kubernetes 1.20.
@@ -285,8 +284,8 @@ bench: ## Compare with other tools, print the tables of docs/benchmarks.md
 	@$(call need,ctr,containerd)
 	@$(call need,podman,podman)
 	@$(call need,igzip,isal)
-	@if command -v go >/dev/null; then $(MAKE) --no-print-directory $(TOOLS)/containerd/ctr; \
-		else echo "no Go: the newest containerd is not compared"; fi
+	@if command -v go >/dev/null; then $(MAKE) --no-print-directory $(RUNTIME_DIR) && \
+		ln -sfn $(notdir $(RUNTIME_DIR)) $(TOOLS)/runtime; else echo "no Go: the newest containerd is not compared"; fi
 	$(CARGO) bench --bench compare
 	$(CARGO) bench --bench throttled
 	$(AS_ROOT) $(CARGO) bench --bench volumes
@@ -300,10 +299,6 @@ bench-warm: ## How much sooner is a model read that is warmed while its engine s
 	@$(call need,mkfs.ext4,e2fsprogs)
 	@$(call need,losetup,mount)
 	$(AS_ROOT) $(CARGO) bench --bench warm
-
-$(TOOLS)/containerd/ctr:
-	$(call again,GOBIN=$(abspath $(TOOLS))/containerd go install \
-		github.com/containerd/containerd/v2/cmd/containerd@$(CONTAINERD) github.com/containerd/containerd/v2/cmd/ctr@$(CONTAINERD))
 
 docs: ## Write what is generated of docs: cli.md, speed.svg
 	$(AS_ROOT) env OCIVOL_WRITE_DOCS=1 $(CARGO) test --test suite -- cli::reference documents::speed
