@@ -29,7 +29,8 @@ KUBERNETES_DIR := $(TOOLS)/kubernetes-$(NODE_KUBERNETES)-$(NODE_MODULES)
 NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
-.PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests metrics image fuzz bench bench-http2 bench-warm docs soak powercuts \
+.PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests metrics image fuzz bench bench-http2 bench-warm \
+	bench-scale instructions docs soak powercuts \
 	interleavings static check-arm advisories
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -295,6 +296,19 @@ bench-http2: ## Would HTTP/2 pay towards a registry?
 	@$(call need,openssl,openssl)
 	$(CARGO) run --quiet --release --package http2
 
+instructions: ## Count what bytes, files and layers cost, compare with benches/instructions/counts.tsv; WRITE=1 writes that anew
+	@$(call need,valgrind,valgrind)
+	@$(call need,musl-gcc,musl-tools)
+	$(call again,rustup target add $(MUSL))
+	$(STATIC) --package instructions
+	target/$(MUSL)/release/instructions
+
+bench-scale: ## How time and memory grow with layers, files, bytes and volumes, on one core and on two
+	@$(call need,docker-registry,docker-registry)
+	@$(call need,mkfs.ext4,e2fsprogs)
+	@$(call need,losetup,mount)
+	$(AS_ROOT) $(CARGO) bench --bench scale
+
 bench-warm: ## How much sooner is a model read that is warmed while its engine starts?
 	@$(call need,mkfs.ext4,e2fsprogs)
 	@$(call need,losetup,mount)
@@ -303,11 +317,13 @@ bench-warm: ## How much sooner is a model read that is warmed while its engine s
 docs: ## Write what is generated of docs: cli.md, speed.svg
 	$(AS_ROOT) env OCIVOL_WRITE_DOCS=1 $(CARGO) test --test suite -- cli::reference documents::speed
 
+STATIC := OCIVOL_REVISION=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown) CC_x86_64_unknown_linux_musl=musl-gcc \
+	$(CARGO) build --release --target $(MUSL)
+
 static: ## The static x86-64 binary
 	@$(call need,musl-gcc,musl-tools)
 	$(call again,rustup target add $(MUSL))
-	OCIVOL_REVISION=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown) CC_x86_64_unknown_linux_musl=musl-gcc \
-		$(CARGO) build --release --target $(MUSL)
+	$(STATIC)
 	@ls -l target/$(MUSL)/release/ocivol | awk '{printf "%s: %.1f MB\n", $$NF, $$5 / 1e6}'
 
 check-arm: ## Does it compile for 64-bit ARM?

@@ -53,6 +53,9 @@ impl Moved {
         assert!(from_disk <= BESIDE, "{what}: {from_disk} bytes were read from the disk");
         let from_files = self.from_files - before.from_files;
         assert!(from_files <= BESIDE, "{what}: {from_files} bytes were read from files");
+        println!(
+            "{what}: {SIZE} bytes came, {written} were written, {from_disk} read, {from_files} of files"
+        );
     }
 }
 
