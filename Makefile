@@ -14,7 +14,6 @@ MUSL_ARM := aarch64-unknown-linux-musl
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 40
 FUZZ_TARGETS := tar decompress unpack merge index authority answers
-CONTAINERD := v2.3.4
 HELM := v3.22.0
 HELM_FOUR := v4.3.1
 # Of the client that Helm 3 is built with (its go.mod). It has to be told, or it believes in Kubernetes 1.20.
@@ -32,7 +31,7 @@ NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
 .PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests metrics image release release-dry \
-	release-files release-binaries release-tools release-elsewhere fuzz bench bench-http2 bench-warm docs soak powercuts \
+	release-files release-binaries release-tools release-elsewhere fuzz bench bench-http2 bench-warm bench-scale instructions docs soak powercuts \
 	interleavings static check-arm advisories
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 18
@@ -340,8 +339,8 @@ bench: ## Compare with other tools, print the tables of docs/benchmarks.md
 	@$(call need,ctr,containerd)
 	@$(call need,podman,podman)
 	@$(call need,igzip,isal)
-	@if command -v go >/dev/null; then $(MAKE) --no-print-directory $(TOOLS)/containerd/ctr; \
-		else echo "no Go: the newest containerd is not compared"; fi
+	@if command -v go >/dev/null; then $(MAKE) --no-print-directory $(RUNTIME_DIR) && \
+		ln -sfn $(notdir $(RUNTIME_DIR)) $(TOOLS)/runtime; else echo "no Go: the newest containerd is not compared"; fi
 	$(CARGO) bench --bench compare
 	$(CARGO) bench --bench throttled
 	$(AS_ROOT) $(CARGO) bench --bench volumes
@@ -351,23 +350,34 @@ bench-http2: ## Would HTTP/2 pay towards a registry?
 	@$(call need,openssl,openssl)
 	$(CARGO) run --quiet --release --package http2
 
+instructions: ## Count what bytes, files and layers cost, compare with benches/instructions/counts.tsv; WRITE=1 writes that anew
+	@$(call need,valgrind,valgrind)
+	@$(call need,musl-gcc,musl-tools)
+	$(call again,rustup target add $(MUSL))
+	$(STATIC) --package instructions
+	target/$(MUSL)/release/instructions
+
+bench-scale: ## How time and memory grow with layers, files, bytes and volumes, on one core and on two
+	@$(call need,docker-registry,docker-registry)
+	@$(call need,mkfs.ext4,e2fsprogs)
+	@$(call need,losetup,mount)
+	$(AS_ROOT) $(CARGO) bench --bench scale
+
 bench-warm: ## How much sooner is a model read that is warmed while its engine starts?
 	@$(call need,mkfs.ext4,e2fsprogs)
 	@$(call need,losetup,mount)
 	$(AS_ROOT) $(CARGO) bench --bench warm
 
-$(TOOLS)/containerd/ctr:
-	$(call again,GOBIN=$(abspath $(TOOLS))/containerd go install \
-		github.com/containerd/containerd/v2/cmd/containerd@$(CONTAINERD) github.com/containerd/containerd/v2/cmd/ctr@$(CONTAINERD))
-
 docs: ## Write what is generated of docs: cli.md, speed.svg
 	$(AS_ROOT) env OCIVOL_WRITE_DOCS=1 $(CARGO) test --test suite -- cli::reference documents::speed
+
+STATIC := OCIVOL_REVISION=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown) CC_x86_64_unknown_linux_musl=musl-gcc \
+	$(CARGO) build --release --target $(MUSL)
 
 static: ## The static x86-64 binary
 	@$(call need,musl-gcc,musl-tools)
 	$(call again,rustup target add $(MUSL))
-	OCIVOL_REVISION=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown) CC_x86_64_unknown_linux_musl=musl-gcc \
-		$(CARGO) build --release --target $(MUSL)
+	$(STATIC)
 	@ls -l target/$(MUSL)/release/ocivol | awk '{printf "%s: %.1f MB\n", $$NF, $$5 / 1e6}'
 
 check-arm: ## Does it compile for 64-bit ARM?

@@ -8,7 +8,7 @@ use crate::workloads::{BASE, Workload};
 
 /// One tool.
 pub struct Tool {
-    pub name: &'static str,
+    pub name: String,
     /// A shell script; `$DIR` is an empty directory.
     pub script: String,
     /// One that runs before the clock starts, and gets what the tool is to have already.
@@ -46,12 +46,12 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 /// The tools for a workload; ocivol is the first. With a `baseline`, another ocivol, only the two.
 pub fn of(workload: &Workload, host: &str, baseline: Option<&str>) -> Vec<Tool> {
     let name = &workload.name;
-    let plain = |name, script: String| Tool { name, script, before: None, daemon: None };
+    let plain = |name: &str, script: String| Tool { name: name.into(), script, before: None, daemon: None };
     let pull = |ocivol: &str, tag: &str| {
         format!("{ocivol} pull --root $DIR --plain-http {host} {host}/{name}:{tag}")
     };
-    let ours = |tool_name, ocivol: &str| Tool {
-        name: tool_name,
+    let ours = |tool_name: &str, ocivol: &str| Tool {
+        name: tool_name.into(),
         script: pull(ocivol, "v1"),
         before: workload.has_base.then(|| pull(ocivol, BASE)),
         daemon: None,
@@ -107,24 +107,24 @@ pub fn of(workload: &Workload, host: &str, baseline: Option<&str>) -> Vec<Tool> 
     tools
 }
 
-/// Debian's containerd, and the newest where `make bench` could build it.
+/// Debian's containerd, and the one that pods run on in `make e2e`, where that is built.
 fn containerds(reference: &str, base: Option<&str>) -> Vec<Tool> {
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/containerd");
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/runtime");
     let newest = || (built.join("containerd"), built.join("ctr"));
     let debian = (PathBuf::from("/usr/bin/containerd"), PathBuf::from("/usr/bin/ctr"));
     let igzip = Path::new("/usr/bin/igzip").exists();
     let candidates = [
-        ("containerd 1.6 of Debian 12", debian, VERSION_1, false),
-        ("containerd 2.3.4", newest(), VERSION_2, false),
-        ("containerd 2.3.4, parallel fetch and unpack", newest(), VERSION_2_TUNED, false),
-        ("containerd 2.3.4, the same with igzip", newest(), VERSION_2_TUNED, true),
+        (debian, VERSION_1, " of Debian 12", false),
+        (newest(), VERSION_2, "", false),
+        (newest(), VERSION_2_TUNED, ", parallel fetch and unpack", false),
+        (newest(), VERSION_2_TUNED, ", the same with igzip", true),
     ];
-    let available = candidates.into_iter().filter(|(name, (binary, _), _, with_igzip)| {
-        let there = binary.exists() && (igzip || !with_igzip);
-        if !there {
-            eprintln!("not compared: {name}, there is no {}", binary.display());
-        }
-        there
+    let available = candidates.into_iter().filter_map(|((binary, client), settings, how, with_igzip)| {
+        let Some(version) = version(&binary).filter(|_| igzip || !with_igzip) else {
+            eprintln!("not compared: {}{how}", binary.display());
+            return None;
+        };
+        Some((format!("containerd {version}{how}"), (binary, client), settings, with_igzip))
     });
     available
         .map(|(name, (binary, client), settings, igzip)| {
@@ -137,6 +137,14 @@ fn containerds(reference: &str, base: Option<&str>) -> Vec<Tool> {
             Tool { name, script, before, daemon: Some(Containerd { binary, client, settings, igzip }) }
         })
         .collect()
+}
+
+/// Of "containerd github.com/containerd/containerd/v2 2.4.2+unknown". None where it is not.
+fn version(binary: &Path) -> Option<String> {
+    let said = Command::new(binary).arg("--version").output().ok()?;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let version = said.split_whitespace().nth(2)?.split(['+', '~']).next()?;
+    Some(version.trim_start_matches('v').to_owned())
 }
 
 impl Containerd {

@@ -2,6 +2,7 @@
 
 mod collection;
 mod disk_errors;
+mod disk_traffic;
 mod durability;
 mod file_systems;
 pub mod fsck;

@@ -239,11 +239,16 @@ impl Node {
         Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
     }
 
-    /// Bytes that the plugin has read, from wherever.
+    /// Bytes that the plugin has read from files, on a disk or in memory.
     pub fn bytes_read(&self) -> u64 {
+        self.io("rchar")
+    }
+
+    /// A value of `/proc/<pid>/io`, in bytes: see `man 5 proc_pid_io`.
+    pub fn io(&self, key: &str) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/io", self.pid())).expect("it runs");
-        let line = text.lines().find_map(|line| line.strip_prefix("rchar: ")).expect("a line");
-        line.parse().expect("a number")
+        let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
+        value.and_then(|value| value.parse().ok()).expect("a number")
     }
 
     /// A value of `/proc/<pid>/status`, in bytes.
