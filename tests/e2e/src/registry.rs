@@ -111,6 +111,17 @@ pub async fn push_image(repository: &str, tag: &str, directories: &[&str], apple
     image_of(repository, tag, directories, &[("bin/busybox", &busybox)], applets, &["/bin/sh"]).await;
 }
 
+/// Pushes an image with all that busybox can do, and a `bash` that is its shell.
+pub async fn push_shell(repository: &str, tag: &str) {
+    let busybox = fs::read("/bin/busybox").expect("busybox-static");
+    let listed = node::run(Command::new("/bin/busybox").arg("--list"));
+    let applets: Vec<&str> = listed.lines().filter(|name| !["busybox", "bash"].contains(name)).collect();
+    let directories = ["bin/", "proc/", "sys/", "dev/", "etc/", "mnt/", "opt/"];
+    let bash = b"#!/bin/sh\nexec /bin/sh \"$@\"\n";
+    let files: [(&str, &[u8]); 2] = [("bin/busybox", &busybox), ("bin/bash", bash)];
+    image_of(repository, tag, &directories, &files, &applets, &["/bin/sh"]).await;
+}
+
 /// Pushes an image of one program.
 pub async fn push_program(repository: &str, tag: &str, name: &str, program: &[u8]) {
     image_of(repository, tag, &[], &[(name, program)], &[], &[&format!("/{name}")]).await;

@@ -11,7 +11,7 @@ use crate::cluster::{Pods, eventually};
 use crate::machine::{directory, target};
 use crate::node::run;
 use crate::pod::{DRIVER, claim, pod, script};
-use crate::registry::{REGISTRY, push_image, push_model, push_program};
+use crate::registry::{REGISTRY, push_image, push_model, push_program, push_shell};
 
 /// As the chart has it, but for the registry.
 const PROVISIONER: &str = "sig-storage/csi-provisioner";
@@ -91,7 +91,7 @@ pub async fn claims_of_a_class_get_volumes_that_stay_what_they_were(node: Shared
             "ReadWriteMany",
             "readOnlyForWriters: \"true\" in the parameters of its StorageClass",
         ),
-        ("absent", "models", "ReadOnlyMany", "classes/absent"),
+        ("absent", "models", "ReadOnlyMany", "classes/absent:v1 does not exist"),
     ] {
         pods.create_other::<PersistentVolumeClaim>(claim_of_class(name, class, mode)).await;
         let message = pods.event(name, cure).await;
@@ -119,11 +119,10 @@ pub async fn kubernetes_own_tests_of_storage_pass(node: Shared) {
     let values = with_controller().await;
     let values: Vec<&str> = values.iter().map(String::as_str).collect();
     node.lock().await.install(&values).await;
-    // The image that its pods are of, as far as they use it.
-    let applets =
-        ["sh", "ls", "cat", "sleep", "grep", "mount", "test", "stat", "true", "head", "dd", "echo", "tail"];
-    let directories = ["bin/", "proc/", "sys/", "dev/", "etc/", "mnt/", "opt/"];
-    push_image("e2e-test-images/busybox", "1.37.0-1", &directories, &applets).await;
+    // The images that its pods are of, as far as they use them.
+    for (name, tag) in [("busybox", "1.37.0-1"), ("glibc-dns-testing", "2.0.0"), ("agnhost", "2.63.0")] {
+        push_shell(&format!("e2e-test-images/{name}"), tag).await;
+    }
     push_image("classes/content", "v1", &["data/"], &["sh"]).await;
     let place = directory().join("storage-tests");
     fs::create_dir_all(&place).expect("a directory");
@@ -140,7 +139,8 @@ pub async fn kubernetes_own_tests_of_storage_pass(node: Shared) {
             "provisioner": DRIVER, "parameters": {"reference": reference, "readOnlyForWriters": "true"},
         }),
     );
-    let attributes = json!({"reference": reference});
+    // Its inline volumes never say readOnly.
+    let attributes = json!({"reference": reference, "readOnlyForWriters": "true"});
     let driver = |class: Option<&str>, inline: Value| {
         let mut driver = json!({
             "DriverInfo": {
@@ -165,21 +165,28 @@ pub async fn kubernetes_own_tests_of_storage_pass(node: Shared) {
     // Some of its tests leave themselves out where a driver says that inline volumes are read-only.
     let two = write("two.json", &driver(None, json!({"Shared": true, "Attributes": attributes})));
     let images = write("images.json", &json!({"promoterE2eRegistry": format!("{REGISTRY}/e2e-test-images")}));
-    let report = place.join("report.xml");
-    let mut tests =
-        node.lock().await.as_admin(&target().join("tools/kubernetes/e2e.test").display().to_string());
-    tests
-        .env("KUBE_TEST_REPO_LIST", images)
-        .arg(format!("--storage.testdriver={one}"))
-        .arg(format!("--storage.testdriver={two}"))
-        .arg(format!("--kubeconfig={}", directory().join("kubeconfig").display()))
-        .args(["--provider=local", "--num-nodes=1", "--minStartupPods=0", "--disable-log-dump=true"])
-        .args(["--ginkgo.focus=External.Storage", &format!("--ginkgo.skip={SKIPPED}"), "--ginkgo.no-color"])
-        .arg(format!("--ginkgo.junit-report={}", report.display()));
-    let log = place.join("log");
-    let printed = tokio::task::spawn_blocking(move || run(&mut tests)).await.expect("they pass");
-    fs::write(log, printed).expect("a file");
-    let passed = passed(&report);
+    let mut passed = Vec::new();
+    for (name, file) in [("one", one), ("two", two)] {
+        let report = place.join(format!("{name}.xml"));
+        let mut tests =
+            node.lock().await.as_admin(&target().join("tools/kubernetes/e2e.test").display().to_string());
+        tests
+            .env("KUBE_TEST_REPO_LIST", &images)
+            .arg(format!("--storage.testdriver={file}"))
+            .arg(format!("--kubeconfig={}", directory().join("kubeconfig").display()))
+            .args(["--provider=local", "--num-nodes=1", "--minStartupPods=0", "--disable-log-dump=true"])
+            .args([
+                "--ginkgo.focus=External.Storage",
+                &format!("--ginkgo.skip={SKIPPED}"),
+                "--ginkgo.no-color",
+            ])
+            .arg(format!("--ginkgo.junit-report={}", report.display()));
+        let printed = tokio::task::spawn_blocking(move || run(&mut tests)).await.expect("they pass");
+        fs::write(place.join(format!("{name}.log")), printed).expect("a file");
+        passed.extend(passed_of(&report));
+    }
+    passed.sort();
+    passed.dedup();
     for name in &passed {
         println!("            {name}");
     }
@@ -187,7 +194,7 @@ pub async fn kubernetes_own_tests_of_storage_pass(node: Shared) {
 }
 
 /// The names of the tests that a report says have passed.
-fn passed(report: &Path) -> Vec<String> {
+fn passed_of(report: &Path) -> Vec<String> {
     let text = fs::read_to_string(report).expect("a report");
     text.split("<testcase ")
         .filter(|case| case.contains("status=\"passed\"") && case.contains("External Storage"))
