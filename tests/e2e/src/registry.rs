@@ -111,15 +111,16 @@ pub async fn push_image(repository: &str, tag: &str, directories: &[&str], apple
     image_of(repository, tag, directories, &[("bin/busybox", &busybox)], applets, &["/bin/sh"]).await;
 }
 
-/// Pushes an image with all that busybox can do, and a `bash` that is its shell.
+/// Pushes an image with all that busybox can do, a `bash` that is its shell, and the `agnhost` of Kubernetes' tests as far as it waits.
 pub async fn push_shell(repository: &str, tag: &str) {
     let busybox = fs::read("/bin/busybox").expect("busybox-static");
     let listed = node::run(Command::new("/bin/busybox").arg("--list"));
     let applets: Vec<&str> = listed.lines().filter(|name| !["busybox", "bash"].contains(name)).collect();
     let directories = ["bin/", "proc/", "sys/", "dev/", "etc/", "mnt/", "opt/"];
     let bash = b"#!/bin/sh\nexec /bin/sh \"$@\"\n";
-    let files: [(&str, &[u8]); 2] = [("bin/busybox", &busybox), ("bin/bash", bash)];
-    image_of(repository, tag, &directories, &files, &applets, &["/bin/sh"]).await;
+    let agnhost = b"#!/bin/sh\n[ \"$1\" = pause ] || exec \"$@\"\nexec sleep 86400\n";
+    let files: [(&str, &[u8]); 3] = [("bin/busybox", &busybox), ("bin/bash", bash), ("agnhost", agnhost)];
+    image_of(repository, tag, &directories, &files, &applets, &["/agnhost"]).await;
 }
 
 /// Pushes an image of one program.
