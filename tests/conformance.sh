@@ -57,10 +57,13 @@ pids="$pids $!"
 "$ocivol" controller --endpoint "unix://$directory/controller.sock" --health-addr "" --plain-http "$registry" 2>"$directory/controller.log" &
 pids="$pids $!"
 logs() { cat "$directory/log" "$directory/controller.log"; }
+tries=0
 while ! { [ -S "$directory/csi.sock" ] && [ -S "$directory/controller.sock" ]; }; do
 	for pid in $pids; do
 		kill -0 "$pid" || { logs; exit 1; }
 	done
+	tries=$((tries + 1))
+	[ $tries -lt 600 ] || { logs; exit 1; }
 	sleep 0.1
 done
 printf 'reference: %s/artifact:v1\nreadOnlyForWriters: "true"\n' "$registry" >"$directory/parameters.yaml"

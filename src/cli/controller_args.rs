@@ -21,6 +21,18 @@ pub struct ControllerArgs {
     /// Which registries and repositories claims may use: a list of {namespaces, allow, deny} in JSON [default: all]
     #[arg(long, env = "OCIVOL_PERMITS", value_name = "JSON", default_value = "")]
     pub permits: String,
+    /// Ask registries without credentials where the class's secret does not help
+    #[arg(
+        long,
+        env = "OCIVOL_ANONYMOUS",
+        value_name = "BOOL",
+        default_value_t = true,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true,
+        action = clap::ArgAction::Set
+    )]
+    pub anonymous: bool,
 }
 
 impl ControllerArgs {
@@ -34,6 +46,7 @@ impl ControllerArgs {
             driver_name: self.driver_name,
             health_addr: self.health_addr,
             permits: self.permits,
+            anonymous: self.anonymous,
             pulls,
         };
         flags.check().map_err(|error| Failure::usage(&error.to_string()))

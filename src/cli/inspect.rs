@@ -96,7 +96,7 @@ pub(super) async fn ask(
     // What is in the store is told where there is a place for one.
     let root = common.root().ok().filter(|_| depth != Depth::Reference);
     let look = Look { root: root.as_deref(), depth };
-    let found = remote::find(&registry, &attributes.reference, &keyring, &Tenant::CommandLine).await?;
+    let found = remote::find(&registry, &attributes.reference, &keyring, &Tenant::CommandLine, true).await?;
     inspect_as(&registry, &attributes, &found.0, found.1, look).await
 }
 

@@ -26,6 +26,8 @@ pub struct ControllerConfig {
     pub registry: RegistrySettings,
     /// Which registries claims may use.
     pub permits: Permits,
+    /// Whether registries are asked without credentials.
+    pub anonymous: bool,
 }
 
 /// Flags of `ocivol controller`, as they were given.
@@ -39,6 +41,8 @@ pub struct ControllerFlags {
     pub health_addr: String,
     /// `--permits`
     pub permits: String,
+    /// `--anonymous`
+    pub anonymous: bool,
     /// Flags about registries.
     pub pulls: PullFlags,
 }
@@ -65,6 +69,7 @@ impl ControllerFlags {
             // As the plugin on a node, and not as a command: who writes a claim may have a part in the reference.
             registry: pulls.check(Addresses::default())?.0,
             permits,
+            anonymous: self.anonymous,
         })
     }
 }

@@ -50,7 +50,10 @@ pub async fn run(config: ControllerConfig, stop: watch::Receiver<bool>) -> Resul
         works: Works::Asks,
         calls: calls.clone(),
     };
-    let controller = ControllerService { provisioner: Provisioner::new(registry, config.permits), calls };
+    let controller = ControllerService {
+        provisioner: Provisioner::new(registry, config.permits, config.anonymous),
+        calls,
+    };
     let server = Server::builder()
         .concurrency_limit_per_connection(CALLS)
         .add_service(IdentityServer::new(identity))

@@ -54,9 +54,10 @@ impl ControllerService {
         let reference = wanted.attributes().reference.to_string();
         call.reference = Some(reference.clone());
         let Ok(made) = tokio::time::timeout(LONGEST, self.provisioner.provision(wanted)).await else {
-            let seconds = LONGEST.as_secs();
             return Err(Status::internal(format!(
-                "{reference}: its registry has not answered in {seconds} s"
+                "{reference}: its registry has not answered in {} s; see that the controller's pods reach it, or set check: \
+                 \"false\" in the StorageClass; it is tried again",
+                LONGEST.as_secs()
             )));
         };
         let Provisioned { attributes, digest } = made.map_err(|error| refusal(&error))?;

@@ -22,7 +22,8 @@ use crate::volume::credentials::Wanting;
 /// Bytes of a volume ID. The interface says 128 for strings; PersistentVolumes are not held to it.
 const VOLUME_ID_LIMIT: usize = 1024;
 /// kubelet's word that a volume is inline. Its access mode is then always SINGLE_NODE_WRITER, whatever the pod says.
-/// Forging it gains nothing: the mount is read-only, and a claim that is used without `readOnly` is refused with it.
+/// Forging it gains nothing: the mount is read-only, and a claim that is used without `readOnly` and without the attribute
+/// `readOnlyForWriters` is refused with it.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 /// Bytes of the attributes. The interface's limit for a map is 4 KiB; kubelet adds tokens to it.
 pub(in crate::csi) const CONTEXT_LIMIT: usize = 64 * 1024;

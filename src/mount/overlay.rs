@@ -1,6 +1,6 @@
 //! A volume whose file system cannot be written, whatever its mount's flags are.
 //!
-//! A claim that a pod uses without `readOnly` is bound into the container with `rw`: runc 1.2 and later then clears the
+//! A volume that a pod uses without `readOnly` (a claim, or one with the attribute `readOnlyForWriters`) is bound into the container with `rw`: runc 1.2 and later then clears the
 //! flags of the mount, and where they are [locked](crate::mount::locked) the container does not start. Claims of other read-only
 //! drivers start. So such a volume is an overlay without an upper layer: its superblock is read-only, and stays so
 //! (`Documentation/filesystems/overlayfs.rst`, "Multiple lower layers"; `ovl_reconfigure` refuses `rw` without an upper

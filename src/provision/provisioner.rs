@@ -11,7 +11,7 @@ use crate::oci::digest::Digest;
 use crate::provision::claim_name;
 use crate::provision::class::Class;
 use crate::provision::error::Error;
-use crate::pull::choose::Choice;
+use crate::pull::choose::{Choice, Documents as _};
 use crate::pull::remote::{self, AtRegistry};
 use crate::registry::client::{Fetched, Registry};
 use crate::registry::credentials::keyring::Keyring;
@@ -23,7 +23,8 @@ use crate::volume::list::needed;
 use crate::volume::permits::Permits;
 
 /// Claims that are worked on at a time. A namespace leaves places to others, and a registry that does not answer holds them for as long
-/// as a call may take. Each has up to 52 MiB of memory: a manifest, a config, the largest plan.
+/// as a call may take. Each has up to 56 MiB of memory: an index, a manifest, a config, the largest plan. The secrets of all that wait are beside it,
+/// a megabyte of each call.
 const AT_A_TIME: u64 = 8;
 /// How long a claim waits for its place. Then it is asked for again, later and later.
 const WAIT: Duration = Duration::from_secs(5);
@@ -33,6 +34,7 @@ const WAIT: Duration = Duration::from_secs(5);
 pub struct Provisioner {
     registry: Registry,
     permits: Permits,
+    anonymous: bool,
     places: FairQueue,
 }
 
@@ -89,9 +91,9 @@ impl Checked {
 }
 
 impl Provisioner {
-    /// Asks through `registry`, for claims of namespaces whose pods may use what they get.
-    pub fn new(registry: Registry, permits: Permits) -> Self {
-        Self { registry, permits, places: FairQueue::new(AT_A_TIME) }
+    /// Asks through `registry`, for claims of namespaces whose pods may use what they get; without credentials only if `anonymous`.
+    pub fn new(registry: Registry, permits: Permits, anonymous: bool) -> Self {
+        Self { registry, permits, anonymous, places: FairQueue::new(AT_A_TIME) }
     }
 
     /// Makes a volume.
@@ -109,7 +111,8 @@ impl Provisioner {
             let Ok(_place) = tokio::time::timeout(WAIT, place).await else {
                 return Err(Error::Crowded { tenant: tenant.to_string() });
             };
-            let (asker, fetched) = remote::find(&self.registry, &reference, &keyring, &tenant).await?;
+            let asked = remote::find(&self.registry, &reference, &keyring, &tenant, self.anonymous);
+            let (asker, fetched) = asked.await?;
             digest = Some(fetched.digest.clone());
             let size = self.look(&class, &asker, fetched).await?;
             if let Some(limit) = limit.filter(|limit| size > *limit) {
@@ -130,7 +133,11 @@ impl Provisioner {
         let digest = fetched.digest.clone();
         let mut documents = AtRegistry::new(&self.registry, asker, fetched);
         let mut found = attributes.choice.follow(&attributes.reference, &digest, &mut documents).await;
-        if found.is_err() && !attributes.platform_given {
+        // A failure that may pass is none of the platform's.
+        if let Err(error) = &found
+            && AtRegistry::is_final(error)
+            && !attributes.platform_given
+        {
             for platform in documents.platforms().to_owned() {
                 let choice = Choice { platform, ..attributes.choice.clone() };
                 let other = choice.follow(&attributes.reference, &digest, &mut documents).await;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::failure::{Failure, Kind};
+use crate::failure::{Failure, Kind, one_line};
 use crate::host::blocking::{self, Lane};
 use crate::layout;
 use crate::layout::artifact::{Artifact, CONFIG_LIMIT};
@@ -22,7 +22,7 @@ use crate::registry::source::{Asker, Source};
 use crate::tenant::Tenant;
 
 /// The manifest or index that `reference` names, as the first credential that the registry accepts and last without one, as a pull
-/// does; and who may read it.
+/// does; and who may read it. Without one nobody is asked unless `anonymous`.
 ///
 /// # Errors
 /// Of the first credential.
@@ -31,9 +31,11 @@ pub(crate) async fn find(
     reference: &Reference,
     keyring: &Keyring,
     tenant: &Tenant,
+    anonymous: bool,
 ) -> Result<(Asker, Fetched), Failure> {
     let mut first = None;
-    for credential in keyring.matching(reference).into_iter().map(Some).chain([None]) {
+    let without = anonymous.then_some(None);
+    for credential in keyring.matching(reference).into_iter().map(Some).chain(without) {
         let asker = Asker { source: Source::new(reference, credential), tenant: tenant.clone() };
         match registry.manifest(&asker, &reference.target()).await {
             Ok(fetched) => return Ok((asker, fetched)),
@@ -42,7 +44,14 @@ pub(crate) async fn find(
             Err(error) => return Err(failure(first.as_ref().unwrap_or(&error))),
         }
     }
-    Err(first.map_or_else(|| Failure::internal("there is no credential to try"), |error| failure(&error)))
+    let Some(error) = first else {
+        return Err(pull::error::Error::NoCredentials { reference: reference.to_string() }.into());
+    };
+    let mut failure = failure(&error);
+    if let Some(note) = keyring.note_of_helper(reference) {
+        failure.message = one_line(&format!("{}; {note}", failure.message));
+    }
+    Err(failure)
 }
 
 /// What was found, what of it would be mounted, and its config where it was needed to know that.
@@ -100,7 +109,7 @@ pub(crate) async fn config(
     registry.small_blob(asker, config, CONFIG_LIMIT).await.map_err(|error| failure(&error))
 }
 
-/// Platforms of an index that are remembered: real ones have a dozen.
+/// Platforms of an index that are remembered. One is enough that has something for it.
 const PLATFORMS: usize = 8;
 
 /// The manifests of a registry, of which the first was read already.

@@ -23,7 +23,7 @@ use tonic::{Code, Status};
 
 use crate::support::debian_registry::{DebianRegistry, LOGIN};
 use crate::support::node::BINARY;
-use crate::support::{Node, eventually, isolated, noise};
+use crate::support::{Node, Scripted, eventually, isolated, noise};
 
 /// The controller's process, as an ordinary user has it: it has no store.
 struct Controller {
@@ -240,4 +240,59 @@ fn the_claim_is_told_what_the_registry_says() {
             assert_eq!(code, expected, "{limit}");
         }
     });
+}
+
+#[test]
+fn a_claim_gets_what_its_namespaces_pods_may_have() {
+    isolated(async {
+        let registry = DebianRegistry::start().await;
+        push(&registry, 1).await;
+        let permits = r#"[{"namespaces":["shop"],"deny":["*"]}]"#;
+        let flags = ["--plain-http", &registry.host(), "--permits", permits];
+        let reference = registry.reference("models/model:v1");
+        let controller = Controller::start(&flags).await;
+        let refused = controller.create(claim(&[("reference", &reference)])).await.expect_err("denied");
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        controller.create(of_namespace("bank", &reference)).await.expect("made");
+        let controller = Controller::start(&["--plain-http", &registry.host(), "--anonymous=false"]).await;
+        let refused = controller.create(claim(&[("reference", &reference)])).await.expect_err("no secret");
+        assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+    });
+}
+
+#[test]
+fn t44_claims_whose_registry_does_not_answer_leave_places_to_other_namespaces() {
+    isolated(async {
+        let (registry, silent) = (DebianRegistry::start().await, Scripted::start().await);
+        push(&registry, 1).await;
+        silent.script(|_| {
+            let never = futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
+            Some(axum::response::Response::new(axum::body::Body::from_stream(never)))
+        });
+        let hosts = [registry.host(), silent.host()].join(",");
+        let controller = std::sync::Arc::new(Controller::start(&["--plain-http", &hosts]).await);
+        let reference = silent.reference("models/model:v1");
+        let mut waiting = tokio::task::JoinSet::new();
+        for _ in 0..12 {
+            let (controller, request) =
+                (std::sync::Arc::clone(&controller), of_namespace("shop", &reference));
+            waiting
+                .spawn(async move { controller.create(request).await.expect_err("it says nothing").code() });
+        }
+        let asked = || silent.requests().len() >= 4;
+        eventually("claims that are worked on", asked).await;
+        let good = registry.reference("models/model:v1");
+        controller.create(of_namespace("bank", &good)).await.expect("made while others wait");
+        // The first to end are those that found no place.
+        let ended = waiting.join_next().await.expect("some wait").expect("no panic");
+        assert_eq!(ended, Code::ResourceExhausted);
+        waiting.abort_all();
+    });
+}
+
+/// A claim in another namespace.
+fn of_namespace(namespace: &str, reference: &str) -> CreateVolumeRequest {
+    let mut request = claim(&[("reference", reference)]);
+    request.parameters.insert("csi.storage.k8s.io/pvc/namespace".into(), namespace.into());
+    request
 }

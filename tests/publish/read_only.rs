@@ -33,8 +33,21 @@ async fn publish_claim(
     reference: &str,
     read_only: bool,
 ) -> Result<(), Status> {
+    publish_as(node, volume, reference, read_only, &[("csi.storage.k8s.io/ephemeral", "false")]).await
+}
+
+/// The same with what else kubelet says of the volume, or its author.
+async fn publish_as(
+    node: &Node,
+    volume: &PodVolume,
+    reference: &str,
+    read_only: bool,
+    said: &[(&str, &str)],
+) -> Result<(), Status> {
     let mut request = node.kubelet.publish_request(volume, &[("reference", reference)], &[]);
-    request.volume_context.insert("csi.storage.k8s.io/ephemeral".into(), "false".into());
+    for (key, value) in said {
+        request.volume_context.insert((*key).into(), (*value).into());
+    }
     request.readonly = read_only;
     if let Some(capability) = &mut request.volume_capability {
         capability.access_mode = Some(AccessMode { mode: Mode::MultiNodeReaderOnly.into() });
@@ -71,6 +84,26 @@ fn regression_t23_a_claim_used_without_read_only_starts_and_cannot_be_written() 
         assert_eq!(node.kubelet.stats(&volume).await.expect("stats")[0].used, 7);
         node.kubelet.unpublish(&volume).await.expect("unmounted");
         assert!(mount_at(&volume.target).is_none() && !volume.target.exists());
+    });
+}
+
+#[test]
+fn t23_an_inline_volume_that_does_not_say_read_only_is_mounted_as_such_a_claim() {
+    isolated(async {
+        let (registry, node) = start().await;
+        let reference = registry.reference("model:v1");
+        let volume = node.volume("pod");
+        let inline = ("csi.storage.k8s.io/ephemeral", "true");
+        let refused = publish_as(&node, &volume, &reference, false, &[inline]).await.expect_err("not said");
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        let said = [inline, ("readOnlyForWriters", "true")];
+        publish_as(&node, &volume, &reference, false, &said).await.expect("published");
+        assert!(mount_at(&volume.target).expect("on the node").is_overlay);
+        // What runc does for `rw`.
+        mount(NONE, &volume.target, NONE, MsFlags::MS_REMOUNT | MsFlags::MS_BIND, NONE).expect("cleared");
+        assert_eq!(write(&volume.target), Some(libc::EROFS));
+        assert_eq!(mount(NONE, &volume.target, NONE, MsFlags::MS_REMOUNT, NONE), Err(Errno::EROFS));
+        node.kubelet.unpublish(&volume).await.expect("unmounted");
     });
 }
 

@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod named_tests;
 pub mod namespace;
 pub mod node;
+pub mod noise;
 pub mod oracles;
 pub mod raw;
 pub mod records;
@@ -28,6 +29,7 @@ pub mod world;
 
 pub use namespace::isolated;
 pub use node::Node;
+pub use noise::noise;
 pub use scripted::Scripted;
 
 use std::time::{Duration, Instant};
@@ -51,16 +53,4 @@ pub fn zstd_with_window(content: &[u8], window: u32) -> Vec<u8> {
     encoder.window_log(window).expect("a window");
     encoder.write_all(content).expect("memory");
     encoder.finish().expect("memory")
-}
-
-/// Bytes that do not repeat soon, the same for the same seed.
-pub fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let words = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.flatten().take(length).collect()
 }
