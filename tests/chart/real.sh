@@ -165,6 +165,21 @@ PersistentVolume <none> one <none> csi.ocivol.dev model shop" ] || die "who uses
 	quiet here_is upgrade ocivol --reset-values
 	quiet kubectl delete priorityclass volumes-first
 
+	# What a StorageClass says cannot be changed: as it says. Another's is left alone.
+	classes() { here_is upgrade ocivol --set controller.enabled=true,storageClasses[0].name="$1",storageClasses[0].parameters.reference="$2"; }
+	quiet classes models r.example/x:v1
+	quiet classes models r.example/x:v1
+	refused "kubectl delete storageclass models" classes models r.example/x:v2
+	as_it_says
+	quiet classes models r.example/x:v2
+	[ "$(kubectl get storageclass models -o jsonpath='{.parameters.reference}')" = r.example/x:v2 ] || die "the StorageClass is as it was"
+	quiet kubectl apply -f - <<-FAST
+	{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {name: fast}, provisioner: other.example.com}
+	FAST
+	refused "not of this release: take another name" classes fast r.example/x:v1
+	quiet kubectl delete storageclass fast
+	quiet here_is upgrade ocivol --reset-values
+
 	# Uninstalled, and installed elsewhere: the CSIDriver is still there, the other's.
 	quiet uninstall
 	! "$helm" status ocivol --namespace here >/dev/null 2>&1 || die "it is still installed"

@@ -35,7 +35,7 @@ capabilities:
 {{- define "ocivol.secretsOfClaims" -}}
 {{- range .Values.storageClasses -}}
 {{- with .provisionerSecret -}}
-{{- if contains "$" (printf "%s%s" .name .namespace) -}}true{{- break -}}{{- end -}}
+{{- if contains "$" .namespace -}}true{{- break -}}{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -46,8 +46,9 @@ capabilities:
 {{- $any := false -}}
 {{- range .Values.storageClasses -}}
 {{- with .provisionerSecret -}}
-{{- if contains "$" .name -}}{{- $any = true -}}
-{{- else if contains "$" .namespace -}}{{- $names = append $names .name -}}{{- end -}}
+{{- if contains "$" .namespace -}}
+{{- if contains "$" .name -}}{{- $any = true -}}{{- else -}}{{- $names = append $names .name -}}{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- ternary (list) (uniq $names) $any | toJson -}}
@@ -61,6 +62,13 @@ capabilities:
 {{- /* Whether it has files of its node: mirrors, authorities. */ -}}
 {{- define "ocivol.controllerReadsNode" -}}
 {{- if or .Values.registry.hostsDir .Values.registry.certificatePaths -}}true{{- end -}}
+{{- end -}}
+
+{{- /* What OpenShift has to let it do, beyond what every pod may. */ -}}
+{{- define "ocivol.controllerSCC" -}}
+{{- if include "ocivol.isOpenShift" . -}}
+{{- if .Values.hostNetwork -}}privileged{{- else if include "ocivol.controllerReadsNode" . -}}hostmount-anyuid{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* What the schema cannot tell. */ -}}
@@ -79,6 +87,10 @@ capabilities:
 {{- range .Values.storageClasses -}}
 {{- $class := . -}}
 {{- with lookup "storage.k8s.io/v1" "StorageClass" "" $class.name -}}
+{{- $owner := default dict .metadata.annotations -}}
+{{- if or (ne (get $owner "meta.helm.sh/release-name") $.Release.Name) (ne (get $owner "meta.helm.sh/release-namespace") $.Release.Namespace) -}}
+{{- fail (printf "storageClasses: this cluster has a StorageClass %s that is not of this release: take another name" $class.name) -}}
+{{- end -}}
 {{- $live := default dict .parameters -}}
 {{- $wanted := deepCopy $class.parameters -}}
 {{- range $kind, $secret := dict "provisioner" $class.provisionerSecret "node-publish" $class.nodePublishSecret -}}

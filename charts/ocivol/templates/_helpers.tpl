@@ -99,6 +99,7 @@ OCIVOL_PLAIN_HTTP: {{ join "," . | quote }}
 {{- with .Values.registry.allowedHosts }}
 OCIVOL_ALLOW_HOSTS: {{ join "," . | quote }}
 {{- end }}
+OCIVOL_ANONYMOUS: {{ .Values.credentials.anonymous | quote }}
 {{- with .Values.registry.permits }}
 OCIVOL_PERMITS: {{ toJson . | quote }}
 {{- end }}
@@ -165,7 +166,6 @@ OCIVOL_NODE_DOCKER_CONFIG: /etc/ocivol/docker/{{ base . }}
 {{- end }}
 OCIVOL_CREDENTIAL_HELPERS: {{ join "," $helpers | quote }}
 {{- end }}
-OCIVOL_ANONYMOUS: {{ .Values.credentials.anonymous | quote }}
 OCIVOL_MOUNT_LOCK: {{ .Values.mount.lock | quote }}
 {{ include "ocivol.registryConfig" . }}
 {{- if .Values.controller.enabled }}
