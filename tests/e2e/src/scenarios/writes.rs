@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::Shared;
 use super::inline::target_of;
 use super::messages::assert_quoted;
-use crate::pod::{claim, inline, job, merge, pod, script};
+use crate::pod::{claim, inline, inline_with, job, merge, pod, script};
 use crate::registry::{REGISTRY, push_model};
 
 pub async fn an_inline_volume_that_is_not_read_only_is_refused(node: Shared) {
@@ -89,10 +89,19 @@ pub async fn no_container_can_change_an_inline_volume(node: Shared) {
     let model = push_model("writes/model", "v1", vec![4; 100_000]).await;
     let witness = pods.run(pod("witness", inline(&model), &script("true"))).await;
     let before = bytes(&target_of(&witness));
-    for (name, security) in writers() {
-        let (_, printed) = pods.outcome(pod(name, inline(&model), &tries(&security))).await;
-        assert_nothing_done(name, &printed);
-        assert_eq!(bytes(&target_of(&witness)), before, "{name} changed what the witness reads:\n{printed}");
+    let mut unsaid = inline_with(&model, &json!({"readOnlyForWriters": "true"}));
+    unsaid["csi"]["readOnly"] = Value::Null;
+    for (how, volume) in [("said", inline(&model)), ("unsaid", unsaid)] {
+        for (name, security) in writers() {
+            let name = format!("{name}-{how}");
+            let (_, printed) = pods.outcome(pod(&name, volume.clone(), &tries(&security))).await;
+            assert_nothing_done(&name, &printed);
+            assert_eq!(
+                bytes(&target_of(&witness)),
+                before,
+                "{name} changed what the witness reads:\n{printed}"
+            );
+        }
     }
     // A pod that comes later reads what was pushed.
     let later = pods.run(pod("later", inline(&model), &script("true"))).await;
