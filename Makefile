@@ -1,5 +1,5 @@
-# One entry for people and CI. On a new machine with Rust and a C compiler every target installs what it needs; check,
-# manifests and conformance also need Go, for helm and csi-sanity.
+# One entry for people and CI. On a new machine with Rust and a C compiler every target installs what it needs; those that
+# start programs of other projects also need Go, which builds them.
 
 CARGO ?= cargo
 export CARGO_NET_RETRY := 10
@@ -235,13 +235,13 @@ $(TOOLS)/bin/helm: $(TOOLS)/bin/helm-$(HELM)
 	@test -x $@
 $(TOOLS)/bin/helm-$(HELM):
 	$(call go,helm.sh/helm/v3/cmd/helm@$(HELM),-ldflags "-s -w $(HELM_FLAGS)")
-	touch $@
+	rm -f $(@D)/helm-v* && touch $@
 
 $(TOOLS)/helm4/helm: $(TOOLS)/helm4/helm-$(HELM_FOUR)
 	@test -x $@
 $(TOOLS)/helm4/helm-$(HELM_FOUR):
 	$(call go,helm.sh/helm/v4/cmd/helm@$(HELM_FOUR),-ldflags "-s -w -X helm.sh/helm/v4/internal/version.version=$(HELM_FOUR)")
-	touch $@
+	rm -f $(@D)/helm-v* && touch $@
 
 $(TOOLS)/bin/csi-sanity:
 	$(call go,github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@$(CSI_SANITY))
@@ -285,11 +285,14 @@ release-tools: $(HELMS) target/ca-certificates.crt
 	@$(call need,umoci,umoci)
 	@$(call need,docker-registry,docker-registry)
 	@$(call need,qemu-aarch64-static,qemu-user-static)
+	@$(call need,openssl,openssl)
 
 release-files: release-binaries release-tools ## All that a release publishes, in target/release-files: REGISTRY=ghcr.io
 	sh release/assemble.sh $(RELEASE_TOOLS) $(PORTABLE) target/ca-certificates.crt $(or $(REGISTRY),ghcr.io) target/release-files
 
-release: ## Push and sign that: REGISTRY=ghcr.io KEY=cosign.key
+release: ## Push and sign that: REGISTRY=ghcr.io KEY=~/ocivol.key
+	$(if $(and $(REGISTRY),$(KEY)),,$(error say where to, and the private key: make release REGISTRY=ghcr.io KEY=~/ocivol.key))
+	@: "$${COSIGN_PASSWORD?is the password of KEY: set it, also if it is empty}"
 	sh release/ready.sh
 	$(MAKE) --no-print-directory release-files
 	sh release/publish.sh $(RELEASE_TOOLS) target/release-files $(REGISTRY) $(KEY)
@@ -358,7 +361,6 @@ instructions: ## Count what bytes, files and layers cost, compare with benches/i
 	target/$(MUSL)/release/instructions
 
 bench-scale: ## How time and memory grow with layers, files, bytes and volumes, on one core and on two
-	@$(call need,docker-registry,docker-registry)
 	@$(call need,mkfs.ext4,e2fsprogs)
 	@$(call need,losetup,mount)
 	$(AS_ROOT) $(CARGO) bench --bench scale

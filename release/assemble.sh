@@ -15,6 +15,7 @@ out=$(realpath "$5")
 work=$(mktemp -d)
 sudo=$([ "$(id -u)" = 0 ] || echo sudo)
 trap '$sudo rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
@@ -22,14 +23,13 @@ export SOURCE_DATE_EPOCH
 created=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)
 image=$registry/ocivol/ocivol
 triple() { case $1 in amd64) echo x86_64-unknown-linux-musl ;; arm64) echo aarch64-unknown-linux-musl ;; esac; }
-native=$(case $(uname -m) in aarch64) echo arm64 ;; *) echo amd64 ;; esac)
 # packed ARCHIVE DIRECTORY NAME: with nothing in it of who packed it, and when.
 packed() {
 	tar -c -C "$2" --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime="@$SOURCE_DATE_EPOCH" "$3" | gzip -n9 >"$1"
 }
 
 # The command line: binary, completions, manual.
-ocivol=$target/$(triple "$native")/release/ocivol
+ocivol=$target/$(triple amd64)/release/ocivol
 for architecture in amd64 arm64; do
 	name=ocivol-$version-linux-$architecture
 	mkdir -p "$work/$name/completions" "$work/$name/man"

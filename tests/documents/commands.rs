@@ -118,8 +118,8 @@ const NOT_RUN: [(&str, &str, &str); 57] = [
     ("docs/releasing.md", "git checkout v0.1.0", "there is no such tag yet"),
     (
         "docs/releasing.md",
-        "sha256sum --ignore-missing --check target/",
-        "make release-dry builds the files twice and compares the sums",
+        "diff target/release-files/SHA256SUMS",
+        "needs a release to compare with; make release-dry makes the files twice and compares them",
     ),
     ("docs/tested.md", "make c", "it is the test"),
     ("docs/tested.md", "make e2e", "it is the test"),

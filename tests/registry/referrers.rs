@@ -23,14 +23,19 @@ fn index_of(digests: &[Digest]) -> String {
 }
 
 async fn inspect(registry: &Scripted) -> Value {
+    serde_json::from_slice(&printed(registry, "json").await).expect("JSON")
+}
+
+/// What `ocivol inspect` prints in this format.
+async fn printed(registry: &Scripted, format: &'static str) -> Vec<u8> {
     let reference = registry.reference("m:v1");
     let host = registry.host();
     let output = tokio::task::spawn_blocking(move || {
-        Command::new(BINARY).args(["--output", "json", "--plain-http", &host, "inspect", &reference]).output()
+        Command::new(BINARY).args(["--output", format, "--plain-http", &host, "inspect", &reference]).output()
     });
     let output = output.await.expect("no panic").expect("it runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    output.stdout
 }
 
 fn digests(found: &Value) -> Vec<&str> {
@@ -98,6 +103,11 @@ fn of_an_index_what_refers_to_it_and_to_the_chosen_manifest_is_shown() {
         assert_eq!(digests(&found), referrers);
         assert_eq!(found["referrers"][0]["subject"], index.to_string());
         assert_eq!(found["referrers"][1]["subject"], chosen.to_string());
+        let text = String::from_utf8(printed(&registry, "text").await).expect("UTF-8");
+        for (digest, is_of_index) in [(&referrers[0], true), (&referrers[1], false)] {
+            let line = text.lines().find(|line| line.contains(digest.as_str())).expect("a line");
+            assert_eq!(line.ends_with(", of the index"), is_of_index, "{line}");
+        }
         // Where nothing is chosen, there is the index alone.
         let (_, referrers) = push(&[chosen.clone(), other]).await;
         let found = inspect(&registry).await;

@@ -6,6 +6,7 @@ tools=$(realpath "$1")
 target=$(realpath "$2")
 clone=$(mktemp -d)
 trap 'rm -rf "$clone"' EXIT
+trap 'exit 1' INT TERM
 git clone --quiet "$(dirname "$0")/../.." "$clone/ocivol"
 cd "$clone/ocivol"
 sh release/binaries.sh "$tools" target/portable amd64 arm64

@@ -16,6 +16,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+#[path = "../../../tests/support/noise.rs"]
+mod noise;
 mod parts;
 
 use std::collections::BTreeMap;

@@ -23,6 +23,8 @@ use ocivol::unpack::extract::Limits;
 use ocivol::unpack::pipeline::Unpack;
 use ocivol::unpack::space::Space;
 
+use crate::noise::noise;
+
 /// A part of ocivol.
 pub struct Part {
     pub name: &'static str,
@@ -58,18 +60,6 @@ fn write(directory: &Path, content: &[u8]) {
 
 fn read(directory: &Path) -> Bytes {
     fs::read(directory.join("input")).expect("read").into()
-}
-
-/// The same for the same seed, and no compressor finds anything in it.
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let words = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.flatten().take(length).collect()
 }
 
 /// Small files as in a package, symlinks, and a large file; half of the bytes compress like text.
