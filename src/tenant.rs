@@ -1,4 +1,4 @@
-//! On whose behalf work is done: the namespace of a pod, or the command line.
+//! On whose behalf work is done: the namespace of a pod, the command line, or the node itself.
 //!
 //! Everything that is shared is divided between tenants first (see [`fair_queue`](crate::host::fair_queue)): what one of them
 //! asks for, and how slow the registries are that it names, does not hold up another.
@@ -14,6 +14,8 @@ pub enum Tenant {
     Namespace(Arc<str>),
     /// Who uses the command line on the node.
     CommandLine,
+    /// The node, which brings what no pod waits for yet. All others go before it.
+    PrePull,
     /// A caller that names no namespace: a kubelet whose CSIDriver object has no `podInfoOnMount`, or csi-sanity.
     Unnamed,
 }
@@ -34,11 +36,19 @@ impl Tenant {
     }
 }
 
+impl Tenant {
+    /// Whether nobody waits for what it asks for: it gets what others leave.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::PrePull)
+    }
+}
+
 impl fmt::Display for Tenant {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Namespace(name) => out.write_str(name),
             Self::CommandLine => out.write_str("(command line)"),
+            Self::PrePull => out.write_str("(pre-pull)"),
             Self::Unnamed => out.write_str("(no namespace)"),
         }
     }

@@ -1,14 +1,16 @@
 //! A bound that is shared fairly: between tenants first, and between the registries of each tenant then.
 //!
-//! Four rules keep a tenant from holding a bound against others, however long what it holds takes.
+//! Five rules keep a tenant from holding a bound against others, however long what it holds takes.
 //! - *A tenant may hold at most as much as is free.* Alone, it gets half of the bound; the next one still finds half of the
 //!   rest, and so on (dynamic thresholds, Choudhury and Hahne, 1998). A tenant that holds nothing gets whatever fits.
 //! - *A registry may hold at most as much of its tenant's share as is free there*, where a queue says so: one that does not answer
 //!   leaves room for the others of the same tenant.
 //! - *Who holds least goes first.* Among the tenants that wait it is the one that holds least, then of its registries the one
 //!   that holds least, and then who came first.
+//! - *Nobody waits for who is last.* What is done before anybody wants it ([`Tenant::is_last`]) gets what those leave that wait, and what it
+//!   holds counts as free for the share that they may have.
 //! - *Nobody is passed over for ever*, where what is held ends by itself. A tenant that holds nothing and waits for much is next, when
-//!   those that came later have got as much as the whole bound meanwhile: nobody gets anything until there is enough.
+//!   those that came later have got as much as the whole bound meanwhile: nobody gets anything until there is enough. Who is last may be.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,6 +47,8 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     free: u64,
+    /// What is held before anybody wants it.
+    held_last: u64,
     tenants: HashMap<Tenant, Holding>,
     /// How many have come.
     arrivals: u64,
@@ -105,7 +109,7 @@ impl FairQueue {
     }
 
     fn with(capacity: u64, per_registry: Option<u64>, is_patient: bool) -> Self {
-        let state = Mutex::new(State { free: capacity, tenants: HashMap::new(), arrivals: 0 });
+        let state = Mutex::new(State { free: capacity, held_last: 0, tenants: HashMap::new(), arrivals: 0 });
         Self { shared: Arc::new(Shared { capacity, per_registry, is_patient, state }) }
     }
 
@@ -165,10 +169,12 @@ impl Shared {
             (holding.units, holding.registries.get(registry).map_or(0, |line| line.units))
         });
         let fits = units <= state.free;
-        let is_fair = held == 0 || held.saturating_add(units) <= state.free;
+        // What is held before anybody wants it takes no share from those who do.
+        let free = if tenant.is_last() { state.free } else { state.free.saturating_add(state.held_last) };
+        let is_fair = held == 0 || held.saturating_add(units) <= free;
         let leaves_room = self.per_registry.is_none_or(|per_registry| {
             // What the tenant can have, if nobody else takes more.
-            let share = (state.free + held) / 2;
+            let share = (free + held) / 2;
             let after = at_registry.saturating_add(units);
             at_registry == 0 || (after <= per_registry && after <= share.saturating_sub(held))
         });
@@ -177,6 +183,9 @@ impl Shared {
 
     fn grant(self: &Arc<Self>, state: &mut State, tenant: Tenant, registry: Arc<str>, units: u64) -> Permit {
         state.free -= units;
+        if tenant.is_last() {
+            state.held_last += units;
+        }
         let holding = state.tenants.entry(tenant.clone()).or_default();
         holding.units += units;
         holding.registries.entry(Arc::clone(&registry)).or_default().units += units;
@@ -188,7 +197,8 @@ impl Shared {
         if !self.is_patient {
             return None;
         }
-        let nothing = state.tenants.iter().filter(|(_, holding)| holding.units == 0);
+        let nothing =
+            state.tenants.iter().filter(|(tenant, holding)| holding.units == 0 && !tenant.is_last());
         nothing
             .flat_map(|(tenant, holding)| holding.registries.iter().map(move |line| (tenant, line)))
             .filter_map(|(tenant, (registry, line))| Some((tenant, registry, line.waiting.front()?)))
@@ -227,13 +237,13 @@ impl Shared {
         if let Some((tenant, registry, units)) = self.patient(state) {
             return self.may_take(state, &tenant, &registry, units).then_some((tenant, registry));
         }
-        /// What the tenant holds, what it holds for the registry, and when who waits came.
-        type Rank = (u64, u64, u64);
+        /// Whether it is last, what the tenant holds, what it holds for the registry, and when who waits came.
+        type Rank = (bool, u64, u64, u64);
         let mut best: Option<(Rank, &Tenant, &Arc<str>)> = None;
         for (tenant, holding) in &state.tenants {
             for (registry, line) in &holding.registries {
                 let Some(first) = line.waiting.front() else { continue };
-                let rank = (holding.units, line.units, first.arrival);
+                let rank = (tenant.is_last(), holding.units, line.units, first.arrival);
                 if best.is_none_or(|(best, ..)| rank < best)
                     && self.may_take(state, tenant, registry, first.units)
                 {
@@ -263,6 +273,9 @@ impl State {
 
     fn take_back(&mut self, tenant: &Tenant, registry: &str, units: u64) {
         self.free += units;
+        if tenant.is_last() {
+            self.held_last = self.held_last.saturating_sub(units);
+        }
         if let Some(holding) = self.tenants.get_mut(tenant) {
             holding.units -= units;
             if let Some(line) = holding.registries.get_mut(registry) {
@@ -368,6 +381,43 @@ mod tests {
         drop(held);
         let _large = large.await;
         assert!(queue.try_acquire(&tenant("late"), "", 1).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_gets_what_others_leave() {
+        let queue = FairQueue::new(8);
+        let ahead = std::iter::from_fn(|| queue.try_acquire(&Tenant::PrePull, "r", 1)).collect::<Vec<_>>();
+        assert_eq!(ahead.len(), 4, "it leaves half");
+        // A namespace may have as much as if that were free, and so all that is.
+        let mut held = std::iter::from_fn(|| take(&queue, "a", "r")).collect::<Vec<_>>();
+        assert_eq!(held.len(), 4);
+        // Who came first and who holds less do not count.
+        let (last, pod) = (Tenant::PrePull, tenant("b"));
+        let mut last = Box::pin(queue.acquire(&last, "", 1));
+        assert!(last.as_mut().now_or_never().is_none());
+        let mut waits = Box::pin(queue.acquire(&pod, "", 1));
+        assert!(waits.as_mut().now_or_never().is_none());
+        held.truncate(3);
+        let _pod = waits.as_mut().now_or_never().expect("its turn");
+        assert!(last.as_mut().now_or_never().is_none());
+        drop((ahead, held));
+        assert!(last.as_mut().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_is_last_goes_after_those_that_came_later() {
+        let queue = FairQueue::new(1).with_patience();
+        let held = queue.acquire(&tenant("a"), "", 1).await;
+        let (ahead, pod) = (Tenant::PrePull, tenant("b"));
+        let mut last = Box::pin(queue.acquire(&ahead, "", 1));
+        assert!(last.as_mut().now_or_never().is_none());
+        let mut waits = Box::pin(queue.acquire(&pod, "", 1));
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(held);
+        let next = waits.as_mut().now_or_never().expect("a pod goes first, however long the other waits");
+        assert!(last.as_mut().now_or_never().is_none());
+        drop(next);
+        assert!(last.as_mut().now_or_never().is_some());
     }
 
     #[tokio::test]

@@ -46,12 +46,12 @@ impl Quotas {
     }
 
     /// Makes sure that `tenant` may bring in so many bytes and one tree, beside what comes for it at this moment. Whoever works on
-    /// the node itself has no quota.
+    /// the node itself has no quota, and what an operator wants to be there before pods has none.
     ///
     /// # Errors
     /// [`crate::store::error::Error::Quota`]; those of the store.
     pub async fn admit(&self, tenant: &Tenant, bytes: u64) -> Result<Admission, Error> {
-        if self.quota.is_endless() || *tenant == Tenant::CommandLine {
+        if self.quota.is_endless() || matches!(tenant, Tenant::CommandLine | Tenant::PrePull) {
             return Ok(self.note(tenant, bytes));
         }
         // Until it is noted: the next of this namespace counts it.

@@ -146,7 +146,8 @@ impl CredentialSources {
         registry: &Registry,
     ) -> Found {
         let mut found = Found::default();
-        if self.volume_secrets {
+        // What an operator names is used whatever pods may.
+        if self.volume_secrets || *tenant == Tenant::PrePull {
             // Ten thousand entries, each a pattern, are work.
             let (keyring, reference) = (wanting.keyring.clone(), reference.clone());
             let matching = move || (keyring.matching(&reference), keyring.note_of_helper(&reference));

@@ -65,13 +65,14 @@ impl Permits {
             .collect()
     }
 
-    /// Checks that pods of `tenant` may use `reference`. Who uses the command line on the node is not asked.
+    /// Checks that pods of `tenant` may use `reference`. Who uses the command line on the node is not asked, and what an
+    /// operator wants to be there before pods neither.
     ///
     /// # Errors
     /// [`Error::NotPermitted`].
     pub fn check(&self, tenant: &Tenant, reference: &Reference) -> Result<(), Error> {
         let namespace = match tenant {
-            Tenant::CommandLine => return Ok(()),
+            Tenant::CommandLine | Tenant::PrePull => return Ok(()),
             Tenant::Namespace(name) => name,
             Tenant::Unnamed => "",
         };

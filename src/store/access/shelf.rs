@@ -130,9 +130,9 @@ impl Shelf {
 
     fn forget_oldest_tenant(&self, tenants: &mut BTreeMap<String, usize>) -> Result<(), Error> {
         let directory = self.directory();
-        // What root has noted is not pushed out by namespaces.
-        let kept = directory_of(&Tenant::CommandLine);
-        let others = tenants.keys().filter(|name| **name != kept);
+        // What root and the operator have noted is not pushed out by namespaces.
+        let kept = [&Tenant::CommandLine, &Tenant::PrePull].map(directory_of);
+        let others = tenants.keys().filter(|name| !kept.contains(name));
         let oldest = others.min_by_key(|name| modified(&directory.join(name))).cloned();
         if let Some(oldest) = oldest {
             tenants.remove(&oldest);
@@ -199,6 +199,7 @@ fn directory_of(tenant: &Tenant) -> String {
     let text = match tenant {
         Tenant::Namespace(name) => format!("namespace {name}"),
         Tenant::CommandLine => "command line".to_owned(),
+        Tenant::PrePull => "pre-pull".to_owned(),
         Tenant::Unnamed => "unnamed".to_owned(),
     };
     Digest::sha256(text.as_bytes()).short().to_string()
