@@ -5,16 +5,21 @@ use std::sync::Arc;
 
 use ::kube::Config;
 use ::kube::config::{Kubeconfig, KubeconfigError};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
 
 use crate::kube::accounts::{AccountFacts, Accounts};
-use crate::kube::connection::{Change, Connection, Limits, innermost};
+use crate::kube::connection::{Connection, Limits, innermost};
 use crate::kube::error::Error;
-use crate::kube::object::Object;
+use crate::kube::object::{Change, Object};
 use crate::kube::pull_secrets::{self, Pod, PullSecrets};
+use crate::kube::watch::{self, Pace, Seen};
+use crate::registry::credentials::keyring::Keyring;
 
 /// The cluster's API, as the plugin's own service account sees it. Cheap to clone; connects when it is first asked.
 ///
-/// It needs the rights to get what it reads and to write events, and no other: it never lists and never watches.
+/// It needs the rights to get what it reads and to write what it writes. Nothing is listed and watched but what [`Cluster::follow`] is
+/// called for.
 #[derive(Clone)]
 pub struct Cluster(Arc<Inner>);
 
@@ -22,6 +27,9 @@ struct Inner {
     connection: Connection,
     accounts: Accounts,
 }
+
+/// What was seen and not taken yet.
+const SEEN: usize = 16;
 
 impl Cluster {
     /// The cluster whose pod this process is in: `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT` say where, and the token
@@ -71,13 +79,35 @@ impl Cluster {
     ///
     /// # Errors
     /// As for the pod in [`Cluster::pull_secrets`], after one attempt. The right to create and to patch is needed.
-    pub(in crate::kube) async fn change(
+    pub async fn change(
         &self,
         object: &Object,
         change: Change,
         body: &serde_json::Value,
     ) -> Result<(), Error> {
         self.0.connection.change(object, change, body).await
+    }
+
+    /// Follows `what`, one object or all of a kind, as [`watch::follow`] says, until the result is dropped.
+    pub fn follow<T: DeserializeOwned + Send + 'static>(&self, what: Object) -> mpsc::Receiver<Seen<T>> {
+        let (sender, receiver) = mpsc::channel(SEEN);
+        let cluster = self.clone();
+        tokio::spawn(async move { watch::follow(&cluster.0.connection, &what, Pace::DEFAULT, sender).await });
+        receiver
+    }
+
+    /// The namespace of this process.
+    pub fn namespace(&self) -> &str {
+        self.0.connection.namespace()
+    }
+
+    /// The credentials in the pull secret `name` of this process' own namespace, as those of pods are read.
+    ///
+    /// # Errors
+    /// When there is no such secret, it may not be read, or it is no pull secret; and as for the pod in [`Cluster::pull_secrets`].
+    pub async fn own_pull_secret(&self, name: &str) -> Result<Keyring, Error> {
+        let connection = &self.0.connection;
+        pull_secrets::keyring(connection, connection.namespace(), name, connection.deadline()).await
     }
 
     /// For tests of what uses it.

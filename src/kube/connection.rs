@@ -22,7 +22,7 @@ use crate::host::blocking::{self, Lane};
 use crate::host::fair_queue::FairQueue;
 use crate::host::limits;
 use crate::kube::error::Error;
-use crate::kube::object::Object;
+use crate::kube::object::{Change, Object};
 use crate::tenant::Tenant;
 
 /// How long things may take.
@@ -39,15 +39,6 @@ impl Limits {
     pub const DEFAULT: Self = Self { whole: Duration::from_secs(10), attempt: Duration::from_secs(4) };
 }
 
-/// How an object is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::kube) enum Change {
-    /// It is made.
-    Create,
-    /// These of its fields are set (RFC 7386).
-    Merge,
-}
-
 /// The way to the API server. Connects when it is first asked.
 pub(in crate::kube) struct Connection {
     config: Config,
@@ -60,6 +51,8 @@ pub(in crate::kube) struct Connection {
 
 /// Requests at a time: with [`BODY_LIMIT`] that bounds the memory. Who waits for a turn waits within its time limit.
 const REQUESTS: u64 = limits::OBJECTS;
+/// The media type of a change of some fields.
+const MERGE: &str = "application/merge-patch+json";
 /// Attempts for one object.
 const ATTEMPTS: u32 = 3;
 /// The first wait between attempts; doubles with every failure.
@@ -136,7 +129,8 @@ impl Connection {
     pub async fn change(&self, object: &Object, change: Change, body: &Value) -> Result<(), Error> {
         let (method, path, kind) = match change {
             Change::Create => (Method::POST, object.collection(), "application/json"),
-            Change::Merge => (Method::PATCH, object.path(), "application/merge-patch+json"),
+            Change::Merge => (Method::PATCH, object.path(), MERGE),
+            Change::MergeStatus => (Method::PATCH, format!("{}/status", object.path()), MERGE),
         };
         let request = Request::builder().method(method).uri(path).header(ACCEPT, "application/json");
         let request = request.header(CONTENT_TYPE, kind).body(Body::from(body.to_string().into_bytes()));
@@ -156,6 +150,53 @@ impl Connection {
         changed.inspect_err(|error| self.count(error))
     }
 
+    /// Asks for what is at `path` once, as `accept` says, and gives the answer before its body has come. Takes none of the turns.
+    /// *Caller:* reads one body at a time, and bounds it.
+    ///
+    /// # Errors
+    /// As [`Connection::get`], also after the limit of an attempt.
+    pub async fn open(&self, what: &Object, path: &str, accept: &str) -> Result<Response<Body>, Error> {
+        let request = Request::get(path).header(ACCEPT, accept).body(Body::empty());
+        let request = request.map_err(|error| Error::Setup { reason: one_line(&error.to_string()) })?;
+        let limit = self.limits.attempt;
+        let late = || Error::Timeout { what: what.clone(), limit };
+        let asked = async {
+            let response = self.client().await?.send(request).await;
+            let response = response.map_err(|error| unreachable(what, &error))?;
+            if response.status() == StatusCode::OK {
+                Ok(response)
+            } else {
+                Err(refusal(what, response).await)
+            }
+        };
+        let opened = timeout_at(Instant::now() + limit, asked).await.unwrap_or_else(|_| Err(late()));
+        opened.inspect_err(|error| self.count(error))
+    }
+
+    /// The same, with a body that is an object or a page of a list, of at most [`BODY_LIMIT`] bytes.
+    ///
+    /// # Errors
+    /// As [`Connection::open`].
+    pub async fn page<T: DeserializeOwned>(
+        &self,
+        what: &Object,
+        path: &str,
+        accept: &str,
+    ) -> Result<T, Error> {
+        let limit = self.limits.whole;
+        let read_all = async {
+            let response = self.open(what, path, accept).await?;
+            read(what, &body_of(what, response, BODY_LIMIT).await?)
+        };
+        let late = |_| Err(Error::Timeout { what: what.clone(), limit });
+        timeout_at(Instant::now() + limit, read_all).await.unwrap_or_else(late)
+    }
+
+    /// The namespace of this process, or of the kubeconfig.
+    pub fn namespace(&self) -> &str {
+        &self.config.default_namespace
+    }
+
     /// One attempt within its own limit and `deadline`.
     async fn attempt(&self, object: &Object, deadline: Instant) -> Result<Bytes, Error> {
         let began = Instant::now();
@@ -166,9 +207,9 @@ impl Connection {
     }
 
     /// Counts a failure. That an object is not there, or there already, is an answer: of an event that was forgotten here or has expired,
-    /// of a pull secret that nobody has made.
+    /// of a pull secret that nobody has made; and that a version is no longer known is one as well.
     fn count(&self, error: &Error) {
-        if !matches!(error, Error::NotFound { .. } | Error::Conflict { .. }) {
+        if !matches!(error, Error::NotFound { .. } | Error::Conflict { .. } | Error::Expired { .. }) {
             self.errors.inc();
         }
     }
@@ -198,7 +239,7 @@ impl Connection {
 }
 
 /// The value in an answer. Of what it is not only the place is said: serde_json's own text can quote a secret.
-fn read<T: DeserializeOwned>(object: &Object, body: &[u8]) -> Result<T, Error> {
+pub(in crate::kube) fn read<T: DeserializeOwned>(object: &Object, body: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(body).map_err(|error| Error::Protocol {
         what: object.clone(),
         fault: format!("is not the JSON of one: line {}, column {}", error.line(), error.column()),
@@ -238,6 +279,7 @@ async fn refusal(object: &Object, response: Response<Body>) -> Error {
         StatusCode::FORBIDDEN => Error::Forbidden { what, detail },
         StatusCode::NOT_FOUND => Error::NotFound { what },
         StatusCode::CONFLICT => Error::Conflict { what },
+        StatusCode::GONE => Error::Expired { what },
         _ if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
             Error::Status { what, status: status.as_u16(), retry_after, detail }
         }
@@ -245,7 +287,7 @@ async fn refusal(object: &Object, response: Response<Body>) -> Error {
     }
 }
 
-fn unreachable(object: &Object, error: &(dyn std::error::Error + 'static)) -> Error {
+pub(in crate::kube) fn unreachable(object: &Object, error: &(dyn std::error::Error + 'static)) -> Error {
     Error::Unreachable { what: object.clone(), reason: innermost(error) }
 }
 
@@ -259,13 +301,14 @@ pub(in crate::kube) fn innermost(error: &(dyn std::error::Error + 'static)) -> S
 }
 
 #[cfg(test)]
-pub(in crate::kube) mod tests {
+pub(crate) mod tests {
     use std::net::SocketAddr;
     use std::sync::{Arc, Mutex};
 
     use axum::Router;
     use axum::body::Body as Sent;
     use axum::http::header::AUTHORIZATION;
+    use futures_util::StreamExt as _;
     use serde_json::json;
 
     use super::*;
@@ -281,6 +324,8 @@ pub(in crate::kube) mod tests {
         Later(u16, u64),
         /// With these bytes.
         Bytes(Vec<u8>),
+        /// With these objects, each on a line, and then with nothing more; the answer ends only if that is said.
+        Lines(Vec<Value>, bool),
         /// Not at all.
         Silence,
     }
@@ -312,10 +357,9 @@ pub(in crate::kube) mod tests {
                 let (log, script) = (Arc::clone(&log), Arc::clone(&script));
                 async move {
                     let method = request.method().clone();
-                    assert_eq!(request.uri().query(), None);
                     let token = request.headers().get(AUTHORIZATION);
                     let token = token.map(|token| token.to_str().expect("text").to_owned());
-                    let path = request.uri().path().to_owned();
+                    let path = request.uri().to_string();
                     let body = axum::body::to_bytes(request.into_body(), BODY_LIMIT).await.expect("a body");
                     assert_eq!(body.is_empty(), method == Method::GET);
                     let before = {
@@ -354,6 +398,26 @@ pub(in crate::kube) mod tests {
         pub fn config(&self) -> Config {
             Config::new(format!("http://{}", self.address).parse().expect("a URL"))
         }
+
+        /// The cluster whose API server it is.
+        pub fn cluster(&self) -> crate::kube::cluster::Cluster {
+            crate::kube::cluster::Cluster::for_tests(self.config(), Limits::DEFAULT)
+        }
+
+        /// Waits until these requests were made, and no others.
+        pub async fn until(&self, expected: &[&str]) {
+            let asked = || -> Vec<String> {
+                let seen = self.seen.lock().expect("no panic");
+                seen.iter().map(|seen| format!("{} {}", seen.method, seen.path)).collect()
+            };
+            let all = async {
+                while asked() != expected {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            };
+            let all = tokio::time::timeout(Duration::from_secs(20), all).await;
+            assert!(all.is_ok(), "{:?} and not {expected:?}", asked());
+        }
     }
 
     async fn answer(reply: Reply) -> axum::response::Response {
@@ -364,6 +428,16 @@ pub(in crate::kube) mod tests {
                 let body = json!({"kind": "Status", "message": "said\nso", "code": status});
                 let later = if let Reply::Later(_, seconds) = reply { Some(seconds) } else { None };
                 (status, later, body.to_string().into_bytes())
+            }
+            Reply::Lines(lines, ends) => {
+                let lines: Vec<_> =
+                    lines.iter().map(|line| Ok::<_, std::io::Error>(format!("{line}\n"))).collect();
+                let lines = futures_util::stream::iter(lines);
+                let body = match ends {
+                    true => Sent::from_stream(lines),
+                    false => Sent::from_stream(lines.chain(futures_util::stream::pending())),
+                };
+                return axum::http::Response::new(body);
             }
             Reply::Silence => std::future::pending().await,
         };

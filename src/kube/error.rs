@@ -12,7 +12,7 @@ pub enum Error {
     /// This process is in no pod, or its pod has no token.
     #[error(
         "cannot use the Kubernetes API as a pod does: {reason}; in the chart set what needs it, which mounts the token of the \
-         service account: credentials.imagePullSecrets.enabled, credentials.providers.annotations, events.enabled"
+         service account: credentials.imagePullSecrets.enabled, credentials.providers.annotations, events.enabled, prepull.enabled"
     )]
     NotInCluster {
         /// What is missing.
@@ -116,6 +116,12 @@ pub enum Error {
         /// What was to be made.
         what: Object,
     },
+    /// 410: what was seen last is no longer known, and all is read again.
+    #[error("the Kubernetes API no longer knows what has changed of {what}; it is read again")]
+    Expired {
+        /// What was followed.
+        what: Object,
+    },
     /// Names that no object can have.
     #[error(transparent)]
     Name(#[from] InvalidName),
@@ -167,6 +173,7 @@ impl Error {
             Self::Unreachable { .. }
             | Self::Timeout { .. }
             | Self::Status { .. }
+            | Self::Expired { .. }
             | Self::Unauthorized { .. } => Kind::Unavailable,
             Self::Forbidden { .. } => Kind::PermissionDenied,
             Self::NotFound { .. } => Kind::NotFound,
@@ -200,6 +207,14 @@ fn advice(what: &Object) -> String {
         ),
         Resource::ServiceAccount => "let its service account get serviceaccounts there".to_owned(),
         Resource::Event => "let it create and patch events there: events.enabled in the chart".to_owned(),
+        Resource::Node => "let it get and watch nodes: prepull.enabled in the chart".to_owned(),
+        Resource::CachedArtifact => {
+            "let it get, list and watch cachedartifacts: prepull.enabled in the chart".to_owned()
+        }
+        Resource::NodeArtifacts => {
+            "let it create nodeartifacts and patch nodeartifacts/status: prepull.enabled in the chart"
+                .to_owned()
+        }
     }
 }
 
@@ -208,6 +223,10 @@ fn origin(what: &Object) -> &'static str {
     match what.resource {
         Resource::Pod | Resource::ServiceAccount => "it was deleted after kubelet told of it",
         Resource::Event => "it, or its namespace, was deleted",
+        Resource::Node => "--node-id (KUBE_NODE_NAME) has to be the node's name",
+        Resource::CachedArtifact | Resource::NodeArtifacts => {
+            "the chart makes this kind of objects: prepull.enabled"
+        }
         Resource::Secret => {
             "create it, or take it out of imagePullSecrets of the pod and its service account"
         }

@@ -17,9 +17,8 @@ use crate::failure::one_line;
 use crate::host::metric::{Counts, Labels, Pairs};
 use crate::kube::budget::Budget;
 use crate::kube::cluster::Cluster;
-use crate::kube::connection::Change;
 use crate::kube::error::Error;
-use crate::kube::object::{InvalidName, Object, Resource};
+use crate::kube::object::{Change, InvalidName, Object, Resource};
 use crate::kube::pull_secrets::Pod;
 
 /// What is told.

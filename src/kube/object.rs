@@ -1,4 +1,4 @@
-//! The objects that are read and written: where each is in the API, and how it is named to people.
+//! The objects that are read and written: where each is in the API, how it is changed, and how it is named to people.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
@@ -17,17 +17,34 @@ pub enum Resource {
     ServiceAccount,
     /// An event, which is written.
     Event,
+    /// A node, of which only the metadata is read.
+    Node,
+    /// What an operator wants to be on nodes before their pods.
+    CachedArtifact,
+    /// What a node has of these, which is written.
+    NodeArtifacts,
 }
 
-/// An object by its names, which are safe to be part of a path. Displayed as `secret shop/pull`.
+/// An object by its names, which are safe to be part of a path, or all objects of a kind. Displayed as `secret shop/pull`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
     /// What it is.
     pub resource: Resource,
-    /// Its namespace.
+    /// Its namespace; empty for what is in none.
     pub namespace: String,
-    /// Its name.
+    /// Its name; empty for all of the kind.
     pub name: String,
+}
+
+/// How an object is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It is made.
+    Create,
+    /// These of its fields are set (RFC 7386).
+    Merge,
+    /// The same, of its status.
+    MergeStatus,
 }
 
 /// Names that no object can have. Displays both, cut and without control characters.
@@ -46,6 +63,10 @@ pub struct InvalidName {
     pub name: String,
 }
 
+/// Where the API has Kubernetes' own objects.
+const CORE: &str = "/api/v1";
+/// Where it has those of the chart's definitions.
+const OWN: &str = "/apis/ocivol.dev/v1alpha1";
 /// Bytes of a name: of a DNS subdomain.
 const NAME_LIMIT: usize = 253;
 /// Characters of a name that is wrong that are shown.
@@ -66,6 +87,24 @@ impl Object {
         }
     }
 
+    /// The object of this name that is in no namespace.
+    ///
+    /// # Errors
+    /// [`InvalidName`] unless it is a DNS subdomain.
+    pub fn of_cluster(resource: Resource, name: &str) -> Result<Self, InvalidName> {
+        let (namespace, name) = (String::new(), name.to_owned());
+        if is_name(&name) {
+            Ok(Self { resource, namespace, name })
+        } else {
+            Err(InvalidName { resource, namespace, name })
+        }
+    }
+
+    /// All objects of a kind that is in no namespace.
+    pub fn all(resource: Resource) -> Self {
+        Self { resource, namespace: String::new(), name: String::new() }
+    }
+
     /// Where the API has it.
     pub fn path(&self) -> String {
         format!("{}/{}", self.collection(), self.name)
@@ -73,13 +112,19 @@ impl Object {
 
     /// Where the API has all of its kind and namespace.
     pub fn collection(&self) -> String {
-        let plural = match self.resource {
-            Resource::Pod => "pods",
-            Resource::Secret => "secrets",
-            Resource::ServiceAccount => "serviceaccounts",
-            Resource::Event => "events",
+        let (api, plural) = match self.resource {
+            Resource::Pod => (CORE, "pods"),
+            Resource::Secret => (CORE, "secrets"),
+            Resource::ServiceAccount => (CORE, "serviceaccounts"),
+            Resource::Event => (CORE, "events"),
+            Resource::Node => (CORE, "nodes"),
+            Resource::CachedArtifact => (OWN, "cachedartifacts"),
+            Resource::NodeArtifacts => (OWN, "nodeartifacts"),
         };
-        format!("/api/v1/namespaces/{}/{plural}", self.namespace)
+        match self.namespace.as_str() {
+            "" => format!("{api}/{plural}"),
+            namespace => format!("{api}/namespaces/{namespace}/{plural}"),
+        }
     }
 }
 
@@ -107,13 +152,20 @@ impl fmt::Display for Resource {
             Self::Secret => "secret",
             Self::ServiceAccount => "service account",
             Self::Event => "event",
+            Self::Node => "node",
+            Self::CachedArtifact => "CachedArtifact",
+            Self::NodeArtifacts => "NodeArtifacts",
         })
     }
 }
 
 impl fmt::Display for Object {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} {}/{}", self.resource, self.namespace, self.name)
+        match (self.namespace.as_str(), self.name.as_str()) {
+            ("", "") => write!(out, "the list of {}s", self.resource),
+            ("", name) => write!(out, "{} {name}", self.resource),
+            (namespace, name) => write!(out, "{} {namespace}/{name}", self.resource),
+        }
     }
 }
 
@@ -126,6 +178,14 @@ mod tests {
         let object = Object::new(Resource::Secret, "shop", "pull.2-a").expect("valid");
         assert_eq!(object.path(), "/api/v1/namespaces/shop/secrets/pull.2-a");
         assert_eq!(object.to_string(), "secret shop/pull.2-a");
+        let node = Object::of_cluster(Resource::Node, "node-a").expect("valid");
+        assert_eq!(
+            (node.path().as_str(), node.to_string().as_str()),
+            ("/api/v1/nodes/node-a", "node node-a")
+        );
+        let all = Object::all(Resource::CachedArtifact);
+        assert_eq!(all.collection(), "/apis/ocivol.dev/v1alpha1/cachedartifacts");
+        assert_eq!(all.to_string(), "the list of CachedArtifacts");
     }
 
     #[test]
@@ -133,6 +193,7 @@ mod tests {
         for name in ["", ".", "..", "../pods/x", "a/b", "a?b", "a#b", "a%2fb", "A", "a\n", "-a", "a.", "ä"] {
             assert!(Object::new(Resource::Secret, "shop", name).is_err(), "{name:?}");
             assert!(Object::new(Resource::Secret, name, "pull").is_err(), "{name:?}");
+            assert!(Object::of_cluster(Resource::Node, name).is_err(), "{name:?}");
         }
         assert!(Object::new(Resource::Pod, "shop", &"x".repeat(NAME_LIMIT)).is_ok());
         let error = Object::new(Resource::Pod, "shop", &"x".repeat(NAME_LIMIT + 1)).expect_err("too long");

@@ -148,7 +148,7 @@ fn names(references: Vec<LocalReference>) -> Vec<String> {
 }
 
 /// The credentials in one secret.
-async fn keyring(
+pub(in crate::kube) async fn keyring(
     connection: &Connection,
     namespace: &str,
     name: &str,
