@@ -27,13 +27,14 @@ use crate::store::lock::Lock;
 use crate::store::space::budget::Budget;
 use crate::store::usage::holds::Holds;
 use crate::store::usage::leases::Leases;
+use crate::store::usage::pins::Pins;
 use crate::store::usage::volumes::{VolumeRecord, VolumeRecords};
 
 /// What a directory may hold that is nobody's but the store's. The last one is made with a file system.
 const OWN_NAMES: [&str; 3] = [FORMAT, "lock", "lost+found"];
 
 /// Directories of the format.
-const DIRECTORIES: [&str; 14] = [
+const DIRECTORIES: [&str; 15] = [
     "ingest",
     "ingest/trash",
     "blobs/sha256",
@@ -45,6 +46,7 @@ const DIRECTORIES: [&str; 14] = [
     "facts",
     "volumes",
     "leases",
+    "pins",
     "tags",
     "proofs",
     "empty",
@@ -73,6 +75,8 @@ pub struct Store {
     pub holds: Holds,
     /// Trees that commands need.
     pub leases: Leases,
+    /// Trees that an operator wants to be here.
+    pub pins: Pins,
     /// Collects what has to go at once; set by who knows what is mounted.
     pub keeper: OnceLock<Keeper>,
     /// Held by the one collection that runs.
@@ -162,6 +166,7 @@ impl Store {
             volumes: VolumeRecords::new(Arc::clone(&disk)),
             holds: Holds::default(),
             leases: Leases::new(Arc::clone(&disk)),
+            pins: Pins::new(Arc::clone(&disk)),
             keeper: OnceLock::new(),
             collections: Mutex::default(),
             ledger,

@@ -9,6 +9,7 @@ use crate::store::disk::now;
 use crate::store::error::Error;
 use crate::store::key::{LayerKey, Name, TreeKey};
 use crate::store::open::Store;
+use crate::store::usage::pins::Pin;
 
 /// A last use that lies further ahead than this was noted when the clock was wrong.
 const CLOCK_ERROR: u64 = 3600;
@@ -20,13 +21,15 @@ pub(in crate::store) struct InUse {
     /// Trees that targets are recorded with, whether the mount is there or not.
     recorded: HashSet<TreeKey>,
     leased: HashMap<TreeKey, u32>,
+    pinned: HashMap<TreeKey, Pin>,
 }
 
 impl InUse {
     pub(in crate::store) fn read(store: &Store, mounted: Mounted) -> Result<Self, Error> {
         let recorded = store.volumes.all()?.into_iter().map(|record| record.tree).collect();
         let leased = store.leases.current()?.into_iter().map(|lease| (lease.tree, lease.pid)).collect();
-        Ok(Self { mounted, recorded, leased })
+        let pinned = store.pins.all()?.into_iter().map(|pin| (pin.tree.clone(), pin)).collect();
+        Ok(Self { mounted, recorded, leased, pinned })
     }
 
     /// Why `tree` has to stay, if it has to.
@@ -40,6 +43,9 @@ impl InUse {
         }
         if let Some(reference) = rules.pinned.reference(tree) {
             return Some(Reason::Pinned(reference.clone()));
+        }
+        if let Some(Pin { reference, artifact, .. }) = self.pinned.get(&tree.key) {
+            return Some(Reason::Pinned(format!("{reference} (CachedArtifact {artifact})")));
         }
         if store.holds.is_held(Name::tree(&tree.key)) {
             return Some(Reason::Pulled);
