@@ -44,6 +44,11 @@ fn controller() -> Vec<Value> {
     objects(include_str!("packaging/rendered/controller.yaml"))
 }
 
+/// With `prepull.enabled`, and a secret that CachedArtifacts may name.
+fn prepull() -> Vec<Value> {
+    objects(include_str!("packaging/rendered/prepull.yaml"))
+}
+
 fn one_of(objects: &[Value], kind: &str) -> Value {
     objects.iter().find(|object| object["kind"] == kind).cloned().unwrap_or_else(|| panic!("no {kind}"))
 }
@@ -95,6 +100,7 @@ macro_rules! readers {
     ($version:ident, $api:ident) => {
         fn $version(object: &Value) {
             use $api::api::{apps, core, networking, rbac, storage};
+            use $api::apiextensions_apiserver::pkg::apis::apiextensions;
             match object["kind"].as_str().expect("a kind") {
                 "Namespace" => read::<core::v1::Namespace>(object),
                 "ConfigMap" => read::<core::v1::ConfigMap>(object),
@@ -113,6 +119,11 @@ macro_rules! readers {
                 "ClusterRoleBinding" => read::<rbac::v1::ClusterRoleBinding>(object),
                 "Role" => read::<rbac::v1::Role>(object),
                 "RoleBinding" => read::<rbac::v1::RoleBinding>(object),
+                "CustomResourceDefinition" => {
+                    read::<apiextensions::v1::CustomResourceDefinition>(object);
+                }
+                // Not of every version; they are looked at below.
+                "ValidatingAdmissionPolicy" | "ValidatingAdmissionPolicyBinding" => {}
                 other => panic!("an object of kind {other}"),
             }
         }
@@ -131,6 +142,7 @@ fn every_object_is_known_to_every_version() {
     all.extend(pull_secrets_of_two());
     all.extend(events());
     all.extend(controller());
+    all.extend(prepull());
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples");
     for entry in std::fs::read_dir(examples).expect("examples") {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("text");
@@ -192,18 +204,21 @@ fn csi_volumes(value: &Value, found: &mut Vec<Value>) {
     }
 }
 
-/// Kubernetes has it since 1.30.
+/// Kubernetes has them since 1.30.
 #[test]
-fn the_policy_is_known_to_the_versions_that_have_it() {
+fn the_policies_are_known_to_the_versions_that_have_them() {
     use k8s_openapi::api::admissionregistration::v1 as newest;
     use k8s_openapi_1_33::api::admissionregistration::v1 as older;
-    let [policy, binding] = &objects(include_str!("../manifests/admission-policy.yaml"))[..] else {
-        panic!("a policy and its binding");
-    };
-    read::<newest::ValidatingAdmissionPolicy>(policy);
-    read::<older::ValidatingAdmissionPolicy>(policy);
-    read::<newest::ValidatingAdmissionPolicyBinding>(binding);
-    read::<older::ValidatingAdmissionPolicyBinding>(binding);
+    let sample = objects(include_str!("../manifests/admission-policy.yaml"));
+    for all in [sample, prepull()] {
+        let policy = one_of(&all, "ValidatingAdmissionPolicy");
+        let binding = one_of(&all, "ValidatingAdmissionPolicyBinding");
+        read::<newest::ValidatingAdmissionPolicy>(&policy);
+        read::<older::ValidatingAdmissionPolicy>(&policy);
+        read::<newest::ValidatingAdmissionPolicyBinding>(&binding);
+        read::<older::ValidatingAdmissionPolicyBinding>(&binding);
+        assert_eq!(binding["spec"]["policyName"], policy["metadata"]["name"]);
+    }
 }
 
 /// Its fields are those of the other policy; make chart-real shows both to an API server.
@@ -469,6 +484,54 @@ fn events_need_the_right_to_create_and_patch_events_and_no_other() {
     assert_eq!(rights[1].2["subjects"][0]["name"], pod["serviceAccountName"]);
     assert_eq!(pod["automountServiceAccountToken"], true);
     assert_eq!(one_of(&objects, "ConfigMap")["data"]["OCIVOL_POD_EVENTS"], "true");
+}
+
+#[test]
+fn what_is_pulled_ahead_needs_the_rights_to_read_it_and_to_write_the_nodes_own() {
+    let objects = prepull();
+    let rights = rights(&objects);
+    let kinds: Vec<_> = rights.iter().map(|(kind, namespace, _)| (kind.as_str(), *namespace)).collect();
+    let expected = [
+        ("ClusterRole", None),
+        ("ClusterRoleBinding", None),
+        ("Role", Some("ocivol")),
+        ("RoleBinding", Some("ocivol")),
+    ];
+    assert_eq!(kinds, expected);
+    let rules = serde_json::json!([
+        {"apiGroups": ["ocivol.dev"], "resources": ["cachedartifacts"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": ["ocivol.dev"], "resources": ["nodeartifacts"], "verbs": ["create"]},
+        {"apiGroups": ["ocivol.dev"], "resources": ["nodeartifacts/status"], "verbs": ["patch"]},
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "watch"]},
+    ]);
+    assert_eq!(rights[0].2["rules"], rules);
+    let secrets = serde_json::json!([
+        {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["regcred"], "verbs": ["get"]},
+    ]);
+    assert_eq!(rights[2].2["rules"], secrets);
+    let pod = &one_of(&objects, "DaemonSet")["spec"]["template"]["spec"];
+    for binding in [rights[1].2, rights[3].2] {
+        assert_eq!(binding["roleRef"]["name"], rights[0].2["metadata"]["name"]);
+        assert_eq!(binding["subjects"][0]["name"], pod["serviceAccountName"]);
+    }
+    assert_eq!(pod["automountServiceAccountToken"], true);
+    assert_eq!(one_of(&objects, "ConfigMap")["data"]["OCIVOL_CACHED_ARTIFACTS"], "true");
+    // The policy is about the plugin's own account.
+    let policy = one_of(&objects, "ValidatingAdmissionPolicy");
+    let condition = policy["spec"]["matchConditions"][0]["expression"].as_str().expect("an expression");
+    let account = pod["serviceAccountName"].as_str().expect("a name");
+    assert!(condition.contains(&format!("'system:serviceaccount:ocivol:{account}'")), "{condition}");
+}
+
+#[test]
+fn what_an_operator_wrote_outlives_the_release() {
+    let definitions: Vec<Value> =
+        prepull().into_iter().filter(|object| object["kind"] == "CustomResourceDefinition").collect();
+    assert_eq!(definitions.len(), 2);
+    for definition in definitions {
+        assert_eq!(definition["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
+        assert!(!definition["spec"]["versions"][0]["subresources"]["status"].is_null());
+    }
 }
 
 /// Page cache is charged to the container that writes it: a limit drops a model from memory before its pod reads it.

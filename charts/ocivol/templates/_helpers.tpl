@@ -152,6 +152,9 @@ OCIVOL_IMAGE_PULL_SECRETS: "true"
 {{- if .Values.events.enabled }}
 OCIVOL_POD_EVENTS: "true"
 {{- end }}
+{{- if .Values.prepull.enabled }}
+OCIVOL_CACHED_ARTIFACTS: "true"
+{{- end }}
 {{- with .Values.credentials.providers.config }}
 OCIVOL_IMAGE_CREDENTIAL_PROVIDER_CONFIG: /etc/ocivol/providers/{{ base . }}
 OCIVOL_IMAGE_CREDENTIAL_PROVIDER_BIN_DIR: /etc/ocivol/provider-bin
@@ -189,7 +192,7 @@ rules:
 
 {{- /* Whether the plugin talks to the API server. */ -}}
 {{- define "ocivol.usesCluster" -}}
-{{- if or .Values.credentials.imagePullSecrets.enabled .Values.credentials.providers.annotations .Values.events.enabled -}}true{{- end -}}
+{{- if or .Values.credentials.imagePullSecrets.enabled .Values.credentials.providers.annotations .Values.events.enabled .Values.prepull.enabled -}}true{{- end -}}
 {{- end -}}
 
 {{- /* Audiences of the tokens that kubelet passes. */ -}}
@@ -199,4 +202,12 @@ rules:
 {{- $all = append $all .audience -}}
 {{- end -}}
 {{- toJson (uniq $all) -}}
+{{- end -}}
+
+{{- define "ocivol.prepullRights" -}}
+{{- printf "%s-%s-prepull" .Release.Namespace (include "ocivol.fullname" .) | trunc 253 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "ocivol.prepullPolicy" -}}
+{{- printf "%s-node" (include "ocivol.fullname" . | trunc 58 | trimSuffix "-") -}}
 {{- end -}}
