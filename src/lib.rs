@@ -20,6 +20,7 @@
 //! | [`pull`] | from a reference to a complete tree, once for all who ask |
 //! | [`warm`] | cached models are read into memory before their pods read them (sync) |
 //! | [`volume`] | publish, unpublish, usage: joins pulls and mounts, orders them for each target |
+//! | [`prepull`] | what operators want to be on the node before its pods: brought, kept, told of (async) |
 //! | [`provision`] | from a claim and its StorageClass to the attributes of a volume |
 //! | [`csi`] | the CSI services and registration with kubelet |
 //! | [`control`] | the command line's operations, here or in the plugin that holds the store |
@@ -44,6 +45,7 @@ pub mod layout;
 pub mod mount;
 pub mod node;
 pub mod oci;
+pub mod prepull;
 pub mod provision;
 pub mod pull;
 pub mod registry;

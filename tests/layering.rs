@@ -12,7 +12,7 @@ const EVERYBODYS: [&str; 3] = ["failure", "tenant", "host::failpoint"];
 
 /// A room, and the rooms that it may use beside those. A room inside another has a line of its own.
 #[rustfmt::skip]
-const ROOMS: [(&str, &[&str]); 30] = [
+const ROOMS: [(&str, &[&str]); 31] = [
     ("failure",        &[]),
     ("tenant",         &[]),
     ("oci",            &[]),
@@ -35,12 +35,13 @@ const ROOMS: [(&str, &[&str]); 30] = [
     ("pull",           &["host", "oci", "layout", "registry", "store", "transfer"]),
     ("warm",           &["host"]),
     ("volume",         &["host", "kube", "oci", "layer", "layout", "registry", "store", "transfer::error", "transfer::flight", "mount", "pull", "warm"]),
+    ("prepull",        &["kube", "oci", "pull::error", "pull::outcome", "pull::progress", "pull::request", "registry::credentials::keyring", "store::key", "store::usage::pins", "volume"]),
     ("provision",      &["host", "layout::error", "oci", "pull::choose", "pull::remote", "registry", "volume::attributes", "volume::list", "volume::permits"]),
     ("csi",            &["host", "kube::pull_secrets", "provision", "registry", "volume"]),
     ("control",        &["host", "layer", "oci", "pull", "registry", "store::collect::report", "store::fsck::report", "transfer::error", "volume"]),
     ("telemetry",      &["host"]),
     ("demo",           &["host", "oci", "csi"]),
-    ("node",           &["host", "kube", "oci", "mount", "pull", "registry", "store::space", "volume", "warm::budget", "csi", "control", "telemetry"]),
+    ("node",           &["host", "kube", "oci", "mount", "prepull", "pull", "registry", "store::space", "volume", "warm::budget", "csi", "control", "telemetry"]),
     ("controller",     &["host", "csi", "node::bad_flag", "node::flag_values", "node::health", "node::pull_flags", "node::shutdown", "provision", "registry", "telemetry", "volume::permits"]),
     ("cli",            &["host", "oci", "layout", "mount", "pull", "registry", "store::disk", "store::space", "store::collect::report", "store::fsck::report", "volume", "control", "controller", "csi", "demo", "node", "telemetry"]),
 ];

@@ -133,6 +133,9 @@ pub struct NodeArgs {
     /// Tell pods in their events of pulls that take long, and of what registries warn of
     #[arg(long, env = "OCIVOL_POD_EVENTS", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub pod_events: bool,
+    /// Pull what CachedArtifacts want to be on this node, keep it, and say so in the node's NodeArtifacts
+    #[arg(long, env = "OCIVOL_CACHED_ARTIFACTS", value_parser = FalseyValueParser::new(), action = SetTrue)]
+    pub cached_artifacts: bool,
     /// Say that the cluster runs ocivol controller, as all instances of a driver have to
     #[arg(long, env = "OCIVOL_WITH_CONTROLLER", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub with_controller: bool,
@@ -197,6 +200,7 @@ impl NodeArgs {
                 anonymous: self.anonymous,
                 permits: self.permits,
                 pod_events: self.pod_events,
+                cached_artifacts: self.cached_artifacts,
             },
             pulls,
         };

@@ -64,6 +64,8 @@ pub struct NodeConfig {
     pub credentials: CredentialSources,
     /// Whether events of pods are written.
     pub pod_events: bool,
+    /// Whether what CachedArtifacts want is brought.
+    pub cached_artifacts: bool,
     /// Which registries pods may use.
     pub permits: Permits,
     /// How much is read into memory before pods ask for it; nothing if not said.
@@ -163,7 +165,7 @@ impl NodeFlags {
         };
         let (registry, mut pulls) = self.pulls.check(Addresses::default())?;
         pulls.quota = self.disk.quota()?;
-        let pod_events = self.credentials.pod_events;
+        let (pod_events, cached_artifacts) = (self.credentials.pod_events, self.credentials.cached_artifacts);
         let (credentials, permits) = self.credentials.check()?;
         let pins = self.pins.into_iter().map(check_pin).collect::<Result<_, _>>()?;
         Ok(NodeConfig {
@@ -186,6 +188,7 @@ impl NodeFlags {
             pins,
             credentials,
             pod_events,
+            cached_artifacts,
             permits,
             warm: self.warm.check()?,
         })

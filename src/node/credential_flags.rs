@@ -35,6 +35,8 @@ pub struct CredentialFlags {
     pub permits: String,
     /// `--pod-events`
     pub pod_events: bool,
+    /// `--cached-artifacts`
+    pub cached_artifacts: bool,
 }
 
 impl Default for CredentialFlags {
@@ -50,6 +52,7 @@ impl Default for CredentialFlags {
             anonymous: true,
             permits: String::new(),
             pod_events: false,
+            cached_artifacts: false,
         }
     }
 }
@@ -67,7 +70,10 @@ impl CredentialFlags {
         let permits =
             Permits::parse(&self.permits).map_err(|reason| bad("--permits", self.permits.clone(), reason))?;
         // Nobody who needs none has a client of the API in memory.
-        let needs_cluster = self.image_pull_secrets || self.pod_events || self.provider_config.is_some();
+        let needs_cluster = self.image_pull_secrets
+            || self.pod_events
+            || self.cached_artifacts
+            || self.provider_config.is_some();
         let cluster = match needs_cluster.then(Cluster::in_cluster) {
             None => None,
             Some(Ok(cluster)) => Some(cluster),
@@ -76,6 +82,9 @@ impl CredentialFlags {
             }
             Some(Err(error)) if self.pod_events => {
                 return Err(bad("--pod-events", "true".to_owned(), error.to_string()));
+            }
+            Some(Err(error)) if self.cached_artifacts => {
+                return Err(bad("--cached-artifacts", "true".to_owned(), error.to_string()));
             }
             // Providers may do without.
             Some(Err(_)) => None,
@@ -142,6 +151,7 @@ mod tests {
             ("--credential-helper", CredentialFlags { helpers: vec!["x".into()], ..flags() }),
             ("--credential-helper", CredentialFlags { helpers: vec!["x=relative".into()], ..flags() }),
             ("--pod-events", CredentialFlags { pod_events: true, ..flags() }),
+            ("--cached-artifacts", CredentialFlags { cached_artifacts: true, ..flags() }),
             (
                 "--image-credential-provider-bin-dir",
                 CredentialFlags { provider_config: Some("/x".into()), ..flags() },

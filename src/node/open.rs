@@ -1,5 +1,6 @@
 //! The store of the plugin: opened, and tried again while it cannot be used; and the command line's socket, which goes with it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub(in crate::node) async fn open(
     path: PathBuf,
     volumes: Arc<Volumes>,
     about: AboutNode,
+    keeps_artifacts: bool,
     mut stop: watch::Receiver<bool>,
 ) {
     loop {
@@ -31,6 +33,10 @@ pub(in crate::node) async fn open(
         }
         // Only who holds the store's lock may take its control socket.
         if usable.is_ok() {
+            // What was kept while it was wanted: nobody else lets it go.
+            if !keeps_artifacts && let Err(error) = volumes.keep_only(BTreeSet::new()).await {
+                tracing::warn!(%error, "cannot let go what was kept for CachedArtifacts");
+            }
             if let Err(error) = volumes.check_locks().await {
                 tracing::warn!(
                     %error,

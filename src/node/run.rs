@@ -20,6 +20,7 @@ use crate::node::open::open;
 use crate::node::serve::serve;
 use crate::node::shutdown::{CONTROL, DRAIN, FLUSH, THREADS, wait_for};
 use crate::node::{metrics, propagation, registries};
+use crate::prepull::agent::Agent;
 use crate::registry::client::Registry;
 use crate::registry::transport::RegistrySettings;
 use crate::telemetry::health;
@@ -92,6 +93,7 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         config.root.join(control::request::SOCKET),
         Arc::clone(&volumes),
         about,
+        config.cached_artifacts,
         stop.clone(),
     ));
     let collecting = {
@@ -112,6 +114,15 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
     for reference in config.pins.clone() {
         let volumes = Arc::clone(&volumes);
         tokio::spawn(async move { volumes.pin(&reference).await });
+    }
+    if let Some(cluster) = config.credentials.cluster.clone().filter(|_| config.cached_artifacts) {
+        let agent = Agent::new(Arc::clone(&volumes), cluster, config.node_id.clone());
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            if let Err(error) = agent.run(stop).await {
+                tracing::error!(%error, "nothing is brought before pods want it: --node-id is not the node's name");
+            }
+        });
     }
     let mut registering = config
         .registration

@@ -10,6 +10,7 @@ mod listeners;
 mod metrics;
 mod old_kernel;
 mod plans;
+mod prepull;
 mod read_only;
 mod registration;
 mod stats;

@@ -1,6 +1,7 @@
 //! What the suites are made of.
 
 pub mod answers;
+pub mod api_server;
 pub mod attack;
 pub mod blocks;
 pub mod container;

@@ -1,0 +1,365 @@
+//! One artifact on this node: waits for its moment and its turn, pulls, keeps, and looks now and then whether it is still there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use crate::failure;
+use crate::kube::cluster::Cluster;
+use crate::kube::error::Error as KubeError;
+use crate::prepull::artifact::Wanted;
+use crate::prepull::board::{Board, Present, State};
+use crate::pull::error::Error as PullError;
+use crate::pull::outcome::Outcome;
+use crate::pull::progress::Snapshot;
+use crate::pull::request::{PullPolicy, Pulled};
+use crate::registry::credentials::keyring::Keyring;
+use crate::store::key::TreeKey;
+use crate::store::usage::pins::Pin;
+use crate::tenant::Tenant;
+use crate::volume::attributes::Attributes;
+use crate::volume::credentials::Wanting;
+use crate::volume::volumes::Volumes;
+
+/// What all artifacts of a node share.
+#[derive(Clone)]
+pub(in crate::prepull) struct Shared {
+    pub volumes: Arc<Volumes>,
+    pub cluster: Cluster,
+    /// The node's name.
+    pub node: String,
+    pub board: Board,
+    /// Whose turn it is.
+    pub turns: Arc<Semaphore>,
+}
+
+/// An artifact that is brought, until that is ended.
+pub(in crate::prepull) struct Bringing {
+    pub wanted: Wanted,
+    end: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// Artifacts that are pulled at a time.
+pub(in crate::prepull) const PULLS: usize = 2;
+/// After a failure; twice as long each time, and a part of it is random.
+const FIRST_RETRY: Duration = Duration::from_secs(10);
+const LAST_RETRY: Duration = Duration::from_secs(900);
+/// Until room is looked for again.
+const ROOM_RETRY: Duration = Duration::from_secs(600);
+/// How often it is looked at how far a pull is.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked whether what was brought is there.
+const STILL_THERE: Duration = Duration::from_secs(600);
+
+/// Why it did not come.
+struct Fault {
+    state: State,
+    retry: Option<Duration>,
+}
+
+/// Somebody ended it.
+struct Ended;
+
+impl Bringing {
+    /// Begins to bring what is `wanted`.
+    pub fn start(shared: &Shared, wanted: Wanted) -> Self {
+        let (end, ends) = watch::channel(false);
+        let one = One { shared: shared.clone(), wanted: wanted.clone(), ends };
+        let task = tokio::spawn(async move {
+            // Nobody is told: who ended it knows.
+            let _: Result<(), Ended> = one.run().await;
+        });
+        Self { wanted, end, task }
+    }
+
+    /// Ends it: nothing is pulled, kept or noted by it afterwards.
+    pub async fn end(self) {
+        self.end.send_replace(true);
+        let _ = self.task.await;
+    }
+}
+
+struct One {
+    shared: Shared,
+    wanted: Wanted,
+    ends: watch::Receiver<bool>,
+}
+
+impl One {
+    async fn run(&self) -> Result<(), Ended> {
+        let kept = self.kept().await?;
+        if self.wanted.is_suspended {
+            let noted = self.shared.board.get(&self.wanted.name).map(|entry| entry.state);
+            self.note(match (kept, noted) {
+                (Some(pin), _) => State::Ready(present(&pin)),
+                (None, Some(State::Ready(present))) => State::Ready(present),
+                (None, _) => State::Waiting("Suspended"),
+            });
+            return Ok(());
+        }
+        let attributes = match self.attributes() {
+            Ok(attributes) => attributes,
+            Err(text) => {
+                self.note(State::Failed("InvalidSpec", text));
+                return Ok(()); // Another spec is another of these.
+            }
+        };
+        let is_known = kept.as_ref().is_some_and(|pin| pin.reference == self.wanted.reference());
+        if !is_known {
+            let delay = self.wanted.delay(&self.shared.node);
+            if !delay.is_zero() {
+                self.note(State::Waiting("Spread"));
+                self.unless_ended(sleep(delay)).await?;
+            }
+        }
+        let mut retry = FIRST_RETRY;
+        loop {
+            match self.attempt(&attributes, is_known).await? {
+                Ok(tree) => {
+                    retry = FIRST_RETRY;
+                    if !self.is_lost(&tree).await? {
+                        return Ok(());
+                    }
+                }
+                Err(Fault { state, retry: own }) => {
+                    self.note(state);
+                    let pause = own.unwrap_or(retry).mul_f64(rand::random_range(0.75..1.25));
+                    self.unless_ended(sleep(pause)).await?;
+                    retry = (2 * retry).min(LAST_RETRY);
+                }
+            }
+        }
+    }
+
+    /// Pulls it, and keeps it if that is wanted, when it is its turn.
+    async fn attempt(
+        &self,
+        attributes: &Attributes,
+        is_known: bool,
+    ) -> Result<Result<TreeKey, Fault>, Ended> {
+        let turns = &self.shared.turns;
+        let _turn = match turns.try_acquire() {
+            Ok(turn) => turn,
+            Err(_) => {
+                if !self.is_noted_already() {
+                    self.note(State::Waiting("Queued"));
+                }
+                match self.unless_ended(turns.acquire()).await? {
+                    Ok(turn) => turn,
+                    Err(_) => return Err(Ended), // Nobody closes them.
+                }
+            }
+        };
+        if !self.is_noted_already() {
+            self.note(State::Pulling(0));
+        }
+        let pulled = match self.pull(attributes, is_known).await? {
+            Ok(pulled) => pulled,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        // Not given up in between: who ends this knows then what is kept.
+        Ok(self.keep(&pulled).await.map(|()| {
+            let present = Present {
+                digest: pulled.digest.to_string(),
+                bytes: pulled.tree.image.size,
+                is_pinned: self.wanted.is_pinned,
+            };
+            self.note(State::Ready(present));
+            pulled.tree.key.clone()
+        }))
+    }
+
+    async fn pull(
+        &self,
+        attributes: &Attributes,
+        is_known: bool,
+    ) -> Result<Result<Arc<Pulled>, Fault>, Ended> {
+        let volumes = &self.shared.volumes;
+        let asking = async {
+            let keyring = self.keyring().await?;
+            let wanting = Wanting { keyring, ..Wanting::default() };
+            let mut request = volumes.pull_request(attributes, &wanting, &Tenant::PrePull).await;
+            if is_known {
+                // It was resolved before this process was started. Its registry need not be there.
+                request.policy = PullPolicy::IfNotPresent;
+            }
+            let puller = volumes.puller().await.map_err(|error| Fault::of_store(&error))?;
+            Ok::<_, Fault>(puller.pull(request))
+        };
+        let mut waiter = match Box::pin(self.unless_ended(asking)).await? {
+            Ok(waiter) => waiter,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        let progress = Arc::clone(waiter.state());
+        let watching = async {
+            loop {
+                tokio::select! {
+                    outcome = waiter.wait() => return outcome,
+                    () = sleep(LOOK) => self.note_progress(&progress.snapshot()),
+                }
+            }
+        };
+        let Ok(outcome) = self.unless_ended(watching).await else {
+            waiter.leave().give_up();
+            return Err(Ended);
+        };
+        match outcome {
+            Some(Ok(pulled)) => Ok(Ok(pulled)),
+            Some(Err(error)) => Ok(Err(Fault::of_pull(&error))),
+            // The plugin ends.
+            None => Err(Ended),
+        }
+    }
+
+    async fn keep(&self, pulled: &Pulled) -> Result<(), Fault> {
+        let Wanted { name, is_pinned, .. } = &self.wanted;
+        if !is_pinned {
+            return Ok(()); // What was kept before is let go by who knows what is.
+        }
+        let pin = Pin {
+            artifact: name.clone(),
+            reference: self.wanted.reference().to_owned(),
+            digest: pulled.digest.clone(),
+            bytes: pulled.tree.image.size,
+            tree: pulled.tree.key.clone(),
+        };
+        let kept = self.shared.volumes.keep(pin).await;
+        kept.map_err(|error| Fault::of_store(&error))
+    }
+
+    /// Waits until what was brought is lost: then it is brought again. What was not to be kept is not.
+    async fn is_lost(&self, tree: &TreeKey) -> Result<bool, Ended> {
+        loop {
+            self.unless_ended(sleep(STILL_THERE)).await?;
+            match self.shared.volumes.has(tree).await {
+                Ok(false) if self.wanted.is_pinned => return Ok(true),
+                Ok(false) => {
+                    self.note(State::Waiting("Collected"));
+                    return Ok(false);
+                }
+                Ok(true) => {}
+                Err(error) => tracing::debug!(%error, "cannot look whether an artifact is there"),
+            }
+        }
+    }
+
+    /// What is kept for it.
+    async fn kept(&self) -> Result<Option<Pin>, Ended> {
+        let kept = self.unless_ended(self.shared.volumes.kept()).await?;
+        // A store that cannot be used now says so when it is pulled.
+        Ok(kept.unwrap_or_default().into_iter().find(|pin| pin.artifact == self.wanted.name))
+    }
+
+    fn attributes(&self) -> Result<Attributes, String> {
+        Attributes::parse(&self.wanted.attributes).map_err(|error| error.to_string())
+    }
+
+    async fn keyring(&self) -> Result<Keyring, Fault> {
+        let Some(name) = &self.wanted.pull_secret else { return Ok(Keyring::default()) };
+        let namespace = self.shared.cluster.namespace();
+        let of_secret = |error: KubeError| {
+            let text = match &error {
+                KubeError::Forbidden { .. } => format!(
+                    "secret {namespace}/{name} may not be read: name it in prepull.pullSecrets of the chart"
+                ),
+                KubeError::NotFound { .. } => {
+                    format!(
+                        "there is no secret {name} in the plugin's namespace, {namespace}: create it there"
+                    )
+                }
+                error => failure::chain(error),
+            };
+            Fault { state: State::Failed("PullSecret", text), retry: None }
+        };
+        self.shared.cluster.own_pull_secret(name).await.map_err(of_secret)
+    }
+
+    /// Notes how far it is, once bytes come. Until then it is what it was: a pull that is tried again and again is one that failed.
+    fn note_progress(&self, snapshot: &Snapshot) {
+        if snapshot.fetched > 0 {
+            self.note(State::Pulling(percent(snapshot)));
+        }
+    }
+
+    /// Whether it says already what is so until more is known: it is here, or its last pull failed.
+    fn is_noted_already(&self) -> bool {
+        let noted = self.shared.board.get(&self.wanted.name);
+        noted.is_some_and(|noted| {
+            noted.generation == self.wanted.generation
+                && matches!(noted.state, State::Ready(_) | State::Failed(..) | State::NoSpace(_))
+        })
+    }
+
+    fn note(&self, state: State) {
+        self.shared.board.set(&self.wanted.name, self.wanted.generation, state);
+    }
+
+    async fn unless_ended<T>(&self, work: impl Future<Output = T>) -> Result<T, Ended> {
+        let mut ends = self.ends.clone();
+        tokio::select! {
+            biased;
+            _ = ends.wait_for(|ends| *ends) => Err(Ended),
+            () = self.shared.volumes.stopping() => Err(Ended),
+            done = work => Ok(done),
+        }
+    }
+}
+
+impl Fault {
+    fn of_pull(error: &PullError) -> Self {
+        let text = failure::chain(error);
+        match Outcome::of(error) {
+            Outcome::NoSpace => Self { state: State::NoSpace(text), retry: Some(ROOM_RETRY) },
+            outcome => Self { state: State::Failed(word(outcome), text), retry: None },
+        }
+    }
+
+    fn of_store(error: &crate::volume::error::Error) -> Self {
+        Self { state: State::Failed("Store", failure::chain(error)), retry: None }
+    }
+}
+
+/// The reason in the status.
+fn word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Done | Outcome::Internal => "Internal",
+        Outcome::Cancelled => "Cancelled",
+        Outcome::NotFound => "NotFound",
+        Outcome::Denied => "Denied",
+        Outcome::Registry => "Registry",
+        Outcome::Network => "Network",
+        Outcome::Stalled => "Stalled",
+        Outcome::NoSpace => "NoSpace",
+        Outcome::Quota => "Quota",
+        Outcome::Verification => "Verification",
+        Outcome::Unsupported => "Unsupported",
+        Outcome::Policy => "Policy",
+    }
+}
+
+/// In steps of ten; not all of it before it is so.
+fn percent(snapshot: &Snapshot) -> u8 {
+    let hundredths = snapshot.done.saturating_mul(100) / snapshot.total.max(1);
+    u8::try_from(hundredths / 10 * 10).unwrap_or(90).min(90)
+}
+
+/// What is kept.
+fn present(pin: &Pin) -> Present {
+    Present { digest: pin.digest.to_string(), bytes: pin.bytes, is_pinned: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_told_in_steps_of_ten() {
+        let of = |done, total| percent(&Snapshot { done, total, ..Snapshot::default() });
+        let all = [of(0, 0), of(9, 100), of(10, 100), of(59, 100), of(99, 100), of(100, 100)];
+        assert_eq!(all, [0, 0, 10, 50, 90, 90]);
+    }
+}

@@ -1,0 +1,256 @@
+//! Content that is on the node before its pods: CachedArtifacts of an API server, and what becomes of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::body::Body;
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use ocivol::demo::push::Layer;
+use serde_json::{Value, json};
+
+use crate::support::api_server::ApiServer;
+use crate::support::{Node, Scripted, eventually, isolated, noise};
+
+/// A node that asks `api` what is wanted of it, and collects whatever may go when it is told to.
+async fn node(registry: &Scripted, api: &ApiServer) -> Node {
+    let mut node = Node::on_host(&["--plain-http", &registry.host(), "--gc-min-age", "0"]);
+    api.serve(&mut node);
+    node.run_registered().await;
+    node
+}
+
+async fn until(api: &ApiServer, name: &str, phase: &str) {
+    eventually(&format!("{name} is {phase:?}"), || api.phase(name) == phase).await;
+}
+
+/// The references of what is left of the store, after all has gone that may go.
+async fn left(node: &Node) -> Vec<String> {
+    let (done, report) = node.command(&["gc"]).await;
+    assert!(done, "{report}");
+    let (_, listing) = node.command(&["ls"]).await;
+    let trees = listing["trees"].as_array().expect("trees").iter();
+    trees.map(|tree| tree["references"][0].as_str().expect("a reference").to_owned()).collect()
+}
+
+fn blobs(registry: &Scripted) -> usize {
+    registry.count(&Method::GET, "/blobs/")
+}
+
+#[test]
+fn an_artifact_is_here_before_its_pod_and_goes_when_nobody_wants_it() {
+    isolated(async {
+        let content = noise(1, 3 << 20);
+        let registry = Scripted::with_model(content.clone()).await;
+        let api = ApiServer::start().await;
+        api.label_node(&[("zone", "a")]);
+        let reference = registry.reference("m:v1");
+        let of =
+            |zone: &str| json!({"reference": reference, "nodeSelector": {"matchLabels": {"zone": zone}}});
+        api.apply("llama", &of("a"));
+        api.apply("elsewhere", &of("b"));
+        let node = node(&registry, &api).await;
+        until(&api, "llama", "Ready").await;
+        let said = api.said_of("llama").expect("said");
+        assert!(said["digest"].as_str().is_some_and(|digest| digest.starts_with("sha256:")), "{said}");
+        assert_eq!((&said["bytes"], &said["generation"]), (&json!(3 << 20), &json!(1)), "{said}");
+        let own = api.of_node();
+        assert_eq!(own["metadata"]["ownerReferences"][0]["uid"], "node-uid", "{own}");
+        assert_eq!(
+            (&own["status"]["ready"], &own["status"]["pinned"]),
+            (&json!(1), &json!("3.00 MiB")),
+            "{own}"
+        );
+        assert_eq!(api.phase("elsewhere"), "");
+
+        // Its pod has it without a download.
+        registry.forget();
+        let volume = node.volume("pod");
+        node.publish(&volume, &reference, &[]).await.expect("published");
+        assert!(std::fs::read(volume.target.join("w")).expect("read") == content);
+        assert_eq!(blobs(&registry), 0);
+
+        // It stays when no pod has it, and goes when it is no longer for this node.
+        node.kubelet.unpublish(&volume).await.expect("unpublished");
+        assert_eq!(left(&node).await, [reference.as_str()]);
+        api.label_node(&[("zone", "c")]);
+        until(&api, "llama", "").await;
+        assert!(left(&node).await.is_empty());
+
+        // It comes again with its label, and goes with its object.
+        api.label_node(&[("zone", "a")]);
+        until(&api, "llama", "Ready").await;
+        assert_eq!(left(&node).await, [reference.as_str()]);
+        api.delete("llama");
+        until(&api, "llama", "").await;
+        assert!(left(&node).await.is_empty());
+        assert!(api.writes() < 20, "{}", api.writes());
+    });
+}
+
+#[test]
+fn what_is_kept_outlives_the_plugin_without_registry_and_api_server() {
+    isolated(async {
+        let registry = Scripted::with_model(noise(1, 1 << 20)).await;
+        let api = ApiServer::start().await;
+        let reference = registry.reference("m:v1");
+        api.apply("llama", &json!({"reference": reference, "spreadSeconds": 1}));
+        let mut node = node(&registry, &api).await;
+        until(&api, "llama", "Ready").await;
+        node.stop().await;
+
+        api.is_down(true);
+        registry.script(|_| Some(StatusCode::SERVICE_UNAVAILABLE.into_response()));
+        node.run_registered().await;
+        assert_eq!(left(&node).await, [reference.as_str()], "nobody has said that it may go");
+        node.stop().await;
+
+        // Now it is known to be wanted, and the registry is not needed.
+        api.is_down(false);
+        registry.forget();
+        let before = api.writes();
+        node.run_registered().await;
+        eventually("its status", || api.writes() > before && api.phase("llama") == "Ready").await;
+        assert_eq!(registry.requests().len(), 0);
+
+        // Nobody would let it go any more where this is turned off.
+        node.stop().await;
+        node.env.remove("OCIVOL_CACHED_ARTIFACTS");
+        node.run_registered().await;
+        assert!(left(&node).await.is_empty());
+    });
+}
+
+#[test]
+fn an_old_reference_is_kept_until_the_new_one_is_here() {
+    isolated(async {
+        let registry = Scripted::with_models(1, 2).await;
+        let api = ApiServer::start().await;
+        let [old, new] = [0, 1].map(|number| registry.reference(&format!("m{number}:v1")));
+        api.apply("llama", &json!({"reference": old}));
+        let node = node(&registry, &api).await;
+        until(&api, "llama", "Ready").await;
+
+        let is_held = Arc::new(AtomicBool::new(true));
+        let holds = Arc::clone(&is_held);
+        registry.script(move |seen| {
+            let is_new = seen.path.starts_with("/v2/m1/") && holds.load(Ordering::SeqCst);
+            is_new.then(|| (StatusCode::NOT_FOUND, "not yet").into_response())
+        });
+        api.apply("llama", &json!({"reference": new}));
+        until(&api, "llama", "Failed").await;
+        let said = api.said_of("llama").expect("said");
+        assert_eq!((&said["reason"], &said["generation"]), (&json!("NotFound"), &json!(2)), "{said}");
+        assert!(said["message"].as_str().is_some_and(|text| text.contains("m1")), "{said}");
+        assert_eq!(left(&node).await, [old.as_str()]);
+
+        // It is tried again by itself.
+        is_held.store(false, Ordering::SeqCst);
+        until(&api, "llama", "Ready").await;
+        assert_eq!(left(&node).await, [new.as_str()]);
+
+        // What is suspended stays, and nothing more is pulled.
+        api.apply("llama", &json!({"reference": old, "suspend": true}));
+        registry.forget();
+        let is_seen = || api.said_of("llama").is_some_and(|said| said["generation"] == 3);
+        eventually("its third generation", is_seen).await;
+        assert_eq!((api.phase("llama").as_str(), registry.requests().len()), ("Ready", 0));
+        assert_eq!(left(&node).await, [new.as_str()]);
+    });
+}
+
+#[test]
+fn what_does_not_fit_or_cannot_be_is_said_and_not_downloaded() {
+    isolated(async {
+        let registry = Scripted::with_models(40, 1).await;
+        let api = ApiServer::start().await;
+        let mut node = Node::on_host(&["--plain-http", &registry.host()]);
+        api.serve(&mut node);
+        std::fs::create_dir_all(&node.root).expect("a directory");
+        node.limit_store("24m");
+        api.apply("large", &json!({"reference": registry.reference("m0:v1")}));
+        api.apply("wrong", &json!({"reference": registry.reference("M:v1")}));
+        let attributes = json!({"inclued": "*"});
+        api.apply("odd", &json!({"reference": registry.reference("m0:v1"), "attributes": attributes}));
+        node.run_registered().await;
+        until(&api, "large", "NoSpace").await;
+        for (name, words) in [("wrong", "M"), ("odd", "inclued")] {
+            until(&api, name, "Failed").await;
+            let said = api.said_of(name).expect("said");
+            assert_eq!(said["reason"], "InvalidSpec", "{said}");
+            assert!(said["message"].as_str().is_some_and(|text| text.contains(words)), "{said}");
+        }
+        assert_eq!(blobs(&registry), 0);
+        assert_eq!(api.of_node()["status"]["failed"], 3);
+    });
+}
+
+#[test]
+fn a_secret_of_the_plugins_namespace_is_shown_and_gives_pods_no_right() {
+    isolated(async {
+        let registry = Scripted::with_model(noise(1, 1000)).await;
+        let accepted = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode("user:hunter2"));
+        registry.script(move |seen| {
+            let shown = seen.headers.get(header::AUTHORIZATION).and_then(|shown| shown.to_str().ok());
+            let refuse = || (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"r\"")]);
+            (shown != Some(accepted.as_str())).then(|| refuse().into_response())
+        });
+        let api = ApiServer::start().await;
+        let reference = registry.reference("m:v1");
+        api.apply("llama", &json!({"reference": reference, "pullSecret": "regcred"}));
+        let node = node(&registry, &api).await;
+        until(&api, "llama", "Failed").await;
+        let said = api.said_of("llama").expect("said");
+        let message = said["message"].as_str().unwrap_or_default();
+        assert!(message.contains("no secret regcred") && message.contains("namespace, ocivol"), "{said}");
+
+        let config = json!({"auths": {registry.host(): {"username": "user", "password": "hunter2"}}});
+        api.add_secret("regcred", &config);
+        until(&api, "llama", "Ready").await;
+        let own: Value = api.of_node();
+        assert!(!own.to_string().contains("hunter2") && !node.logged().contains("hunter2"));
+
+        let volume = node.volume("pod");
+        node.publish(&volume, &reference, &[]).await.expect_err("it has no right of its own");
+        registry.forget();
+        node.publish_as(&volume, &reference, &[], ("user", "hunter2")).await.expect("it has shown its own");
+        assert_eq!(blobs(&registry), 0);
+    });
+}
+
+#[test]
+fn a_pod_goes_before_what_nobody_waits_for() {
+    isolated(async {
+        let registry = Scripted::start().await;
+        let large = Layer::model_file("weight", "w", noise(1, 24 << 20));
+        registry.pusher("ahead").model("v1", &[large]).await.expect("pushed");
+        let small = Layer::model_file("weight", "w", noise(2, 1 << 20));
+        registry.pusher("pod").model("v1", &[small]).await.expect("pushed");
+        // What comes ahead does not end by itself.
+        registry.script(|seen| {
+            let is_held = seen.method == Method::GET && seen.path.starts_with("/v2/ahead/blobs/");
+            is_held.then(|| {
+                Response::new(Body::from_stream(futures_util::stream::pending::<std::io::Result<String>>()))
+            })
+        });
+        let api = ApiServer::start().await;
+        for number in 0..8 {
+            let attributes = json!({"include": format!("*, {number}")});
+            let reference = registry.reference("ahead:v1");
+            api.apply(&format!("m{number}"), &json!({"reference": reference, "attributes": attributes}));
+        }
+        let node = node(&registry, &api).await;
+        eventually("some are queued", || {
+            (0..8).filter(|number| api.phase(&format!("m{number}")) == "Waiting").count() == 6
+        })
+        .await;
+        let volume = node.volume("pod");
+        node.publish(&volume, &registry.reference("pod:v1"), &[]).await.expect("published");
+        // What runs ends when it is no longer wanted, so that the plugin can.
+        for number in 0..8 {
+            api.delete(&format!("m{number}"));
+        }
+        eventually("nothing is said any more", || api.of_node()["status"]["artifacts"] == json!([])).await;
+    });
+}

@@ -1,0 +1,259 @@
+//! A Kubernetes API server, as far as a node's plugin uses it: one Node, CachedArtifacts, the NodeArtifacts of the node, secrets.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use nix::mount::{MsFlags, mount};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::node::Node;
+use super::tls::CertificateAuthority;
+use super::wire::Secure;
+
+/// Where a pod has what it needs to use the API.
+const SECRETS: &str = "/run/secrets/kubernetes.io/serviceaccount";
+/// The node that there is.
+const NODE: &str = "node-1";
+const OWN: &str = "/apis/ocivol.dev/v1alpha1";
+
+/// The API server, which remembers what it was asked.
+pub struct ApiServer {
+    objects: Objects,
+    /// Nobody is answered while this is true.
+    is_down: Arc<Mutex<bool>>,
+    authority: CertificateAuthority,
+    front: Secure,
+}
+
+#[derive(Clone)]
+struct Objects(Arc<watch::Sender<Kept>>);
+
+#[derive(Clone, Default)]
+struct Kept {
+    version: u64,
+    artifacts: BTreeMap<String, Value>,
+    node: Value,
+    of_node: Option<Value>,
+    secrets: BTreeMap<String, Value>,
+    /// What happened, by its version: in which collection, and the line of a watch.
+    events: Vec<(u64, &'static str, Value)>,
+    /// Statuses that were written.
+    writes: usize,
+}
+
+impl ApiServer {
+    pub async fn start() -> Self {
+        let objects = Objects(Arc::new(watch::Sender::new(Kept::default())));
+        let is_down: Arc<Mutex<bool>> = Arc::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let plain = listener.local_addr().expect("an address").to_string();
+        let (answering, down) = (objects.clone(), Arc::clone(&is_down));
+        let router = Router::new().fallback(move |request: Request| {
+            let (objects, down) = (answering.clone(), Arc::clone(&down));
+            async move {
+                if *down.lock().expect("no panic") {
+                    return StatusCode::SERVICE_UNAVAILABLE.into_response();
+                }
+                answer(&objects, request).await
+            }
+        });
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let authority = CertificateAuthority::new();
+        let front = Secure::start(&authority.sign("IP:127.0.0.1"), &plain).await;
+        let server = Self { objects, is_down, authority, front };
+        server.label_node(&[]);
+        server
+    }
+
+    /// Lets the plugin of `node` find it, and sets what the chart sets with `prepull.enabled`.
+    pub fn serve(&self, node: &mut Node) {
+        let none: Option<&str> = None;
+        mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("a /run of the test's own");
+        let place = Path::new(SECRETS);
+        std::fs::create_dir_all(place).expect("a directory");
+        std::fs::copy(self.authority.bundle(), place.join("ca.crt")).expect("a file");
+        std::fs::write(place.join("token"), "token").expect("a file");
+        std::fs::write(place.join("namespace"), "ocivol").expect("a file");
+        let (host, port) = self
+            .front
+            .host()
+            .rsplit_once(':')
+            .map(|(host, port)| (host.to_owned(), port.to_owned()))
+            .expect("a port");
+        for (name, value) in [
+            ("KUBERNETES_SERVICE_HOST", host.as_str()),
+            ("KUBERNETES_SERVICE_PORT", port.as_str()),
+            ("OCIVOL_CACHED_ARTIFACTS", "true"),
+        ] {
+            node.env.insert(name.to_owned(), value.to_owned());
+        }
+    }
+
+    /// Answers nobody from now on, or everybody again.
+    pub fn is_down(&self, is_down: bool) {
+        *self.is_down.lock().expect("no panic") = is_down;
+        // Watches that run end.
+        self.objects.change(|_| {});
+    }
+
+    /// Makes the CachedArtifact `name`, or changes it.
+    pub fn apply(&self, name: &str, spec: &Value) {
+        self.objects.change(|kept| {
+            let (kind, generation) = match kept.artifacts.get(name) {
+                Some(before) => {
+                    ("MODIFIED", before["metadata"]["generation"].as_i64().unwrap_or_default() + 1)
+                }
+                None => ("ADDED", 1),
+            };
+            let metadata = json!({
+                "name": name, "generation": generation, "resourceVersion": kept.version.to_string(),
+            });
+            let object = json!({"metadata": metadata, "spec": spec});
+            kept.artifacts.insert(name.to_owned(), object.clone());
+            kept.events.push((kept.version, "cachedartifacts", json!({"type": kind, "object": object})));
+        });
+    }
+
+    pub fn delete(&self, name: &str) {
+        self.objects.change(|kept| {
+            let mut object = kept.artifacts.remove(name).expect("it is there");
+            object["metadata"]["resourceVersion"] = kept.version.to_string().into();
+            kept.events.push((kept.version, "cachedartifacts", json!({"type": "DELETED", "object": object})));
+        });
+    }
+
+    /// Gives the node these labels, and no others.
+    pub fn label_node(&self, labels: &[(&str, &str)]) {
+        let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();
+        self.objects.change(|kept| {
+            let version = kept.version.to_string();
+            kept.node = json!({
+                "metadata": {"name": NODE, "uid": "node-uid", "resourceVersion": version, "labels": labels},
+            });
+            kept.events.push((kept.version, "nodes", json!({"type": "MODIFIED", "object": kept.node})));
+        });
+    }
+
+    /// Makes a pull secret in the plugin's namespace.
+    pub fn add_secret(&self, name: &str, docker_config: &Value) {
+        use base64::Engine as _;
+        let text = base64::engine::general_purpose::STANDARD.encode(docker_config.to_string());
+        let secret = json!({
+            "metadata": {"uid": name}, "type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": text},
+        });
+        self.objects.change(|kept| drop(kept.secrets.insert(name.to_owned(), secret)));
+    }
+
+    /// What the node says of an artifact.
+    pub fn said_of(&self, name: &str) -> Option<Value> {
+        let kept = self.objects.0.borrow();
+        let all = kept.of_node.as_ref()?["status"]["artifacts"].as_array()?.clone();
+        all.into_iter().find(|artifact| artifact["name"] == name)
+    }
+
+    /// The phase that the node says an artifact is in; nothing of one that it does not speak of.
+    pub fn phase(&self, name: &str) -> String {
+        self.said_of(name).map_or_else(String::new, |said| said["phase"].as_str().expect("a word").to_owned())
+    }
+
+    /// The node's object.
+    pub fn of_node(&self) -> Value {
+        self.objects.0.borrow().of_node.clone().unwrap_or_default()
+    }
+
+    /// How often the node has written.
+    pub fn writes(&self) -> usize {
+        self.objects.0.borrow().writes
+    }
+}
+
+impl Objects {
+    fn change(&self, change: impl FnOnce(&mut Kept)) {
+        self.0.send_modify(|kept| {
+            kept.version += 1;
+            change(kept);
+        });
+    }
+
+    /// Events of a collection after `version`, as they come.
+    fn watch(&self, collection: &'static str, mut version: u64) -> Response {
+        let mut changes = self.0.subscribe();
+        let (sender, receiver) = tokio::sync::mpsc::channel::<Bytes>(1);
+        tokio::spawn(async move {
+            loop {
+                let events = changes.borrow_and_update().events.clone();
+                let from = version;
+                for (at, of, event) in events.into_iter().filter(|(at, ..)| *at > from) {
+                    version = at;
+                    if of == collection && sender.send(format!("{event}\n").into()).await.is_err() {
+                        return;
+                    }
+                }
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        let lines = futures_util::stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|line| (Ok::<_, std::io::Error>(line), receiver))
+        });
+        Body::from_stream(lines).into_response()
+    }
+}
+
+async fn answer(objects: &Objects, request: Request) -> Response {
+    let (path, query) =
+        (request.uri().path().to_owned(), request.uri().query().unwrap_or_default().to_owned());
+    let asks = |key: &str| {
+        query.split('&').find_map(|part| part.strip_prefix(&format!("{key}="))).map(str::to_owned)
+    };
+    let method = request.method().clone();
+    let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.expect("a body");
+    let from = asks("resourceVersion").map_or(0, |version| version.parse().expect("a version"));
+    let found = |object: Option<Value>| match object {
+        Some(object) => object.to_string().into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    };
+    let kept = objects.0.borrow().clone();
+    let own = format!("{OWN}/nodeartifacts");
+    if method == Method::GET && asks("watch").is_some() {
+        let collection = if path.ends_with("/nodes") { "nodes" } else { "cachedartifacts" };
+        return objects.watch(collection, from);
+    }
+    if method == Method::GET && path == format!("/api/v1/nodes/{NODE}") {
+        return found(Some(kept.node));
+    }
+    if method == Method::GET && path == format!("{OWN}/cachedartifacts") {
+        let items: Vec<&Value> = kept.artifacts.values().collect();
+        let list = json!({"metadata": {"resourceVersion": kept.version.to_string()}, "items": items});
+        return found(Some(list));
+    }
+    if let Some(name) = path.strip_prefix("/api/v1/namespaces/ocivol/secrets/") {
+        return found(kept.secrets.get(name).cloned());
+    }
+    if method == Method::POST && path == own {
+        let object = serde_json::from_slice(&body).expect("JSON");
+        objects.change(|kept| kept.of_node = Some(object));
+        return StatusCode::CREATED.into_response();
+    }
+    if method == Method::PATCH && path == format!("{own}/{NODE}/status") {
+        if kept.of_node.is_none() {
+            return StatusCode::NOT_FOUND.into_response();
+        }
+        let patch: Value = serde_json::from_slice(&body).expect("JSON");
+        objects.change(|kept| {
+            kept.writes += 1;
+            kept.of_node.get_or_insert_default()["status"] = patch["status"].clone();
+        });
+        return "{}".into_response();
+    }
+    panic!("the plugin has no right to {method} {path}");
+}
