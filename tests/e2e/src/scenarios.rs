@@ -9,6 +9,7 @@ mod memory;
 mod messages;
 mod odd;
 mod operate;
+mod prepull;
 mod registries;
 mod restarts;
 mod storage;
@@ -82,6 +83,8 @@ fn disruptive() -> Vec<Scenario> {
         operate::an_operator_sees_digests_status_and_metrics,
         storage::claims_of_a_class_get_volumes_that_stay_what_they_were,
         storage::kubernetes_own_tests_of_storage_pass,
+        prepull::an_artifact_is_on_the_node_before_its_pod,
+        prepull::a_plugin_writes_the_object_of_its_own_node_alone,
         crowds::sixty_pods_at_once_share_every_download,
         crowds::a_node_at_its_watermark_runs_pod_after_pod_without_disk_pressure,
         restarts::uninstalling_leaves_nothing,
