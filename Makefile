@@ -104,7 +104,8 @@ rendered-all = $(call rendered,$(1)) && $(call rendered,$(2)/pull-secrets.yaml,$
 	$(call rendered,$(2)/events.yaml,$(EVENTS)) && \
 	$(call rendered,$(2)/monitoring.yaml,$(MONITORING)) && \
 	$(call rendered,$(2)/controller.yaml,$(CONTROLLER)) && \
-	$(call rendered,$(2)/prepull.yaml,$(PREPULL))
+	$(call rendered,$(2)/prepull.yaml,$(PREPULL)) && \
+	$(call rendered,$(2)/prepull-controller.yaml,$(PREPULL) --set controller.enabled=true)
 
 # What this version of the chart takes. When the version changes the file stays, for `make conformance`: later ones have to take it as well.
 VALUES_OF := tests/packaging/values-of/$(shell sed -n 's/^version: //p' charts/ocivol/Chart.yaml).yaml

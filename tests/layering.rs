@@ -35,14 +35,14 @@ const ROOMS: [(&str, &[&str]); 31] = [
     ("pull",           &["host", "oci", "layout", "registry", "store", "transfer"]),
     ("warm",           &["host"]),
     ("volume",         &["host", "kube", "oci", "layer", "layout", "registry", "store", "transfer::error", "transfer::flight", "mount", "pull", "warm"]),
-    ("prepull",        &["kube", "oci", "pull::error", "pull::outcome", "pull::progress", "pull::request", "registry::credentials::keyring", "store::key", "store::usage::pins", "volume"]),
+    ("prepull",        &["kube", "oci", "pull::error", "pull::outcome", "pull::progress", "pull::remote", "pull::request", "registry", "store::key", "store::usage::pins", "volume"]),
     ("provision",      &["host", "layout::error", "oci", "pull::choose", "pull::remote", "registry", "volume::attributes", "volume::list", "volume::permits"]),
     ("csi",            &["host", "kube::pull_secrets", "provision", "registry", "volume"]),
     ("control",        &["host", "layer", "oci", "pull", "registry", "store::collect::report", "store::fsck::report", "transfer::error", "volume"]),
     ("telemetry",      &["host"]),
     ("demo",           &["host", "oci", "csi"]),
     ("node",           &["host", "kube", "oci", "mount", "prepull", "pull", "registry", "store::space", "volume", "warm::budget", "csi", "control", "telemetry"]),
-    ("controller",     &["host", "csi", "node::bad_flag", "node::flag_values", "node::health", "node::pull_flags", "node::shutdown", "provision", "registry", "telemetry", "volume::permits"]),
+    ("controller",     &["host", "csi", "kube::cluster", "node::bad_flag", "node::flag_values", "node::health", "node::pull_flags", "node::shutdown", "prepull::coordinator", "provision", "registry", "telemetry", "volume::permits"]),
     ("cli",            &["host", "oci", "layout", "mount", "pull", "registry", "store::disk", "store::space", "store::collect::report", "store::fsck::report", "volume", "control", "controller", "csi", "demo", "node", "telemetry"]),
 ];
 

@@ -49,6 +49,11 @@ fn prepull() -> Vec<Value> {
     objects(include_str!("packaging/rendered/prepull.yaml"))
 }
 
+/// The same, with the controller.
+fn prepull_controller() -> Vec<Value> {
+    objects(include_str!("packaging/rendered/prepull-controller.yaml"))
+}
+
 fn one_of(objects: &[Value], kind: &str) -> Value {
     objects.iter().find(|object| object["kind"] == kind).cloned().unwrap_or_else(|| panic!("no {kind}"))
 }
@@ -143,6 +148,7 @@ fn every_object_is_known_to_every_version() {
     all.extend(events());
     all.extend(controller());
     all.extend(prepull());
+    all.extend(prepull_controller());
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples");
     for entry in std::fs::read_dir(examples).expect("examples") {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("text");
@@ -521,6 +527,49 @@ fn what_is_pulled_ahead_needs_the_rights_to_read_it_and_to_write_the_nodes_own()
     let condition = policy["spec"]["matchConditions"][0]["expression"].as_str().expect("an expression");
     let account = pod["serviceAccountName"].as_str().expect("a name");
     assert!(condition.contains(&format!("'system:serviceaccount:ocivol:{account}'")), "{condition}");
+}
+
+#[test]
+fn the_controller_reads_what_nodes_say_and_writes_the_sum() {
+    let objects = prepull_controller();
+    let deployment = one_of(&objects, "Deployment");
+    let pod = &deployment["spec"]["template"]["spec"];
+    let arguments = pod["containers"][0]["args"].as_array().expect("arguments");
+    assert!(arguments.contains(&"--cached-artifacts".into()), "{arguments:?}");
+    let rights = rights(&objects);
+    let account = pod["serviceAccountName"].as_str().expect("a name");
+    let of_controller = |object: &Value| {
+        object["subjects"].as_array().is_some_and(|all| all.iter().any(|it| it["name"] == account))
+    };
+    let bound: Vec<&Value> = rights.iter().filter(|(.., it)| of_controller(it)).map(|(.., it)| *it).collect();
+    let mut own = Vec::new();
+    for binding in bound {
+        let role = rights.iter().find(|(kind, _, it)| {
+            *kind == binding["roleRef"]["kind"] && it["metadata"]["name"] == binding["roleRef"]["name"]
+        });
+        for rule in role.expect("a role").2["rules"].as_array().expect("rules") {
+            let words = ["cachedartifacts", "cachedartifacts/status", "nodes", "secrets"];
+            if rule["resources"]
+                .as_array()
+                .expect("resources")
+                .iter()
+                .any(|it| words.iter().any(|word| it == word))
+            {
+                own.push((rule["resources"].clone(), rule["resourceNames"].clone(), rule["verbs"].clone()));
+            }
+        }
+    }
+    let expected = [
+        (
+            serde_json::json!(["cachedartifacts", "nodeartifacts"]),
+            Value::Null,
+            serde_json::json!(["list", "watch"]),
+        ),
+        (serde_json::json!(["cachedartifacts/status"]), Value::Null, serde_json::json!(["patch"])),
+        (serde_json::json!(["nodes"]), Value::Null, serde_json::json!(["list", "watch"])),
+        (serde_json::json!(["secrets"]), serde_json::json!(["regcred"]), serde_json::json!(["get"])),
+    ];
+    assert_eq!(own, expected);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Flags of the controller.
 
+use clap::ArgAction::SetTrue;
 use clap::Args;
+use clap::builder::FalseyValueParser;
 
 use crate::controller::config::{ControllerConfig, ControllerFlags};
 use crate::failure::Failure;
@@ -33,6 +35,9 @@ pub struct ControllerArgs {
         action = clap::ArgAction::Set
     )]
     pub anonymous: bool,
+    /// Resolve CachedArtifacts, once for all nodes, and sum up what the nodes have of them
+    #[arg(long, env = "OCIVOL_CACHED_ARTIFACTS", value_parser = FalseyValueParser::new(), action = SetTrue)]
+    pub cached_artifacts: bool,
 }
 
 impl ControllerArgs {
@@ -47,6 +52,7 @@ impl ControllerArgs {
             health_addr: self.health_addr,
             permits: self.permits,
             anonymous: self.anonymous,
+            cached_artifacts: self.cached_artifacts,
             pulls,
         };
         flags.check().map_err(|error| Failure::usage(&error.to_string()))

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::kube::cluster::Cluster;
 use crate::node::bad_flag::BadFlag;
 use crate::node::flag_values::{check_driver_name, check_socket_length, listener_address, socket_path};
 use crate::node::pull_flags::PullFlags;
@@ -28,6 +29,8 @@ pub struct ControllerConfig {
     pub permits: Permits,
     /// Whether registries are asked without credentials.
     pub anonymous: bool,
+    /// The cluster whose CachedArtifacts are resolved and summed up; of none if not said.
+    pub cached_artifacts: Option<Cluster>,
 }
 
 /// Flags of `ocivol controller`, as they were given.
@@ -43,6 +46,8 @@ pub struct ControllerFlags {
     pub permits: String,
     /// `--anonymous`
     pub anonymous: bool,
+    /// `--cached-artifacts`
+    pub cached_artifacts: bool,
     /// Flags about registries.
     pub pulls: PullFlags,
 }
@@ -62,6 +67,9 @@ impl ControllerFlags {
         // A mirror that says nothing is given up while there is time for the next.
         let stall_timeout = self.pulls.stall_timeout.min(STALL_TIMEOUT);
         let pulls = PullFlags { stall_timeout, ..self.pulls };
+        let cluster = self.cached_artifacts.then(Cluster::in_cluster).transpose().map_err(|error| {
+            BadFlag { flag: "--cached-artifacts", value: "true".to_owned(), reason: error.to_string() }
+        })?;
         Ok(ControllerConfig {
             socket,
             driver_name: self.driver_name,
@@ -70,6 +78,7 @@ impl ControllerFlags {
             registry: pulls.check(Addresses::default())?.0,
             permits,
             anonymous: self.anonymous,
+            cached_artifacts: cluster,
         })
     }
 }

@@ -13,8 +13,10 @@ use crate::csi::v1::identity_server::IdentityServer;
 use crate::csi::{metrics, transport};
 use crate::failure::Failure;
 use crate::host::socket;
+use crate::kube::cluster::Cluster;
 use crate::node::health::probe;
 use crate::node::shutdown::{DRAIN, wait_for};
+use crate::prepull::coordinator::Coordinator;
 use crate::provision::provisioner::Provisioner;
 use crate::registry::client::Registry;
 use crate::telemetry::health;
@@ -44,6 +46,11 @@ pub async fn run(config: ControllerConfig, stop: watch::Receiver<bool>) -> Resul
     counted.register(&mut all);
     registry.register(&mut all);
     all.register_collector(Box::new(Process));
+    Cluster::register(config.cached_artifacts.as_ref(), &mut all);
+    let coordinating = config
+        .cached_artifacts
+        .clone()
+        .map(|cluster| tokio::spawn(Coordinator::new(cluster, registry.clone()).run(stop.clone())));
     let identity = IdentityService {
         driver_name: config.driver_name.clone(),
         with_controller: true,
@@ -85,6 +92,9 @@ pub async fn run(config: ControllerConfig, stop: watch::Receiver<bool>) -> Resul
         }
     };
     telling.abort();
+    if let Some(coordinating) = coordinating {
+        coordinating.abort();
+    }
     // Another instance may have taken the place meanwhile.
     if socket::identity(&config.socket) == own_socket {
         let _ = std::fs::remove_file(&config.socket);

@@ -88,7 +88,7 @@ impl Cluster {
         self.0.connection.change(object, change, body).await
     }
 
-    /// Follows `what`, one object or all of a kind, as [`watch::follow`] says, until the result is dropped.
+    /// Follows `what`, one object or all of a kind, until the result is dropped.
     pub fn follow<T: DeserializeOwned + Send + 'static>(&self, what: Object) -> mpsc::Receiver<Seen<T>> {
         let (sender, receiver) = mpsc::channel(SEEN);
         let cluster = self.clone();

@@ -58,9 +58,7 @@ impl Pace {
 }
 
 /// Objects of a page.
-const PAGE: usize = 100;
-/// Pages of a list. What comes after them is not looked at.
-const PAGES: usize = 10;
+const PAGE: usize = 50;
 /// Bytes of a line of a watch: an object, and what happened to it.
 const LINE_LIMIT: usize = limits::OBJECT_BYTES;
 /// The longest pause that a `Retry-After` makes.
@@ -168,17 +166,19 @@ struct Follower<'a, T> {
 impl<T: DeserializeOwned + Send> Follower<'_, T> {
     /// Reads and tells of all that there are. The version from which a watch goes on.
     async fn list(&self) -> Result<String, Error> {
-        let accept = self.accept();
         if !self.what.name.is_empty() {
-            let found: Value = self.connection.page(self.what, &self.what.path(), accept).await?;
+            let accept = self.accept("");
+            let found: Value = self.connection.page(self.what, &self.what.path(), &accept).await?;
             let version = self.known(&found)?.resource_version;
             self.tell(Seen::All(vec![self.object(found)?])).await;
             return Ok(version);
         }
+        let accept = self.accept("List");
         let (mut all, mut next, mut version) = (Vec::new(), String::new(), String::new());
-        for _ in 0..PAGES {
+        let pages = pages(self.what.resource);
+        for _ in 0..pages {
             let path = format!("{}?limit={PAGE}{next}", self.what.collection());
-            let page: Page = self.connection.page(self.what, &path, accept).await?;
+            let page: Page = self.connection.page(self.what, &path, &accept).await?;
             for item in page.items {
                 all.push(self.object(item)?);
             }
@@ -190,7 +190,7 @@ impl<T: DeserializeOwned + Send> Follower<'_, T> {
             next = format!("&continue={}", encoded(&page.metadata.next));
         }
         if !next.is_empty() {
-            tracing::warn!("{} is longer than the {} that are looked at", self.what, PAGE * PAGES);
+            tracing::warn!("{} is longer than the {} that are looked at", self.what, PAGE * pages);
         }
         self.tell(Seen::All(all)).await;
         Ok(version)
@@ -209,7 +209,7 @@ impl<T: DeserializeOwned + Send> Follower<'_, T> {
             asked.as_secs().max(1),
             encoded(version)
         );
-        let response = self.connection.open(self.what, &path, self.accept()).await?;
+        let response = self.connection.open(self.what, &path, &self.accept("")).await?;
         let end = Instant::now() + asked + self.pace.grace;
         let (mut lines, mut version) = (Lines::new(response), version.to_owned());
         loop {
@@ -237,10 +237,12 @@ impl<T: DeserializeOwned + Send> Follower<'_, T> {
     }
 
     /// Of nodes only the metadata: what runs on them, and their images, are many times as much.
-    fn accept(&self) -> &'static str {
+    fn accept(&self, list: &str) -> String {
         match self.what.resource {
-            Resource::Node => "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json",
-            _ => "application/json",
+            Resource::Node => {
+                format!("application/json;as=PartialObjectMetadata{list};g=meta.k8s.io;v=v1,application/json")
+            }
+            _ => "application/json".to_owned(),
         }
     }
 
@@ -312,6 +314,15 @@ impl Lines {
                 Some(Err(error)) => return Err(unreachable(what, &error)),
             }
         }
+    }
+}
+
+/// Pages of a list. What comes after them is not looked at.
+fn pages(resource: Resource) -> usize {
+    match resource {
+        // As large as Kubernetes supports a cluster to be, twice.
+        Resource::Node | Resource::NodeArtifacts => 10_000 / PAGE,
+        _ => 1000 / PAGE,
     }
 }
 
@@ -395,8 +406,8 @@ mod tests {
         assert_eq!(next(&mut seen).await, Seen::Set(object("c", 13)));
         let paths = fake.paths();
         let base = "/apis/ocivol.dev/v1alpha1/cachedartifacts";
-        assert_eq!(paths[0], format!("{base}?limit=100"));
-        assert_eq!(paths[1], format!("{base}?limit=100&continue=to%2Bken%3D"));
+        assert_eq!(paths[0], format!("{base}?limit=50"));
+        assert_eq!(paths[1], format!("{base}?limit=50&continue=to%2Bken%3D"));
         assert!(paths[2].starts_with(&format!("{base}?watch=true&allowWatchBookmarks=true&timeoutSeconds=")));
         assert!(paths[2].ends_with("&resourceVersion=7"), "{}", paths[2]);
     }

@@ -51,7 +51,7 @@ enum Retention {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(in crate::prepull) struct Status {
-    observed_generation: i64,
+    reference: String,
     digest: Option<String>,
 }
 
@@ -94,13 +94,13 @@ impl CachedArtifact {
         }
     }
 
-    /// The reference, with the digest that somebody resolved it to for all nodes. One of an older generation is another reference's.
+    /// The reference, with the digest that somebody resolved it to for all nodes, if that was this reference.
     fn reference(&self) -> String {
-        let Self { metadata, spec, status } = self;
+        let Self { spec, status, .. } = self;
         let wants_digest = |reference: &Reference| reference.digest().is_none() && !reference.is_layout();
         match &status.digest {
             Some(digest)
-                if status.observed_generation == metadata.generation
+                if status.reference == spec.reference
                     && spec.reference.parse::<Reference>().as_ref().is_ok_and(wants_digest) =>
             {
                 format!("{}@{digest}", spec.reference)
@@ -137,14 +137,15 @@ mod tests {
     #[test]
     fn nodes_pull_the_digest_that_the_reference_was_resolved_to() {
         let digest = format!("sha256:{}", "a".repeat(64));
-        let of = |reference: &str, observed: i64| {
-            let status = json!({"observedGeneration": observed, "digest": digest});
+        let of = |reference: &str, resolved: &str| {
+            let status = json!({"reference": resolved, "digest": digest});
             read(&json!({"reference": reference}), &status).wanted().reference().to_owned()
         };
-        assert_eq!(of("r.example/m:v1", 3), format!("r.example/m:v1@{digest}"));
-        assert_eq!(of("r.example/m:v1", 2), "r.example/m:v1", "it was another reference then");
+        let tag = "r.example/m:v1";
+        assert_eq!(of(tag, tag), format!("{tag}@{digest}"));
+        assert_eq!(of(tag, "r.example/m:v0"), tag, "it was another reference then");
         let own = format!("r.example/m@sha256:{}", "b".repeat(64));
-        assert_eq!(of(&own, 3), own);
+        assert_eq!(of(&own, &own), own);
         assert_eq!(
             read(&json!({"reference": "r.example/m"}), &json!({})).wanted().reference(),
             "r.example/m"

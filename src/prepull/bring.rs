@@ -108,8 +108,8 @@ impl One {
                 return Ok(()); // Another spec is another of these.
             }
         };
-        let is_known = kept.as_ref().is_some_and(|pin| pin.reference == self.wanted.reference());
-        if !is_known {
+        let is_known = kept.as_ref().is_some_and(|pin| is_same(&pin.reference, self.wanted.reference()));
+        if !is_known && !self.has_begun() {
             let delay = self.wanted.delay(&self.shared.node);
             if !delay.is_zero() {
                 self.note(State::Waiting("Spread"));
@@ -285,6 +285,14 @@ impl One {
         }
     }
 
+    /// Whether its moment has come already: only what it was resolved to has changed.
+    fn has_begun(&self) -> bool {
+        let noted = self.shared.board.get(&self.wanted.name);
+        noted.is_some_and(|noted| {
+            noted.generation == self.wanted.generation && !matches!(noted.state, State::Waiting(_))
+        })
+    }
+
     /// Whether it says already what is so until more is known: it is here, or its last pull failed.
     fn is_noted_already(&self) -> bool {
         let noted = self.shared.board.get(&self.wanted.name);
@@ -323,6 +331,11 @@ impl Fault {
     }
 }
 
+/// Whether what was pulled as `kept` is what `wanted` names, but for a digest that somebody resolved it to since.
+fn is_same(kept: &str, wanted: &str) -> bool {
+    wanted.strip_prefix(kept).is_some_and(|rest| rest.is_empty() || rest.starts_with('@'))
+}
+
 /// The reason in the status.
 fn word(outcome: Outcome) -> &'static str {
     match outcome {
@@ -355,6 +368,12 @@ fn present(pin: &Pin) -> Present {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_digest_makes_no_other_reference() {
+        assert!(is_same("r/m:v1", "r/m:v1") && is_same("r/m:v1", "r/m:v1@sha256:00"));
+        assert!(!is_same("r/m:v1", "r/m:v10") && !is_same("r/m:v1@sha256:00", "r/m:v1"));
+    }
 
     #[test]
     fn progress_is_told_in_steps_of_ten() {

@@ -1,5 +1,6 @@
 //! Content that is on the node before its pods: CachedArtifacts of an API server, and what becomes of them.
 
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,8 +10,10 @@ use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use ocivol::demo::push::Layer;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::support::api_server::ApiServer;
+use crate::support::node::BINARY;
 use crate::support::{Node, Scripted, eventually, isolated, noise};
 
 /// A node that asks `api` what is wanted of it, and collects whatever may go when it is told to.
@@ -252,5 +255,90 @@ fn a_pod_goes_before_what_nobody_waits_for() {
             api.delete(&format!("m{number}"));
         }
         eventually("nothing is said any more", || api.of_node()["status"]["artifacts"] == json!([])).await;
+    });
+}
+
+/// The controller's process.
+struct Controller {
+    process: Child,
+    _directory: TempDir,
+}
+
+impl Controller {
+    /// Starts it for the API server that `node` asks.
+    fn start(registry: &Scripted, node: &Node) -> Self {
+        let directory = tempfile::Builder::new().prefix("ocivol-c-").tempdir().expect("a directory");
+        let socket = format!("unix://{}", directory.path().join("csi.sock").display());
+        let process = Command::new(BINARY)
+            .args([
+                "controller",
+                "--endpoint",
+                &socket,
+                "--health-addr",
+                "",
+                "--plain-http",
+                &registry.host(),
+            ])
+            .envs(&node.env)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        Self { process, _directory: directory }
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_controller_resolves_once_for_all_nodes_and_sums_up_what_they_have() {
+    isolated(async {
+        let registry = Scripted::with_model(noise(1, 2 << 20)).await;
+        let api = ApiServer::start().await;
+        let reference = registry.reference("m:v1");
+        api.apply("llama", &json!({"reference": reference}));
+        api.apply("absent", &json!({"reference": registry.reference("absent:v1")}));
+        let mut node = Node::on_host(&["--plain-http", &registry.host()]);
+        api.serve(&mut node);
+        let _controller = Controller::start(&registry, &node);
+        eventually("the digest", || api.status("llama")["digest"].is_string()).await;
+        let resolved = api.status("llama");
+        assert_eq!(
+            resolved["nodes"],
+            json!({"desired": 1, "ready": 0, "pulling": 0, "failed": 0}),
+            "{resolved}"
+        );
+
+        // The tag moves, and the nodes pull what it was.
+        let other = [Layer::model_file("weight", "w", noise(2, 1 << 20))];
+        registry.pusher("m").model("v1", &other).await.expect("pushed");
+        node.run_registered().await;
+        until(&api, "llama", "Ready").await;
+        let said = api.said_of("llama").expect("said");
+        assert_eq!((&said["digest"], &said["bytes"]), (&resolved["digest"], &json!(2 << 20)), "{said}");
+
+        let ready = |status: &Value| {
+            let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+            conditions.iter().any(|it| it["type"] == "Ready" && it["status"] == "True")
+        };
+        eventually("the sum", || ready(&api.status("llama"))).await;
+        let sum = api.status("llama");
+        assert_eq!((&sum["nodes"]["ready"], &sum["size"]), (&json!(1), &json!("2.00 MiB")), "{sum}");
+        assert_eq!((&sum["digest"], &sum["observedGeneration"]), (&resolved["digest"], &json!(1)), "{sum}");
+
+        // What is not there is said of the registry and of the node.
+        eventually("what the node lacks", || api.status("absent")["nodes"]["failed"] == 1).await;
+        let absent = api.status("absent");
+        let condition =
+            absent["conditions"].as_array().and_then(|all| all.iter().find(|it| it["type"] == "Resolved"));
+        assert!(condition.is_some_and(|it| it["status"] == "False"), "{absent}");
+        assert_eq!(
+            (&absent["failing"][0]["node"], &absent["failing"][0]["reason"]),
+            (&json!("node-1"), &json!("NotFound"))
+        );
     });
 }

@@ -115,7 +115,11 @@ impl ApiServer {
             let metadata = json!({
                 "name": name, "generation": generation, "resourceVersion": kept.version.to_string(),
             });
-            let object = json!({"metadata": metadata, "spec": spec});
+            let mut object = json!({"metadata": metadata, "spec": spec});
+            let status = kept.artifacts.get(name).and_then(|before| before.get("status")).cloned();
+            if let Some(status) = status.filter(Value::is_object) {
+                object["status"] = status;
+            }
             kept.artifacts.insert(name.to_owned(), object.clone());
             kept.events.push((kept.version, "cachedartifacts", json!({"type": kind, "object": object})));
         });
@@ -151,6 +155,12 @@ impl ApiServer {
         self.objects.change(|kept| drop(kept.secrets.insert(name.to_owned(), secret)));
     }
 
+    /// What the controller says of an artifact.
+    pub fn status(&self, name: &str) -> Value {
+        let kept = self.objects.0.borrow();
+        kept.artifacts.get(name).map_or(Value::Null, |artifact| artifact["status"].clone())
+    }
+
     /// What the node says of an artifact.
     pub fn said_of(&self, name: &str) -> Option<Value> {
         let kept = self.objects.0.borrow();
@@ -171,6 +181,36 @@ impl ApiServer {
     /// How often the node has written.
     pub fn writes(&self) -> usize {
         self.objects.0.borrow().writes
+    }
+}
+
+impl Kept {
+    /// Has who watches see that the node's object is another.
+    fn tell_of_node(&mut self) {
+        let object = self.of_node.get_or_insert_default();
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        let event = json!({"type": "MODIFIED", "object": object});
+        self.events.push((self.version, "nodeartifacts", event));
+    }
+}
+
+fn list<'a>(version: u64, items: impl IntoIterator<Item = &'a Value>) -> Value {
+    let items: Vec<&Value> = items.into_iter().collect();
+    json!({"metadata": {"resourceVersion": version.to_string()}, "items": items})
+}
+
+/// Changes `object` as a merge patch does (RFC 7386).
+fn merge(object: &mut Value, patch: &Value) {
+    let Some(fields) = patch.as_object() else {
+        *object = patch.clone();
+        return;
+    };
+    for (key, value) in fields {
+        if !value.is_null() {
+            merge(&mut object[key], value);
+        } else if let Some(object) = object.as_object_mut() {
+            object.remove(key);
+        }
     }
 }
 
@@ -225,23 +265,44 @@ async fn answer(objects: &Objects, request: Request) -> Response {
     let kept = objects.0.borrow().clone();
     let own = format!("{OWN}/nodeartifacts");
     if method == Method::GET && asks("watch").is_some() {
-        let collection = if path.ends_with("/nodes") { "nodes" } else { "cachedartifacts" };
-        return objects.watch(collection, from);
+        let collections = ["nodes", "cachedartifacts", "nodeartifacts"];
+        let asked = collections.into_iter().find(|name| path.rsplit('/').next() == Some(*name));
+        return objects.watch(asked.expect("a collection"), from);
     }
     if method == Method::GET && path == format!("/api/v1/nodes/{NODE}") {
         return found(Some(kept.node));
     }
     if method == Method::GET && path == format!("{OWN}/cachedartifacts") {
-        let items: Vec<&Value> = kept.artifacts.values().collect();
-        let list = json!({"metadata": {"resourceVersion": kept.version.to_string()}, "items": items});
-        return found(Some(list));
+        return found(Some(list(kept.version, kept.artifacts.values())));
+    }
+    if method == Method::GET && path == "/api/v1/nodes" {
+        return found(Some(list(kept.version, [&kept.node])));
+    }
+    if method == Method::GET && path == own {
+        return found(Some(list(kept.version, &kept.of_node)));
+    }
+    let artifact =
+        path.strip_prefix(&format!("{OWN}/cachedartifacts/")).and_then(|rest| rest.strip_suffix("/status"));
+    if let (Method::PATCH, Some(name)) = (&method, artifact) {
+        let patch: Value = serde_json::from_slice(&body).expect("JSON");
+        objects.change(|kept| {
+            let object = kept.artifacts.get_mut(name).expect("it is there");
+            merge(&mut object["status"], &patch["status"]);
+            object["metadata"]["resourceVersion"] = kept.version.to_string().into();
+            let event = json!({"type": "MODIFIED", "object": object});
+            kept.events.push((kept.version, "cachedartifacts", event));
+        });
+        return "{}".into_response();
     }
     if let Some(name) = path.strip_prefix("/api/v1/namespaces/ocivol/secrets/") {
         return found(kept.secrets.get(name).cloned());
     }
     if method == Method::POST && path == own {
         let object = serde_json::from_slice(&body).expect("JSON");
-        objects.change(|kept| kept.of_node = Some(object));
+        objects.change(|kept| {
+            kept.of_node = Some(object);
+            kept.tell_of_node();
+        });
         return StatusCode::CREATED.into_response();
     }
     if method == Method::PATCH && path == format!("{own}/{NODE}/status") {
@@ -252,6 +313,7 @@ async fn answer(objects: &Objects, request: Request) -> Response {
         objects.change(|kept| {
             kept.writes += 1;
             kept.of_node.get_or_insert_default()["status"] = patch["status"].clone();
+            kept.tell_of_node();
         });
         return "{}".into_response();
     }

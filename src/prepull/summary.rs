@@ -1,0 +1,233 @@
+//! What the nodes say of one CachedArtifact, summed up: its status. Pure.
+
+use std::collections::BTreeMap;
+
+use indicatif::BinaryBytes;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::failure::one_line;
+use crate::oci::digest::Digest;
+use crate::prepull::artifact::CachedArtifact;
+use crate::prepull::selector::Labels;
+
+/// What a node says: its NodeArtifacts, as far as it is looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(in crate::prepull) struct Report {
+    status: Said,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Said {
+    artifacts: Vec<SaidOf>,
+}
+
+/// What it says of one artifact.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct SaidOf {
+    name: String,
+    generation: i64,
+    phase: String,
+    digest: Option<String>,
+    bytes: u64,
+    reason: String,
+    message: String,
+}
+
+/// What its reference is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::prepull) enum Resolution {
+    /// Nobody knows yet.
+    Pending,
+    /// This.
+    Known(Digest),
+    /// Its registry cannot be asked, or does not have it.
+    Failed(String),
+}
+
+/// Nodes that are named with what they lack, as the definition has it.
+const FAILING: usize = 10;
+/// Characters of what they lack, as the definition has it.
+const MESSAGE_LIMIT: usize = 256;
+
+/// The status of `artifact`, as a merge patch: what is null is taken away. `before` is the one that it has; of the object itself it is left
+/// out.
+pub(in crate::prepull) fn status(
+    artifact: &CachedArtifact,
+    before: &Value,
+    resolution: &Resolution,
+    nodes: &BTreeMap<String, Labels>,
+    reports: &BTreeMap<String, Report>,
+) -> Value {
+    let generation = artifact.metadata.generation;
+    let digest = match resolution {
+        Resolution::Known(digest) => Some(digest.to_string()),
+        _ => None,
+    };
+    let own = nodes.iter().filter(|(_, labels)| artifact.spec.node_selector.matches(labels));
+    let (mut desired, mut ready, mut pulling, mut failed, mut bytes) = (0, 0, 0, 0, 0);
+    let mut failing = Vec::new();
+    for (node, _) in own {
+        desired += 1;
+        let mut said = reports.get(node).into_iter().flat_map(|report| &report.status.artifacts);
+        // What is said of an older generation is another reference's.
+        let is_meant = |it: &&SaidOf| it.name == artifact.metadata.name && it.generation == generation;
+        let Some(said) = said.find(is_meant) else { continue };
+        match said.phase.as_str() {
+            // Not where it is what the tag was before.
+            "Ready" if digest.is_none() || said.digest == digest => {
+                ready += 1;
+                bytes = said.bytes.max(bytes);
+            }
+            "Pulling" => pulling += 1,
+            "Failed" | "NoSpace" => {
+                failed += 1;
+                if failing.len() < FAILING {
+                    let message: String = one_line(&said.message).chars().take(MESSAGE_LIMIT).collect();
+                    failing.push(json!({"node": node, "reason": said.reason, "message": message}));
+                }
+            }
+            _ => {}
+        }
+    }
+    let is_ready = desired > 0 && ready == desired;
+    let (reason, message) = match (desired, is_ready) {
+        (0, _) => ("NoNodes", "no node is chosen by nodeSelector".to_owned()),
+        (_, true) => ("Everywhere", format!("all {desired} nodes have it")),
+        _ => ("NotEverywhere", format!("{ready} of {desired} nodes have it")),
+    };
+    let (is_resolved, why, what) = match resolution {
+        Resolution::Pending => ("Unknown", "Pending", "the registry is asked what it is".to_owned()),
+        Resolution::Known(digest) => ("True", "Resolved", format!("it is {digest}")),
+        Resolution::Failed(text) => {
+            ("False", "Failed", format!("{}; each node asks by itself", one_line(text)))
+        }
+    };
+    json!({
+        "observedGeneration": generation,
+        // Of which the digest is.
+        "reference": digest.as_ref().map(|_| artifact.wanted().reference().to_owned()),
+        "digest": digest,
+        "size": (bytes > 0).then(|| BinaryBytes(bytes).to_string()),
+        "nodes": {"desired": desired, "ready": ready, "pulling": pulling, "failed": failed},
+        "failing": failing,
+        "conditions": [
+            condition(before, generation, "Ready", if is_ready { "True" } else { "False" }, reason, &message),
+            condition(before, generation, "Resolved", is_resolved, why, &what),
+        ],
+    })
+}
+
+/// A condition, with the time of the one before where that says the same.
+fn condition(
+    before: &Value,
+    generation: i64,
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+) -> Value {
+    let mut known = before["conditions"].as_array().into_iter().flatten();
+    let known = known.find(|it| it["type"] == kind && it["status"] == status);
+    let now = || Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default().to_string();
+    let since = known.and_then(|it| it["lastTransitionTime"].as_str()).map_or_else(now, str::to_owned);
+    json!({
+        "type": kind, "status": status, "observedGeneration": generation, "lastTransitionTime": since,
+        "reason": reason, "message": message,
+    })
+}
+
+/// Whether an object with the status `before` is changed by `patch`.
+pub(in crate::prepull) fn changes(before: &Value, patch: &Value) -> bool {
+    let mut fields = patch.as_object().into_iter().flatten();
+    fields.any(|(key, value)| before.get(key).unwrap_or(&Value::Null) != value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(phase: &str, generation: i64, digest: &str) -> Report {
+        let said = json!({
+            "name": "llama", "generation": generation, "phase": phase, "digest": digest, "bytes": 2 << 20,
+            "reason": "Network", "message": "x".repeat(1000),
+        });
+        serde_json::from_value(json!({"status": {"artifacts": [said]}})).expect("a report")
+    }
+
+    #[test]
+    fn nodes_are_counted_that_are_meant_and_say_it_of_this_generation_and_digest() {
+        let digest = Digest::sha256(b"x");
+        let (good, other) = (digest.to_string(), Digest::sha256(b"y").to_string());
+        let artifact = json!({
+            "metadata": {"name": "llama", "generation": 2},
+            "spec": {"reference": "r/m:v1", "nodeSelector": {"matchLabels": {"gpu": "y"}}},
+        });
+        let artifact: CachedArtifact = serde_json::from_value(artifact).expect("an artifact");
+        let labels = |gpu: &str| Labels::from([("gpu".to_owned(), gpu.to_owned())]);
+        let mut nodes: BTreeMap<String, Labels> =
+            ["a", "b", "c", "d", "e", "f"].map(|name| (name.to_owned(), labels("y"))).into();
+        nodes.insert("elsewhere".to_owned(), labels("n"));
+        let mut reports: BTreeMap<String, Report> = [
+            ("a", report("Ready", 2, &good)),
+            ("b", report("Ready", 2, &other)),
+            ("c", report("Ready", 1, &good)),
+            ("d", report("Pulling", 2, "")),
+            ("e", report("NoSpace", 2, "")),
+            ("elsewhere", report("Ready", 2, &good)),
+            ("gone", report("Failed", 2, "")),
+        ]
+        .map(|(name, report)| (name.to_owned(), report))
+        .into();
+        let known = Resolution::Known(digest);
+        let sum = status(&artifact, &Value::Null, &known, &nodes, &reports);
+        assert_eq!(sum["nodes"], json!({"desired": 6, "ready": 1, "pulling": 1, "failed": 1}));
+        assert_eq!((&sum["digest"], &sum["size"]), (&json!(good), &json!("2.00 MiB")));
+        assert_eq!(sum["reference"], "r/m:v1");
+        assert_eq!(sum["failing"].as_array().map(Vec::len), Some(1));
+        assert_eq!(sum["failing"][0]["message"].as_str().map(str::len), Some(MESSAGE_LIMIT));
+        assert_eq!(
+            (&sum["conditions"][0]["status"], &sum["conditions"][0]["message"]),
+            (&json!("False"), &json!("1 of 6 nodes have it"))
+        );
+        // Of many failures some are named.
+        for number in 0..20 {
+            nodes.insert(format!("n{number}"), labels("y"));
+            reports.insert(format!("n{number}"), report("Failed", 2, ""));
+        }
+        let many = status(&artifact, &Value::Null, &known, &nodes, &reports);
+        assert_eq!(
+            (&many["nodes"]["failed"], many["failing"].as_array().map(Vec::len)),
+            (&json!(21), Some(FAILING))
+        );
+        assert!(many.to_string().len() < 8000, "an object that nodes watch is small");
+        // What is the same is not written again, and keeps its time.
+        let mut before = many.clone();
+        before["conditions"][0]["lastTransitionTime"] = "2020-01-01T00:00:00Z".into();
+        let again = status(&artifact, &before, &known, &nodes, &reports);
+        assert!(!changes(&before, &again) && changes(&json!({}), &again));
+        // Without a digest every node's own counts.
+        let failed = Resolution::Failed("down".to_owned());
+        let sum = status(&artifact, &before, &failed, &nodes, &reports);
+        assert_eq!((&sum["nodes"]["ready"], &sum["digest"]), (&json!(2), &Value::Null));
+        assert!(changes(&before, &sum));
+    }
+
+    #[test]
+    fn it_is_ready_when_all_nodes_that_are_meant_have_it() {
+        let artifact =
+            json!({"metadata": {"name": "llama", "generation": 1}, "spec": {"reference": "r/m:v1"}});
+        let artifact: CachedArtifact = serde_json::from_value(artifact).expect("an artifact");
+        let ready = |count: usize| {
+            let nodes = (0..count).map(|number| (number.to_string(), Labels::new())).collect();
+            let reports = (0..count).map(|number| (number.to_string(), report("Ready", 1, "d"))).collect();
+            status(&artifact, &Value::Null, &Resolution::Pending, &nodes, &reports)["conditions"][0].clone()
+        };
+        assert_eq!((&ready(3)["status"], &ready(3)["reason"]), (&json!("True"), &json!("Everywhere")));
+        assert_eq!((&ready(0)["status"], &ready(0)["reason"]), (&json!("False"), &json!("NoNodes")));
+    }
+}
