@@ -14,3 +14,4 @@ pub mod repeats;
 pub mod socket;
 pub mod sys;
 pub mod tenants;
+pub mod throttle;

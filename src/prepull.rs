@@ -11,6 +11,7 @@ mod artifact;
 mod board;
 mod bring;
 pub mod coordinator;
+pub mod nodes;
 mod report;
 mod selector;
 mod summary;

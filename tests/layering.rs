@@ -42,7 +42,7 @@ const ROOMS: [(&str, &[&str]); 31] = [
     ("telemetry",      &["host"]),
     ("demo",           &["host", "oci", "csi"]),
     ("node",           &["host", "kube", "oci", "mount", "prepull", "pull", "registry", "store::space", "volume", "warm::budget", "csi", "control", "telemetry"]),
-    ("controller",     &["host", "csi", "kube::cluster", "node::bad_flag", "node::flag_values", "node::health", "node::pull_flags", "node::shutdown", "prepull::coordinator", "provision", "registry", "telemetry", "volume::permits"]),
+    ("controller",     &["host", "csi", "kube::cluster", "node::bad_flag", "node::flag_values", "node::health", "node::pull_flags", "node::shutdown", "prepull::coordinator", "prepull::nodes", "provision", "registry", "telemetry", "volume::permits"]),
     ("cli",            &["host", "oci", "layout", "mount", "pull", "registry", "store::disk", "store::space", "store::collect::report", "store::fsck::report", "volume", "control", "controller", "csi", "demo", "node", "telemetry"]),
 ];
 

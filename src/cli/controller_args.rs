@@ -38,6 +38,15 @@ pub struct ControllerArgs {
     /// Resolve CachedArtifacts, once for all nodes, and sum up what the nodes have of them
     #[arg(long, env = "OCIVOL_CACHED_ARTIFACTS", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub cached_artifacts: bool,
+    /// Label nodes that have a CachedArtifact with nodeLabel: artifact.ocivol.dev/<name>=<the first digits of its digest>
+    #[arg(long, env = "OCIVOL_NODE_LABELS", value_parser = FalseyValueParser::new(), action = SetTrue)]
+    pub node_labels: bool,
+    /// Take the taint <driver>/agent-not-ready from nodes on which the driver is registered, and that have what has nodeLabel
+    #[arg(long, env = "OCIVOL_STARTUP_TAINT", value_parser = FalseyValueParser::new(), action = SetTrue)]
+    pub startup_taint: bool,
+    /// For how many seconds it waits for these CachedArtifacts
+    #[arg(long, env = "OCIVOL_STARTUP_TAINT_TIMEOUT", value_name = "SECONDS", default_value_t = 600)]
+    pub startup_taint_timeout: u64,
 }
 
 impl ControllerArgs {
@@ -53,6 +62,9 @@ impl ControllerArgs {
             permits: self.permits,
             anonymous: self.anonymous,
             cached_artifacts: self.cached_artifacts,
+            node_labels: self.node_labels,
+            startup_taint: self.startup_taint,
+            startup_taint_timeout: self.startup_taint_timeout,
             pulls,
         };
         flags.check().map_err(|error| Failure::usage(&error.to_string()))

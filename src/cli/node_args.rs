@@ -136,6 +136,9 @@ pub struct NodeArgs {
     /// Pull what CachedArtifacts want to be on this node, keep it, and say so in the node's NodeArtifacts
     #[arg(long, env = "OCIVOL_CACHED_ARTIFACTS", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub cached_artifacts: bool,
+    /// Bytes per second with which all CachedArtifacts together are pulled, as 100MiB; a pod that waits for one is not held back
+    #[arg(long, env = "OCIVOL_PREPULL_BYTES_PER_SECOND", value_name = "BYTES")]
+    pub prepull_bytes_per_second: Option<String>,
     /// Say that the cluster runs ocivol controller, as all instances of a driver have to
     #[arg(long, env = "OCIVOL_WITH_CONTROLLER", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub with_controller: bool,
@@ -189,6 +192,7 @@ impl NodeArgs {
             },
             scrub_days: self.scrub_days,
             pins: self.pin,
+            prepull_bytes_per_second: self.prepull_bytes_per_second,
             credentials: CredentialFlags {
                 volume_secrets: self.volume_secrets,
                 service_account_tokens: self.service_account_tokens,

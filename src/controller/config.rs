@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::kube::cluster::Cluster;
 use crate::node::bad_flag::BadFlag;
 use crate::node::flag_values::{check_driver_name, check_socket_length, listener_address, socket_path};
 use crate::node::pull_flags::PullFlags;
+use crate::prepull::nodes::{NodeMarks, StartupTaint};
 use crate::registry::addresses::Addresses;
 use crate::registry::transport::RegistrySettings;
 use crate::volume::permits::Permits;
@@ -31,6 +33,8 @@ pub struct ControllerConfig {
     pub anonymous: bool,
     /// The cluster whose CachedArtifacts are resolved and summed up; of none if not said.
     pub cached_artifacts: Option<Cluster>,
+    /// What is changed of its nodes.
+    pub marks: NodeMarks,
 }
 
 /// Flags of `ocivol controller`, as they were given.
@@ -48,6 +52,12 @@ pub struct ControllerFlags {
     pub anonymous: bool,
     /// `--cached-artifacts`
     pub cached_artifacts: bool,
+    /// `--node-labels`
+    pub node_labels: bool,
+    /// `--startup-taint`
+    pub startup_taint: bool,
+    /// `--startup-taint-timeout`
+    pub startup_taint_timeout: u64,
     /// Flags about registries.
     pub pulls: PullFlags,
 }
@@ -70,6 +80,16 @@ impl ControllerFlags {
         let cluster = self.cached_artifacts.then(Cluster::in_cluster).transpose().map_err(|error| {
             BadFlag { flag: "--cached-artifacts", value: "true".to_owned(), reason: error.to_string() }
         })?;
+        for (flag, is_set) in [("--node-labels", self.node_labels), ("--startup-taint", self.startup_taint)] {
+            if is_set && cluster.is_none() {
+                let reason = "it is about CachedArtifacts: set --cached-artifacts, too".to_owned();
+                return Err(BadFlag { flag, value: "true".to_owned(), reason });
+            }
+        }
+        let taint = self.startup_taint.then(|| StartupTaint {
+            driver: self.driver_name.clone(),
+            longest: Duration::from_secs(self.startup_taint_timeout),
+        });
         Ok(ControllerConfig {
             socket,
             driver_name: self.driver_name,
@@ -79,6 +99,7 @@ impl ControllerFlags {
             permits,
             anonymous: self.anonymous,
             cached_artifacts: cluster,
+            marks: NodeMarks { labels: self.node_labels, taint },
         })
     }
 }

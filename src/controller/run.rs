@@ -47,10 +47,10 @@ pub async fn run(config: ControllerConfig, stop: watch::Receiver<bool>) -> Resul
     registry.register(&mut all);
     all.register_collector(Box::new(Process));
     Cluster::register(config.cached_artifacts.as_ref(), &mut all);
-    let coordinating = config
-        .cached_artifacts
-        .clone()
-        .map(|cluster| tokio::spawn(Coordinator::new(cluster, registry.clone()).run(stop.clone())));
+    let coordinating = config.cached_artifacts.clone().map(|cluster| {
+        let coordinator = Coordinator::new(cluster, registry.clone(), config.anonymous, config.marks.clone());
+        tokio::spawn(coordinator.run(stop.clone()))
+    });
     let identity = IdentityService {
         driver_name: config.driver_name.clone(),
         with_controller: true,

@@ -30,6 +30,11 @@ impl Tenants {
         self.all.send_if_modified(|all| all.insert(tenant.clone()));
     }
 
+    /// Whether nobody waits for it: all of them are last ([`Tenant::is_last`]).
+    pub fn are_last(&self) -> bool {
+        self.all.borrow().iter().all(Tenant::is_last)
+    }
+
     /// Waits until one of them has `units` of one of `queues`. *Caller:* there is at least one tenant.
     pub async fn acquire(&self, queues: &[&FairQueue], units: u64) -> Permit {
         let mut changes = self.all.subscribe();

@@ -449,7 +449,7 @@ pub(crate) mod tests {
     }
 
     /// Limits for tests of what is too slow.
-    pub const SHORT: Limits =
+    pub(in crate::kube) const SHORT: Limits =
         Limits { whole: Duration::from_millis(400), attempt: Duration::from_millis(50) };
 
     fn object() -> Object {

@@ -207,7 +207,10 @@ fn advice(what: &Object) -> String {
         ),
         Resource::ServiceAccount => "let its service account get serviceaccounts there".to_owned(),
         Resource::Event => "let it create and patch events there: events.enabled in the chart".to_owned(),
-        Resource::Node => "let it get and watch nodes: prepull.enabled in the chart".to_owned(),
+        Resource::Node => "let it read and watch nodes, prepull.enabled in the chart; and the controller patch them, prepull.nodeLabels \
+                           and prepull.startupTaint"
+            .to_owned(),
+        Resource::CsiNode => "let it list and watch csinodes: prepull.startupTaint in the chart".to_owned(),
         Resource::CachedArtifact => {
             "let it get, list and watch cachedartifacts: prepull.enabled in the chart".to_owned()
         }
@@ -224,6 +227,7 @@ fn origin(what: &Object) -> &'static str {
         Resource::Pod | Resource::ServiceAccount => "it was deleted after kubelet told of it",
         Resource::Event => "it, or its namespace, was deleted",
         Resource::Node => "--node-id (KUBE_NODE_NAME) has to be the node's name",
+        Resource::CsiNode => "kubelet makes it",
         Resource::CachedArtifact | Resource::NodeArtifacts => {
             "the chart makes this kind of objects: prepull.enabled"
         }

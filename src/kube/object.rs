@@ -17,8 +17,10 @@ pub enum Resource {
     ServiceAccount,
     /// An event, which is written.
     Event,
-    /// A node, of which only the metadata is read.
+    /// A node.
     Node,
+    /// What CSI drivers there are on a node.
+    CsiNode,
     /// What an operator wants to be on nodes before their pods.
     CachedArtifact,
     /// What a node has of these, which is written.
@@ -65,6 +67,8 @@ pub struct InvalidName {
 
 /// Where the API has Kubernetes' own objects.
 const CORE: &str = "/api/v1";
+/// Where it has those of storage.
+const STORAGE: &str = "/apis/storage.k8s.io/v1";
 /// Where it has those of the chart's definitions.
 const OWN: &str = "/apis/ocivol.dev/v1alpha1";
 /// Bytes of a name: of a DNS subdomain.
@@ -118,6 +122,7 @@ impl Object {
             Resource::ServiceAccount => (CORE, "serviceaccounts"),
             Resource::Event => (CORE, "events"),
             Resource::Node => (CORE, "nodes"),
+            Resource::CsiNode => (STORAGE, "csinodes"),
             Resource::CachedArtifact => (OWN, "cachedartifacts"),
             Resource::NodeArtifacts => (OWN, "nodeartifacts"),
         };
@@ -153,6 +158,7 @@ impl fmt::Display for Resource {
             Self::ServiceAccount => "service account",
             Self::Event => "event",
             Self::Node => "node",
+            Self::CsiNode => "CSINode",
             Self::CachedArtifact => "CachedArtifact",
             Self::NodeArtifacts => "NodeArtifacts",
         })

@@ -17,7 +17,7 @@ use crate::node::pull_flags::PullFlags;
 use crate::node::warm_flags::WarmFlags;
 use crate::oci::reference::{InvalidReference, Reference};
 use crate::registry::addresses::Addresses;
-use crate::store::space::budget::Budget;
+use crate::store::space::budget::{Budget, Level};
 use crate::volume::credentials::CredentialSources;
 use crate::volume::permits::Permits;
 use crate::warm::budget::WarmBudget;
@@ -105,6 +105,8 @@ pub struct NodeFlags {
     pub scrub_days: u32,
     /// `--pin`
     pub pins: Vec<String>,
+    /// `--prepull-bytes-per-second`
+    pub prepull_bytes_per_second: Option<String>,
     /// Flags about credentials.
     pub credentials: CredentialFlags,
     /// Flags about registries and pulls.
@@ -165,6 +167,8 @@ impl NodeFlags {
         };
         let (registry, mut pulls) = self.pulls.check(Addresses::default())?;
         pulls.quota = self.disk.quota()?;
+        pulls.prepull_bytes_per_second =
+            self.prepull_bytes_per_second.map(prepull_rate).transpose()?.flatten();
         let (pod_events, cached_artifacts) = (self.credentials.pod_events, self.credentials.cached_artifacts);
         let (credentials, permits) = self.credentials.check()?;
         let pins = self.pins.into_iter().map(check_pin).collect::<Result<_, _>>()?;
@@ -192,6 +196,21 @@ impl NodeFlags {
             permits,
             warm: self.warm.check()?,
         })
+    }
+}
+
+/// Less than this many bytes per second look like a registry that is dead.
+const SLOWEST_PREPULL: u64 = 1 << 20;
+
+/// Bytes per second; none for an empty value.
+fn prepull_rate(value: String) -> Result<Option<u64>, BadFlag> {
+    match value.parse() {
+        _ if value.is_empty() => Ok(None),
+        Ok(Level::Count(rate)) if rate >= SLOWEST_PREPULL => Ok(Some(rate)),
+        _ => {
+            let reason = "it is no number of bytes, as 100MiB, of at least 1MiB".to_owned();
+            Err(BadFlag { flag: "--prepull-bytes-per-second", value, reason })
+        }
     }
 }
 
@@ -226,6 +245,7 @@ mod tests {
             disk: DiskFlags::default(),
             scrub_days: 30,
             pins: Vec::new(),
+            prepull_bytes_per_second: None,
             credentials: CredentialFlags::default(),
             warm: WarmFlags::default(),
             pulls: PullFlags {

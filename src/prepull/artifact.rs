@@ -33,6 +33,7 @@ pub(in crate::prepull) struct Spec {
     reference: String,
     attributes: BTreeMap<String, String>,
     pub node_selector: Selector,
+    pub node_label: bool,
     pull_secret: Option<String>,
     retention: Retention,
     spread_seconds: u64,

@@ -2,12 +2,13 @@
 //!
 //! All of it can be done again, and by two controllers at once: what is written follows from what was read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::ready;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -17,6 +18,7 @@ use crate::kube::watch::Seen;
 use crate::oci::digest::Digest;
 use crate::oci::reference::Reference;
 use crate::prepull::artifact::{CachedArtifact, Wanted};
+use crate::prepull::nodes::{CsiNode, Node, NodeMarks, Nodes, label};
 use crate::prepull::selector::Labels;
 use crate::prepull::summary::{Report, Resolution, changes, status};
 use crate::pull::remote;
@@ -28,12 +30,21 @@ use crate::tenant::Tenant;
 pub struct Coordinator {
     cluster: Cluster,
     registry: Registry,
+    /// Whether registries are asked without credentials.
+    anonymous: bool,
     artifacts: BTreeMap<String, Artifact>,
-    nodes: BTreeMap<String, Labels>,
+    nodes: Nodes,
+    /// What is changed of nodes.
+    marks: NodeMarks,
+    /// Nodes of which it has to be looked whether they are as they should be.
+    unmarked: BTreeSet<String>,
+    /// Nodes where the driver is registered, and since when the taint of those is seen that have it.
+    registered: BTreeSet<String>,
+    tainted: BTreeMap<String, Instant>,
     reports: BTreeMap<String, Report>,
     asking: JoinSet<(String, String, Result<Digest, String>)>,
-    /// Which of the three were read.
-    known: [bool; 3],
+    /// Which of the four were read.
+    known: [bool; 4],
     is_told: bool,
 }
 
@@ -49,27 +60,6 @@ struct Artifact {
     is_asked: bool,
 }
 
-/// Any object.
-#[derive(Deserialize)]
-struct Labelled {
-    metadata: Metadata,
-}
-
-#[derive(Deserialize)]
-struct Metadata {
-    name: String,
-    #[serde(default)]
-    labels: Labels,
-}
-
-/// What a node says, with its name.
-#[derive(Deserialize)]
-struct Named {
-    metadata: Metadata,
-    #[serde(flatten)]
-    report: Report,
-}
-
 /// How often it is summed up.
 const EVERY: Duration = Duration::from_secs(30);
 /// With more nodes it is summed up half as often: each of them sees each status.
@@ -81,16 +71,22 @@ const FIRST_RETRY: Duration = Duration::from_secs(30);
 const LAST_RETRY: Duration = Duration::from_secs(900);
 
 impl Coordinator {
-    /// Asks nobody yet.
-    pub fn new(cluster: Cluster, registry: Registry) -> Self {
+    /// Asks nobody yet; later, registries without credentials only if `anonymous`. Changes nodes as `marks` say.
+    pub fn new(cluster: Cluster, registry: Registry, anonymous: bool, marks: NodeMarks) -> Self {
         Self {
             cluster,
             registry,
+            anonymous,
             artifacts: BTreeMap::new(),
-            nodes: BTreeMap::new(),
+            nodes: Nodes::new(),
+            unmarked: BTreeSet::new(),
+            registered: BTreeSet::new(),
+            tainted: BTreeMap::new(),
             reports: BTreeMap::new(),
             asking: JoinSet::new(),
-            known: [false; 3],
+            // Who takes no taint away does not look at CSINodes.
+            known: [false, false, false, marks.taint.is_none()],
+            marks,
             is_told: false,
         }
     }
@@ -99,8 +95,12 @@ impl Coordinator {
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let cluster = self.cluster.clone();
         let mut artifacts = cluster.follow::<Value>(Object::all(Resource::CachedArtifact));
-        let mut nodes = cluster.follow::<Labelled>(Object::all(Resource::Node));
-        let mut reports = cluster.follow::<Named>(Object::all(Resource::NodeArtifacts));
+        let mut nodes = cluster.follow::<Node>(Object::all(Resource::Node));
+        let mut reports = cluster.follow::<Report>(Object::all(Resource::NodeArtifacts));
+        let mut registered = match self.marks.taint {
+            Some(_) => cluster.follow::<CsiNode>(Object::all(Resource::CsiNode)),
+            None => mpsc::channel(1).1,
+        };
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut count = 0_u64;
@@ -110,29 +110,44 @@ impl Coordinator {
                 () = ended(&mut stop) => return,
                 Some(seen) = artifacts.recv() => {
                     self.see_artifacts(seen);
+                    self.look_at(None);
                     self.known[0] = true;
                 }
                 Some(seen) = nodes.recv() => {
-                    let labelled = |Labelled { metadata }| (metadata.name, metadata.labels);
-                    see(&mut self.nodes, seen, labelled);
+                    let changed = see(&mut self.nodes, seen, |node| node.metadata.name.clone());
+                    self.look_at(changed);
                     self.known[1] = true;
                 }
                 Some(seen) = reports.recv() => {
-                    see(&mut self.reports, seen, |Named { metadata, report }| (metadata.name, report));
+                    let changed = see(&mut self.reports, seen, |report| report.metadata.name.clone());
+                    self.look_at(changed);
                     self.known[2] = true;
+                }
+                Some(seen) = registered.recv() => {
+                    let changed = self.see_registered(seen);
+                    self.look_at(changed);
+                    self.known[3] = true;
                 }
                 Some(asked) = self.asking.join_next() => {
                     if let Ok((name, reference, result)) = asked {
                         self.learn(&name, &reference, result);
+                        self.look_at(None);
                         self.write(&name).await;
                     }
                 }
                 _ = ticks.tick() => {
                     count += 1;
+                    self.look_at(None);
                     if self.nodes.len() <= MANY_NODES || count.is_multiple_of(2) {
                         for name in self.artifacts.keys().cloned().collect::<Vec<_>>() {
                             self.write(&name).await;
                         }
+                    }
+                }
+                // After what is new: of a node only what was seen last counts.
+                () = ready(()), if !self.unmarked.is_empty() && self.known == [true; 4] => {
+                    if let Some(name) = self.unmarked.pop_first() {
+                        self.mark(&name).await;
                     }
                 }
             }
@@ -194,10 +209,11 @@ impl Coordinator {
             }
             artifact.is_asked = true;
             let wanted = artifact.object.wanted();
-            let (cluster, registry) = (self.cluster.clone(), self.registry.clone());
+            let (cluster, registry, anonymous) =
+                (self.cluster.clone(), self.registry.clone(), self.anonymous);
             let (name, reference) = (name.clone(), wanted.reference().to_owned());
             self.asking.spawn(async move {
-                let result = Box::pin(resolve(&cluster, &registry, &wanted)).await;
+                let result = Box::pin(resolve(&cluster, &registry, &wanted, anonymous)).await;
                 (name, reference, result)
             });
         }
@@ -219,11 +235,98 @@ impl Coordinator {
         };
     }
 
+    fn see_registered(&mut self, seen: Seen<CsiNode>) -> Option<String> {
+        let Some(taint) = &self.marks.taint else { return None };
+        match seen {
+            Seen::All(all) => {
+                let with_it = all.into_iter().filter(|node| node.has(&taint.driver));
+                self.registered = with_it.map(|node| node.metadata.name).collect();
+                None
+            }
+            Seen::Set(node) => {
+                let name = node.metadata.name.clone();
+                match node.has(&taint.driver) {
+                    true => self.registered.insert(name.clone()),
+                    false => self.registered.remove(&name),
+                };
+                Some(name)
+            }
+            Seen::Gone(name) => {
+                self.registered.remove(&name);
+                Some(name)
+            }
+        }
+    }
+
+    /// Sees to it that a node is looked at, or all of them.
+    fn look_at(&mut self, node: Option<String>) {
+        match node {
+            Some(node) => drop(self.unmarked.insert(node)),
+            None => self.unmarked.extend(self.nodes.keys().cloned()),
+        }
+    }
+
+    /// Changes a node, if it does not show what it has.
+    async fn mark(&mut self, name: &str) {
+        let Some(node) = self.nodes.get(name) else {
+            self.tainted.remove(name);
+            return;
+        };
+        let (mut labels, mut lacks) = (Labels::new(), None);
+        for (artifact, known) in &self.artifacts {
+            let spec = &known.object.spec;
+            if !spec.node_label || !spec.node_selector.matches(&node.metadata.labels) {
+                continue;
+            }
+            let report = self.reports.get(name);
+            let present = report.and_then(|report| report.present(&node.metadata.uid, artifact));
+            let is_meant = |digest: &&str| match &known.resolution {
+                Resolution::Known(known) => *digest == known.to_string(),
+                _ => true,
+            };
+            match present.filter(is_meant) {
+                Some(digest) => labels.extend([label(artifact, digest)]),
+                None => lacks = Some(artifact.clone()),
+            }
+        }
+        let mut taint = None;
+        if let Some(startup) = &self.marks.taint {
+            let key = startup.key();
+            if node.has_taint(&key) {
+                let since = *self.tainted.entry(name.to_owned()).or_insert_with(Instant::now);
+                let is_patient = since.elapsed() < startup.longest;
+                taint = (self.registered.contains(name) && !(lacks.is_some() && is_patient)).then_some(key);
+            } else {
+                self.tainted.remove(name);
+            }
+        }
+        let Some(patch) = node.change(self.marks.labels.then_some(&labels), taint.as_deref()) else { return };
+        let Ok(what) = Object::of_cluster(Resource::Node, name) else { return };
+        match self.cluster.change(&what, Change::Merge, &patch).await {
+            Ok(()) => match (taint, lacks) {
+                (None, _) => {}
+                (Some(taint), None) => tracing::info!(node = name, taint, "pods may come to the node"),
+                (Some(taint), Some(lacks)) => {
+                    tracing::warn!(
+                        node = name,
+                        taint,
+                        lacks,
+                        "pods may come to the node, which was waited for long enough"
+                    );
+                }
+            },
+            // It is looked at again when it is seen as it is now, and now and then.
+            Err(error) => tracing::debug!(%error, node = name, "cannot change the node"),
+        }
+    }
+
     /// Writes the status of one, if it is another than it has. Not before all is read: nodes would be missing.
     async fn write(&mut self, name: &str) {
-        let Some(artifact) = self.artifacts.get_mut(name).filter(|_| self.known == [true; 3]) else { return };
+        let Some(artifact) = self.artifacts.get_mut(name).filter(|_| self.known[..3] == [true; 3]) else {
+            return;
+        };
         let Artifact { object, status: before, resolution, .. } = artifact;
-        let now = status(object, before, resolution, &self.nodes, &self.reports);
+        let now = status(object, before, resolution, &self.nodes, &self.reports, self.marks.labels);
         if !changes(before, &now) {
             return;
         }
@@ -248,20 +351,32 @@ async fn ended(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Notes what was seen.
-fn see<T, V>(known: &mut BTreeMap<String, V>, seen: Seen<T>, named: impl Fn(T) -> (String, V)) {
+/// Notes what was seen. Of which it was, if not of all.
+fn see<T>(known: &mut BTreeMap<String, T>, seen: Seen<T>, name: impl Fn(&T) -> String) -> Option<String> {
     match seen {
-        Seen::All(all) => *known = all.into_iter().map(named).collect(),
-        Seen::Set(one) => {
-            let (name, value) = named(one);
-            known.insert(name, value);
+        Seen::All(all) => {
+            *known = all.into_iter().map(|one| (name(&one), one)).collect();
+            None
         }
-        Seen::Gone(name) => drop(known.remove(&name)),
+        Seen::Set(one) => {
+            let name = name(&one);
+            known.insert(name.clone(), one);
+            Some(name)
+        }
+        Seen::Gone(name) => {
+            known.remove(&name);
+            Some(name)
+        }
     }
 }
 
 /// What the reference is, of several platforms the index.
-async fn resolve(cluster: &Cluster, registry: &Registry, wanted: &Wanted) -> Result<Digest, String> {
+async fn resolve(
+    cluster: &Cluster,
+    registry: &Registry,
+    wanted: &Wanted,
+    anonymous: bool,
+) -> Result<Digest, String> {
     let reference = wanted.reference().parse::<Reference>().map_err(|error| error.to_string())?;
     if let Some(digest) = reference.digest() {
         return Ok(digest.clone());
@@ -273,6 +388,6 @@ async fn resolve(cluster: &Cluster, registry: &Registry, wanted: &Wanted) -> Res
         None => Keyring::default(),
         Some(name) => cluster.own_pull_secret(name).await.map_err(|error| crate::failure::chain(&error))?,
     };
-    let found = remote::find(registry, &reference, &keyring, &Tenant::PrePull).await;
+    let found = remote::find(registry, &reference, &keyring, &Tenant::PrePull, anonymous).await;
     found.map(|(_, fetched)| fetched.digest).map_err(|failure| failure.message)
 }

@@ -10,13 +10,26 @@ use serde_json::{Value, json};
 use crate::failure::one_line;
 use crate::oci::digest::Digest;
 use crate::prepull::artifact::CachedArtifact;
-use crate::prepull::selector::Labels;
+use crate::prepull::nodes::Nodes;
 
 /// What a node says: its NodeArtifacts, as far as it is looked at.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(in crate::prepull) struct Report {
+    pub metadata: Metadata,
     status: Said,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(in crate::prepull) struct Metadata {
+    pub name: String,
+    owner_references: Vec<Owner>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+struct Owner {
+    uid: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -49,6 +62,15 @@ pub(in crate::prepull) enum Resolution {
     Failed(String),
 }
 
+impl Report {
+    /// The digest of the artifact that is on the node of this uid, and not on one before that had its name.
+    pub fn present(&self, node: &str, artifact: &str) -> Option<&str> {
+        let is_of_it = self.metadata.owner_references.iter().any(|owner| owner.uid == node);
+        let mut said = self.status.artifacts.iter().filter(|_| is_of_it);
+        said.find(|said| said.name == artifact && said.phase == "Ready")?.digest.as_deref()
+    }
+}
+
 /// Nodes that are named with what they lack, as the definition has it.
 const FAILING: usize = 10;
 /// Characters of what they lack, as the definition has it.
@@ -60,15 +82,16 @@ pub(in crate::prepull) fn status(
     artifact: &CachedArtifact,
     before: &Value,
     resolution: &Resolution,
-    nodes: &BTreeMap<String, Labels>,
+    nodes: &Nodes,
     reports: &BTreeMap<String, Report>,
+    labels: bool,
 ) -> Value {
     let generation = artifact.metadata.generation;
     let digest = match resolution {
         Resolution::Known(digest) => Some(digest.to_string()),
         _ => None,
     };
-    let own = nodes.iter().filter(|(_, labels)| artifact.spec.node_selector.matches(labels));
+    let own = nodes.iter().filter(|(_, node)| artifact.spec.node_selector.matches(&node.metadata.labels));
     let (mut desired, mut ready, mut pulling, mut failed, mut bytes) = (0, 0, 0, 0, 0);
     let mut failing = Vec::new();
     for (node, _) in own {
@@ -107,6 +130,17 @@ pub(in crate::prepull) fn status(
             ("False", "Failed", format!("{}; each node asks by itself", one_line(text)))
         }
     };
+    let mut conditions = vec![
+        condition(before, generation, "Ready", if is_ready { "True" } else { "False" }, reason, &message),
+        condition(before, generation, "Resolved", is_resolved, why, &what),
+    ];
+    if artifact.spec.node_label {
+        let (status, reason, message) = match labels {
+            true => ("True", "Labelled", "nodes that have it have a label"),
+            false => ("False", "NotAllowed", "nodes are not labelled: set prepull.nodeLabels of the chart"),
+        };
+        conditions.push(condition(before, generation, "Labelled", status, reason, message));
+    }
     json!({
         "observedGeneration": generation,
         // Of which the digest is.
@@ -115,10 +149,7 @@ pub(in crate::prepull) fn status(
         "size": (bytes > 0).then(|| BinaryBytes(bytes).to_string()),
         "nodes": {"desired": desired, "ready": ready, "pulling": pulling, "failed": failed},
         "failing": failing,
-        "conditions": [
-            condition(before, generation, "Ready", if is_ready { "True" } else { "False" }, reason, &message),
-            condition(before, generation, "Resolved", is_resolved, why, &what),
-        ],
+        "conditions": conditions,
     })
 }
 
@@ -150,6 +181,7 @@ pub(in crate::prepull) fn changes(before: &Value, patch: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prepull::nodes::Node;
 
     fn report(phase: &str, generation: i64, digest: &str) -> Report {
         let said = json!({
@@ -168,8 +200,10 @@ mod tests {
             "spec": {"reference": "r/m:v1", "nodeSelector": {"matchLabels": {"gpu": "y"}}},
         });
         let artifact: CachedArtifact = serde_json::from_value(artifact).expect("an artifact");
-        let labels = |gpu: &str| Labels::from([("gpu".to_owned(), gpu.to_owned())]);
-        let mut nodes: BTreeMap<String, Labels> =
+        let labels = |gpu: &str| -> Node {
+            serde_json::from_value(json!({"metadata": {"labels": {"gpu": gpu}}})).expect("a node")
+        };
+        let mut nodes: Nodes =
             ["a", "b", "c", "d", "e", "f"].map(|name| (name.to_owned(), labels("y"))).into();
         nodes.insert("elsewhere".to_owned(), labels("n"));
         let mut reports: BTreeMap<String, Report> = [
@@ -184,7 +218,7 @@ mod tests {
         .map(|(name, report)| (name.to_owned(), report))
         .into();
         let known = Resolution::Known(digest);
-        let sum = status(&artifact, &Value::Null, &known, &nodes, &reports);
+        let sum = status(&artifact, &Value::Null, &known, &nodes, &reports, false);
         assert_eq!(sum["nodes"], json!({"desired": 6, "ready": 1, "pulling": 1, "failed": 1}));
         assert_eq!((&sum["digest"], &sum["size"]), (&json!(good), &json!("2.00 MiB")));
         assert_eq!(sum["reference"], "r/m:v1");
@@ -199,7 +233,7 @@ mod tests {
             nodes.insert(format!("n{number}"), labels("y"));
             reports.insert(format!("n{number}"), report("Failed", 2, ""));
         }
-        let many = status(&artifact, &Value::Null, &known, &nodes, &reports);
+        let many = status(&artifact, &Value::Null, &known, &nodes, &reports, false);
         assert_eq!(
             (&many["nodes"]["failed"], many["failing"].as_array().map(Vec::len)),
             (&json!(21), Some(FAILING))
@@ -208,11 +242,11 @@ mod tests {
         // What is the same is not written again, and keeps its time.
         let mut before = many.clone();
         before["conditions"][0]["lastTransitionTime"] = "2020-01-01T00:00:00Z".into();
-        let again = status(&artifact, &before, &known, &nodes, &reports);
+        let again = status(&artifact, &before, &known, &nodes, &reports, false);
         assert!(!changes(&before, &again) && changes(&json!({}), &again));
         // Without a digest every node's own counts.
         let failed = Resolution::Failed("down".to_owned());
-        let sum = status(&artifact, &before, &failed, &nodes, &reports);
+        let sum = status(&artifact, &before, &failed, &nodes, &reports, false);
         assert_eq!((&sum["nodes"]["ready"], &sum["digest"]), (&json!(2), &Value::Null));
         assert!(changes(&before, &sum));
     }
@@ -223,9 +257,10 @@ mod tests {
             json!({"metadata": {"name": "llama", "generation": 1}, "spec": {"reference": "r/m:v1"}});
         let artifact: CachedArtifact = serde_json::from_value(artifact).expect("an artifact");
         let ready = |count: usize| {
-            let nodes = (0..count).map(|number| (number.to_string(), Labels::new())).collect();
+            let nodes = (0..count).map(|number| (number.to_string(), Node::default())).collect();
             let reports = (0..count).map(|number| (number.to_string(), report("Ready", 1, "d"))).collect();
-            status(&artifact, &Value::Null, &Resolution::Pending, &nodes, &reports)["conditions"][0].clone()
+            status(&artifact, &Value::Null, &Resolution::Pending, &nodes, &reports, false)["conditions"][0]
+                .clone()
         };
         assert_eq!((&ready(3)["status"], &ready(3)["reason"]), (&json!("True"), &json!("Everywhere")));
         assert_eq!((&ready(0)["status"], &ready(0)["reason"]), (&json!("False"), &json!("NoNodes")));

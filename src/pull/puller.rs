@@ -10,6 +10,7 @@ use crate::host::blocking::{self, Lane};
 use crate::host::limits;
 use crate::host::memory::Memory;
 use crate::host::repeats::Repeats;
+use crate::host::throttle::Throttle;
 use crate::layout;
 use crate::layout::families::image;
 use crate::layout::plan::Plan;
@@ -87,6 +88,7 @@ impl Puller {
             Arc::clone(&store),
             registry.clone(),
             settings.parallel_downloads,
+            Throttle::new(settings.prepull_bytes_per_second),
             memory.clone(),
             metrics.transfers.clone(),
         );

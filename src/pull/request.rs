@@ -68,6 +68,8 @@ pub struct PullSettings {
     /// Layers of blobs above so many bytes are files before they are unpacked, so that they are resumed after a restart; none if not
     /// said.
     pub spool_above: Option<u64>,
+    /// Bytes per second that come of all together that nobody waits for ([`Tenant::is_last`]); as many as can if not said.
+    pub prepull_bytes_per_second: Option<u64>,
 }
 
 impl Default for PullSettings {
@@ -80,6 +82,7 @@ impl Default for PullSettings {
             always_verify: false,
             quota: Quota::default(),
             spool_above: None,
+            prepull_bytes_per_second: None,
         }
     }
 }

@@ -21,6 +21,8 @@ use tokio::time::MissedTickBehavior;
 
 use crate::host::fair_queue::Permit;
 use crate::host::limits::{CONNECTIONS, COPIED_PIECE, LARGE_PIECES, PIECE, SMALL_PIECES};
+use crate::host::tenants::Tenants;
+use crate::host::throttle::Throttle;
 use crate::oci::descriptor::Descriptor;
 use crate::registry;
 use crate::registry::client::Registry;
@@ -73,12 +75,16 @@ pub struct Means<'a> {
     pub queue: &'a Queue,
     /// Counts.
     pub metrics: &'a Metrics,
+    /// Holds back what nobody waits for.
+    pub throttle: &'a Throttle,
 }
 
 /// What is wanted of a source.
 pub struct Wanted<'a> {
     /// The blob.
     pub blob: &'a Descriptor,
+    /// Who waits for it.
+    pub tenants: &'a Tenants,
     /// What of it.
     pub missing: Vec<Range<u64>>,
     /// Bytes were there before, of which one cannot be sure that they belong to the same content.
@@ -94,6 +100,7 @@ pub struct Fetch<'a> {
     means: Means<'a>,
     blob: &'a Descriptor,
     asker: &'a Asker,
+    tenants: &'a Tenants,
     parts: Mutex<Parts>,
     may_split: bool,
     /// The source is asked for the whole blob: it does not answer a range with that range.
@@ -222,6 +229,7 @@ impl<'a> Fetch<'a> {
             means,
             blob: wanted.blob,
             asker,
+            tenants: wanted.tenants,
             parts: Mutex::new(Parts::new(wanted.missing)),
             may_split: wanted.in_parts,
             without_ranges: AtomicBool::new(wanted.whole),
@@ -300,6 +308,8 @@ impl Fetch<'_> {
                             let host = self.host();
                             return Err(registry::error::Error::TooSlow { host, over: Rate::DEAD_AFTER }.into());
                         }
+                        // It is as slow as it shall be.
+                        Judgement::BytesPerSecond(_) if self.is_held_back() => self.speed.set(None),
                         Judgement::BytesPerSecond(rate) => {
                             self.speed.set(Some(self.pace(rate)));
                             // As many as it takes to be fast, if each is as fast as those that run; at least as many again.
@@ -316,6 +326,11 @@ impl Fetch<'_> {
                 }
             }
         }
+    }
+
+    /// Whether there is a bound for it: as long as nobody waits for it.
+    fn is_held_back(&self) -> bool {
+        self.means.throttle.is_set() && self.tenants.are_last()
     }
 
     fn pace(&self, rate: f64) -> Pace {
@@ -438,6 +453,9 @@ impl Fetch<'_> {
         // A registry that ignores the range sends what is here already; it is read and dropped.
         while let Some(mut bytes) = body.chunk().await? {
             first_byte.take();
+            if self.is_held_back() {
+                self.means.throttle.pass(bytes.len()).await;
+            }
             self.speed.received.fetch_add(bytes.len() as u64, Relaxed);
             if position < range.start {
                 let known = usize::try_from(range.start - position).unwrap_or(usize::MAX).min(bytes.len());

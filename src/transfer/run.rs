@@ -17,6 +17,7 @@ use crate::host::blocking::{self, DropAway, Lane};
 use crate::host::fair_queue::Permit;
 use crate::host::limits;
 use crate::host::memory::Memory;
+use crate::host::throttle::Throttle;
 use crate::oci::digest::Digest;
 use crate::registry::client::Registry;
 use crate::registry::source::{Asker, Source};
@@ -43,6 +44,7 @@ pub struct Transfers {
     store: Arc<Store>,
     registry: Registry,
     queue: Queue,
+    throttle: Throttle,
     memory: Memory,
     flights: Flights<Key, Sources, Shared>,
     /// What was learnt of sources and of content.
@@ -83,11 +85,13 @@ type Attempting<'a> = BoxFuture<'a, (Asker, Option<Result<Stored, Failed>>)>;
 type Next<'a> = BoxFuture<'a, Option<(Asker, Permit)>>;
 
 impl Transfers {
-    /// Transfers into `store`, at most `per_registry` large ones of a tenant at a time from one registry.
+    /// Transfers into `store`, at most `per_registry` large ones of a tenant at a time from one registry, and those that nobody waits for
+    /// no faster than `throttle`.
     pub fn new(
         store: Arc<Store>,
         registry: Registry,
         per_registry: usize,
+        throttle: Throttle,
         memory: Memory,
         metrics: Metrics,
     ) -> Arc<Self> {
@@ -95,6 +99,7 @@ impl Transfers {
             store,
             registry,
             queue: Queue::new(per_registry),
+            throttle,
             memory,
             flights: Flights::new(Duration::ZERO),
             verdicts: Verdicts::default(),
@@ -309,9 +314,15 @@ impl Transfers {
         let counter: &Arc<Counter> = &sources.counter;
         counter.here.fetch_max(sink.partial().present(), Relaxed);
         let (writer, pieces) = mpsc::channel(limits::QUEUE);
-        let means = Means { registry: &self.registry, queue: &self.queue, metrics: &self.metrics };
+        let means = Means {
+            registry: &self.registry,
+            queue: &self.queue,
+            metrics: &self.metrics,
+            throttle: &self.throttle,
+        };
         let wanted = Wanted {
             blob: &needed.blob,
+            tenants: &sources.tenants,
             missing: sink.partial().missing(),
             resumed: sink.partial().present() > 0,
             whole: how.whole,

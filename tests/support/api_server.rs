@@ -283,7 +283,7 @@ async fn answer(objects: &Objects, request: Request) -> Response {
     }
     let artifact =
         path.strip_prefix(&format!("{OWN}/cachedartifacts/")).and_then(|rest| rest.strip_suffix("/status"));
-    if let (Method::PATCH, Some(name)) = (&method, artifact) {
+    if let (&Method::PATCH, Some(name)) = (&method, artifact) {
         let patch: Value = serde_json::from_slice(&body).expect("JSON");
         objects.change(|kept| {
             let object = kept.artifacts.get_mut(name).expect("it is there");
