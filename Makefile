@@ -98,6 +98,7 @@ CONTROLLER := --set controller.enabled=true --set controller.replicas=2 --set st
 	--set 'storageClasses[0].parameters.reference=registry.example.com/models/$${pvc.metadata.name}:v1' \
 	--set storageClasses[0].provisionerSecret.name=regcred --set storageClasses[0].provisionerSecret.namespace=shop
 PREPULL := --set prepull.enabled=true --set prepull.pullSecrets[0]=regcred
+PREPULL_CONTROLLER := --set controller.enabled=true --set prepull.nodeLabels=true --set prepull.startupTaint.enabled=true --set prepull.bytesPerSecond=200MiB
 # $(call rendered-all,install.yaml,directory): all that is rendered and kept.
 rendered-all = $(call rendered,$(1)) && $(call rendered,$(2)/pull-secrets.yaml,$(PULL_SECRETS)) && \
 	$(call rendered,$(2)/pull-secrets-of-two.yaml,$(PULL_SECRETS_OF_TWO)) && \
@@ -105,7 +106,7 @@ rendered-all = $(call rendered,$(1)) && $(call rendered,$(2)/pull-secrets.yaml,$
 	$(call rendered,$(2)/monitoring.yaml,$(MONITORING)) && \
 	$(call rendered,$(2)/controller.yaml,$(CONTROLLER)) && \
 	$(call rendered,$(2)/prepull.yaml,$(PREPULL)) && \
-	$(call rendered,$(2)/prepull-controller.yaml,$(PREPULL) --set controller.enabled=true)
+	$(call rendered,$(2)/prepull-controller.yaml,$(PREPULL) $(PREPULL_CONTROLLER))
 
 # What this version of the chart takes. When the version changes the file stays, for `make conformance`: later ones have to take it as well.
 VALUES_OF := tests/packaging/values-of/$(shell sed -n 's/^version: //p' charts/ocivol/Chart.yaml).yaml

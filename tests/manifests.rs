@@ -83,6 +83,8 @@ fn normal(value: &Value) -> Value {
             Value::Object(kept.filter(|(_, value)| !is_empty(value)).collect())
         }
         Value::Array(list) => Value::Array(list.iter().map(normal).collect()),
+        // A schema's numbers come back as fractions.
+        Value::Number(number) => number.as_f64().map_or(Value::Null, Value::from),
         other => other.clone(),
     }
 }
@@ -535,7 +537,25 @@ fn the_controller_reads_what_nodes_say_and_writes_the_sum() {
     let deployment = one_of(&objects, "Deployment");
     let pod = &deployment["spec"]["template"]["spec"];
     let arguments = pod["containers"][0]["args"].as_array().expect("arguments");
-    assert!(arguments.contains(&"--cached-artifacts".into()), "{arguments:?}");
+    for flag in ["--cached-artifacts", "--node-labels", "--startup-taint", "--startup-taint-timeout=600"] {
+        assert!(arguments.contains(&flag.into()), "{flag}: {arguments:?}");
+    }
+    let settings =
+        objects.iter().find(|object| object["metadata"]["name"] == "ocivol-config").expect("settings");
+    assert_eq!(settings["data"]["OCIVOL_PREPULL_BYTES_PER_SECOND"], "200MiB");
+    // It uses the API, and is where it takes a taint away.
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().expect("mounts");
+    assert!(mounts.iter().any(|mount| mount["name"] == "token"), "{mounts:?}");
+    let key = "csi.ocivol.dev/agent-not-ready";
+    assert_eq!(pod["tolerations"], serde_json::json!([{"key": key, "operator": "Exists"}]));
+    // What it may change of nodes is bounded by a policy about its own account.
+    let policies = objects.iter().filter(|object| object["kind"] == "ValidatingAdmissionPolicy");
+    let policy =
+        policies.map(|policy| policy["spec"].to_string()).find(|policy| policy.contains("\"nodes\""));
+    let policy = policy.expect("a policy of nodes");
+    let account_of =
+        format!("system:serviceaccount:ocivol:{}", pod["serviceAccountName"].as_str().expect("a name"));
+    assert!(policy.contains(&account_of) && policy.contains(key), "{policy}");
     let rights = rights(&objects);
     let account = pod["serviceAccountName"].as_str().expect("a name");
     let of_controller = |object: &Value| {
@@ -548,7 +568,7 @@ fn the_controller_reads_what_nodes_say_and_writes_the_sum() {
             *kind == binding["roleRef"]["kind"] && it["metadata"]["name"] == binding["roleRef"]["name"]
         });
         for rule in role.expect("a role").2["rules"].as_array().expect("rules") {
-            let words = ["cachedartifacts", "cachedartifacts/status", "nodes", "secrets"];
+            let words = ["cachedartifacts", "cachedartifacts/status", "csinodes", "nodes", "secrets"];
             if rule["resources"]
                 .as_array()
                 .expect("resources")
@@ -566,7 +586,8 @@ fn the_controller_reads_what_nodes_say_and_writes_the_sum() {
             serde_json::json!(["list", "watch"]),
         ),
         (serde_json::json!(["cachedartifacts/status"]), Value::Null, serde_json::json!(["patch"])),
-        (serde_json::json!(["nodes"]), Value::Null, serde_json::json!(["list", "watch"])),
+        (serde_json::json!(["nodes"]), Value::Null, serde_json::json!(["list", "watch", "patch"])),
+        (serde_json::json!(["csinodes"]), Value::Null, serde_json::json!(["list", "watch"])),
         (serde_json::json!(["secrets"]), serde_json::json!(["regcred"]), serde_json::json!(["get"])),
     ];
     assert_eq!(own, expected);

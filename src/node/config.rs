@@ -200,7 +200,7 @@ impl NodeFlags {
 }
 
 /// Less than this many bytes per second look like a registry that is dead.
-const SLOWEST_PREPULL: u64 = 1 << 20;
+const SLOWEST_PREPULL: u64 = 1_000_000;
 
 /// Bytes per second; none for an empty value.
 fn prepull_rate(value: String) -> Result<Option<u64>, BadFlag> {
@@ -208,7 +208,7 @@ fn prepull_rate(value: String) -> Result<Option<u64>, BadFlag> {
         _ if value.is_empty() => Ok(None),
         Ok(Level::Count(rate)) if rate >= SLOWEST_PREPULL => Ok(Some(rate)),
         _ => {
-            let reason = "it is no number of bytes, as 100MiB, of at least 1MiB".to_owned();
+            let reason = "it is no number of bytes, as 100MiB, of at least 1MB".to_owned();
             Err(BadFlag { flag: "--prepull-bytes-per-second", value, reason })
         }
     }
@@ -261,6 +261,20 @@ mod tests {
                 always_verify: false,
                 spool_above: None,
             },
+        }
+    }
+
+    #[test]
+    fn a_rate_is_one_that_no_dead_registry_has() {
+        let rate = |value: &str| {
+            let flags = NodeFlags { prepull_bytes_per_second: Some(value.to_owned()), ..flags() };
+            flags.check().map(|config| config.pulls.prepull_bytes_per_second)
+        };
+        assert_eq!(rate("").ok(), Some(None));
+        assert_eq!(rate("100MiB").ok(), Some(Some(100 << 20)));
+        assert_eq!(rate("1000000").ok(), Some(Some(1_000_000)));
+        for wrong in ["999999", "900KiB", "50%", "fast", "0"] {
+            assert_eq!(rate(wrong).expect_err(wrong).flag, "--prepull-bytes-per-second");
         }
     }
 

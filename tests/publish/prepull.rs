@@ -33,7 +33,7 @@ async fn left(node: &Node) -> Vec<String> {
     let (done, report) = node.command(&["gc"]).await;
     assert!(done, "{report}");
     let (_, listing) = node.command(&["ls"]).await;
-    let trees = listing["trees"].as_array().expect("trees").iter();
+    let trees = listing.as_array().expect("trees").iter();
     trees.map(|tree| tree["references"][0].as_str().expect("a reference").to_owned()).collect()
 }
 
@@ -227,21 +227,25 @@ fn a_pod_goes_before_what_nobody_waits_for() {
     isolated(async {
         let registry = Scripted::start().await;
         let large = Layer::model_file("weight", "w", noise(1, 24 << 20));
-        registry.pusher("ahead").model("v1", &[large]).await.expect("pushed");
+        for number in 0..8 {
+            let pusher = registry.pusher(&format!("ahead/{number}"));
+            pusher.model("v1", std::slice::from_ref(&large)).await.expect("pushed");
+        }
         let small = Layer::model_file("weight", "w", noise(2, 1 << 20));
         registry.pusher("pod").model("v1", &[small]).await.expect("pushed");
         // What comes ahead does not end by itself.
         registry.script(|seen| {
-            let is_held = seen.method == Method::GET && seen.path.starts_with("/v2/ahead/blobs/");
+            let is_held = seen.method == Method::GET
+                && seen.path.starts_with("/v2/ahead/")
+                && seen.path.contains("/blobs/");
             is_held.then(|| {
                 Response::new(Body::from_stream(futures_util::stream::pending::<std::io::Result<String>>()))
             })
         });
         let api = ApiServer::start().await;
         for number in 0..8 {
-            let attributes = json!({"include": format!("*, {number}")});
-            let reference = registry.reference("ahead:v1");
-            api.apply(&format!("m{number}"), &json!({"reference": reference, "attributes": attributes}));
+            let reference = registry.reference(&format!("ahead/{number}:v1"));
+            api.apply(&format!("m{number}"), &json!({"reference": reference}));
         }
         let node = node(&registry, &api).await;
         eventually("some are queued", || {
@@ -266,7 +270,7 @@ struct Controller {
 
 impl Controller {
     /// Starts it for the API server that `node` asks.
-    fn start(registry: &Scripted, node: &Node) -> Self {
+    fn start(registry: &Scripted, node: &Node, more: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("ocivol-c-").tempdir().expect("a directory");
         let socket = format!("unix://{}", directory.path().join("csi.sock").display());
         let process = Command::new(BINARY)
@@ -279,6 +283,7 @@ impl Controller {
                 "--plain-http",
                 &registry.host(),
             ])
+            .args(more)
             .envs(&node.env)
             .stdin(Stdio::null())
             .spawn()
@@ -304,7 +309,7 @@ fn a_controller_resolves_once_for_all_nodes_and_sums_up_what_they_have() {
         api.apply("absent", &json!({"reference": registry.reference("absent:v1")}));
         let mut node = Node::on_host(&["--plain-http", &registry.host()]);
         api.serve(&mut node);
-        let _controller = Controller::start(&registry, &node);
+        let _controller = Controller::start(&registry, &node, &[]);
         eventually("the digest", || api.status("llama")["digest"].is_string()).await;
         let resolved = api.status("llama");
         assert_eq!(
@@ -340,5 +345,103 @@ fn a_controller_resolves_once_for_all_nodes_and_sums_up_what_they_have() {
             (&absent["failing"][0]["node"], &absent["failing"][0]["reason"]),
             (&json!("node-1"), &json!("NotFound"))
         );
+    });
+}
+
+#[test]
+fn nodes_show_what_they_have_and_are_free_for_pods_when_they_have_it() {
+    isolated(async {
+        let registry = Scripted::with_model(noise(1, 2 << 20)).await;
+        let is_held = Arc::new(AtomicBool::new(true));
+        let holds = Arc::clone(&is_held);
+        registry.script(move |seen| {
+            let is_blob = seen.path.contains("/blobs/") && holds.load(Ordering::SeqCst);
+            is_blob.then(|| (StatusCode::NOT_FOUND, "not yet").into_response())
+        });
+        let api = ApiServer::start().await;
+        let (own, others) = ("csi.ocivol.dev/agent-not-ready", "example.com/other");
+        api.label_node(&[("zone", "a"), ("artifact.ocivol.dev/gone", "000000000000")]);
+        api.taint_node(&[own, others]);
+        let reference = registry.reference("m:v1");
+        api.apply("llama", &json!({"reference": reference, "nodeLabel": true}));
+        api.apply("quiet", &json!({"reference": reference, "suspend": true}));
+        let mut node = Node::on_host(&["--plain-http", &registry.host()]);
+        api.serve(&mut node);
+        let _controller = Controller::start(&registry, &node, &["--node-labels", "--startup-taint"]);
+        node.run_registered().await;
+        let labels = |key: &str| api.node()["metadata"]["labels"][key].as_str().map(str::to_owned);
+        let taints = || api.node()["spec"]["taints"].clone();
+        // A label of what nobody wants any more goes, and the taint stays until the model is there and the driver registered.
+        eventually("the old label is gone", || labels("artifact.ocivol.dev/gone").is_none()).await;
+        until(&api, "llama", "Failed").await;
+        api.register(&["csi.ocivol.dev", "other.dev"]);
+        is_held.store(false, Ordering::SeqCst);
+        until(&api, "llama", "Ready").await;
+        eventually("the label", || labels("artifact.ocivol.dev/llama").is_some()).await;
+        let digest = api.said_of("llama").expect("said")["digest"].clone();
+        let digits = labels("artifact.ocivol.dev/llama").expect("a label");
+        assert_eq!(digest.as_str().map(|digest| &digest[7..19]), Some(digits.as_str()));
+        eventually("the taint is gone", || taints() == json!([{"key": others, "effect": "NoSchedule"}]))
+            .await;
+        assert_eq!(labels("zone").as_deref(), Some("a"));
+        assert_eq!(labels("artifact.ocivol.dev/quiet"), None);
+        let condition = |status: &Value, kind: &str| {
+            let all = status["conditions"].as_array().cloned().unwrap_or_default();
+            all.into_iter().find(|it| it["type"] == kind).map(|it| it["status"].clone())
+        };
+        eventually("it is said", || condition(&api.status("llama"), "Labelled") == Some(json!("True"))).await;
+
+        // The label goes with the object.
+        api.delete("llama");
+        eventually("the label is gone", || labels("artifact.ocivol.dev/llama").is_none()).await;
+    });
+}
+
+#[test]
+fn a_node_is_not_waited_for_for_ever_and_not_free_without_the_driver() {
+    isolated(async {
+        let registry = Scripted::with_model(noise(1, 1000)).await;
+        let api = ApiServer::start().await;
+        let own = "csi.ocivol.dev/agent-not-ready";
+        api.taint_node(&[own]);
+        api.apply("absent", &json!({"reference": registry.reference("absent:v1"), "nodeLabel": true}));
+        let mut node = Node::on_host(&["--plain-http", &registry.host()]);
+        api.serve(&mut node);
+        let _controller =
+            Controller::start(&registry, &node, &["--startup-taint", "--startup-taint-timeout", "0"]);
+        let condition = |status: &Value| {
+            let all = status["conditions"].as_array().cloned().unwrap_or_default();
+            all.into_iter().find(|it| it["type"] == "Labelled").map(|it| it["reason"].clone())
+        };
+        eventually("it is said", || condition(&api.status("absent")) == Some(json!("NotAllowed"))).await;
+        assert_eq!(api.node()["spec"]["taints"][0]["key"], own, "no driver is there");
+        api.register(&["csi.ocivol.dev"]);
+        eventually("the taint is gone", || api.node()["spec"]["taints"] == json!([])).await;
+    });
+}
+
+#[test]
+fn what_nobody_waits_for_is_held_back_until_a_pod_does() {
+    isolated(async {
+        let content = noise(1, 16 << 20);
+        let registry = Scripted::with_model(content.clone()).await;
+        let api = ApiServer::start().await;
+        let reference = registry.reference("m:v1");
+        api.apply("llama", &json!({"reference": reference}));
+        // It would take 16 seconds.
+        let mut node =
+            Node::on_host(&["--plain-http", &registry.host(), "--prepull-bytes-per-second", "1MiB"]);
+        api.serve(&mut node);
+        node.run_registered().await;
+        eventually("a part of it", || api.said_of("llama").is_some_and(|said| said["percent"] != json!(0)))
+            .await;
+        assert_eq!(api.phase("llama"), "Pulling");
+        let began = std::time::Instant::now();
+        let volume = node.volume("pod");
+        node.publish(&volume, &reference, &[]).await.expect("published");
+        // Seconds, where at that rate most of it would be left: what was sent already of a connection is not sent again.
+        assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+        assert!(std::fs::read(volume.target.join("w")).expect("read") == content);
+        until(&api, "llama", "Ready").await;
     });
 }

@@ -40,6 +40,8 @@ struct Kept {
     version: u64,
     artifacts: BTreeMap<String, Value>,
     node: Value,
+    /// Drivers that are registered on it.
+    drivers: Vec<String>,
     of_node: Option<Value>,
     secrets: BTreeMap<String, Value>,
     /// What happened, by its version: in which collection, and the line of a watch.
@@ -137,11 +139,35 @@ impl ApiServer {
     pub fn label_node(&self, labels: &[(&str, &str)]) {
         let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();
         self.objects.change(|kept| {
-            let version = kept.version.to_string();
+            let taints = kept.node["spec"]["taints"].clone();
             kept.node = json!({
-                "metadata": {"name": NODE, "uid": "node-uid", "resourceVersion": version, "labels": labels},
+                "metadata": {"name": NODE, "uid": "node-uid", "labels": labels},
+                "spec": {"taints": taints.as_array().cloned().unwrap_or_default()},
             });
-            kept.events.push((kept.version, "nodes", json!({"type": "MODIFIED", "object": kept.node})));
+            kept.tell_of("nodes");
+        });
+    }
+
+    /// Gives the node these taints, and no others.
+    pub fn taint_node(&self, keys: &[&str]) {
+        let taints: Vec<Value> = keys.iter().map(|key| json!({"key": key, "effect": "NoSchedule"})).collect();
+        self.objects.change(|kept| {
+            kept.node["spec"]["taints"] = taints.into();
+            kept.tell_of("nodes");
+        });
+    }
+
+    /// The node.
+    pub fn node(&self) -> Value {
+        self.objects.0.borrow().node.clone()
+    }
+
+    /// Has kubelet register these drivers, and no others.
+    pub fn register(&self, drivers: &[&str]) {
+        self.objects.change(|kept| {
+            kept.drivers = drivers.iter().map(|&name| name.to_owned()).collect();
+            let event = json!({"type": "MODIFIED", "object": kept.csi_node()});
+            kept.events.push((kept.version, "csinodes", event));
         });
     }
 
@@ -185,12 +211,24 @@ impl ApiServer {
 }
 
 impl Kept {
-    /// Has who watches see that the node's object is another.
-    fn tell_of_node(&mut self) {
-        let object = self.of_node.get_or_insert_default();
+    /// Has who watches see that the node, or what it says (`nodeartifacts`), is another.
+    fn tell_of(&mut self, collection: &'static str) {
+        let object = match collection {
+            "nodes" => &mut self.node,
+            _ => self.of_node.get_or_insert_default(),
+        };
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
         let event = json!({"type": "MODIFIED", "object": object});
-        self.events.push((self.version, "nodeartifacts", event));
+        self.events.push((self.version, collection, event));
+    }
+
+    fn csi_node(&self) -> Value {
+        let drivers =
+            self.drivers.iter().map(|name| json!({"name": name, "nodeID": NODE, "topologyKeys": null}));
+        json!({
+            "metadata": {"name": NODE, "resourceVersion": self.version.to_string()},
+            "spec": {"drivers": drivers.collect::<Vec<_>>()},
+        })
     }
 }
 
@@ -265,7 +303,7 @@ async fn answer(objects: &Objects, request: Request) -> Response {
     let kept = objects.0.borrow().clone();
     let own = format!("{OWN}/nodeartifacts");
     if method == Method::GET && asks("watch").is_some() {
-        let collections = ["nodes", "cachedartifacts", "nodeartifacts"];
+        let collections = ["nodes", "csinodes", "cachedartifacts", "nodeartifacts"];
         let asked = collections.into_iter().find(|name| path.rsplit('/').next() == Some(*name));
         return objects.watch(asked.expect("a collection"), from);
     }
@@ -277,6 +315,22 @@ async fn answer(objects: &Objects, request: Request) -> Response {
     }
     if method == Method::GET && path == "/api/v1/nodes" {
         return found(Some(list(kept.version, [&kept.node])));
+    }
+    if method == Method::GET && path == "/apis/storage.k8s.io/v1/csinodes" {
+        return found(Some(list(kept.version, [&kept.csi_node()])));
+    }
+    if method == Method::PATCH && path == format!("/api/v1/nodes/{NODE}") {
+        let mut patch: Value = serde_json::from_slice(&body).expect("JSON");
+        // As optimistic locking has it.
+        if patch["metadata"]["resourceVersion"] != kept.node["metadata"]["resourceVersion"] {
+            return StatusCode::CONFLICT.into_response();
+        }
+        patch["metadata"]["resourceVersion"].take();
+        objects.change(|kept| {
+            merge(&mut kept.node, &patch);
+            kept.tell_of("nodes");
+        });
+        return "{}".into_response();
     }
     if method == Method::GET && path == own {
         return found(Some(list(kept.version, &kept.of_node)));
@@ -301,7 +355,7 @@ async fn answer(objects: &Objects, request: Request) -> Response {
         let object = serde_json::from_slice(&body).expect("JSON");
         objects.change(|kept| {
             kept.of_node = Some(object);
-            kept.tell_of_node();
+            kept.tell_of("nodeartifacts");
         });
         return StatusCode::CREATED.into_response();
     }
@@ -313,7 +367,7 @@ async fn answer(objects: &Objects, request: Request) -> Response {
         objects.change(|kept| {
             kept.writes += 1;
             kept.of_node.get_or_insert_default()["status"] = patch["status"].clone();
-            kept.tell_of_node();
+            kept.tell_of("nodeartifacts");
         });
         return "{}".into_response();
     }

@@ -154,6 +154,9 @@ OCIVOL_POD_EVENTS: "true"
 {{- end }}
 {{- if .Values.prepull.enabled }}
 OCIVOL_CACHED_ARTIFACTS: "true"
+{{- with .Values.prepull.bytesPerSecond }}
+OCIVOL_PREPULL_BYTES_PER_SECOND: {{ include "ocivol.text" . | quote }}
+{{- end }}
 {{- end }}
 {{- with .Values.credentials.providers.config }}
 OCIVOL_IMAGE_CREDENTIAL_PROVIDER_CONFIG: /etc/ocivol/providers/{{ base . }}
@@ -206,6 +209,19 @@ rules:
 
 {{- define "ocivol.prepullRights" -}}
 {{- printf "%s-%s-prepull" .Release.Namespace (include "ocivol.fullname" .) | trunc 253 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- /* Whether the controller changes nodes. */ -}}
+{{- define "ocivol.changesNodes" -}}
+{{- if and .Values.prepull.enabled (or .Values.prepull.nodeLabels .Values.prepull.startupTaint.enabled) -}}true{{- end -}}
+{{- end -}}
+
+{{- define "ocivol.startupTaint" -}}
+{{- .Values.driver.name }}/agent-not-ready
+{{- end -}}
+
+{{- define "ocivol.nodesPolicy" -}}
+{{- printf "%s-nodes" (include "ocivol.fullname" . | trunc 57 | trimSuffix "-") -}}
 {{- end -}}
 
 {{- define "ocivol.prepullPolicy" -}}

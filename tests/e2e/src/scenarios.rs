@@ -85,6 +85,7 @@ fn disruptive() -> Vec<Scenario> {
         storage::kubernetes_own_tests_of_storage_pass,
         prepull::an_artifact_is_on_the_node_before_its_pod,
         prepull::a_plugin_writes_the_object_of_its_own_node_alone,
+        prepull::a_node_shows_what_it_has_and_loses_its_startup_taint,
         crowds::sixty_pods_at_once_share_every_download,
         crowds::a_node_at_its_watermark_runs_pod_after_pod_without_disk_pressure,
         restarts::uninstalling_leaves_nothing,

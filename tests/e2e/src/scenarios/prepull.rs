@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::Shared;
+use super::storage::with_controller;
 use crate::cluster::eventually;
 use crate::machine::directory;
 use crate::node::{Node, run};
@@ -41,6 +42,25 @@ fn in_plugin(node: &Node, arguments: &[&str]) -> String {
 /// The name of the plugin's pod.
 fn plugin(node: &Node) -> String {
     node.kubectl(&["get", "pods", "--namespace", "ocivol", "-o", "jsonpath={.items[0].metadata.name}"])
+}
+
+/// A token of the service account `account`, bound to its pod `pod`.
+fn token_of(node: &Node, account: &str, pod: &str) -> String {
+    let bound = ["--bound-object-kind", "Pod", "--bound-object-name", pod];
+    node.kubectl(&[&["create", "token", account, "--namespace", "ocivol"][..], &bound].concat())
+}
+
+/// What `kubectl` prints, of which the API server knows nothing but this token.
+fn with_token(node: &Node, token: &str, arguments: &str) -> String {
+    let server =
+        node.kubectl(&["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"]);
+    let mut command = node.as_admin("/bin/sh");
+    let kubectl = format!(
+        "kubectl --kubeconfig=/dev/null --insecure-skip-tls-verify --server={} --token={} {arguments} 2>&1 || true",
+        server.trim(),
+        token.trim(),
+    );
+    run(command.args(["-c", &kubectl]))
 }
 
 pub async fn an_artifact_is_on_the_node_before_its_pod(node: Shared) {
@@ -96,32 +116,11 @@ pub async fn a_plugin_writes_the_object_of_its_own_node_alone(node: Shared) {
         names.contains("nodeartifacts.ocivol.dev/node-a").then_some(())
     };
     eventually("the node's own object", own).await;
-    let name = plugin(&node);
-    let token = node.kubectl(&[
-        "create",
-        "token",
-        "ocivol",
-        "--namespace",
-        "ocivol",
-        "--bound-object-kind",
-        "Pod",
-        "--bound-object-name",
-        &name,
-    ]);
+    let token = token_of(&node, "ocivol", &plugin(&node));
     let unbound = node.kubectl(&["create", "token", "ocivol", "--namespace", "ocivol"]);
     let object = |name: &str| json!({"apiVersion": "ocivol.dev/v1alpha1", "kind": "NodeArtifacts", "metadata": {"name": name}});
-    // The API server's address and no credentials but the token.
-    let server =
-        node.kubectl(&["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"]);
     let create = |token: &str, name: &str| {
-        let mut command = node.as_admin("/bin/sh");
-        let kubectl = format!(
-            "kubectl --kubeconfig=/dev/null --insecure-skip-tls-verify --server={} --token={} create --validate=false -f {} 2>&1 || true",
-            server.trim(),
-            token.trim(),
-            written(&object(name))
-        );
-        run(command.args(["-c", &kubectl]))
+        with_token(&node, token, &format!("create --validate=false -f {}", written(&object(name))))
     };
     let refused = create(&token, "node-b");
     assert!(refused.contains("a plugin on node-a writes its own object only"), "{refused}");
@@ -129,5 +128,110 @@ pub async fn a_plugin_writes_the_object_of_its_own_node_alone(node: Shared) {
     assert!(again.contains("already exists"), "it may write that: {again}");
     let refused = create(&unbound, "node-a");
     assert!(refused.contains("the token names no node"), "{refused}");
+    node.install(&[]).await;
+}
+
+pub async fn a_node_shows_what_it_has_and_loses_its_startup_taint(node: Shared) {
+    let taint = "csi.ocivol.dev/agent-not-ready";
+    let mut values = with_controller().await;
+    for more in [
+        "prepull.enabled=true",
+        "prepull.nodeLabels=true",
+        "prepull.startupTaint.enabled=true",
+        "prepull.bytesPerSecond=4MiB",
+    ] {
+        values.push(more.to_owned());
+    }
+    let values: Vec<&str> = values.iter().map(String::as_str).collect();
+    let node = node.lock().await;
+    node.install(&values).await;
+    let reference = push_model("shown/llama", "v1", vec![5; SIZE]).await;
+    apply(
+        &node,
+        &json!({
+            "apiVersion": "ocivol.dev/v1alpha1", "kind": "CachedArtifact", "metadata": {"name": "llama"},
+            "spec": {"reference": reference, "nodeLabel": true},
+        }),
+    );
+    node.kubectl(&[
+        "taint",
+        "node",
+        "node-a",
+        &format!("{taint}=:NoSchedule"),
+        "example.com/other=:PreferNoSchedule",
+    ]);
+    let taints = || node.kubectl(&["get", "node", "node-a", "-o", "jsonpath={.spec.taints[*].key}"]);
+    assert!(taints().contains(taint), "{}", taints());
+    eventually("the end of the taint", || async { (!taints().contains(taint)).then_some(()) }).await;
+    // Not before it is there.
+    assert!(said(&node).contains("llama=Ready"), "{}", said(&node));
+    assert!(taints().contains("example.com/other"), "{}", taints());
+    let digest = node.kubectl(&["get", "cachedartifact", "llama", "-o", "jsonpath={.status.digest}"]);
+    let label = || {
+        node.kubectl(&[
+            "get",
+            "node",
+            "node-a",
+            "-o",
+            r"jsonpath={.metadata.labels.artifact\.ocivol\.dev/llama}",
+        ])
+    };
+    assert_eq!(label(), digest["sha256:".len()..][..12], "{digest}");
+    node.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", "cachedartifact/llama"]);
+    println!("{}", node.kubectl(&["get", "cachedartifacts"]));
+
+    // Its right to patch Nodes is for nothing else.
+    let name = node.kubectl(&[
+        "get",
+        "pods",
+        "--namespace",
+        "ocivol",
+        "--selector",
+        "app.kubernetes.io/name=ocivol-controller",
+        "-o",
+        "jsonpath={.items[0].metadata.name}",
+    ]);
+    let account = node.kubectl(&[
+        "get",
+        "pod",
+        &name,
+        "--namespace",
+        "ocivol",
+        "-o",
+        "jsonpath={.spec.serviceAccountName}",
+    ]);
+    let token = token_of(&node, &account, &name);
+    for (change, why) in [
+        (r#"{"metadata":{"labels":{"zone":"b"}}}"#, "changes no labels of nodes but artifact.ocivol.dev/"),
+        (
+            r#"{"metadata":{"labels":{"kubernetes.io/os":null}}}"#,
+            "changes no labels of nodes but artifact.ocivol.dev/",
+        ),
+        (r#"{"spec":{"taints":[]}}"#, "takes no taint of nodes away but its startup taint"),
+        (
+            r#"{"spec":{"taints":[{"key":"x","effect":"NoExecute"}]}}"#,
+            "takes no taint of nodes away but its startup taint",
+        ),
+        (r#"{"spec":{"unschedulable":true}}"#, "changes labels and taints of nodes, and nothing else"),
+        (r#"{"metadata":{"annotations":{"a":"b"}}}"#, "changes labels and taints of nodes, and nothing else"),
+    ] {
+        let refused =
+            with_token(&node, &token, &format!("patch node node-a --type=merge --patch='{change}'"));
+        assert!(refused.contains(why), "{change}: {refused}");
+    }
+    let taken = with_token(
+        &node,
+        &token,
+        r#"patch node node-a --type=merge --patch='{"metadata":{"labels":{"artifact.ocivol.dev/x":"y"}}}'"#,
+    );
+    assert!(taken.contains("patched"), "{taken}");
+
+    // What nobody wants any more has no label.
+    node.kubectl(&["delete", "cachedartifact", "llama"]);
+    eventually("the end of the labels", || async { label().is_empty().then_some(()) }).await;
+    let labels = || node.kubectl(&["get", "node", "node-a", "-o", "jsonpath={.metadata.labels}"]);
+    eventually("the end of all", || async { (!labels().contains("artifact.ocivol.dev")).then_some(()) })
+        .await;
+    node.kubectl(&["taint", "node", "node-a", "example.com/other-"]);
     node.install(&[]).await;
 }

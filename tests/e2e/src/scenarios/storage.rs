@@ -17,7 +17,7 @@ use crate::registry::{REGISTRY, push_image, push_model, push_program, push_shell
 const PROVISIONER: &str = "sig-storage/csi-provisioner";
 
 /// Settings of a node with a controller; claims of the class `models` get the model of their name.
-async fn with_controller() -> Vec<String> {
+pub async fn with_controller() -> Vec<String> {
     let program = fs::read(target().join("tools/provisioner/csi-provisioner")).expect("make e2e builds it");
     push_program(PROVISIONER, "v6.4.0", "csi-provisioner", &program).await;
     vec![
