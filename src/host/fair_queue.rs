@@ -7,8 +7,8 @@
 //!   leaves room for the others of the same tenant.
 //! - *Who holds least goes first.* Among the tenants that wait it is the one that holds least, then of its registries the one
 //!   that holds least, and then who came first.
-//! - *Nobody waits for who is last.* What is done before anybody wants it ([`Tenant::is_last`]) gets what those leave that wait, and what it
-//!   holds counts as free for the share that they may have.
+//! - *Nobody waits for who is last.* What is done before anybody wants it ([`Tenant::is_last`]) has a small part of the bound, and gets
+//!   nothing while somebody waits who could have what it holds.
 //! - *Nobody is passed over for ever*, where what is held ends by itself. A tenant that holds nothing and waits for much is next, when
 //!   those that came later have got as much as the whole bound meanwhile: nobody gets anything until there is enough. Who is last may be.
 
@@ -44,11 +44,12 @@ struct Shared {
     state: Mutex<State>,
 }
 
+/// Who is last has at most one of so many parts of the bound, unless it wants more of it at once.
+const LAST_PART: u64 = 4;
+
 #[derive(Debug)]
 struct State {
     free: u64,
-    /// What is held before anybody wants it.
-    held_last: u64,
     tenants: HashMap<Tenant, Holding>,
     /// How many have come.
     arrivals: u64,
@@ -109,7 +110,7 @@ impl FairQueue {
     }
 
     fn with(capacity: u64, per_registry: Option<u64>, is_patient: bool) -> Self {
-        let state = Mutex::new(State { free: capacity, held_last: 0, tenants: HashMap::new(), arrivals: 0 });
+        let state = Mutex::new(State { free: capacity, tenants: HashMap::new(), arrivals: 0 });
         Self { shared: Arc::new(Shared { capacity, per_registry, is_patient, state }) }
     }
 
@@ -168,9 +169,18 @@ impl Shared {
         let (held, at_registry) = holding.map_or((0, 0), |holding| {
             (holding.units, holding.registries.get(registry).map_or(0, |line| line.units))
         });
-        let fits = units <= state.free;
-        // What is held before anybody wants it takes no share from those who do.
-        let free = if tenant.is_last() { state.free } else { state.free.saturating_add(state.held_last) };
+        if tenant.is_last() {
+            let is_much = held > 0 && held.saturating_add(units) > self.capacity / LAST_PART;
+            if is_much || self.others_want(state, state.free.saturating_add(held)) {
+                return false;
+            }
+        }
+        self.is_allowed(state.free, (held, at_registry), units)
+    }
+
+    /// Whether who holds `held` units, some of them for a registry, may have `units` more for that of `free` ones.
+    fn is_allowed(&self, free: u64, (held, at_registry): (u64, u64), units: u64) -> bool {
+        let fits = units <= free;
         let is_fair = held == 0 || held.saturating_add(units) <= free;
         let leaves_room = self.per_registry.is_none_or(|per_registry| {
             // What the tenant can have, if nobody else takes more.
@@ -181,11 +191,20 @@ impl Shared {
         fits && is_fair && leaves_room
     }
 
+    /// Whether somebody waits who is not last, and could have what was waited for if `free` units were free.
+    fn others_want(&self, state: &State, free: u64) -> bool {
+        let others = state.tenants.iter().filter(|(tenant, _)| !tenant.is_last());
+        let lines =
+            others.flat_map(|(_, holding)| holding.registries.values().map(|line| (holding.units, line)));
+        let mut firsts = lines.filter_map(|(held, line)| {
+            let first = line.waiting.iter().find(|first| !first.permit.is_closed())?;
+            Some((held, line.units, first.units))
+        });
+        firsts.any(|(held, at_registry, units)| self.is_allowed(free, (held, at_registry), units))
+    }
+
     fn grant(self: &Arc<Self>, state: &mut State, tenant: Tenant, registry: Arc<str>, units: u64) -> Permit {
         state.free -= units;
-        if tenant.is_last() {
-            state.held_last += units;
-        }
         let holding = state.tenants.entry(tenant.clone()).or_default();
         holding.units += units;
         holding.registries.entry(Arc::clone(&registry)).or_default().units += units;
@@ -273,9 +292,6 @@ impl State {
 
     fn take_back(&mut self, tenant: &Tenant, registry: &str, units: u64) {
         self.free += units;
-        if tenant.is_last() {
-            self.held_last = self.held_last.saturating_sub(units);
-        }
         if let Some(holding) = self.tenants.get_mut(tenant) {
             holding.units -= units;
             if let Some(line) = holding.registries.get_mut(registry) {
@@ -387,21 +403,41 @@ mod tests {
     async fn what_nobody_waits_for_gets_what_others_leave() {
         let queue = FairQueue::new(8);
         let ahead = std::iter::from_fn(|| queue.try_acquire(&Tenant::PrePull, "r", 1)).collect::<Vec<_>>();
-        assert_eq!(ahead.len(), 4, "it leaves half");
-        // A namespace may have as much as if that were free, and so all that is.
-        let mut held = std::iter::from_fn(|| take(&queue, "a", "r")).collect::<Vec<_>>();
-        assert_eq!(held.len(), 4);
+        assert_eq!(ahead.len(), 2, "it has a quarter");
+        // Of the rest each namespace leaves some for the next.
+        let mut held = Vec::new();
+        for (name, count) in [("a", 3), ("b", 2), ("c", 1)] {
+            let own = std::iter::from_fn(|| take(&queue, name, "r")).collect::<Vec<_>>();
+            assert_eq!(own.len(), count, "{name}");
+            held.extend(own);
+        }
         // Who came first and who holds less do not count.
-        let (last, pod) = (Tenant::PrePull, tenant("b"));
+        let (last, pod) = (Tenant::PrePull, tenant("d"));
         let mut last = Box::pin(queue.acquire(&last, "", 1));
         assert!(last.as_mut().now_or_never().is_none());
         let mut waits = Box::pin(queue.acquire(&pod, "", 1));
         assert!(waits.as_mut().now_or_never().is_none());
-        held.truncate(3);
+        held.pop();
         let _pod = waits.as_mut().now_or_never().expect("its turn");
         assert!(last.as_mut().now_or_never().is_none());
         drop((ahead, held));
         assert!(last.as_mut().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_more_than_there_is_does_not_see_it_go_to_who_is_last() {
+        let queue = FairQueue::new(8);
+        let _ahead = queue.try_acquire(&Tenant::PrePull, "r", 1).expect("nobody waits");
+        let held = [queue.acquire(&tenant("a"), "", 3).await, queue.acquire(&tenant("b"), "", 2).await];
+        let pod = tenant("c");
+        let mut waits = Box::pin(queue.acquire(&pod, "", 3));
+        assert!(waits.as_mut().now_or_never().is_none(), "two are free");
+        assert!(queue.try_acquire(&Tenant::PrePull, "r", 1).is_none());
+        // Of one that has its share already nobody needs to take heed.
+        drop(waits);
+        let mut full = Box::pin(queue.acquire(held[0].tenant(), "", 2));
+        assert!(full.as_mut().now_or_never().is_none());
+        assert!(queue.try_acquire(&Tenant::PrePull, "r", 1).is_some());
     }
 
     #[tokio::test]

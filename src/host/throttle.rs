@@ -13,6 +13,9 @@ pub struct Throttle {
     busy: Mutex<Option<Instant>>,
 }
 
+/// Bytes that take their time at once.
+const PIECE: usize = 64 * 1024;
+
 impl Throttle {
     /// At most so many bytes per second; `None`: no bound.
     pub fn new(bytes_per_second: Option<u64>) -> Self {
@@ -25,16 +28,23 @@ impl Throttle {
     }
 
     /// Waits until what went through before has had its time, and takes the time of `bytes`. What was not used of the past is lost.
-    pub async fn pass(&self, bytes: usize) {
+    pub async fn pass(&self, mut bytes: usize) {
         let Some(rate) = self.bytes_per_second else { return };
-        let takes = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
-        let begins = {
-            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            let begins = busy.map_or_else(Instant::now, |busy| busy.max(Instant::now()));
-            *busy = Some(begins + takes);
-            begins
-        };
-        sleep_until(begins).await;
+        // In small pieces, so that who has large ones does not get more.
+        while bytes > 0 {
+            let piece = bytes.min(PIECE);
+            bytes -= piece;
+            let begins = self.begin(Duration::from_secs_f64(piece as f64 / rate.max(1) as f64));
+            sleep_until(begins).await;
+        }
+    }
+
+    /// When what takes so long begins.
+    fn begin(&self, takes: Duration) -> Instant {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let begins = busy.map_or_else(Instant::now, |busy| busy.max(Instant::now()));
+        *busy = Some(begins + takes);
+        begins
     }
 }
 

@@ -250,10 +250,7 @@ pub(in crate::kube) fn read<T: DeserializeOwned>(object: &Object, body: &[u8]) -
 async fn body_of(object: &Object, response: Response<Body>, limit: usize) -> Result<Bytes, Error> {
     match Limited::new(response.into_body(), limit).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Error::Protocol {
-            what: object.clone(),
-            fault: format!("has more than {limit} bytes, more than any object has"),
-        }),
+        Err(error) if error.is::<LengthLimitError>() => Err(Error::TooLarge { what: object.clone(), limit }),
         Err(error) => Err(unreachable(object, &*error)),
     }
 }
@@ -538,7 +535,7 @@ pub(crate) mod tests {
     async fn bodies_are_bounded() {
         let fake = Fake::start(|_, _| Reply::Bytes(vec![b' '; BODY_LIMIT + 1])).await;
         let error = get(&fake, Limits::DEFAULT).await.expect_err("too large");
-        assert!(matches!(&error, Error::Protocol { fault, .. } if fault.contains("more than")), "{error}");
+        assert!(matches!(&error, Error::TooLarge { limit: BODY_LIMIT, .. }), "{error}");
     }
 
     #[tokio::test]

@@ -110,8 +110,16 @@ pub enum Error {
         /// What is wrong with it. Nothing of it is quoted.
         fault: String,
     },
-    /// 409: it was made already.
-    #[error("the Kubernetes API has {what} already")]
+    /// The answer is larger than any object.
+    #[error("the Kubernetes API's answer for {what} has more than {limit} bytes, more than any object has")]
+    TooLarge {
+        /// What was asked for.
+        what: Object,
+        /// In bytes.
+        limit: usize,
+    },
+    /// 409: it was made already, or somebody else has changed it meanwhile.
+    #[error("the Kubernetes API has {what} already, or another one than was read")]
     Conflict {
         /// What was to be made.
         what: Object,
@@ -177,9 +185,10 @@ impl Error {
             | Self::Unauthorized { .. } => Kind::Unavailable,
             Self::Forbidden { .. } => Kind::PermissionDenied,
             Self::NotFound { .. } => Kind::NotFound,
-            Self::NotInCluster { .. } | Self::WrongPod { .. } | Self::Protocol { .. } => {
-                Kind::FailedPrecondition
-            }
+            Self::NotInCluster { .. }
+            | Self::WrongPod { .. }
+            | Self::Protocol { .. }
+            | Self::TooLarge { .. } => Kind::FailedPrecondition,
             Self::Conflict { .. } => Kind::AlreadyExists,
             Self::Kubeconfig { .. }
             | Self::Name(_)
@@ -207,7 +216,7 @@ fn advice(what: &Object) -> String {
         ),
         Resource::ServiceAccount => "let its service account get serviceaccounts there".to_owned(),
         Resource::Event => "let it create and patch events there: events.enabled in the chart".to_owned(),
-        Resource::Node => "let it read and watch nodes, prepull.enabled in the chart; and the controller patch them, prepull.nodeLabels \
+        Resource::Node | Resource::WholeNode => "let it read and watch nodes, prepull.enabled in the chart; and the controller patch them, prepull.nodeLabels \
                            and prepull.startupTaint"
             .to_owned(),
         Resource::CsiNode => "let it list and watch csinodes: prepull.startupTaint in the chart".to_owned(),
@@ -226,7 +235,7 @@ fn origin(what: &Object) -> &'static str {
     match what.resource {
         Resource::Pod | Resource::ServiceAccount => "it was deleted after kubelet told of it",
         Resource::Event => "it, or its namespace, was deleted",
-        Resource::Node => "--node-id (KUBE_NODE_NAME) has to be the node's name",
+        Resource::Node | Resource::WholeNode => "--node-id (KUBE_NODE_NAME) has to be the node's name",
         Resource::CsiNode => "kubelet makes it",
         Resource::CachedArtifact | Resource::NodeArtifacts => {
             "the chart makes this kind of objects: prepull.enabled"

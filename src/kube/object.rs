@@ -17,8 +17,10 @@ pub enum Resource {
     ServiceAccount,
     /// An event, which is written.
     Event,
-    /// A node.
+    /// A node, of which only the metadata is read.
     Node,
+    /// A node, all of it: also what runs there, and its images.
+    WholeNode,
     /// What CSI drivers there are on a node.
     CsiNode,
     /// What an operator wants to be on nodes before their pods.
@@ -121,7 +123,7 @@ impl Object {
             Resource::Secret => (CORE, "secrets"),
             Resource::ServiceAccount => (CORE, "serviceaccounts"),
             Resource::Event => (CORE, "events"),
-            Resource::Node => (CORE, "nodes"),
+            Resource::Node | Resource::WholeNode => (CORE, "nodes"),
             Resource::CsiNode => (STORAGE, "csinodes"),
             Resource::CachedArtifact => (OWN, "cachedartifacts"),
             Resource::NodeArtifacts => (OWN, "nodeartifacts"),
@@ -157,7 +159,7 @@ impl fmt::Display for Resource {
             Self::Secret => "secret",
             Self::ServiceAccount => "service account",
             Self::Event => "event",
-            Self::Node => "node",
+            Self::Node | Self::WholeNode => "node",
             Self::CsiNode => "CSINode",
             Self::CachedArtifact => "CachedArtifact",
             Self::NodeArtifacts => "NodeArtifacts",

@@ -48,7 +48,7 @@ pub(in crate::kube) struct Pace {
 }
 
 impl Pace {
-    /// Those of the plugin. A reconnect of 5,000 nodes is then less than one in two milliseconds.
+    /// Those of the plugin. When 5,000 nodes come back, with two watches each, that is less than one connection in a millisecond.
     pub const DEFAULT: Self = Self {
         watch: Duration::from_secs(290),
         grace: Duration::from_secs(20),
@@ -57,7 +57,7 @@ impl Pace {
     };
 }
 
-/// Objects of a page.
+/// Objects of a page, at most. Where they are large it has fewer.
 const PAGE: usize = 50;
 /// Bytes of a line of a watch: an object, and what happened to it.
 const LINE_LIMIT: usize = limits::OBJECT_BYTES;
@@ -123,12 +123,14 @@ pub(in crate::kube) async fn follow<T: DeserializeOwned + Send>(
         let error = match result {
             Ok(next) => {
                 // A list is only half of it: of a watch that is refused nothing is seen.
-                if !was_listed && began.elapsed() >= pace.watch / 2 {
+                let lasted = began.elapsed();
+                if !was_listed && lasted >= pace.watch / 10 {
                     (window, is_told) = (pace.first, false);
                 }
-                let is_short = !was_listed && began.elapsed() < pace.watch / 2;
                 version = next;
-                if !is_short {
+                // Watches that end with their time end at other times than those of other nodes. Where something ends them before, as
+                // an API server that stops, it ends many at once.
+                if was_listed || lasted >= pace.watch {
                     continue;
                 }
                 None
@@ -170,28 +172,34 @@ impl<T: DeserializeOwned + Send> Follower<'_, T> {
             let accept = self.accept("");
             let found: Value = self.connection.page(self.what, &self.what.path(), &accept).await?;
             let version = self.known(&found)?.resource_version;
-            self.tell(Seen::All(vec![self.object(found)?])).await;
+            let one = self.object(found).ok_or_else(|| self.protocol("is not the JSON of one"))?;
+            self.tell(Seen::All(vec![one])).await;
             return Ok(version);
         }
         let accept = self.accept("List");
-        let (mut all, mut next, mut version) = (Vec::new(), String::new(), String::new());
-        let pages = pages(self.what.resource);
-        for _ in 0..pages {
-            let path = format!("{}?limit={PAGE}{next}", self.what.collection());
-            let page: Page = self.connection.page(self.what, &path, &accept).await?;
-            for item in page.items {
-                all.push(self.object(item)?);
-            }
-            version = page.metadata.resource_version;
+        let (mut all, mut next) = (Vec::new(), String::new());
+        let (most, mut count, mut limit) = (objects(self.what.resource), 0, PAGE);
+        let version = loop {
+            let path = format!("{}?limit={limit}{next}", self.what.collection());
+            let page: Page = match self.connection.page(self.what, &path, &accept).await {
+                // Objects that are few may be large.
+                Err(Error::TooLarge { .. }) if limit > 1 => {
+                    limit /= 2;
+                    continue;
+                }
+                page => page?,
+            };
+            count += page.items.len();
+            all.extend(page.items.into_iter().filter_map(|item| self.object(item)));
             if page.metadata.next.is_empty() {
-                next.clear();
-                break;
+                break page.metadata.resource_version;
+            }
+            if count >= most {
+                tracing::warn!("{} is longer than the {most} that are looked at", self.what);
+                break page.metadata.resource_version;
             }
             next = format!("&continue={}", encoded(&page.metadata.next));
-        }
-        if !next.is_empty() {
-            tracing::warn!("{} is longer than the {} that are looked at", self.what, PAGE * pages);
-        }
+        };
         self.tell(Seen::All(all)).await;
         Ok(version)
     }
@@ -227,7 +235,11 @@ impl<T: DeserializeOwned + Send> Follower<'_, T> {
             }
             let known = self.known(&object)?;
             match kind.as_str() {
-                "ADDED" | "MODIFIED" => self.tell(Seen::Set(self.object(object)?)).await,
+                "ADDED" | "MODIFIED" => {
+                    if let Some(object) = self.object(object) {
+                        self.tell(Seen::Set(object)).await;
+                    }
+                }
                 "DELETED" => self.tell(Seen::Gone(known.name)).await,
                 // A bookmark, which is a version and nothing else.
                 _ => {}
@@ -251,8 +263,12 @@ impl<T: DeserializeOwned + Send> Follower<'_, T> {
         let _ = self.seen.send(seen).await;
     }
 
-    fn object(&self, value: Value) -> Result<T, Error> {
-        serde_json::from_value(value).map_err(|_| self.protocol("is not the JSON of one"))
+    /// An object; none of what a later version means by it. The others are followed nevertheless.
+    fn object(&self, value: Value) -> Option<T> {
+        let read = serde_json::from_value(value);
+        // What serde says of it can quote a secret.
+        read.inspect_err(|_| tracing::debug!("one of {} cannot be read, and is not looked at", self.what))
+            .ok()
     }
 
     fn known(&self, object: &Value) -> Result<Metadata, Error> {
@@ -317,12 +333,12 @@ impl Lines {
     }
 }
 
-/// Pages of a list. What comes after them is not looked at.
-fn pages(resource: Resource) -> usize {
+/// Objects of a list. What comes after them is not looked at.
+fn objects(resource: Resource) -> usize {
     match resource {
         // As large as Kubernetes supports a cluster to be, twice.
-        Resource::Node | Resource::NodeArtifacts => 10_000 / PAGE,
-        _ => 1000 / PAGE,
+        Resource::Node | Resource::WholeNode | Resource::CsiNode | Resource::NodeArtifacts => 10_000,
+        _ => 1000,
     }
 }
 
@@ -474,6 +490,37 @@ mod tests {
             paths[1]
         );
         drop(seen);
+    }
+
+    #[tokio::test]
+    async fn large_objects_come_in_smaller_pages_and_those_that_cannot_be_read_are_left_out() {
+        #[derive(Debug, PartialEq, Eq, Deserialize)]
+        struct Counted {
+            count: u32,
+        }
+        let counted =
+            |count: Value| json!({"metadata": {"name": "a", "resourceVersion": "1"}, "count": count});
+        let fake = Fake::start(move |path, before| match (path.contains("watch="), before) {
+            (false, 0) => page(&[counted(1.into()), counted("many".into())], "7", "next"),
+            (false, 1 | 2) => Reply::Bytes(vec![b' '; limits::OBJECT_BYTES + 1]),
+            (false, _) => page(&[counted(2.into())], "7", ""),
+            (true, _) => Reply::Lines(
+                vec![event("ADDED", &counted(Value::Null)), event("ADDED", &counted(3.into()))],
+                false,
+            ),
+        })
+        .await;
+        let (sender, mut seen) = mpsc::channel(16);
+        let connection = Connection::new(fake.config(), Limits { attempt: Duration::from_secs(5), ..SHORT });
+        tokio::spawn(async move { follow::<Counted>(&connection, &artifacts(), QUICK, sender).await });
+        let mut next =
+            async || tokio::time::timeout(Duration::from_secs(20), seen.recv()).await.expect("in time");
+        assert_eq!(next().await, Some(Seen::All(vec![Counted { count: 1 }, Counted { count: 2 }])));
+        assert_eq!(next().await, Some(Seen::Set(Counted { count: 3 })));
+        let asked: Vec<String> = fake.paths().into_iter().take(4).collect();
+        let limit = |path: &String| path.split("limit=").nth(1).map(|rest| rest.to_owned());
+        let limits: Vec<_> = asked.iter().filter_map(limit).collect();
+        assert_eq!(limits, ["50", "50&continue=next", "25&continue=next", "12&continue=next"]);
     }
 
     #[tokio::test]

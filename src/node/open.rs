@@ -34,8 +34,16 @@ pub(in crate::node) async fn open(
         // Only who holds the store's lock may take its control socket.
         if usable.is_ok() {
             // What was kept while it was wanted: nobody else lets it go.
-            if !keeps_artifacts && let Err(error) = volumes.keep_only(BTreeSet::new()).await {
-                tracing::warn!(%error, "cannot let go what was kept for CachedArtifacts");
+            if !keeps_artifacts && !let_go(&volumes).await {
+                let volumes = Arc::clone(&volumes);
+                tokio::spawn(async move {
+                    while !let_go(&volumes).await {
+                        tokio::select! {
+                            () = volumes.stopping() => return,
+                            () = tokio::time::sleep(STORE_RETRY) => {}
+                        }
+                    }
+                });
             }
             if let Err(error) = volumes.check_locks().await {
                 tracing::warn!(
@@ -53,4 +61,13 @@ pub(in crate::node) async fn open(
             () = tokio::time::sleep(STORE_RETRY) => {}
         }
     }
+}
+
+/// Lets go what was kept for CachedArtifacts. Whether that is done.
+async fn let_go(volumes: &Volumes) -> bool {
+    let done = volumes.keep_only(BTreeSet::new()).await;
+    done.inspect_err(
+        |error| tracing::warn!(%error, "cannot let go what was kept for CachedArtifacts; it is tried again"),
+    )
+    .is_ok()
 }

@@ -29,6 +29,8 @@ pub struct Agent {
     labels: Option<Labels>,
     identity: watch::Sender<Option<NodeIdentity>>,
     bringing: BTreeMap<String, Bringing>,
+    /// Those of which the store knows that they are wanted.
+    kept: Option<BTreeSet<String>>,
     is_told: bool,
 }
 
@@ -64,6 +66,7 @@ impl Agent {
             labels: None,
             identity: watch::Sender::new(None),
             bringing: BTreeMap::new(),
+            kept: None,
             is_told: false,
         }
     }
@@ -86,7 +89,7 @@ impl Agent {
                 _ = stop.wait_for(|stop| *stop) => break,
                 Some(seen) = nodes.recv() => self.see_node(seen),
                 Some(seen) = artifacts.recv() => self.see_artifact(seen),
-                _ = compare.tick() => {}
+                _ = compare.tick() => self.kept = None,
             }
             self.reconcile().await;
             if self.artifacts.is_some() && self.labels.is_some() {
@@ -165,16 +168,30 @@ impl Agent {
                 gone.push(name);
             }
         }
-        let pinned: BTreeSet<String> =
-            wanted.values().filter(|wanted| wanted.is_pinned).map(|wanted| wanted.name.clone()).collect();
-        if let Err(error) = self.shared.volumes.keep_only(pinned).await {
-            tracing::debug!(%error, "cannot let go what is no longer wanted; it is tried again");
+        let names: BTreeSet<String> = wanted.keys().cloned().collect();
+        if self.kept.as_ref() != Some(&names) {
+            match self.shared.volumes.keep_only(names.clone()).await {
+                Ok(()) => self.kept = Some(names),
+                Err(error) => {
+                    tracing::debug!(%error, "cannot let go what is no longer wanted; it is tried again");
+                }
+            }
         }
         for name in gone {
             self.shared.board.remove(&name);
         }
-        for (name, wanted) in wanted {
-            self.bringing.entry(name).or_insert_with(|| Bringing::start(&self.shared, wanted));
+        let new: Vec<Wanted> =
+            wanted.into_values().filter(|wanted| !self.bringing.contains_key(&wanted.name)).collect();
+        if new.is_empty() {
+            return;
+        }
+        // A store that cannot be used says so when something is pulled.
+        let mut pins = self.shared.volumes.kept().await.unwrap_or_default();
+        for wanted in new {
+            let at = pins.iter().position(|pin| pin.artifact == wanted.name);
+            let pin = at.map(|at| pins.swap_remove(at));
+            let name = wanted.name.clone();
+            self.bringing.insert(name, Bringing::start(&self.shared, wanted, pin).await);
         }
     }
 }

@@ -37,7 +37,7 @@ pub(in crate::prepull) struct Spec {
     pull_secret: Option<String>,
     retention: Retention,
     spread_seconds: u64,
-    suspend: bool,
+    pub suspend: bool,
 }
 
 /// Whether it is kept.
@@ -115,6 +115,12 @@ impl Wanted {
     /// The reference that is pulled.
     pub fn reference(&self) -> &str {
         self.attributes.get("reference").map_or("", String::as_str)
+    }
+
+    /// The attributes but that.
+    pub fn further_attributes(&self) -> BTreeMap<String, String> {
+        let further = self.attributes.iter().filter(|(key, _)| *key != "reference");
+        further.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     /// For how long the node `node` waits before it begins: the nodes of a cluster do not ask a registry in the same moment.

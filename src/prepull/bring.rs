@@ -65,10 +65,11 @@ struct Fault {
 struct Ended;
 
 impl Bringing {
-    /// Begins to bring what is `wanted`.
-    pub fn start(shared: &Shared, wanted: Wanted) -> Self {
+    /// Begins to bring what is `wanted`, for which `pin` is what was noted last. What of it is here is said when this returns.
+    pub async fn start(shared: &Shared, wanted: Wanted, pin: Option<Pin>) -> Self {
         let (end, ends) = watch::channel(false);
-        let one = One { shared: shared.clone(), wanted: wanted.clone(), ends };
+        let mut one = One { shared: shared.clone(), wanted: wanted.clone(), pin, here: None, ends };
+        one.look().await;
         let task = tokio::spawn(async move {
             // Nobody is told: who ended it knows.
             let _: Result<(), Ended> = one.run().await;
@@ -86,20 +87,58 @@ impl Bringing {
 struct One {
     shared: Shared,
     wanted: Wanted,
+    /// What was noted of it last.
+    pin: Option<Pin>,
+    /// The tree that is wanted, if it is here.
+    here: Option<TreeKey>,
     ends: watch::Receiver<bool>,
 }
 
 impl One {
+    /// Looks at what is here already, and says so: for that neither a turn nor a secret, a registry or an API server is needed.
+    async fn look(&mut self) {
+        let Some(pin) = &self.pin else { return };
+        let (is_it, is_suspended) = (self.is_wanted(pin), self.wanted.is_suspended);
+        if !is_it && !is_suspended {
+            return;
+        }
+        match self.shared.volumes.has(&pin.tree).await {
+            Ok(true) => {
+                self.note(State::Ready(present(pin)));
+                // What was not kept may go in this moment: it is pulled again, without a download.
+                self.here = (is_it && (pin.is_kept || !self.wanted.is_pinned)).then(|| pin.tree.clone());
+            }
+            Ok(false) if is_it && !pin.is_kept && !self.wanted.is_pinned => {
+                self.note(State::Waiting("Collected"));
+            }
+            Ok(false) => {}
+            // A store that cannot be used says so when it is pulled.
+            Err(error) => tracing::debug!(%error, "cannot look whether an artifact is there"),
+        }
+    }
+
+    /// Whether `pin` is of what is wanted: pulled as the same, with the same attributes, and no other than a digest that is known since.
+    fn is_wanted(&self, pin: &Pin) -> bool {
+        let wanted = self.wanted.reference();
+        let digest = wanted.split_once('@').map(|(_, digest)| digest);
+        is_same(&pin.reference, wanted)
+            && digest.is_none_or(|digest| digest == pin.digest.to_string())
+            && pin.attributes == self.wanted.further_attributes()
+    }
+
     async fn run(&self) -> Result<(), Ended> {
-        let kept = self.kept().await?;
+        let noted = self.shared.board.get(&self.wanted.name).map(|entry| entry.state);
         if self.wanted.is_suspended {
-            let noted = self.shared.board.get(&self.wanted.name).map(|entry| entry.state);
-            self.note(match (kept, noted) {
-                (Some(pin), _) => State::Ready(present(&pin)),
-                (None, Some(State::Ready(present))) => State::Ready(present),
-                (None, _) => State::Waiting("Suspended"),
-            });
+            match noted {
+                // Of this generation.
+                Some(State::Ready(present)) => self.note(State::Ready(present)),
+                _ => self.note(State::Waiting("Suspended")),
+            }
             return Ok(());
+        }
+        let is_known = self.pin.as_ref().is_some_and(|pin| self.is_wanted(pin));
+        if is_known && self.here.is_none() && !self.wanted.is_pinned {
+            return Ok(()); // It was brought once, and has gone since.
         }
         let attributes = match self.attributes() {
             Ok(attributes) => attributes,
@@ -108,7 +147,6 @@ impl One {
                 return Ok(()); // Another spec is another of these.
             }
         };
-        let is_known = kept.as_ref().is_some_and(|pin| is_same(&pin.reference, self.wanted.reference()));
         if !is_known && !self.has_begun() {
             let delay = self.wanted.delay(&self.shared.node);
             if !delay.is_zero() {
@@ -116,9 +154,17 @@ impl One {
                 self.unless_ended(sleep(delay)).await?;
             }
         }
+        let mut here = self.here.clone();
+        if here.is_some() && self.pin.as_ref().is_some_and(|pin| pin.is_kept != self.wanted.is_pinned) {
+            here = None; // It is to be noted otherwise.
+        }
         let mut retry = FIRST_RETRY;
         loop {
-            match self.attempt(&attributes, is_known).await? {
+            let brought = match here.take() {
+                Some(tree) => Ok(tree),
+                None => self.attempt(&attributes, is_known).await?,
+            };
+            match brought {
                 Ok(tree) => {
                     retry = FIRST_RETRY;
                     if !self.is_lost(&tree).await? {
@@ -135,7 +181,7 @@ impl One {
         }
     }
 
-    /// Pulls it, and keeps it if that is wanted, when it is its turn.
+    /// Pulls it, and keeps it or notes that it was brought, when it is its turn.
     async fn attempt(
         &self,
         attributes: &Attributes,
@@ -216,13 +262,11 @@ impl One {
     }
 
     async fn keep(&self, pulled: &Pulled) -> Result<(), Fault> {
-        let Wanted { name, is_pinned, .. } = &self.wanted;
-        if !is_pinned {
-            return Ok(()); // What was kept before is let go by who knows what is.
-        }
         let pin = Pin {
-            artifact: name.clone(),
+            artifact: self.wanted.name.clone(),
             reference: self.wanted.reference().to_owned(),
+            attributes: self.wanted.further_attributes(),
+            is_kept: self.wanted.is_pinned,
             digest: pulled.digest.clone(),
             bytes: pulled.tree.image.size,
             tree: pulled.tree.key.clone(),
@@ -245,13 +289,6 @@ impl One {
                 Err(error) => tracing::debug!(%error, "cannot look whether an artifact is there"),
             }
         }
-    }
-
-    /// What is kept for it.
-    async fn kept(&self) -> Result<Option<Pin>, Ended> {
-        let kept = self.unless_ended(self.shared.volumes.kept()).await?;
-        // A store that cannot be used now says so when it is pulled.
-        Ok(kept.unwrap_or_default().into_iter().find(|pin| pin.artifact == self.wanted.name))
     }
 
     fn attributes(&self) -> Result<Attributes, String> {
@@ -360,9 +397,9 @@ fn percent(snapshot: &Snapshot) -> u8 {
     u8::try_from(hundredths / 10 * 10).unwrap_or(90).min(90)
 }
 
-/// What is kept.
+/// What a pin says is here.
 fn present(pin: &Pin) -> Present {
-    Present { digest: pin.digest.to_string(), bytes: pin.bytes, is_pinned: true }
+    Present { digest: pin.digest.to_string(), bytes: pin.bytes, is_pinned: pin.is_kept }
 }
 
 #[cfg(test)]

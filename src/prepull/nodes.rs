@@ -41,6 +41,14 @@ pub(in crate::prepull) struct Metadata {
     pub uid: String,
     pub resource_version: String,
     pub labels: Labels,
+    owner_references: Vec<Owner>,
+}
+
+/// To what an object belongs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(in crate::prepull) struct Owner {
+    pub uid: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -60,7 +68,8 @@ pub(in crate::prepull) struct CsiNode {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct CsiNodeSpec {
-    drivers: Vec<Driver>,
+    /// `null` where there is none.
+    drivers: Option<Vec<Driver>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -112,9 +121,10 @@ impl Node {
 }
 
 impl CsiNode {
-    /// Whether `driver` is registered.
-    pub fn has(&self, driver: &str) -> bool {
-        self.spec.drivers.iter().any(|it| it.name == driver)
+    /// The uid of the Node on which `driver` is registered, if it is.
+    pub fn node_with(&self, driver: &str) -> Option<&str> {
+        self.spec.drivers.iter().flatten().find(|it| it.name == driver)?;
+        Some(self.metadata.owner_references.first()?.uid.as_str())
     }
 }
 
@@ -176,13 +186,15 @@ mod tests {
 
     #[test]
     fn a_driver_is_registered_under_its_name() {
-        let registered = json!({"metadata": {"name": "node-a"}, "spec": {"drivers": [
-            {"name": "csi.ocivol.dev", "nodeID": "node-a", "topologyKeys": null},
-        ]}});
-        let node: CsiNode = serde_json::from_value(registered).expect("a CSINode");
-        assert!(node.has("csi.ocivol.dev") && !node.has("other.dev"));
-        let none: CsiNode =
-            serde_json::from_value(json!({"metadata": {"name": "a"}, "spec": {}})).expect("one");
-        assert!(!none.has("csi.ocivol.dev"));
+        let of = |drivers: Value| -> CsiNode {
+            let owner = json!({"apiVersion": "v1", "kind": "Node", "name": "node-a", "uid": "u"});
+            let metadata = json!({"name": "node-a", "ownerReferences": [owner]});
+            serde_json::from_value(json!({"metadata": metadata, "spec": {"drivers": drivers}}))
+                .expect("a CSINode")
+        };
+        let node = of(json!([{"name": "csi.ocivol.dev", "nodeID": "node-a", "topologyKeys": null}]));
+        assert_eq!((node.node_with("csi.ocivol.dev"), node.node_with("other.dev")), (Some("u"), None));
+        // As kubelet makes it.
+        assert_eq!(of(Value::Null).node_with("csi.ocivol.dev"), None);
     }
 }

@@ -28,6 +28,10 @@ const EVERY: Duration = Duration::from_secs(10);
 /// After a write that failed; twice as long each time.
 const FIRST_RETRY: Duration = Duration::from_secs(10);
 const LAST_RETRY: Duration = Duration::from_secs(300);
+/// When what was written is written again: some time after it was written for a Node for the first time, and then now and then. The API
+/// server keeps and tells nothing of what is the same.
+const SOON: Duration = Duration::from_secs(120);
+const AGAIN: Duration = Duration::from_secs(1800);
 
 /// Writes whatever `board` shows, until nobody shows anything more. Waits for `node` to be known first.
 pub(in crate::prepull) async fn run(
@@ -39,12 +43,24 @@ pub(in crate::prepull) async fn run(
     // At the start also that there is nothing: what a process before wrote is no longer so.
     let mut written: Option<Entries> = None;
     let (mut retry, mut is_told) = (FIRST_RETRY, false);
+    let mut again = Instant::now() + SOON;
     loop {
         let current = board.borrow_and_update().clone();
         let due = turns.due(written.as_ref(), &current, Instant::now());
         let Some(due) = due else {
-            if board.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = board.changed() => if changed.is_err() { return },
+                // Another Node of the same name.
+                changed = node.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    (written, again) = (None, Instant::now() + SOON);
+                }
+                // The object may have gone: with a Node that had the name before, or because somebody deleted it.
+                () = sleep_until(again) => {
+                    (written, again) = (None, Instant::now() + AGAIN.mul_f64(rand::random_range(0.75..1.25)));
+                }
             }
             continue;
         };

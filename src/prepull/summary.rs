@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::failure::one_line;
 use crate::oci::digest::Digest;
 use crate::prepull::artifact::CachedArtifact;
-use crate::prepull::nodes::Nodes;
+use crate::prepull::nodes::{Nodes, Owner};
 
 /// What a node says: its NodeArtifacts, as far as it is looked at.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -25,11 +25,6 @@ pub(in crate::prepull) struct Report {
 pub(in crate::prepull) struct Metadata {
     pub name: String,
     owner_references: Vec<Owner>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-struct Owner {
-    uid: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -63,12 +58,27 @@ pub(in crate::prepull) enum Resolution {
 }
 
 impl Report {
-    /// The digest of the artifact that is on the node of this uid, and not on one before that had its name.
-    pub fn present(&self, node: &str, artifact: &str) -> Option<&str> {
-        let is_of_it = self.metadata.owner_references.iter().any(|owner| owner.uid == node);
-        let mut said = self.status.artifacts.iter().filter(|_| is_of_it);
-        said.find(|said| said.name == artifact && said.phase == "Ready")?.digest.as_deref()
+    /// Whether it is of the Node of this uid, and not of one before that had its name.
+    fn is_of(&self, node: &str) -> bool {
+        self.metadata.owner_references.iter().any(|owner| owner.uid == node)
     }
+
+    /// The digest of an artifact that is on the Node of this uid, as this generation wants it.
+    pub fn present(&self, node: &str, artifact: &str, generation: i64) -> Option<&str> {
+        let mut said = self.status.artifacts.iter().filter(|_| self.is_of(node));
+        let is_it =
+            |said: &&SaidOf| said.name == artifact && said.generation == generation && said.phase == "Ready";
+        said.find(is_it)?.digest.as_deref()
+    }
+}
+
+/// Whether nodes are labelled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::prepull) enum Labelling {
+    Off,
+    On,
+    /// It is tried, and the API server takes no change of Nodes, for this reason.
+    Refused(String),
 }
 
 /// Nodes that are named with what they lack, as the definition has it.
@@ -84,7 +94,7 @@ pub(in crate::prepull) fn status(
     resolution: &Resolution,
     nodes: &Nodes,
     reports: &BTreeMap<String, Report>,
-    labels: bool,
+    labelling: &Labelling,
 ) -> Value {
     let generation = artifact.metadata.generation;
     let digest = match resolution {
@@ -93,10 +103,15 @@ pub(in crate::prepull) fn status(
     };
     let own = nodes.iter().filter(|(_, node)| artifact.spec.node_selector.matches(&node.metadata.labels));
     let (mut desired, mut ready, mut pulling, mut failed, mut bytes) = (0, 0, 0, 0, 0);
-    let mut failing = Vec::new();
-    for (node, _) in own {
+    let (mut failing, mut silent) = (Vec::new(), 0);
+    for (name, node) in own {
+        // Where nothing is said no plugin runs, or it has just begun.
+        let Some(report) = reports.get(name).filter(|report| report.is_of(&node.metadata.uid)) else {
+            silent += 1;
+            continue;
+        };
         desired += 1;
-        let mut said = reports.get(node).into_iter().flat_map(|report| &report.status.artifacts);
+        let mut said = report.status.artifacts.iter();
         // What is said of an older generation is another reference's.
         let is_meant = |it: &&SaidOf| it.name == artifact.metadata.name && it.generation == generation;
         let Some(said) = said.find(is_meant) else { continue };
@@ -111,18 +126,24 @@ pub(in crate::prepull) fn status(
                 failed += 1;
                 if failing.len() < FAILING {
                     let message: String = one_line(&said.message).chars().take(MESSAGE_LIMIT).collect();
-                    failing.push(json!({"node": node, "reason": said.reason, "message": message}));
+                    failing.push(json!({"node": name, "reason": said.reason, "message": message}));
                 }
             }
             _ => {}
         }
     }
     let is_ready = desired > 0 && ready == desired;
-    let (reason, message) = match (desired, is_ready) {
+    let (reason, mut message) = match (desired, is_ready) {
+        (0, _) if silent > 0 => {
+            ("NoNodes", "no node that is chosen has a plugin that says something".to_owned())
+        }
         (0, _) => ("NoNodes", "no node is chosen by nodeSelector".to_owned()),
         (_, true) => ("Everywhere", format!("all {desired} nodes have it")),
         _ => ("NotEverywhere", format!("{ready} of {desired} nodes have it")),
     };
+    if desired > 0 && silent > 0 {
+        message = format!("{message}; of {silent} more that are chosen no plugin says something");
+    }
     let (is_resolved, why, what) = match resolution {
         Resolution::Pending => ("Unknown", "Pending", "the registry is asked what it is".to_owned()),
         Resolution::Known(digest) => ("True", "Resolved", format!("it is {digest}")),
@@ -135,11 +156,18 @@ pub(in crate::prepull) fn status(
         condition(before, generation, "Resolved", is_resolved, why, &what),
     ];
     if artifact.spec.node_label {
-        let (status, reason, message) = match labels {
-            true => ("True", "Labelled", "nodes that have it have a label"),
-            false => ("False", "NotAllowed", "nodes are not labelled: set prepull.nodeLabels of the chart"),
+        let (status, reason, message) = match labelling {
+            Labelling::On => ("True", "Labelled", "nodes that have it have a label".to_owned()),
+            Labelling::Off => (
+                "False",
+                "NotAllowed",
+                "nodes are not labelled: set prepull.nodeLabels of the chart".to_owned(),
+            ),
+            Labelling::Refused(why) => {
+                ("False", "Refused", one_line(why).chars().take(MESSAGE_LIMIT).collect())
+            }
         };
-        conditions.push(condition(before, generation, "Labelled", status, reason, message));
+        conditions.push(condition(before, generation, "Labelled", status, reason, &message));
     }
     json!({
         "observedGeneration": generation,
@@ -188,7 +216,9 @@ mod tests {
             "name": "llama", "generation": generation, "phase": phase, "digest": digest, "bytes": 2 << 20,
             "reason": "Network", "message": "x".repeat(1000),
         });
-        serde_json::from_value(json!({"status": {"artifacts": [said]}})).expect("a report")
+        let owner = json!({"uid": "u"});
+        let report = json!({"metadata": {"ownerReferences": [owner]}, "status": {"artifacts": [said]}});
+        serde_json::from_value(report).expect("a report")
     }
 
     #[test]
@@ -201,7 +231,7 @@ mod tests {
         });
         let artifact: CachedArtifact = serde_json::from_value(artifact).expect("an artifact");
         let labels = |gpu: &str| -> Node {
-            serde_json::from_value(json!({"metadata": {"labels": {"gpu": gpu}}})).expect("a node")
+            serde_json::from_value(json!({"metadata": {"uid": "u", "labels": {"gpu": gpu}}})).expect("a node")
         };
         let mut nodes: Nodes =
             ["a", "b", "c", "d", "e", "f"].map(|name| (name.to_owned(), labels("y"))).into();
@@ -218,22 +248,25 @@ mod tests {
         .map(|(name, report)| (name.to_owned(), report))
         .into();
         let known = Resolution::Known(digest);
-        let sum = status(&artifact, &Value::Null, &known, &nodes, &reports, false);
-        assert_eq!(sum["nodes"], json!({"desired": 6, "ready": 1, "pulling": 1, "failed": 1}));
+        let sum = status(&artifact, &Value::Null, &known, &nodes, &reports, &Labelling::Off);
+        assert_eq!(sum["nodes"], json!({"desired": 5, "ready": 1, "pulling": 1, "failed": 1}));
         assert_eq!((&sum["digest"], &sum["size"]), (&json!(good), &json!("2.00 MiB")));
         assert_eq!(sum["reference"], "r/m:v1");
         assert_eq!(sum["failing"].as_array().map(Vec::len), Some(1));
         assert_eq!(sum["failing"][0]["message"].as_str().map(str::len), Some(MESSAGE_LIMIT));
         assert_eq!(
             (&sum["conditions"][0]["status"], &sum["conditions"][0]["message"]),
-            (&json!("False"), &json!("1 of 6 nodes have it"))
+            (
+                &json!("False"),
+                &json!("1 of 5 nodes have it; of 1 more that are chosen no plugin says something")
+            )
         );
         // Of many failures some are named.
         for number in 0..20 {
             nodes.insert(format!("n{number}"), labels("y"));
             reports.insert(format!("n{number}"), report("Failed", 2, ""));
         }
-        let many = status(&artifact, &Value::Null, &known, &nodes, &reports, false);
+        let many = status(&artifact, &Value::Null, &known, &nodes, &reports, &Labelling::Off);
         assert_eq!(
             (&many["nodes"]["failed"], many["failing"].as_array().map(Vec::len)),
             (&json!(21), Some(FAILING))
@@ -242,11 +275,11 @@ mod tests {
         // What is the same is not written again, and keeps its time.
         let mut before = many.clone();
         before["conditions"][0]["lastTransitionTime"] = "2020-01-01T00:00:00Z".into();
-        let again = status(&artifact, &before, &known, &nodes, &reports, false);
+        let again = status(&artifact, &before, &known, &nodes, &reports, &Labelling::Off);
         assert!(!changes(&before, &again) && changes(&json!({}), &again));
         // Without a digest every node's own counts.
         let failed = Resolution::Failed("down".to_owned());
-        let sum = status(&artifact, &before, &failed, &nodes, &reports, false);
+        let sum = status(&artifact, &before, &failed, &nodes, &reports, &Labelling::Off);
         assert_eq!((&sum["nodes"]["ready"], &sum["digest"]), (&json!(2), &Value::Null));
         assert!(changes(&before, &sum));
     }
@@ -256,13 +289,22 @@ mod tests {
         let artifact =
             json!({"metadata": {"name": "llama", "generation": 1}, "spec": {"reference": "r/m:v1"}});
         let artifact: CachedArtifact = serde_json::from_value(artifact).expect("an artifact");
+        let node: Node = serde_json::from_value(json!({"metadata": {"uid": "u"}})).expect("a node");
         let ready = |count: usize| {
-            let nodes = (0..count).map(|number| (number.to_string(), Node::default())).collect();
+            let nodes = (0..count).map(|number| (number.to_string(), node.clone())).collect();
             let reports = (0..count).map(|number| (number.to_string(), report("Ready", 1, "d"))).collect();
-            status(&artifact, &Value::Null, &Resolution::Pending, &nodes, &reports, false)["conditions"][0]
+            status(&artifact, &Value::Null, &Resolution::Pending, &nodes, &reports, &Labelling::Off)["conditions"][0]
                 .clone()
         };
         assert_eq!((&ready(3)["status"], &ready(3)["reason"]), (&json!("True"), &json!("Everywhere")));
         assert_eq!((&ready(0)["status"], &ready(0)["reason"]), (&json!("False"), &json!("NoNodes")));
+        // What an older node of that name has said is not counted, nor is its label given.
+        let other: Nodes = [("0".to_owned(), Node::default())].into();
+        let reports: BTreeMap<String, Report> = [("0".to_owned(), report("Ready", 1, "d"))].into();
+        let sum = status(&artifact, &Value::Null, &Resolution::Pending, &other, &reports, &Labelling::On);
+        assert_eq!(sum["nodes"]["desired"], 0);
+        let report = &reports["0"];
+        assert_eq!(report.present("u", "llama", 1), Some("d"));
+        assert_eq!((report.present("other", "llama", 1), report.present("u", "llama", 2)), (None, None));
     }
 }

@@ -154,7 +154,10 @@ impl Transfers {
                 drop(waits);
                 futures.push(self.attempt(needed, asker, turn, sources, &mut attempts));
             }
-            let challengers = race::wants_another(&attempts).map(|rivals| {
+            // What nobody waits for is not brought twice.
+            let is_held_back = self.throttle.is_set() && sources.tenants.are_last();
+            let rivals = race::wants_another(&attempts).filter(|_| !is_held_back);
+            let challengers = rivals.map(|rivals| {
                 move |sources: &Sources| {
                     let mut all = sources.challengers(rivals.seconds_left);
                     all.retain(|asker| rivals.admit(asker));

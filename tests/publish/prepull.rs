@@ -312,9 +312,10 @@ fn a_controller_resolves_once_for_all_nodes_and_sums_up_what_they_have() {
         let _controller = Controller::start(&registry, &node, &[]);
         eventually("the digest", || api.status("llama")["digest"].is_string()).await;
         let resolved = api.status("llama");
+        // No plugin has said anything yet.
         assert_eq!(
             resolved["nodes"],
-            json!({"desired": 1, "ready": 0, "pulling": 0, "failed": 0}),
+            json!({"desired": 0, "ready": 0, "pulling": 0, "failed": 0}),
             "{resolved}"
         );
 
@@ -443,5 +444,42 @@ fn what_nobody_waits_for_is_held_back_until_a_pod_does() {
         assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
         assert!(std::fs::read(volume.target.join("w")).expect("read") == content);
         until(&api, "llama", "Ready").await;
+    });
+}
+
+#[test]
+fn what_is_not_kept_is_brought_once_and_what_is_here_needs_no_registry_to_be_said() {
+    isolated(async {
+        let registry = Scripted::with_models(1, 2).await;
+        let api = ApiServer::start().await;
+        let [gone, stays] = [0, 1].map(|number| registry.reference(&format!("m{number}:v1")));
+        api.apply("gone", &json!({"reference": gone, "retention": "BestEffort"}));
+        api.apply("stays", &json!({"reference": stays}));
+        let mut node = node(&registry, &api).await;
+        until(&api, "gone", "Ready").await;
+        until(&api, "stays", "Ready").await;
+        assert_eq!(api.of_node()["status"]["pinned"], "1.00 MiB");
+        assert_eq!(left(&node).await, [stays.as_str()]);
+        node.stop().await;
+
+        // Nothing is asked of the registry, also for an object that was changed meanwhile.
+        registry.forget();
+        registry.script(|_| Some(StatusCode::SERVICE_UNAVAILABLE.into_response()));
+        api.apply("stays", &json!({"reference": stays, "spreadSeconds": 3600}));
+        let before = api.writes();
+        node.run_registered().await;
+        let is_said = |name: &str, generation: i64| {
+            api.said_of(name).is_some_and(|said| said["generation"] == generation)
+        };
+        eventually("what is here", || api.writes() > before && is_said("stays", 2)).await;
+        assert_eq!((api.phase("stays").as_str(), api.phase("gone").as_str()), ("Ready", "Waiting"));
+        assert_eq!(api.said_of("gone").expect("said")["reason"], "Collected");
+        assert_eq!(registry.requests().len(), 0);
+
+        // Other attributes are other content.
+        let attributes = json!({"include": "w"});
+        api.apply("stays", &json!({"reference": stays, "attributes": attributes, "spreadSeconds": 3600}));
+        eventually("its third generation", || is_said("stays", 3)).await;
+        assert_eq!(api.said_of("stays").expect("said")["reason"], "Spread");
     });
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use axum::http::{Method, StatusCode};
+use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
@@ -223,11 +223,15 @@ impl Kept {
     }
 
     fn csi_node(&self) -> Value {
-        let drivers =
-            self.drivers.iter().map(|name| json!({"name": name, "nodeID": NODE, "topologyKeys": null}));
+        let own = |name: &String| json!({"name": name, "nodeID": NODE, "topologyKeys": null});
+        let drivers: Vec<Value> = self.drivers.iter().map(own).collect();
+        let owner = json!({"apiVersion": "v1", "kind": "Node", "name": NODE, "uid": "node-uid"});
         json!({
-            "metadata": {"name": NODE, "resourceVersion": self.version.to_string()},
-            "spec": {"drivers": drivers.collect::<Vec<_>>()},
+            "metadata": {
+                "name": NODE, "resourceVersion": self.version.to_string(), "ownerReferences": [owner],
+            },
+            // As kubelet makes it.
+            "spec": {"drivers": if drivers.is_empty() { Value::Null } else { drivers.into() }},
         })
     }
 }
@@ -235,6 +239,11 @@ impl Kept {
 fn list<'a>(version: u64, items: impl IntoIterator<Item = &'a Value>) -> Value {
     let items: Vec<&Value> = items.into_iter().collect();
     json!({"metadata": {"resourceVersion": version.to_string()}, "items": items})
+}
+
+/// Of an object what the API server sends who asks for PartialObjectMetadata.
+fn partial(object: &Value) -> Value {
+    json!({"metadata": object["metadata"]})
 }
 
 /// Changes `object` as a merge patch does (RFC 7386).
@@ -261,15 +270,18 @@ impl Objects {
     }
 
     /// Events of a collection after `version`, as they come.
-    fn watch(&self, collection: &'static str, mut version: u64) -> Response {
+    fn watch(&self, collection: &'static str, mut version: u64, is_partial: bool) -> Response {
         let mut changes = self.0.subscribe();
         let (sender, receiver) = tokio::sync::mpsc::channel::<Bytes>(1);
         tokio::spawn(async move {
             loop {
                 let events = changes.borrow_and_update().events.clone();
                 let from = version;
-                for (at, of, event) in events.into_iter().filter(|(at, ..)| *at > from) {
+                for (at, of, mut event) in events.into_iter().filter(|(at, ..)| *at > from) {
                     version = at;
+                    if is_partial {
+                        event["object"] = partial(&event["object"]);
+                    }
                     if of == collection && sender.send(format!("{event}\n").into()).await.is_err() {
                         return;
                     }
@@ -294,6 +306,8 @@ async fn answer(objects: &Objects, request: Request) -> Response {
         query.split('&').find_map(|part| part.strip_prefix(&format!("{key}="))).map(str::to_owned)
     };
     let method = request.method().clone();
+    let accepts = request.headers().get(header::ACCEPT).and_then(|accepts| accepts.to_str().ok());
+    let is_partial = accepts.is_some_and(|accepts| accepts.contains("as=PartialObjectMetadata"));
     let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.expect("a body");
     let from = asks("resourceVersion").map_or(0, |version| version.parse().expect("a version"));
     let found = |object: Option<Value>| match object {
@@ -305,16 +319,17 @@ async fn answer(objects: &Objects, request: Request) -> Response {
     if method == Method::GET && asks("watch").is_some() {
         let collections = ["nodes", "csinodes", "cachedartifacts", "nodeartifacts"];
         let asked = collections.into_iter().find(|name| path.rsplit('/').next() == Some(*name));
-        return objects.watch(asked.expect("a collection"), from);
+        return objects.watch(asked.expect("a collection"), from, is_partial);
     }
+    let node = if is_partial { partial(&kept.node) } else { kept.node.clone() };
     if method == Method::GET && path == format!("/api/v1/nodes/{NODE}") {
-        return found(Some(kept.node));
+        return found(Some(node));
     }
     if method == Method::GET && path == format!("{OWN}/cachedartifacts") {
         return found(Some(list(kept.version, kept.artifacts.values())));
     }
     if method == Method::GET && path == "/api/v1/nodes" {
-        return found(Some(list(kept.version, [&kept.node])));
+        return found(Some(list(kept.version, [&node])));
     }
     if method == Method::GET && path == "/apis/storage.k8s.io/v1/csinodes" {
         return found(Some(list(kept.version, [&kept.csi_node()])));

@@ -28,7 +28,13 @@ impl InUse {
     pub(in crate::store) fn read(store: &Store, mounted: Mounted) -> Result<Self, Error> {
         let recorded = store.volumes.all()?.into_iter().map(|record| record.tree).collect();
         let leased = store.leases.current()?.into_iter().map(|lease| (lease.tree, lease.pid)).collect();
-        let pinned = store.pins.all()?.into_iter().map(|pin| (pin.tree.clone(), pin)).collect();
+        let pinned = store
+            .pins
+            .all()?
+            .into_iter()
+            .filter(|pin| pin.is_kept)
+            .map(|pin| (pin.tree.clone(), pin))
+            .collect();
         Ok(Self { mounted, recorded, leased, pinned })
     }
 

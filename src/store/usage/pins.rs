@@ -1,6 +1,7 @@
 //! Pins: trees that an operator wants to be on this node, whether a volume has them or not. They outlive the process: what is kept must not
 //! go because the API server, which knows of it, cannot be asked after a restart.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,6 +26,11 @@ pub struct Pin {
     pub artifact: String,
     /// What it was pulled as.
     pub reference: String,
+    /// The attributes that it was pulled with.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
+    /// Whether it is kept. If not, only that it was pulled is noted.
+    pub is_kept: bool,
     /// What the reference was.
     pub digest: Digest,
     /// Bytes of its files.
@@ -55,8 +61,9 @@ impl Pins {
     /// # Errors
     /// [`Error::NoSpace`], [`Error::Io`].
     pub fn set(&self, pin: &Pin) -> Result<(), Error> {
-        // Records are not replaced: one of another tree, or of another reference, is another file.
-        let what = Digest::sha256(format!("{} {}", pin.reference, pin.tree).as_bytes());
+        // Records are not replaced: one that says something else is another file.
+        let Pin { reference, attributes, is_kept, tree, .. } = pin;
+        let what = Digest::sha256(format!("{reference} {tree} {is_kept} {attributes:?}").as_bytes());
         let path = self.directory().join(format!("{}-{}.json", of(&pin.artifact), what.hex()));
         if record::read::<Pin>(&path)?.as_ref() != Some(pin) {
             record::write(&self.disk, &path, pin)?;
@@ -107,6 +114,8 @@ mod tests {
         let pin = |artifact: &str, reference: &str, digit: &str| Pin {
             artifact: artifact.to_owned(),
             reference: reference.to_owned(),
+            attributes: [("include".to_owned(), "*.json".to_owned())].into(),
+            is_kept: true,
             digest: Digest::sha256(digit.as_bytes()),
             bytes: 7,
             tree: TreeKey::parse(&digit.repeat(64)).expect("a key"),

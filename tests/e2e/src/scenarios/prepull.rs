@@ -213,7 +213,13 @@ pub async fn a_node_shows_what_it_has_and_loses_its_startup_taint(node: Shared) 
             "takes no taint of nodes away but its startup taint",
         ),
         (r#"{"spec":{"unschedulable":true}}"#, "changes labels and taints of nodes, and nothing else"),
+        (r#"{"spec":{"providerID":"other://node"}}"#, "changes labels and taints of nodes, and nothing else"),
         (r#"{"metadata":{"annotations":{"a":"b"}}}"#, "changes labels and taints of nodes, and nothing else"),
+        // Whose owner does not exist is collected.
+        (
+            r#"{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"Node","name":"gone","uid":"gone"}]}}"#,
+            "changes labels and taints of nodes, and nothing else",
+        ),
     ] {
         let refused =
             with_token(&node, &token, &format!("patch node node-a --type=merge --patch='{change}'"));

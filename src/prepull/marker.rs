@@ -1,0 +1,216 @@
+//! Changes Nodes so that they show what they have: labels of artifacts, and no startup taint any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::kube::cluster::Cluster;
+use crate::kube::error::Error;
+use crate::kube::object::{Change, Object, Resource};
+use crate::kube::watch::Seen;
+use crate::prepull::nodes::{CsiNode, Node, NodeMarks, Nodes, label};
+use crate::prepull::resolved::Artifacts;
+use crate::prepull::selector::Labels;
+use crate::prepull::summary::{Labelling, Report, Resolution};
+
+/// Knows which Nodes have to be looked at.
+pub(in crate::prepull) struct Marker {
+    marks: NodeMarks,
+    /// Nodes of which it has to be looked whether they are as they should be.
+    unmarked: BTreeSet<String>,
+    /// Those that were not changed when it was tried.
+    failed: BTreeSet<String>,
+    /// The uids of Nodes on which the driver is registered, by name.
+    registered: BTreeMap<String, String>,
+    /// The uids of Nodes that have the taint, and since when that is seen, by name.
+    tainted: BTreeMap<String, (String, Instant)>,
+    refusals: Refusals,
+}
+
+/// Changes of Nodes that the API server did not take, in a row.
+#[derive(Default)]
+struct Refusals {
+    count: u32,
+    /// Of the last one, once there were several.
+    reason: Option<String>,
+    until: Option<Instant>,
+}
+
+/// What a Node is to be like.
+struct Due {
+    labels: Labels,
+    /// An artifact that it lacks.
+    lacks: Option<String>,
+    /// The taint that goes.
+    taint: Option<String>,
+}
+
+/// So many refusals in a row are not about single Nodes.
+const REFUSALS: u32 = 3;
+/// The pause then; twice as long after each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(30);
+const LAST_PAUSE: Duration = Duration::from_secs(900);
+
+impl Marker {
+    pub fn new(marks: NodeMarks) -> Self {
+        Self {
+            marks,
+            unmarked: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            registered: BTreeMap::new(),
+            tainted: BTreeMap::new(),
+            refusals: Refusals::default(),
+        }
+    }
+
+    /// Whether it takes a taint away, and so has to know of taints and drivers.
+    pub fn takes_taint(&self) -> bool {
+        self.marks.taint.is_some()
+    }
+
+    /// What the status of artifacts says of labels.
+    pub fn labelling(&self) -> Labelling {
+        match &self.refusals.reason {
+            _ if !self.marks.labels => Labelling::Off,
+            Some(reason) => Labelling::Refused(reason.clone()),
+            None => Labelling::On,
+        }
+    }
+
+    /// Notes on which Nodes the driver is registered. The Node of which something has changed, if it is one.
+    pub fn see_registered(&mut self, seen: Seen<CsiNode>) -> Option<String> {
+        let taint = self.marks.taint.as_ref()?;
+        let on =
+            |node: &CsiNode| Some((node.metadata.name.clone(), node.node_with(&taint.driver)?.to_owned()));
+        match seen {
+            Seen::All(all) => {
+                self.registered = all.iter().filter_map(on).collect();
+                None
+            }
+            Seen::Set(node) => {
+                self.registered.remove(&node.metadata.name);
+                self.registered.extend(on(&node));
+                Some(node.metadata.name)
+            }
+            Seen::Gone(name) => {
+                self.registered.remove(&name);
+                Some(name)
+            }
+        }
+    }
+
+    /// Sees to it that a Node is looked at, or all of them.
+    pub fn look_at(&mut self, node: Option<String>, all: &Nodes) {
+        match node {
+            Some(node) => drop(self.unmarked.insert(node)),
+            None => self.unmarked.extend(all.keys().cloned()),
+        }
+    }
+
+    /// Sees to it that those are looked at for which the time may be over, or which could not be changed.
+    pub fn look_again(&mut self) {
+        self.unmarked.append(&mut self.failed);
+        self.unmarked.extend(self.tainted.keys().cloned());
+    }
+
+    /// When the next Node may be changed, if one has to be looked at.
+    pub fn due(&self) -> Option<Instant> {
+        (!self.unmarked.is_empty()).then(|| self.refusals.until.unwrap_or_else(Instant::now))
+    }
+
+    /// Changes the next Node, if it does not show what it has.
+    pub async fn mark(
+        &mut self,
+        cluster: &Cluster,
+        artifacts: &Artifacts,
+        nodes: &Nodes,
+        reports: &BTreeMap<String, Report>,
+    ) {
+        let Some(name) = self.unmarked.pop_first() else { return };
+        let Some(node) = nodes.get(&name) else {
+            self.tainted.remove(&name);
+            return;
+        };
+        let Due { labels, lacks, taint } = self.due_of(node, artifacts, reports.get(&name));
+        let Some(patch) = node.change(self.marks.labels.then_some(&labels), taint.as_deref()) else { return };
+        let Ok(what) = Object::of_cluster(Resource::Node, &name) else { return };
+        match cluster.change(&what, Change::Merge, &patch).await {
+            Ok(()) => {
+                self.refusals = Refusals::default();
+                match (taint, lacks) {
+                    (None, _) => {}
+                    (Some(taint), None) => tracing::info!(node = name, taint, "pods may come to the node"),
+                    (Some(taint), Some(lacks)) => tracing::warn!(
+                        node = name,
+                        taint,
+                        lacks,
+                        "pods may come to the node: it was waited for long enough"
+                    ),
+                }
+            }
+            // It is looked at again when it is seen as it is now.
+            Err(Error::Conflict { .. } | Error::NotFound { .. }) => {}
+            Err(error) => {
+                tracing::debug!(%error, node = name, "cannot change the node");
+                self.failed.insert(name);
+                self.refusals.note(&error);
+            }
+        }
+    }
+
+    fn due_of(&mut self, node: &Node, artifacts: &Artifacts, report: Option<&Report>) -> Due {
+        let uid = &node.metadata.uid;
+        let (mut labels, mut lacks) = (Labels::new(), None);
+        for (name, artifact) in artifacts.iter() {
+            let spec = &artifact.object.spec;
+            if !spec.node_label || !spec.node_selector.matches(&node.metadata.labels) {
+                continue;
+            }
+            let generation = artifact.object.metadata.generation;
+            let present = report.and_then(|report| report.present(uid, name, generation));
+            let is_meant = |digest: &&str| match &artifact.resolution {
+                Resolution::Known(known) => *digest == known.to_string(),
+                _ => true,
+            };
+            match present.filter(is_meant) {
+                Some(digest) => labels.extend([label(name, digest)]),
+                // What nobody brings is not waited for.
+                None if spec.suspend => {}
+                None => lacks = Some(name.clone()),
+            }
+        }
+        let taint = self.taint_of(node, lacks.is_some());
+        Due { labels, lacks, taint }
+    }
+
+    /// The taint of `node`, if it is to go.
+    fn taint_of(&mut self, node: &Node, lacks: bool) -> Option<String> {
+        let startup = self.marks.taint.as_ref()?;
+        let (key, name, uid) = (startup.key(), &node.metadata.name, &node.metadata.uid);
+        if !node.has_taint(&key) {
+            self.tainted.remove(name);
+            return None;
+        }
+        let new = || (uid.clone(), Instant::now());
+        let seen = self.tainted.entry(name.clone()).or_insert_with(new);
+        if seen.0 != *uid {
+            *seen = new(); // Another one of that name.
+        }
+        let is_patient = seen.1.elapsed() < startup.longest;
+        let is_registered = self.registered.get(name) == Some(uid);
+        (is_registered && !(lacks && is_patient)).then_some(key)
+    }
+}
+
+impl Refusals {
+    fn note(&mut self, error: &Error) {
+        self.count += 1;
+        let Some(further) = self.count.checked_sub(REFUSALS) else { return };
+        if self.reason.is_none() {
+            tracing::warn!(%error, "cannot change nodes; it is tried again and again");
+        }
+        self.reason = Some(error.to_string());
+        self.until = Some(Instant::now() + (FIRST_PAUSE * 2_u32.pow(further.min(5))).min(LAST_PAUSE));
+    }
+}

@@ -1,0 +1,206 @@
+//! The CachedArtifacts that there are, and what the reference of each is: their registries are asked once, and what is in the status counts.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::kube::cluster::Cluster;
+use crate::kube::watch::Seen;
+use crate::oci::digest::Digest;
+use crate::oci::reference::Reference;
+use crate::prepull::artifact::{CachedArtifact, Wanted};
+use crate::prepull::summary::Resolution;
+use crate::pull::remote;
+use crate::registry::client::Registry;
+use crate::registry::credentials::keyring::Keyring;
+use crate::tenant::Tenant;
+
+/// All that there are.
+pub(in crate::prepull) struct Artifacts {
+    cluster: Cluster,
+    registry: Registry,
+    /// Whether registries are asked without credentials.
+    anonymous: bool,
+    all: BTreeMap<String, Artifact>,
+    asking: JoinSet<Answer>,
+}
+
+/// A CachedArtifact, and what is known of it.
+pub(in crate::prepull) struct Artifact {
+    pub object: CachedArtifact,
+    /// Its status as it is in the API.
+    pub status: Value,
+    pub resolution: Resolution,
+    /// When its registry may be asked again, and how long after that.
+    next: Instant,
+    retry: Duration,
+    is_asked: bool,
+}
+
+/// What a registry says that a reference of the artifact of this name is.
+struct Answer {
+    name: String,
+    reference: String,
+    result: Result<Digest, String>,
+}
+
+/// CachedArtifacts that are remembered.
+const ARTIFACTS: usize = 1000;
+/// Registries that are asked at a time.
+const ASKED: usize = 8;
+/// After a registry could not be asked; twice as long each time.
+const FIRST_RETRY: Duration = Duration::from_secs(30);
+const LAST_RETRY: Duration = Duration::from_secs(900);
+
+impl Artifacts {
+    pub fn new(cluster: Cluster, registry: Registry, anonymous: bool) -> Self {
+        Self { cluster, registry, anonymous, all: BTreeMap::new(), asking: JoinSet::new() }
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.all.keys().cloned().collect()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Artifact)> {
+        self.all.iter()
+    }
+
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut Artifact> {
+        self.all.get_mut(name)
+    }
+
+    /// Notes what was seen. Whether more than what the controller writes was changed.
+    pub fn see(&mut self, seen: Seen<Value>) -> bool {
+        match seen {
+            Seen::All(all) => {
+                let mut before = std::mem::take(&mut self.all);
+                for object in all.into_iter().take(ARTIFACTS) {
+                    let known = before.remove(&name_of(&object));
+                    self.insert(object, known);
+                }
+                true
+            }
+            Seen::Set(object) => {
+                let name = name_of(&object);
+                if self.all.len() >= ARTIFACTS && !self.all.contains_key(&name) {
+                    tracing::warn!(
+                        name,
+                        "there are more than {ARTIFACTS} CachedArtifacts: this one is not looked at"
+                    );
+                    return false;
+                }
+                let before = self.all.remove(&name);
+                let what = |artifact: &Artifact| (artifact.object.clone(), artifact.resolution.clone());
+                let was = before.as_ref().map(what);
+                self.insert(object, before);
+                self.all.get(&name).map(what) != was
+            }
+            Seen::Gone(name) => self.all.remove(&name).is_some(),
+        }
+    }
+
+    fn insert(&mut self, mut object: Value, before: Option<Artifact>) {
+        let fields = object.as_object_mut();
+        let status = fields.and_then(|fields| fields.remove("status")).unwrap_or_default();
+        let Ok(object) = CachedArtifact::deserialize(object) else { return };
+        let reference = object.wanted().reference().to_owned();
+        let mut artifact = Artifact {
+            object,
+            status,
+            resolution: Resolution::Pending,
+            next: Instant::now(),
+            retry: FIRST_RETRY,
+            is_asked: false,
+        };
+        // Another node selector is no other reference: what it was resolved to stays.
+        if let Some(before) = before.filter(|before| before.object.wanted().reference() == reference) {
+            let Artifact { resolution, next, retry, is_asked, .. } = before;
+            artifact = Artifact { resolution, next, retry, is_asked, ..artifact };
+        }
+        // What the object says is so, whoever has written it: this process before a restart, or another one at the same time.
+        let said = artifact.status["digest"].as_str().filter(|_| artifact.status["reference"] == reference);
+        if let Some(digest) = said.and_then(|digest| digest.parse().ok()) {
+            artifact.resolution = Resolution::Known(digest);
+        }
+        self.all.insert(artifact.object.metadata.name.clone(), artifact);
+    }
+
+    /// Asks the registries of those whose digest is not known, when it is time.
+    pub fn ask(&mut self) {
+        let now = Instant::now();
+        for (name, artifact) in &mut self.all {
+            if self.asking.len() >= ASKED {
+                return;
+            }
+            let is_due = !matches!(artifact.resolution, Resolution::Known(_)) && artifact.next <= now;
+            if !is_due || artifact.is_asked {
+                continue;
+            }
+            artifact.is_asked = true;
+            let wanted = artifact.object.wanted();
+            let (cluster, registry, anonymous) =
+                (self.cluster.clone(), self.registry.clone(), self.anonymous);
+            let (name, reference) = (name.clone(), wanted.reference().to_owned());
+            self.asking.spawn(async move {
+                let result = Box::pin(resolve(&cluster, &registry, &wanted, anonymous)).await;
+                Answer { name, reference, result }
+            });
+        }
+    }
+
+    /// Waits for the next answer of a registry. The name of the artifact of which something is known then.
+    pub async fn answered(&mut self) -> Option<String> {
+        let Some(Ok(Answer { name, reference, result })) = self.asking.join_next().await else { return None };
+        let artifact = self.all.get_mut(&name)?;
+        if artifact.object.wanted().reference() != reference {
+            return None;
+        }
+        artifact.is_asked = false;
+        if matches!(artifact.resolution, Resolution::Known(_)) {
+            return None; // Somebody else was faster.
+        }
+        artifact.resolution = match result {
+            Ok(digest) => Resolution::Known(digest),
+            Err(reason) => {
+                artifact.next = Instant::now() + artifact.retry;
+                artifact.retry = (2 * artifact.retry).min(LAST_RETRY);
+                Resolution::Failed(reason)
+            }
+        };
+        Some(name)
+    }
+
+    pub fn are_asked(&self) -> bool {
+        !self.asking.is_empty()
+    }
+}
+
+fn name_of(object: &Value) -> String {
+    object["metadata"]["name"].as_str().unwrap_or_default().to_owned()
+}
+
+/// What the reference is, of several platforms the index.
+async fn resolve(
+    cluster: &Cluster,
+    registry: &Registry,
+    wanted: &Wanted,
+    anonymous: bool,
+) -> Result<Digest, String> {
+    let reference = wanted.reference().parse::<Reference>().map_err(|error| error.to_string())?;
+    if let Some(digest) = reference.digest() {
+        return Ok(digest.clone());
+    }
+    if reference.is_layout() {
+        return Err("it lies on the nodes".to_owned());
+    }
+    let keyring = match &wanted.pull_secret {
+        None => Keyring::default(),
+        Some(name) => cluster.own_pull_secret(name).await.map_err(|error| crate::failure::chain(&error))?,
+    };
+    let found = remote::find(registry, &reference, &keyring, &Tenant::PrePull, anonymous).await;
+    found.map(|(_, fetched)| fetched.digest).map_err(|failure| failure.message)
+}
