@@ -170,7 +170,10 @@ impl fmt::Display for Resource {
 impl fmt::Display for Object {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.namespace.as_str(), self.name.as_str()) {
-            ("", "") => write!(out, "the list of {}s", self.resource),
+            ("", "") => match self.resource {
+                Resource::NodeArtifacts => write!(out, "the list of {}", self.resource),
+                one => write!(out, "the list of {one}s"),
+            },
             ("", name) => write!(out, "{} {name}", self.resource),
             (namespace, name) => write!(out, "{} {namespace}/{name}", self.resource),
         }
@@ -194,6 +197,7 @@ mod tests {
         let all = Object::all(Resource::CachedArtifact);
         assert_eq!(all.collection(), "/apis/ocivol.dev/v1alpha1/cachedartifacts");
         assert_eq!(all.to_string(), "the list of CachedArtifacts");
+        assert_eq!(Object::all(Resource::NodeArtifacts).to_string(), "the list of NodeArtifacts");
     }
 
     #[test]

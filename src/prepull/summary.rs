@@ -273,7 +273,7 @@ mod tests {
         );
         assert!(many.to_string().len() < 8000, "an object that nodes watch is small");
         // What is the same is not written again, and keeps its time.
-        let mut before = many.clone();
+        let mut before = many;
         before["conditions"][0]["lastTransitionTime"] = "2020-01-01T00:00:00Z".into();
         let again = status(&artifact, &before, &known, &nodes, &reports, &Labelling::Off);
         assert!(!changes(&before, &again) && changes(&json!({}), &again));

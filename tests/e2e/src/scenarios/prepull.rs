@@ -201,6 +201,12 @@ pub async fn a_node_shows_what_it_has_and_loses_its_startup_taint(node: Shared) 
         "jsonpath={.spec.serviceAccountName}",
     ]);
     let token = token_of(&node, &account, &name);
+    // kubectl reads what it patches.
+    let reader = "e2e-reads-nodes";
+    node.kubectl(&["create", "clusterrole", reader, "--verb=get", "--resource=nodes"]);
+    let role = format!("--clusterrole={reader}");
+    let subject = format!("--serviceaccount=ocivol:{account}");
+    node.kubectl(&["create", "clusterrolebinding", reader, &role, &subject]);
     for (change, why) in [
         (r#"{"metadata":{"labels":{"zone":"b"}}}"#, "changes no labels of nodes but artifact.ocivol.dev/"),
         (
@@ -231,6 +237,8 @@ pub async fn a_node_shows_what_it_has_and_loses_its_startup_taint(node: Shared) 
         r#"patch node node-a --type=merge --patch='{"metadata":{"labels":{"artifact.ocivol.dev/x":"y"}}}'"#,
     );
     assert!(taken.contains("patched"), "{taken}");
+    node.kubectl(&["delete", "clusterrolebinding", reader]);
+    node.kubectl(&["delete", "clusterrole", reader]);
 
     // What nobody wants any more has no label.
     node.kubectl(&["delete", "cachedartifact", "llama"]);
