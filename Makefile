@@ -346,6 +346,7 @@ bench: ## Compare with other tools, print the tables of docs/benchmarks.md
 	@$(call need,ctr,containerd)
 	@$(call need,podman,podman)
 	@$(call need,igzip,isal)
+	@$(call need,zstd,zstd)
 	@if command -v go >/dev/null; then $(MAKE) --no-print-directory $(RUNTIME_DIR) && \
 		ln -sfn $(notdir $(RUNTIME_DIR)) $(TOOLS)/runtime; else echo "no Go: the newest containerd is not compared"; fi
 	$(CARGO) bench --bench compare

@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod blocking;
+pub mod crew;
 pub mod failpoint;
 pub mod fair_queue;
 pub mod file_metadata;

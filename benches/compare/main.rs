@@ -4,7 +4,7 @@
 //! changes each round; the medians are compared. Two times count: until the tool returns, and until a `sync`
 //! after it returns, because some tools wait for the disk and some do not.
 //!
-//! `ROUNDS` (5), `WORKLOADS` (`model,image-gzip,image-zstd,many-small,shared`), `BENCH_DIR` (where the tools store; a file
+//! `ROUNDS` (5), `WORKLOADS` (`model,tar,tar-gzip,image-gzip,image-zstd,many-small,shared`), `BENCH_DIR` (where the tools store; a file
 //! system with a journal, or ext4 gets slower with every round) and `BASELINE` (another ocivol, which alone is compared) are
 //! taken from the environment.
 
@@ -37,13 +37,14 @@ struct Measured {
 fn main() {
     let setting = |name: &str| std::env::var(name).ok();
     let rounds: usize = setting("ROUNDS").and_then(|text| text.parse().ok()).unwrap_or(5);
-    let wanted =
-        setting("WORKLOADS").unwrap_or_else(|| "model,image-gzip,image-zstd,many-small,shared".into());
+    let wanted = setting("WORKLOADS")
+        .unwrap_or_else(|| "model,tar,tar-gzip,image-gzip,image-zstd,many-small,shared".into());
     let baseline = setting("BASELINE");
     let place = setting("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let registry = runtime.block_on(DebianRegistry::start());
     println!("{}, medians of {rounds} rounds", machine(&place));
+    let mut sums = Vec::new();
     for name in wanted.split(',') {
         let workload = runtime.block_on(Workload::push(name, &registry));
         let base = tempfile::Builder::new().prefix("ocivol-bench-").tempdir_in(&place).expect("a directory");
@@ -63,7 +64,35 @@ fn main() {
         }
         println!("\n{}\n", workload.description);
         print_table(&tools, &results);
+        sums.push(sum(name, &tools, &results));
     }
+    println!("\nSeconds until the files can be read and are on the disk.\n");
+    println!("| workload | ocivol | of | containerd at its best | ratio | CPU | one verified pass | ratio |");
+    println!("|---|---|---|---|---|---|---|---|");
+    sums.iter().for_each(|line| println!("{line}"));
+}
+
+/// A line of the last table: ocivol, the fastest containerd, and what passes over the bytes once and verifies them.
+fn sum(name: &str, tools: &[Tool], results: &[Vec<Measured>]) -> String {
+    let seconds = |at: usize| median(&results[at], |it| it.synced);
+    let best = |is_meant: fn(&str) -> bool| {
+        let meant = (0..tools.len()).filter(|at| is_meant(&tools[*at].name));
+        meant.min_by(|one, two| seconds(*one).total_cmp(&seconds(*two)))
+    };
+    let shown = |at: usize| (format!("{:.2}", seconds(at)), format!("{:.2}", seconds(0) / seconds(at)));
+    let none = || ("–".to_owned(), "–".to_owned());
+    let containerd = best(|name| name.starts_with("containerd"));
+    let pass = best(|name| name == tools::ONE_PASS || name.starts_with("curl and openssl"));
+    let cpu = |at: usize| median(&results[at], |it| it.cpu);
+    let cpus = containerd.map_or_else(|| none().0, |at| format!("{:.2}", cpu(0) / cpu(at)));
+    let (theirs, ratio) = containerd.map_or_else(none, shown);
+    let (passes, of_pass) = pass.map_or_else(none, shown);
+    let all = results[0].iter().map(|it| it.synced.as_secs_f64());
+    let (least, most) = (all.clone().fold(f64::INFINITY, f64::min), all.fold(0.0, f64::max));
+    let ours = seconds(0);
+    format!(
+        "| {name} | {ours:.2} | {least:.2}–{most:.2} | {theirs} | {ratio} | {cpus} | {passes} | {of_pass} |"
+    )
 }
 
 /// The day, the processor, the kernel, and where the files go.
@@ -137,12 +166,13 @@ fn children_cpu() -> Duration {
     time(usage.user_time()) + time(usage.system_time())
 }
 
+fn median(values: &[Measured], of: fn(&Measured) -> Duration) -> f64 {
+    let mut seconds: Vec<f64> = values.iter().map(|value| of(value).as_secs_f64()).collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
 fn print_table(tools: &[Tool], results: &[Vec<Measured>]) {
-    let median = |values: &[Measured], of: fn(&Measured) -> Duration| {
-        let mut seconds: Vec<f64> = values.iter().map(|value| of(value).as_secs_f64()).collect();
-        seconds.sort_by(f64::total_cmp);
-        seconds[seconds.len() / 2]
-    };
     let ours = median(&results[0], |it| it.wall);
     let ours_synced = median(&results[0], |it| it.synced);
     println!("| tool | seconds | of ocivol's | until synced | of ocivol's | CPU seconds |");

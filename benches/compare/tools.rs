@@ -70,6 +70,7 @@ pub fn of(workload: &Workload, host: &str, baseline: Option<&str>) -> Vec<Tool> 
     }
     if workload.is_image {
         tools.extend(containerds(&format!("{host}/{name}:v1"), None));
+        tools.push(plain(ONE_PASS, one_pass(workload, host)));
         let podman = "podman --root $DIR/root --runroot $DIR/run --storage-driver overlay";
         tools.push(plain(
             "podman pull and mount",
@@ -100,11 +101,37 @@ pub fn of(workload: &Workload, host: &str, baseline: Option<&str>) -> Vec<Tool> 
         "curl and sha256sum, 4 at a time",
         parallel("curl -sf $0 | tee $DIR/${0##*:} | sha256sum | grep -q ^${0##*:}"),
     ));
+    // It makes no files of raw layers: they stay blobs in its store.
+    tools.extend(containerds(&format!("{host}/{name}:v1"), None).into_iter().filter_map(|mut tool| {
+        let client = tool.daemon.as_ref()?.client.display().to_string();
+        tool.script = format!("{client} -a $DIR/c.sock content fetch --plain-http {host}/{name}:v1");
+        Some(tool).filter(|tool| !tool.name.contains("igzip"))
+    }));
     tools.push(plain(
         "skopeo copy to dir:",
         format!("skopeo copy -q --src-tls-verify=false docker://{host}/{name}:v1 dir:$DIR/image"),
     ));
     tools
+}
+
+/// Each byte once: received, hashed, decompressed and unpacked, by what there is for that.
+pub const ONE_PASS: &str = "curl, openssl, igzip or zstd, and tar";
+
+/// Two layers at a time; below each other's files, so that they can be.
+fn one_pass(workload: &Workload, host: &str) -> String {
+    let name = &workload.name;
+    let inflate = match name.as_str() {
+        "tar" => "cat",
+        _ if name.ends_with("zstd") => "zstd -dc",
+        _ => "igzip -dc",
+    };
+    let urls: String =
+        workload.digests.iter().map(|digest| format!("http://{host}/v2/{name}/blobs/{digest}\n")).collect();
+    let each = format!(
+        "d=${{0##*:}}; mkdir $DIR/$d; exec 3> >(openssl dgst -sha256 -r >$DIR/$d.sum); hash=$!; \
+         curl -sf $0 | tee /dev/fd/3 | {inflate} | tar -xf - -C $DIR/$d; exec 3>&-; wait $hash; grep -q ^$d $DIR/$d.sum"
+    );
+    format!("printf '%s' '{urls}' | xargs -P 2 -I{{}} bash -o pipefail -ec '{each}' {{}}")
 }
 
 /// Debian's containerd, and the one that pods run on in `make e2e`, where that is built.

@@ -48,14 +48,23 @@ impl Workload {
             return Self { name: name.into(), description, is_image: false, has_base: false, digests };
         }
         let has_base = name == "shared";
-        let mut tars = if name == "many-small" { vec![small_files()] } else { real_files() };
+        let is_weights = matches!(name, "tar" | "tar-gzip");
+        let mut tars = match name {
+            "many-small" => vec![small_files()],
+            _ if is_weights => vec![weights()],
+            _ => real_files(),
+        };
         if has_base {
             tars.truncate(5);
             tars.push(new_files());
         }
         let diff_ids: Vec<Digest> = tars.iter().map(|tar| Digest::sha256(tar)).collect();
         let unpacked: usize = tars.iter().map(Vec::len).sum();
-        let compress = if name.ends_with("zstd") { zstd } else { gzip };
+        let compress = match name {
+            "tar" => |tar: &[u8]| Ok(tar.to_vec()),
+            _ if name.ends_with("zstd") => zstd,
+            _ => gzip,
+        };
         let layers: Vec<Layer> =
             tars.into_iter().map(|tar| Layer::archive(compress(&tar).expect("memory"))).collect();
         pusher.image("v1", &layers, &diff_ids).await.expect("pushed");
@@ -66,6 +75,9 @@ impl Workload {
         let packed: usize = layers.iter().map(|layer| layer.content.len()).sum();
         let what = if name == "many-small" {
             format!("An image of one layer, gzip, {SMALL_FILES} files of 1 to 4 KB")
+        } else if is_weights {
+            let how = if name == "tar" { "not compressed" } else { "gzip" };
+            format!("A model as an image of one layer, {how}, {WEIGHTS} weight files of bfloat16")
         } else if has_base {
             format!(
                 "An image of {} layers of real files of /usr, of which all but one are here",
@@ -100,6 +112,16 @@ fn model() -> Vec<Layer> {
     layers.push(Layer::model_file("weight.config", "tokenizer.json", noise(9, 2 << 20)));
     layers.push(Layer::model_file("doc", "README.md", "# model\n"));
     layers
+}
+
+/// Weights of bfloat16, which compress by a fifth: of each number, three bits of the exponent are the same.
+fn weights() -> Vec<u8> {
+    let file = |tar: Tarball, number: usize| {
+        let mut content = noise(number as u64 + 21, WEIGHT_SIZE);
+        content.iter_mut().skip(1).step_by(2).for_each(|high| *high = 0x38 | (*high & 0x87));
+        tar.file(format!("models/model-{number:05}.safetensors"), &content)
+    };
+    (0..WEIGHTS).fold(Tarball::new().directory("models"), file).finish()
 }
 
 /// Text, which compresses like text.

@@ -72,7 +72,7 @@ pub const LARGEST_PLAN: u64 = 40 * MIB;
 /// for decompression. The largest of them fit: [`MERGE_BYTES`], [`LARGE_UNPACK`].
 pub const WORK_BYTES: u64 = 164 * MIB;
 /// Bytes of memory for small work of that kind, and for reading manifests, in a lane of its own.
-pub const SMALL_WORK_BYTES: u64 = 26 * MIB;
+pub const SMALL_WORK_BYTES: u64 = 24 * MIB;
 /// Bytes of memory that small work takes at most: the tree of an image of some 30,000 files, or the plan of a manifest of 400 KiB.
 pub const SMALL_WORK: u64 = 8 * MIB;
 /// Bytes of memory that the indexes of one tree may take in a merge: of 590,000 entries with names of 50 bytes.
@@ -95,8 +95,15 @@ pub const OWN_DIRECTORY_BYTES: u64 = 512 * KIB;
 pub const RING_BYTES: u64 = MIB;
 /// Bytes of the extended headers of an entry of an archive, and of the attributes of its directories.
 pub const HEADER_BYTES: u64 = MIB;
+/// Bytes of a file of a layer that is filled together with others, at most.
+pub const SMALL_FILE: u64 = 8 * KIB;
+/// Bytes from which files are enough to be filled together.
+pub const SMALL_FILE_BATCH: usize = 24 * 1024;
+/// Bytes of all such files of a layer: two batches wait, one is made, and one is filled by each of two threads.
+pub const SMALL_FILE_BYTES: u64 = 5 * (SMALL_FILE_BATCH as u64 + SMALL_FILE);
 /// Bytes of memory that one layer takes that is unpacked.
-pub const UNPACK_BYTES: u64 = COMMON_WINDOW + RING_BYTES + OWN_DIRECTORY_BYTES + 2 * HEADER_BYTES + MIB / 2;
+pub const UNPACK_BYTES: u64 =
+    COMMON_WINDOW + RING_BYTES + OWN_DIRECTORY_BYTES + 2 * HEADER_BYTES + SMALL_FILE_BYTES + MIB / 2;
 /// First looks at layers at a time, after a crash.
 pub const FIRST_LOOKS: usize = 2;
 /// Bytes of memory of a first look.

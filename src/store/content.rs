@@ -2,7 +2,6 @@
 
 pub mod blobs;
 pub mod build;
-pub mod crew;
 pub mod file_list;
 pub mod holes;
 pub mod ingest;

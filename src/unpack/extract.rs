@@ -12,6 +12,7 @@
 //! ```
 
 pub mod files;
+mod small;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,6 +23,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::host::crew::{self, Crew, SpareCores};
 use crate::host::limits::MERGE_BYTES;
 use crate::host::{failpoint, file_metadata};
 use crate::layer::checksum::Checksum;
@@ -32,6 +34,7 @@ use crate::layer::name::{AUFS_LINKS, Name, shown};
 use crate::unpack::directory_memory::DirectoryMemory;
 use crate::unpack::error::{Error, io};
 use crate::unpack::extract::files::{Directories, Parent};
+use crate::unpack::extract::small::{Batch, SMALL_FILE};
 use crate::unpack::space::{Growth, Space};
 use crate::unpack::tar::{Archive, Header, Type};
 
@@ -52,7 +55,12 @@ pub struct Extract {
     checked: (u64, usize),
     /// Bytes that became holes.
     zeros: u64,
+    /// Files that were made and not given to anybody yet.
+    batch: Batch,
 }
+
+/// Who fills small files.
+type Fillers<'a> = Crew<'a, Batch, Error>;
 
 /// What may be used.
 #[derive(Debug, Clone)]
@@ -117,6 +125,7 @@ impl Extract {
             },
             checked: (0, 0),
             zeros: 0,
+            batch: Batch::default(),
         })
     }
 
@@ -125,7 +134,13 @@ impl Extract {
     /// # Errors
     /// When the archive breaks a rule or a limit, or the kernel refuses something. What was written then stays
     /// for the caller to remove.
-    pub fn run(mut self, input: impl BufRead) -> Result<Summary, Error> {
+    pub fn run(self, input: impl BufRead) -> Result<Summary, Error> {
+        // All have ended when this returns: nobody writes in the directory any more.
+        let cores = SpareCores::take(&crew::SMALL_FILES, 1);
+        crew::with_helpers(cores.count(), "fill", &Batch::fill, |fillers| self.lead(input, fillers))
+    }
+
+    fn lead(mut self, input: impl BufRead, fillers: &Fillers<'_>) -> Result<Summary, Error> {
         self.umask = file_metadata::clear_umask();
         self.check_space()?;
         let mut archive = Archive::new(input);
@@ -133,13 +148,21 @@ impl Extract {
         loop {
             let next = archive.next_entry();
             let next = next.map_err(|error| if last.is_empty() { error } else { error.near("after", &last) });
-            let Some(header) = next? else { return self.finish() };
-            self.entry(&header, &mut archive).map_err(|error| error.near("in", &header.name))?;
+            let Some(header) = next? else {
+                fillers.give(std::mem::take(&mut self.batch))?;
+                return self.finish();
+            };
+            self.entry(&header, &mut archive, fillers).map_err(|error| error.near("in", &header.name))?;
             last = header.name;
         }
     }
 
-    fn entry<R: BufRead>(&mut self, header: &Header, archive: &mut Archive<R>) -> Result<(), Error> {
+    fn entry<R: BufRead>(
+        &mut self,
+        header: &Header,
+        archive: &mut Archive<R>,
+        fillers: &Fillers<'_>,
+    ) -> Result<(), Error> {
         failpoint::reached("unpack.entry");
         let refused = |rule: &'static str| Error::entry(&header.name, rule);
         let name = Name::parse(&header.name).map_err(refused)?;
@@ -162,7 +185,7 @@ impl Extract {
             }
             (None, Type::Directory) => self.directory(&name, &metadata)?,
             (None, _) if name.is_root() => return Err(refused("the root is no directory")),
-            (None, Type::File) => self.file(&name, header, &metadata, archive)?,
+            (None, Type::File) => self.file(&name, header, &metadata, archive, fillers)?,
             (None, Type::Symlink) => self.symlink(&name, header, &metadata)?,
             (None, Type::HardLink) => self.hard_link(&name, header)?,
             (None, Type::Special) => {
@@ -212,6 +235,7 @@ impl Extract {
         header: &Header,
         metadata: &EntryMetadata,
         archive: &mut Archive<R>,
+        fillers: &Fillers<'_>,
     ) -> Result<EntryKind, Error> {
         self.summary.bytes = self.summary.bytes.saturating_add(header.size);
         if self.summary.bytes > self.limits.bytes {
@@ -229,9 +253,23 @@ impl Extract {
         };
         failpoint::fails("unpack.create").map_err(io("create", name.as_bytes()))?;
         let (file, place) = self.create(name, create)?;
+        let lost_mode = (mode & self.umask != 0).then_some(mode);
+        if header.size <= SMALL_FILE
+            && metadata.xattrs.is_empty()
+            && let Some(content) = whole(header, archive)?
+        {
+            let (checksum, length) = (Checksum::of(content), content.len());
+            let full = self.batch.add(file, name, content, metadata, lost_mode);
+            archive.consume(length);
+            self.checked.0 += header.size;
+            if let Some(batch) = full {
+                fillers.give(batch)?;
+            }
+            return Ok(EntryKind::File { size: header.size, checksum, place });
+        }
         let checksum = self.write(&file, name, header, archive)?;
         file_metadata::set_owner(file.as_fd(), metadata).map_err(io("change owner of", name.as_bytes()))?;
-        if mode & self.umask != 0 {
+        if let Some(mode) = lost_mode {
             rustix::fs::fchmod(&file, file_metadata::mode(mode))
                 .map_err(io("change mode of", name.as_bytes()))?;
         }
@@ -415,6 +453,16 @@ impl Extract {
         self.checked = (0, self.index.entries() + self.directories.created());
         if self.limits.space.is_enough(Growth { written, more }) { Ok(()) } else { Err(Error::NoSpace) }
     }
+}
+
+/// The content of a file that has no holes, if all of it is at hand.
+fn whole<'a, R: BufRead>(header: &Header, archive: &'a mut Archive<R>) -> Result<Option<&'a [u8]>, Error> {
+    if header.size == 0 {
+        return Ok(Some(&[]));
+    }
+    let is_whole = header.map.pieces().eq([(0, header.size)]);
+    let content = if is_whole { archive.content()? } else { &[] };
+    Ok(Some(content).filter(|content| content.len() as u64 == header.size))
 }
 
 fn size_of_xattrs(metadata: &EntryMetadata) -> usize {

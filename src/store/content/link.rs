@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
+use crate::host::crew::{self, Crew, SpareCores};
 use crate::host::{failpoint, file_metadata};
 use crate::layer::checksum::Checksum;
 use crate::layer::format::{Profile, readable};
@@ -19,7 +20,6 @@ use crate::layer::merge::{At, Merge, Visit};
 use crate::layer::name::Name;
 use crate::layout;
 use crate::store::content::blobs::Blob;
-use crate::store::content::crew::{self, Crew, SpareCores};
 use crate::store::content::layer::Layer;
 use crate::store::content::links::{Directory, LINKS, Linker, Links, Space, cannot_link, copy, create};
 use crate::store::content::tree_index::{Content, TreeIndex, TreeKind};
@@ -76,7 +76,7 @@ struct Walk<'a, 'c> {
     how: How,
     linker: &'c Linker<'a>,
     /// Makes the links.
-    crew: &'c Crew<'c, Vec<Links>>,
+    crew: &'c Crew<'c, Vec<Links>, Error>,
     /// The directories on the way, with what is to be linked in them.
     open: Vec<Links>,
     /// Directories that were left, and their links, until these are enough to be given away.
@@ -107,7 +107,7 @@ pub(in crate::store) fn make(
     space: Space<'_>,
 ) -> Result<Made, Error> {
     let entries = layers(sources).flatten().map(|layer| layer.summary.entries).sum::<usize>();
-    let cores = if entries < MANY { SpareCores::none() } else { SpareCores::take() };
+    let cores = SpareCores::take(&crew::LINKS, if entries < MANY { 0 } else { crew::MOST });
     make_with(cores.count(), root, merge, sources, how, space)
 }
 
@@ -123,7 +123,7 @@ fn make_with(
     let index = TreeIndex::create(root.parent().unwrap_or(root))?;
     let linker = Linker::new(merge, layers(sources).collect(), how.reflink, space);
     let link = |links| linker.link_all(links);
-    let (index, mut made) = crew::with_helpers(helpers, &link, |crew| {
+    let (index, mut made) = crew::with_helpers(helpers, "link", &link, |crew| {
         let mut walk = Walk {
             root,
             merge,

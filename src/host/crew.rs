@@ -4,73 +4,75 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
-use crate::store::error::Error;
-
 /// Those who do what is found. Dropped, they end when everything is done.
-pub(in crate::store) struct Crew<'a, T> {
-    work: &'a (dyn Fn(T) -> Result<(), Error> + Sync),
+pub struct Crew<'a, T, E> {
+    work: &'a (dyn Fn(T) -> Result<(), E> + Sync),
     /// Nothing without helpers.
     waiting: Option<SyncSender<T>>,
-    failure: &'a Failure,
+    failure: &'a Failure<E>,
 }
 
 /// The first error of any of them.
-#[derive(Default)]
-struct Failure {
+struct Failure<E> {
     is_there: AtomicBool,
-    error: Mutex<Option<Error>>,
+    error: Mutex<Option<E>>,
 }
 
 /// Helpers of one leader, however many cores there are.
-const MOST: usize = 3;
-/// Helpers of all leaders that there are now: no more than the machine has cores beside one.
-static HELPERS: AtomicUsize = AtomicUsize::new(0);
+pub const MOST: usize = 3;
+/// Who helps with one kind of work: of all leaders together no more than the machine has cores beside one.
+pub struct Pool(AtomicUsize);
+
+/// Links of trees.
+pub static LINKS: Pool = Pool(AtomicUsize::new(0));
+/// Small files of layers.
+pub static SMALL_FILES: Pool = Pool(AtomicUsize::new(0));
+
 /// Pieces of work that wait for a helper. With more the leader does one.
 const WAITING: usize = 2;
 
-/// Cores for helpers, as long as nobody else has them. Nobody waits for one: without it takes longer, and nothing else.
-pub(in crate::store) struct SpareCores(usize);
+/// Cores for helpers, as long as nobody else has them for the same work. Nobody waits for one: without it takes longer, and nothing else.
+pub struct SpareCores {
+    count: usize,
+    pool: &'static Pool,
+}
 
 impl SpareCores {
-    /// As many as there are, and make sense.
-    pub(in crate::store) fn take() -> Self {
+    /// As many as there are, and make sense, and at most `most`.
+    pub fn take(pool: &'static Pool, most: usize) -> Self {
         let all = std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1);
-        let mut taken = 0;
+        let mut count = 0;
         // The closure always gives a value.
-        let _ = HELPERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            taken = all.saturating_sub(used).min(MOST);
-            Some(used + taken)
+        let _ = pool.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            count = all.saturating_sub(used).min(most);
+            Some(used + count)
         });
-        Self(taken)
-    }
-
-    /// None.
-    pub(in crate::store) fn none() -> Self {
-        Self(0)
+        Self { count, pool }
     }
 
     /// How many they are.
-    pub(in crate::store) fn count(&self) -> usize {
-        self.0
+    pub fn count(&self) -> usize {
+        self.count
     }
 }
 
 impl Drop for SpareCores {
     fn drop(&mut self) {
-        HELPERS.fetch_sub(self.0, Ordering::Relaxed);
+        self.pool.0.fetch_sub(self.count, Ordering::Relaxed);
     }
 }
 
-/// Runs `lead`, which gives pieces of work to a crew of itself and `helpers` more threads. It ends when all of them are done.
+/// Runs `lead`, which gives pieces of work to a crew of itself and `helpers` more threads of this name. It ends when all of them are done.
 ///
 /// # Errors
 /// The first one, of `lead` or of `work`. What is not begun by then is not done.
-pub(in crate::store) fn with_helpers<T: Send, R>(
+pub fn with_helpers<T: Send, R, E: Send>(
     helpers: usize,
-    work: &(dyn Fn(T) -> Result<(), Error> + Sync),
-    lead: impl FnOnce(&Crew<'_, T>) -> Result<R, Error>,
-) -> Result<R, Error> {
-    let failure = Failure::default();
+    name: &str,
+    work: &(dyn Fn(T) -> Result<(), E> + Sync),
+    lead: impl FnOnce(&Crew<'_, T, E>) -> Result<R, E>,
+) -> Result<R, E> {
+    let failure = Failure { is_there: AtomicBool::new(false), error: Mutex::new(None) };
     let (sender, receiver) = sync_channel::<T>(WAITING);
     let receiver = Mutex::new(receiver);
     let help = || {
@@ -87,7 +89,7 @@ pub(in crate::store) fn with_helpers<T: Send, R>(
     let led = std::thread::scope(|scope| {
         // Without any of these threads it takes longer, and nothing else.
         let start =
-            |_: &usize| std::thread::Builder::new().name("link".into()).spawn_scoped(scope, help).is_ok();
+            |_: &usize| std::thread::Builder::new().name(name.into()).spawn_scoped(scope, help).is_ok();
         let started = (0..helpers).filter(start).count();
         let crew = Crew { work, waiting: (started > 0).then_some(sender), failure: &failure };
         let led = lead(&crew);
@@ -105,12 +107,12 @@ pub(in crate::store) fn with_helpers<T: Send, R>(
     }
 }
 
-impl<T> Crew<'_, T> {
+impl<T, E> Crew<'_, T, E> {
     /// Has `piece` done: by a helper, or at once when all have enough to do.
     ///
     /// # Errors
     /// The first that there was, of whatever piece.
-    pub(in crate::store) fn give(&self, piece: T) -> Result<(), Error> {
+    pub fn give(&self, piece: T) -> Result<(), E> {
         if self.failure.is_there.load(Ordering::Relaxed)
             && let Some(error) = self.failure.error.lock().unwrap_or_else(PoisonError::into_inner).take()
         {
@@ -127,8 +129,8 @@ impl<T> Crew<'_, T> {
     }
 }
 
-impl Failure {
-    fn note(&self, error: Error) {
+impl<E> Failure<E> {
+    fn note(&self, error: E) {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.is_there.store(true, Ordering::Relaxed);
     }
@@ -143,10 +145,13 @@ mod tests {
     #[test]
     fn cores_are_given_to_one_leader_at_a_time() {
         let all = std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1);
-        let leaders: Vec<_> = (0..100).map(|_| SpareCores::take()).collect();
+        static POOL: Pool = Pool(AtomicUsize::new(0));
+        let leaders: Vec<_> = (0..100).map(|_| SpareCores::take(&POOL, MOST)).collect();
         assert!(leaders.iter().map(SpareCores::count).sum::<usize>() <= all);
         assert!(leaders.iter().all(|cores| cores.count() <= MOST));
-        assert_eq!(SpareCores::none().count(), 0);
+        drop(leaders);
+        assert_eq!(SpareCores::take(&POOL, 1).count(), all.min(1));
+        assert_eq!(SpareCores::take(&POOL, 0).count(), 0);
     }
 
     #[test]
@@ -155,9 +160,9 @@ mod tests {
             let sum = AtomicU64::new(0);
             let add = |number: u64| {
                 sum.fetch_add(number, Ordering::SeqCst);
-                Ok(())
+                Ok::<_, String>(())
             };
-            let led = with_helpers(helpers, &add, |crew| {
+            let led = with_helpers(helpers, "help", &add, |crew| {
                 (1..=1000).try_for_each(|number| crew.give(number))?;
                 Ok("led")
             });
@@ -171,18 +176,18 @@ mod tests {
             let done = AtomicU64::new(0);
             let fail = |number: u64| {
                 done.fetch_add(1, Ordering::SeqCst);
-                if number == 5 { Err(Error::Damaged("five".into())) } else { Ok(()) }
+                if number == 5 { Err("five".to_owned()) } else { Ok(()) }
             };
-            let led = with_helpers(helpers, &fail, |crew| {
+            let led = with_helpers(helpers, "help", &fail, |crew| {
                 // Until it is told.
                 (1..).try_for_each(|number| crew.give(number))
             });
-            assert!(led.expect_err("an error").to_string().contains("five"));
-            let led: Result<(), _> =
-                with_helpers(helpers, &fail, |_| Err(Error::Damaged("of the leader".into())));
-            assert!(led.expect_err("an error").to_string().contains("of the leader"));
-            let led = with_helpers(helpers, &fail, |crew| crew.give(5));
-            assert!(led.expect_err("the last piece counts").to_string().contains("five"));
+            assert!(led.expect_err("an error").contains("five"));
+            let led: Result<(), String> =
+                with_helpers(helpers, "help", &fail, |_| Err("of the leader".to_owned()));
+            assert!(led.expect_err("an error").contains("of the leader"));
+            let led = with_helpers(helpers, "help", &fail, |crew| crew.give(5));
+            assert!(led.expect_err("the last piece counts").contains("five"));
         }
     }
 }
