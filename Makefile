@@ -31,7 +31,7 @@ NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
 .PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests metrics image release release-dry \
-	release-files release-binaries release-tools release-elsewhere fuzz bench bench-http2 bench-warm bench-scale instructions docs soak powercuts \
+	release-files release-binaries release-tools release-elsewhere fuzz bench bench-http2 bench-warm bench-scale instructions chart-elsewhere docs soak powercuts \
 	interleavings static check-arm advisories
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 18
@@ -136,6 +136,18 @@ chart-real: $(KUBERNETES_DIR) $(HELMS) ## The chart with all kinds of values at 
 	@$(call need,unshare,util-linux)
 	$(SUDO) unshare --net --pid --fork --kill-child --mount-proc \
 		sh tests/chart/real.sh charts/ocivol $(abspath $(KUBERNETES_DIR)) $(HELMS)
+
+# Others than the one that `make e2e` runs: the oldest and the newest that the chart is for.
+API_SERVERS ?= 1.29.6 1.37.2
+
+chart-elsewhere: $(KUBERNETES_DIR) $(HELMS) ## The same at other API servers, which are built first; needs Go
+	@$(call need,etcd,etcd-server)
+	for version in $(API_SERVERS); do \
+		[ -x $(TOOLS)/api-server-$$version/kube-apiserver ] || \
+			sh tests/chart/api_server.sh $$version $(abspath $(TOOLS))/api-server-$$version $(abspath $(KUBERNETES_DIR)) || exit 1; \
+		$(SUDO) unshare --net --pid --fork --kill-child --mount-proc \
+			sh tests/chart/real.sh charts/ocivol $(abspath $(TOOLS))/api-server-$$version $(HELMS) || exit 1; \
+	done
 
 # Minutes of `make soak`.
 SOAK_MINUTES ?= 180

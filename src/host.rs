@@ -16,3 +16,4 @@ pub mod socket;
 pub mod sys;
 pub mod tenants;
 pub mod throttle;
+pub mod traces;

@@ -108,6 +108,7 @@ async fn show(common: &Common, directory: &Path) -> Result<(), Failure> {
         disk: DiskFlags::default(),
         scrub_days: 0,
         pins: Vec::new(),
+        otlp_endpoint: String::new(),
         prepull_bytes_per_second: None,
         credentials: CredentialFlags::default(),
         pulls: PullFlags { plain_http: vec![host], ..common.pulls() },

@@ -136,6 +136,9 @@ pub struct NodeArgs {
     /// Pull what CachedArtifacts want to be on this node, keep it, and say so in the node's NodeArtifacts
     #[arg(long, env = "OCIVOL_CACHED_ARTIFACTS", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub cached_artifacts: bool,
+    /// Send traces there (OTLP over gRPC), as http://otel-collector.monitoring:4317; empty: nowhere
+    #[arg(long, env = "OCIVOL_OTLP_ENDPOINT", value_name = "URL", default_value = "")]
+    pub otlp_endpoint: String,
     /// Bytes per second with which all CachedArtifacts together are pulled, as 100MiB; a pod that waits for one is not held back
     #[arg(long, env = "OCIVOL_PREPULL_BYTES_PER_SECOND", value_name = "BYTES")]
     pub prepull_bytes_per_second: Option<String>,
@@ -192,6 +195,7 @@ impl NodeArgs {
             },
             scrub_days: self.scrub_days,
             pins: self.pin,
+            otlp_endpoint: self.otlp_endpoint,
             prepull_bytes_per_second: self.prepull_bytes_per_second,
             credentials: CredentialFlags {
                 volume_secrets: self.volume_secrets,

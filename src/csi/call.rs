@@ -8,6 +8,7 @@ use tonic::{Code, Response, Status};
 use crate::csi::metrics::{Metrics, STATS};
 use crate::csi::status;
 use crate::host::repeats::Repeats;
+use crate::host::traces::{Parent, Work};
 use crate::tenant::Tenant;
 
 /// Observes calls: counts and logs them. Clones share what they know.
@@ -23,6 +24,8 @@ pub struct Call {
     calls: Calls,
     method: &'static str,
     began: Instant,
+    /// Of what is not asked all the time.
+    work: Option<Work>,
     /// The volume's ID.
     pub volume: Option<String>,
     /// Where it is mounted.
@@ -55,6 +58,7 @@ impl Calls {
             calls: self.clone(),
             method,
             began: Instant::now(),
+            work: (!is_frequent(method)).then(|| Work::answer(method.trim_start_matches('/'))),
             volume: None,
             target: None,
             namespace: None,
@@ -90,14 +94,20 @@ macro_rules! log {
 }
 
 impl Call {
+    /// What is done for it is a part of it in traces.
+    pub(in crate::csi) fn parent(&self) -> Parent {
+        self.work.as_ref().map_or_else(Parent::here, Work::parent)
+    }
+
     /// Counts and logs how it ended. What is asked all the time is logged only where everything is.
-    pub(in crate::csi) fn end<T>(self, result: Result<T, Status>) -> Result<Response<T>, Status> {
+    pub(in crate::csi) fn end<T>(mut self, result: Result<T, Status>) -> Result<Response<T>, Status> {
+        self.trace(&result);
         let seconds = self.began.elapsed().as_secs_f64();
         let code = result.as_ref().err().map_or(Code::Ok, Status::code);
         self.calls.metrics.ended(self.method, code, seconds);
         let name = status::name(code);
         match &result {
-            Ok(_) if self.is_frequent() => log!(debug, self, seconds, name, "call"),
+            Ok(_) if is_frequent(self.method) => log!(debug, self, seconds, name, "call"),
             Ok(_) => log!(info, self, seconds, name, "call"),
             Err(error) => {
                 // Pods that use the same claim have one volume, and a target each.
@@ -115,10 +125,40 @@ impl Call {
         result.map(Response::new)
     }
 
-    fn is_frequent(&self) -> bool {
-        self.method == STATS
-            || self.method.ends_with("/Probe")
-            || self.method.ends_with("Capabilities")
-            || self.method.ends_with("Info")
+    /// The names of attributes are those of OpenTelemetry's semantic conventions, where these have some.
+    fn trace<T>(&mut self, result: &Result<T, Status>) {
+        let Some(mut work) = self.work.take() else { return };
+        let code = result.as_ref().err().map_or(Code::Ok, Status::code);
+        work.set("rpc.system", "grpc");
+        work.set("rpc.grpc.status_code", i64::from(i32::from(code)));
+        let texts = [
+            ("csi.volume.id", &self.volume),
+            ("k8s.namespace.name", &self.namespace),
+            ("k8s.pod.name", &self.pod),
+            ("oci.reference", &self.reference),
+            ("oci.manifest.digest", &self.digest),
+        ];
+        for (key, text) in texts {
+            if let Some(text) = text {
+                work.set(key, text.clone());
+            }
+        }
+        if let Some(source) = self.source {
+            work.set("ocivol.source", source);
+        }
+        if let Some(fetched) = self.fetched {
+            work.set("ocivol.fetched_bytes", i64::try_from(fetched).unwrap_or(i64::MAX));
+        }
+        if let Err(error) = result {
+            work.fail(error.message());
+        }
     }
+}
+
+/// Whether it is asked all the time.
+fn is_frequent(method: &str) -> bool {
+    method == STATS
+        || method.ends_with("/Probe")
+        || method.ends_with("Capabilities")
+        || method.ends_with("Info")
 }

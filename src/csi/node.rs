@@ -154,7 +154,7 @@ impl Node for NodeService {
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let mut call = self.calls.begin(PUBLISH);
-        let result = self.publish(request, &mut call).await;
+        let result = call.parent().scope(self.publish(request, &mut call)).await;
         call.end(result)
     }
 
@@ -163,7 +163,7 @@ impl Node for NodeService {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let mut call = self.calls.begin(UNPUBLISH);
-        let result = self.unpublish(request.into_inner(), &mut call).await;
+        let result = call.parent().scope(self.unpublish(request.into_inner(), &mut call)).await;
         call.end(result)
     }
 

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use reqwest::Url;
+
 use crate::csi::registration;
 use crate::mount::locked::Lock;
 use crate::mount::target::Policy;
@@ -66,6 +68,8 @@ pub struct NodeConfig {
     pub pod_events: bool,
     /// Whether what CachedArtifacts want is brought.
     pub cached_artifacts: bool,
+    /// Where traces go; nowhere if not said.
+    pub otlp_endpoint: Option<String>,
     /// Which registries pods may use.
     pub permits: Permits,
     /// How much is read into memory before pods ask for it; nothing if not said.
@@ -105,6 +109,8 @@ pub struct NodeFlags {
     pub scrub_days: u32,
     /// `--pin`
     pub pins: Vec<String>,
+    /// `--otlp-endpoint`
+    pub otlp_endpoint: String,
     /// `--prepull-bytes-per-second`
     pub prepull_bytes_per_second: Option<String>,
     /// Flags about credentials.
@@ -193,9 +199,25 @@ impl NodeFlags {
             credentials,
             pod_events,
             cached_artifacts,
+            otlp_endpoint: otlp_endpoint(self.otlp_endpoint)?,
             permits,
             warm: self.warm.check()?,
         })
+    }
+}
+
+/// The address of a collector; none for an empty value.
+fn otlp_endpoint(value: String) -> Result<Option<String>, BadFlag> {
+    let is_address = |url: &Url| url.scheme() == "http" && url.host().is_some() && url.password().is_none();
+    match Url::parse(&value) {
+        _ if value.is_empty() => Ok(None),
+        Ok(url) if is_address(&url) => Ok(Some(value)),
+        _ => {
+            let reason =
+                "it is no address of a collector of OTLP over gRPC, as http://otel-collector.monitoring:4317"
+                    .to_owned();
+            Err(BadFlag { flag: "--otlp-endpoint", value, reason })
+        }
     }
 }
 
@@ -245,6 +267,7 @@ mod tests {
             disk: DiskFlags::default(),
             scrub_days: 30,
             pins: Vec::new(),
+            otlp_endpoint: String::new(),
             prepull_bytes_per_second: None,
             credentials: CredentialFlags::default(),
             warm: WarmFlags::default(),
@@ -261,6 +284,23 @@ mod tests {
                 always_verify: false,
                 spool_above: None,
             },
+        }
+    }
+
+    #[test]
+    fn traces_go_to_an_address() {
+        let to = |value: &str| {
+            NodeFlags { otlp_endpoint: value.to_owned(), ..flags() }
+                .check()
+                .map(|config| config.otlp_endpoint)
+        };
+        assert_eq!(to("").ok(), Some(None));
+        let address = "http://otel-collector.monitoring:4317";
+        assert_eq!(to(address).ok(), Some(Some(address.to_owned())));
+        for wrong in
+            ["otel-collector:4317", "https://collector:4317", "http://", "http://user:secret@collector:4317"]
+        {
+            assert_eq!(to(wrong).expect_err(wrong).flag, "--otlp-endpoint");
         }
     }
 

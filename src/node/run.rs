@@ -11,14 +11,14 @@ use crate::csi::metrics::Metrics;
 use crate::csi::registration::{self, State};
 use crate::failure::Failure;
 use crate::host::blocking::{self, Lane};
-use crate::host::socket;
+use crate::host::{socket, traces};
 use crate::kube::events::{Author, Events};
 use crate::node::checks::Checks;
 use crate::node::config::NodeConfig;
 use crate::node::health::checks;
 use crate::node::open::open;
 use crate::node::serve::serve;
-use crate::node::shutdown::{CONTROL, DRAIN, FLUSH, THREADS, wait_for};
+use crate::node::shutdown::{CONTROL, DRAIN, FLUSH, THREADS, TRACES, wait_for};
 use crate::node::{metrics, propagation, registries};
 use crate::prepull::agent::Agent;
 use crate::registry::client::Registry;
@@ -39,6 +39,10 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         blocking::run(Lane::Store, move || registries::of(&config)).await
     };
     let registry = RegistrySettings { told_apart, ..config.registry.clone() };
+    let endpoint = config.otlp_endpoint.as_deref();
+    let traces = endpoint.map(|endpoint| traces::start(endpoint, &config.node_id)).transpose();
+    let traces = traces
+        .map_err(|error| Failure::internal(&format!("cannot send traces (--otlp-endpoint): {error}")))?;
     let registry = Registry::new(registry).map_err(|error| Failure::internal(&error.to_string()))?;
     let cluster = config.credentials.cluster.clone().filter(|_| config.pod_events);
     let author = Author { driver: config.driver_name.clone(), node: config.node_id.clone() };
@@ -165,6 +169,10 @@ pub async fn run(config: NodeConfig, stop: watch::Receiver<bool>) -> Result<(), 
         tracing::warn!("the disk is slow; what is not durable is checked at the next start");
     }
     health.abort();
+    if let Some(traces) = traces {
+        let ended = blocking::on_own_thread("traces", move || traces.end());
+        let _ = tokio::time::timeout(TRACES, ended).await; // What is not sent is lost.
+    }
     // Another instance may have taken the place meanwhile; a stale socket is replaced at the next start.
     if socket::identity(&config.socket) == own_socket {
         let _ = std::fs::remove_file(&config.socket);

@@ -13,12 +13,20 @@ pub(in crate::node) const CONTROL: Duration = Duration::from_secs(2);
 pub(in crate::node) const THREADS: Duration = Duration::from_secs(2);
 /// How long the disk may take for what is not durable yet.
 pub(in crate::node) const FLUSH: Duration = Duration::from_secs(5);
+/// How long the last traces may take.
+pub(in crate::node) const TRACES: Duration = Duration::from_secs(1);
 /// How long what blocks may take: what is left behind then is cleared at the next start.
 pub const GRACE: Duration = Duration::from_secs(3);
 
 /// Kubernetes kills after 30 s, and all these times together are clearly less.
 const _: () = assert!(
-    DRAIN.as_secs() + CONTROL.as_secs() + THREADS.as_secs() + FLUSH.as_secs() + GRACE.as_secs() <= 25
+    DRAIN.as_secs()
+        + CONTROL.as_secs()
+        + THREADS.as_secs()
+        + FLUSH.as_secs()
+        + TRACES.as_secs()
+        + GRACE.as_secs()
+        <= 25
 );
 
 /// Becomes true when the process is told to end.

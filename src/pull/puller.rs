@@ -11,6 +11,7 @@ use crate::host::limits;
 use crate::host::memory::Memory;
 use crate::host::repeats::Repeats;
 use crate::host::throttle::Throttle;
+use crate::host::traces::Work;
 use crate::layout;
 use crate::layout::families::image;
 use crate::layout::plan::Plan;
@@ -163,10 +164,18 @@ impl Puller {
         self.requests.join(key, || {
             let progress = Arc::new(Progress::default());
             let (puller, shared) = (Arc::clone(self), Arc::clone(&progress));
+            // Of who asked first; others wait for it.
+            let mut traced = Work::begin("pull");
+            traced.set("oci.reference", request.reference.to_string());
             let work = async move {
                 let running = puller.metrics.in_flight(&request, &shared);
-                let result = puller.run(&request, &shared).await;
+                let result = traced.parent().scope(puller.run(&request, &shared)).await;
                 running.ended(&result);
+                match &result {
+                    Ok(pulled) => traced.set("oci.manifest.digest", pulled.digest.to_string()),
+                    Err(error) => traced.fail(error),
+                }
+                drop(traced);
                 if let Err(error) = &result {
                     puller.log(&request, error);
                 }
@@ -189,7 +198,9 @@ impl Puller {
     }
 
     async fn run(&self, request: &PullRequest, progress: &Progress) -> Result<Pulled, Error> {
-        let resolving = self.resolver.resolve(request).await;
+        let traced = Work::begin("resolve");
+        let resolving = traced.parent().scope(self.resolver.resolve(request)).await;
+        drop(traced);
         self.metrics.resolves.inc(match &resolving {
             Ok((resolved, _)) if resolved.asked => Resolve::Remote,
             Ok(_) => Resolve::Hit,
@@ -241,7 +252,9 @@ impl Puller {
                     false => (Some(room), None),
                 };
                 let build = build(plan);
+                let traced = Work::begin("tree");
                 let tree = self.trees.build(build, memory, &asker.tenant, Arc::clone(&hold)).await?;
+                drop(traced);
                 drop(room); // The plan is gone.
                 tree
             }

@@ -18,6 +18,7 @@ use crate::host::fair_queue::Permit;
 use crate::host::limits;
 use crate::host::memory::Memory;
 use crate::host::throttle::Throttle;
+use crate::host::traces::Work;
 use crate::oci::digest::Digest;
 use crate::registry::client::Registry;
 use crate::registry::source::{Asker, Source};
@@ -121,7 +122,16 @@ impl Transfers {
             }
             let (transfers, needed) = (Arc::clone(self), needed.clone());
             let shared = Arc::clone(&sources);
-            let work = async move { transfers.run(&needed, &shared).await.map_err(Arc::new) };
+            let mut traced = Work::begin("transfer");
+            traced.set("oci.descriptor.digest", needed.blob.digest.to_string());
+            traced.set("oci.descriptor.size", i64::try_from(needed.blob.size).unwrap_or(i64::MAX));
+            let work = async move {
+                let result = transfers.run(&needed, &shared).await.map_err(Arc::new);
+                if let Err(error) = &result {
+                    traced.fail(error);
+                }
+                result
+            };
             (sources, work)
         });
         waiter.state().tenants.add(&asker.tenant);

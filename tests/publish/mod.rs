@@ -16,4 +16,5 @@ mod registration;
 mod stats;
 mod targets;
 mod tenants;
+mod traces;
 mod warm;

@@ -152,6 +152,9 @@ OCIVOL_IMAGE_PULL_SECRETS: "true"
 {{- if .Values.events.enabled }}
 OCIVOL_POD_EVENTS: "true"
 {{- end }}
+{{- with .Values.traces.otlpEndpoint }}
+OCIVOL_OTLP_ENDPOINT: {{ . | quote }}
+{{- end }}
 {{- if .Values.prepull.enabled }}
 OCIVOL_CACHED_ARTIFACTS: "true"
 {{- with .Values.prepull.bytesPerSecond }}
