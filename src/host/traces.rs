@@ -110,7 +110,7 @@ impl Work {
     }
 
     /// It did not succeed.
-    pub fn fail(&mut self, why: impl ToString) {
+    pub fn fail(&mut self, why: &(impl ToString + ?Sized)) {
         if let Some(span) = &mut self.0 {
             span.set_status(Status::error(why.to_string()));
         }

@@ -169,7 +169,7 @@ impl Puller {
             traced.set("oci.reference", request.reference.to_string());
             let work = async move {
                 let running = puller.metrics.in_flight(&request, &shared);
-                let result = traced.parent().scope(puller.run(&request, &shared)).await;
+                let result = traced.parent().scope(Box::pin(puller.run(&request, &shared))).await;
                 running.ended(&result);
                 match &result {
                     Ok(pulled) => traced.set("oci.manifest.digest", pulled.digest.to_string()),
@@ -199,7 +199,7 @@ impl Puller {
 
     async fn run(&self, request: &PullRequest, progress: &Progress) -> Result<Pulled, Error> {
         let traced = Work::begin("resolve");
-        let resolving = traced.parent().scope(self.resolver.resolve(request)).await;
+        let resolving = traced.parent().scope(Box::pin(self.resolver.resolve(request))).await;
         drop(traced);
         self.metrics.resolves.inc(match &resolving {
             Ok((resolved, _)) if resolved.asked => Resolve::Remote,
