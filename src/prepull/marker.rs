@@ -214,3 +214,31 @@ impl Refusals {
         self.until = Some(Instant::now() + (FIRST_PAUSE * 2_u32.pow(further.min(5))).min(LAST_PAUSE));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_and_pause_all_when_they_are_about_more_than_one_node() {
+        let what = Object::of_cluster(Resource::Node, "node-a").expect("a name");
+        let error = Error::Timeout { what, limit: Duration::from_secs(4) };
+        let mut marker = Marker::new(NodeMarks { labels: true, taint: None });
+        assert_eq!((marker.labelling(), marker.due()), (Labelling::On, None));
+        let nodes: Nodes = [("node-a".to_owned(), Node::default())].into();
+        marker.look_at(None, &nodes);
+        for _ in 1..REFUSALS {
+            marker.refusals.note(&error);
+            assert!(marker.due().is_some_and(|due| due <= Instant::now()));
+        }
+        let mut before = Duration::ZERO;
+        for _ in 0..10 {
+            marker.refusals.note(&error);
+            let pause = marker.due().expect("a node").duration_since(Instant::now());
+            assert!(pause > before / 2 && pause <= LAST_PAUSE, "{pause:?}");
+            before = pause;
+        }
+        assert!(before > FIRST_PAUSE && matches!(marker.labelling(), Labelling::Refused(_)));
+        assert_eq!(Marker::new(NodeMarks::default()).labelling(), Labelling::Off);
+    }
+}

@@ -103,30 +103,10 @@ impl Artifacts {
         }
     }
 
-    fn insert(&mut self, mut object: Value, before: Option<Artifact>) {
-        let fields = object.as_object_mut();
-        let status = fields.and_then(|fields| fields.remove("status")).unwrap_or_default();
-        let Ok(object) = CachedArtifact::deserialize(object) else { return };
-        let reference = object.wanted().reference().to_owned();
-        let mut artifact = Artifact {
-            object,
-            status,
-            resolution: Resolution::Pending,
-            next: Instant::now(),
-            retry: FIRST_RETRY,
-            is_asked: false,
-        };
-        // Another node selector is no other reference: what it was resolved to stays.
-        if let Some(before) = before.filter(|before| before.object.wanted().reference() == reference) {
-            let Artifact { resolution, next, retry, is_asked, .. } = before;
-            artifact = Artifact { resolution, next, retry, is_asked, ..artifact };
+    fn insert(&mut self, object: Value, before: Option<Artifact>) {
+        if let Some(artifact) = Artifact::seen(object, before) {
+            self.all.insert(artifact.object.metadata.name.clone(), artifact);
         }
-        // What the object says is so, whoever has written it: this process before a restart, or another one at the same time.
-        let said = artifact.status["digest"].as_str().filter(|_| artifact.status["reference"] == reference);
-        if let Some(digest) = said.and_then(|digest| digest.parse().ok()) {
-            artifact.resolution = Resolution::Known(digest);
-        }
-        self.all.insert(artifact.object.metadata.name.clone(), artifact);
     }
 
     /// Asks the registries of those whose digest is not known, when it is time.
@@ -179,6 +159,35 @@ impl Artifacts {
     }
 }
 
+impl Artifact {
+    /// What is known of an object that is seen now, and what was known of it `before`.
+    fn seen(mut object: Value, before: Option<Self>) -> Option<Self> {
+        let fields = object.as_object_mut();
+        let status = fields.and_then(|fields| fields.remove("status")).unwrap_or_default();
+        let object = CachedArtifact::deserialize(object).ok()?;
+        let reference = object.wanted().reference().to_owned();
+        let mut artifact = Self {
+            object,
+            status,
+            resolution: Resolution::Pending,
+            next: Instant::now(),
+            retry: FIRST_RETRY,
+            is_asked: false,
+        };
+        // Another node selector is no other reference: what it was resolved to stays.
+        if let Some(before) = before.filter(|before| before.object.wanted().reference() == reference) {
+            let Self { resolution, next, retry, is_asked, .. } = before;
+            artifact = Self { resolution, next, retry, is_asked, ..artifact };
+        }
+        // What the object says is so, whoever has written it: this process before a restart, or another one at the same time.
+        let said = artifact.status["digest"].as_str().filter(|_| artifact.status["reference"] == reference);
+        if let Some(digest) = said.and_then(|digest| digest.parse().ok()) {
+            artifact.resolution = Resolution::Known(digest);
+        }
+        Some(artifact)
+    }
+}
+
 fn name_of(object: &Value) -> String {
     object["metadata"]["name"].as_str().unwrap_or_default().to_owned()
 }
@@ -203,4 +212,38 @@ async fn resolve(
     };
     let found = remote::find(registry, &reference, &keyring, &Tenant::PrePull, anonymous).await;
     found.map(|(_, fetched)| fetched.digest).map_err(|failure| failure.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn regression_what_another_controller_has_written_is_what_the_reference_is() {
+        let seen = |reference: &str, of: &str, digest: Option<&Digest>, before| {
+            let digest = digest.map(ToString::to_string);
+            let status = json!({"reference": of, "digest": digest});
+            let object = json!({
+                "metadata": {"name": "llama", "generation": 1}, "spec": {"reference": reference}, "status": status,
+            });
+            Artifact::seen(object, before).expect("an artifact")
+        };
+        let (own, others) = (Digest::sha256(b"own"), Digest::sha256(b"others"));
+        let tag = "r.example/m:v1";
+        let mut artifact = seen(tag, "", None, None);
+        assert_eq!(artifact.resolution, Resolution::Pending);
+        // Its registry did not answer, and the other's did.
+        artifact.resolution = Resolution::Failed("429".to_owned());
+        let mut artifact = seen(tag, tag, Some(&others), Some(artifact));
+        assert_eq!(artifact.resolution, Resolution::Known(others.clone()));
+        // Both have asked, and the tag has moved meanwhile: who has written is right.
+        artifact.resolution = Resolution::Known(own);
+        let artifact = seen(tag, tag, Some(&others), Some(artifact));
+        assert_eq!(artifact.resolution, Resolution::Known(others.clone()));
+        // That is of no other reference.
+        let artifact = seen("r.example/m:v2", tag, Some(&others), Some(artifact));
+        assert_eq!(artifact.resolution, Resolution::Pending);
+    }
 }

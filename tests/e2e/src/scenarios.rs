@@ -83,11 +83,12 @@ fn disruptive() -> Vec<Scenario> {
         operate::an_operator_sees_digests_status_and_metrics,
         storage::claims_of_a_class_get_volumes_that_stay_what_they_were,
         storage::kubernetes_own_tests_of_storage_pass,
+        crowds::sixty_pods_at_once_share_every_download,
+        crowds::a_node_at_its_watermark_runs_pod_after_pod_without_disk_pressure,
+        // After those that need what earlier pods have left: these have it collected.
         prepull::an_artifact_is_on_the_node_before_its_pod,
         prepull::a_plugin_writes_the_object_of_its_own_node_alone,
         prepull::a_node_shows_what_it_has_and_loses_its_startup_taint,
-        crowds::sixty_pods_at_once_share_every_download,
-        crowds::a_node_at_its_watermark_runs_pod_after_pod_without_disk_pressure,
         restarts::uninstalling_leaves_nothing,
         documents::the_first_volume_of_the_readme_is_what_a_new_cluster_shows,
     ]

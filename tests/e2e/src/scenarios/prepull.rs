@@ -12,7 +12,7 @@ use crate::node::{Node, run};
 use crate::pod::{inline, pod, script};
 use crate::registry::{fetched, push_model};
 
-/// Bytes of the model.
+/// Bytes of a model. No other scenario has the same: it would be here already.
 const SIZE: usize = 8 << 20;
 
 /// Has `kubectl` make or change `object`.
@@ -66,7 +66,7 @@ fn with_token(node: &Node, token: &str, arguments: &str) -> String {
 pub async fn an_artifact_is_on_the_node_before_its_pod(node: Shared) {
     let node = node.lock().await;
     node.install(&["prepull.enabled=true", "store.gcMinAge=0"]).await;
-    let reference = push_model("ahead/llama", "v1", vec![3; SIZE]).await;
+    let reference = push_model("ahead/llama", "v1", vec![201; SIZE]).await;
     let artifact = |selector: Value| {
         json!({
             "apiVersion": "ocivol.dev/v1alpha1", "kind": "CachedArtifact", "metadata": {"name": "llama"},
@@ -145,7 +145,7 @@ pub async fn a_node_shows_what_it_has_and_loses_its_startup_taint(node: Shared) 
     let values: Vec<&str> = values.iter().map(String::as_str).collect();
     let node = node.lock().await;
     node.install(&values).await;
-    let reference = push_model("shown/llama", "v1", vec![5; SIZE]).await;
+    let reference = push_model("shown/llama", "v1", vec![202; SIZE]).await;
     apply(
         &node,
         &json!({
