@@ -19,7 +19,10 @@ go mod edit -require "k8s.io/kubernetes@v$version"
 echo 'package other
 
 import _ "k8s.io/kubernetes/cmd/kube-apiserver/app"' >other.go
-go mod tidy >/dev/null 2>&1
+go mod tidy >tidy.log 2>&1 || {
+	cat tidy.log >&2
+	exit 1
+}
 mkdir -p "$directory"
 CGO_ENABLED=0 go build -trimpath -o "$directory/kube-apiserver" -ldflags "-s -w \
 	-X k8s.io/component-base/version.gitVersion=v$version -X k8s.io/component-base/version.gitMajor=1 \
