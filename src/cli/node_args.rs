@@ -136,7 +136,7 @@ pub struct NodeArgs {
     /// Pull what CachedArtifacts want to be on this node, keep it, and say so in the node's NodeArtifacts
     #[arg(long, env = "OCIVOL_CACHED_ARTIFACTS", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub cached_artifacts: bool,
-    /// Send traces there (OTLP over gRPC), as http://otel-collector.monitoring:4317; empty: nowhere
+    /// Send traces to this collector (OTLP over gRPC, without TLS); empty: to none
     #[arg(long, env = "OCIVOL_OTLP_ENDPOINT", value_name = "URL", default_value = "")]
     pub otlp_endpoint: String,
     /// Bytes per second with which all CachedArtifacts together are pulled, as 100MiB; a pod that waits for one is not held back
