@@ -38,10 +38,10 @@ pub struct ControllerArgs {
     /// Resolve CachedArtifacts, once for all nodes, and sum up what the nodes have of them
     #[arg(long, env = "OCIVOL_CACHED_ARTIFACTS", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub cached_artifacts: bool,
-    /// Label nodes that have a CachedArtifact with nodeLabel: artifact.ocivol.dev/<name>=<the first digits of its digest>
+    /// Label nodes that have a CachedArtifact with nodeLabel: artifact.ocivol.dev/NAME, with the first digits of its digest
     #[arg(long, env = "OCIVOL_NODE_LABELS", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub node_labels: bool,
-    /// Take the taint <driver>/agent-not-ready from nodes on which the driver is registered, and that have what has nodeLabel
+    /// Take the taint DRIVER/agent-not-ready from nodes on which the driver is registered, and that have what has nodeLabel
     #[arg(long, env = "OCIVOL_STARTUP_TAINT", value_parser = FalseyValueParser::new(), action = SetTrue)]
     pub startup_taint: bool,
     /// For how many seconds it waits for these CachedArtifacts
