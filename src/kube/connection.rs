@@ -100,7 +100,7 @@ impl Connection {
     pub async fn get<T: DeserializeOwned>(&self, object: &Object, deadline: Instant) -> Result<T, Error> {
         let (mut wait, mut failures) = (FIRST, 0);
         loop {
-            let error = match self.attempt(object, deadline).await {
+            let error = match self.once(object, Some(deadline), self.ask(object)).await {
                 Ok(body) => return read(object, &body),
                 Err(error) => error,
             };
@@ -135,19 +135,15 @@ impl Connection {
         let request = Request::builder().method(method).uri(path).header(ACCEPT, "application/json");
         let request = request.header(CONTENT_TYPE, kind).body(Body::from(body.to_string().into_bytes()));
         let request = request.map_err(|error| Error::Setup { reason: one_line(&error.to_string()) })?;
-        let limit = self.limits.attempt;
-        let late = || Error::Timeout { what: object.clone(), limit };
-        let asked = async {
-            let response = self.client().await?.send(request).await;
-            let response = response.map_err(|error| unreachable(object, &error))?;
+        let changing = async {
+            let response = self.send(object, request).await?;
             if !response.status().is_success() {
                 return Err(refusal(object, response).await);
             }
             // Read to its end, so that the connection is used again.
             body_of(object, response, FAULT_LIMIT).await.map(drop)
         };
-        let changed = timeout_at(Instant::now() + limit, asked).await.unwrap_or_else(|_| Err(late()));
-        changed.inspect_err(|error| self.count(error))
+        self.once(object, None, changing).await
     }
 
     /// Asks for what is at `path` once, as `accept` says, and gives the answer before its body has come. Takes none of the turns.
@@ -158,19 +154,14 @@ impl Connection {
     pub async fn open(&self, what: &Object, path: &str, accept: &str) -> Result<Response<Body>, Error> {
         let request = Request::get(path).header(ACCEPT, accept).body(Body::empty());
         let request = request.map_err(|error| Error::Setup { reason: one_line(&error.to_string()) })?;
-        let limit = self.limits.attempt;
-        let late = || Error::Timeout { what: what.clone(), limit };
-        let asked = async {
-            let response = self.client().await?.send(request).await;
-            let response = response.map_err(|error| unreachable(what, &error))?;
-            if response.status() == StatusCode::OK {
-                Ok(response)
-            } else {
-                Err(refusal(what, response).await)
+        let opening = async {
+            let response = self.send(what, request).await?;
+            match response.status() {
+                StatusCode::OK => Ok(response),
+                _ => Err(refusal(what, response).await),
             }
         };
-        let opened = timeout_at(Instant::now() + limit, asked).await.unwrap_or_else(|_| Err(late()));
-        opened.inspect_err(|error| self.count(error))
+        self.once(what, None, opening).await
     }
 
     /// The same, with a body that is an object or a page of a list, of at most [`BODY_LIMIT`] bytes.
@@ -197,13 +188,24 @@ impl Connection {
         &self.config.default_namespace
     }
 
-    /// One attempt within its own limit and `deadline`.
-    async fn attempt(&self, object: &Object, deadline: Instant) -> Result<Bytes, Error> {
+    /// One attempt: what `work` gives within its own limit, and before `deadline`.
+    async fn once<T>(
+        &self,
+        what: &Object,
+        deadline: Option<Instant>,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         let began = Instant::now();
-        let end = deadline.min(began + self.limits.attempt);
-        let late = || Error::Timeout { what: object.clone(), limit: end.saturating_duration_since(began) };
-        let asked = timeout_at(end, self.ask(object)).await.unwrap_or_else(|_| Err(late()));
-        asked.inspect_err(|error| self.count(error))
+        let own = began + self.limits.attempt;
+        let end = deadline.map_or(own, |deadline| deadline.min(own));
+        let late = || Error::Timeout { what: what.clone(), limit: end.saturating_duration_since(began) };
+        let done = timeout_at(end, work).await.unwrap_or_else(|_| Err(late()));
+        done.inspect_err(|error| self.count(error))
+    }
+
+    async fn send(&self, what: &Object, request: Request<Body>) -> Result<Response<Body>, Error> {
+        let response = self.client().await?.send(request).await;
+        response.map_err(|error| unreachable(what, &error))
     }
 
     /// Counts a failure. That an object is not there, or there already, is an answer: of an event that was forgotten here or has expired,
@@ -218,8 +220,7 @@ impl Connection {
         let _turn = self.turns.acquire(&Tenant::of_namespace(Some(&object.namespace)), "", 1).await;
         let request = Request::get(object.path()).header(ACCEPT, "application/json").body(Body::empty());
         let request = request.map_err(|error| Error::Setup { reason: one_line(&error.to_string()) })?;
-        let response = self.client().await?.send(request).await;
-        let response = response.map_err(|error| unreachable(object, &error))?;
+        let response = self.send(object, request).await?;
         if response.status() != StatusCode::OK {
             return Err(refusal(object, response).await);
         }

@@ -95,7 +95,9 @@ impl Volumes {
             let mut is_changed = false;
             for pin in store.pins.all()?.into_iter().filter(|pin| !artifacts.contains(&pin.artifact)) {
                 store.pins.remove(&pin.artifact)?;
-                tracing::info!(artifact = pin.artifact, reference = pin.reference, "no longer kept");
+                if pin.is_kept {
+                    tracing::info!(artifact = pin.artifact, reference = pin.reference, "no longer kept");
+                }
                 is_changed = true;
             }
             Ok::<_, StoreError>(is_changed)
