@@ -123,6 +123,10 @@ impl FromStr for Reference {
         if let Some(path) = name.strip_prefix(LAYOUT_PREFIX).filter(|path| path.starts_with('/')) {
             let path = path.trim_end_matches('/');
             check_path(path).map_err(invalid)?;
+            // Only a slash after it could tell such a name from one with a tag, and slashes at the end are not kept.
+            if path.rsplit('/').next().is_some_and(|last| last.contains(':')) {
+                return Err(invalid("the last part of the path has a colon, after which a tag would be".into()));
+            }
             let (host, tag) = (OCI_LAYOUT.to_owned(), tag.map(str::to_owned));
             return Ok(Self { host, repository: path.to_owned(), tag, digest });
         }
@@ -325,6 +329,10 @@ mod tests {
             assert_eq!((reference.repository(), reference.tag()), (path, tag), "{text}");
             assert_eq!((reference.target(), reference.to_string()), (target, text));
             assert_eq!(reference.to_string().parse::<Reference>(), Ok(reference));
+        }
+        for text in ["oci-layout:/srv/a:b/", "oci-layout:/srv/a:/", "oci-layout:/srv/a:b/:v1"] {
+            let error = text.parse::<Reference>().expect_err(text).to_string(); // regression: was read as another when written
+            assert!(error.contains("has a colon"), "{error}");
         }
         let slash: Reference = "oci-layout:/srv/x/".parse().expect("a path");
         assert_eq!(slash.to_string(), "oci-layout:/srv/x");
