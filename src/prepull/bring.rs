@@ -64,15 +64,26 @@ struct Fault {
 /// Somebody ended it.
 struct Ended;
 
+/// What was found of what is wanted before anything was done.
+enum Found {
+    /// It is here, and noted as it is wanted.
+    Here(TreeKey),
+    /// It was brought once, and has gone since, as what is not kept may.
+    Gone,
+    /// It is not here, or that cannot be told, or it has to be noted otherwise.
+    Nothing,
+}
+
 impl Bringing {
     /// Begins to bring what is `wanted`, for which `pin` is what was noted last. What of it is here is said when this returns.
     pub async fn start(shared: &Shared, wanted: Wanted, pin: Option<Pin>) -> Self {
         let (end, ends) = watch::channel(false);
-        let mut one = One { shared: shared.clone(), wanted: wanted.clone(), pin, here: None, ends };
-        one.look().await;
+        let mut one = One { shared: shared.clone(), wanted: wanted.clone(), pin: None, ends };
+        one.pin = pin.filter(|pin| one.is_wanted(pin));
+        let found = one.look().await;
         let task = tokio::spawn(async move {
             // Nobody is told: who ended it knows.
-            let _: Result<(), Ended> = one.run().await;
+            let _: Result<(), Ended> = one.run(found).await;
         });
         Self { wanted, end, task }
     }
@@ -87,33 +98,32 @@ impl Bringing {
 struct One {
     shared: Shared,
     wanted: Wanted,
-    /// What was noted of it last.
+    /// What was noted last, if it is of what is wanted.
     pin: Option<Pin>,
-    /// The tree that is wanted, if it is here.
-    here: Option<TreeKey>,
     ends: watch::Receiver<bool>,
 }
 
 impl One {
     /// Looks at what is here already, and says so: for that neither a turn nor a secret, a registry or an API server is needed.
-    async fn look(&mut self) {
-        let Some(pin) = &self.pin else { return };
-        let (is_it, is_suspended) = (self.is_wanted(pin), self.wanted.is_suspended);
-        if !is_it && !is_suspended {
-            return;
-        }
+    async fn look(&self) -> Found {
+        let Some(pin) = &self.pin else { return Found::Nothing };
         match self.shared.volumes.has(&pin.tree).await {
             Ok(true) => {
                 self.note(State::Ready(present(pin)));
                 // What was not kept may go in this moment: it is pulled again, without a download.
-                self.here = (is_it && (pin.is_kept || !self.wanted.is_pinned)).then(|| pin.tree.clone());
+                let is_noted = pin.is_kept == self.wanted.is_pinned;
+                if is_noted { Found::Here(pin.tree.clone()) } else { Found::Nothing }
             }
-            Ok(false) if is_it && !pin.is_kept && !self.wanted.is_pinned => {
+            Ok(false) if !self.wanted.is_pinned => {
                 self.note(State::Waiting("Collected"));
+                Found::Gone
             }
-            Ok(false) => {}
-            // A store that cannot be used says so when it is pulled.
-            Err(error) => tracing::debug!(%error, "cannot look whether an artifact is there"),
+            Ok(false) => Found::Nothing,
+            Err(error) => {
+                // A store that cannot be used says so when it is pulled.
+                tracing::debug!(%error, "cannot look whether an artifact is there");
+                Found::Nothing
+            }
         }
     }
 
@@ -126,20 +136,19 @@ impl One {
             && pin.attributes == self.wanted.further_attributes()
     }
 
-    async fn run(&self) -> Result<(), Ended> {
-        let noted = self.shared.board.get(&self.wanted.name).map(|entry| entry.state);
+    async fn run(&self, found: Found) -> Result<(), Ended> {
         if self.wanted.is_suspended {
-            match noted {
-                // Of this generation.
-                Some(State::Ready(present)) => self.note(State::Ready(present)),
-                _ => self.note(State::Waiting("Suspended")),
+            // What is kept of another generation stays, and is not what is wanted.
+            if !self.is_noted(|state| matches!(state, State::Ready(_))) {
+                self.note(State::Waiting("Suspended"));
             }
             return Ok(());
         }
-        let is_known = self.pin.as_ref().is_some_and(|pin| self.is_wanted(pin));
-        if is_known && self.here.is_none() && !self.wanted.is_pinned {
-            return Ok(()); // It was brought once, and has gone since.
-        }
+        let mut here = match found {
+            Found::Here(tree) => Some(tree),
+            Found::Gone => return Ok(()),
+            Found::Nothing => None,
+        };
         let attributes = match self.attributes() {
             Ok(attributes) => attributes,
             Err(text) => {
@@ -147,22 +156,20 @@ impl One {
                 return Ok(()); // Another spec is another of these.
             }
         };
-        if !is_known && !self.has_begun() {
+        let is_known = self.pin.is_some();
+        // Its moment has come already where only what it was resolved to has changed.
+        if !is_known && !self.is_noted(|state| !matches!(state, State::Waiting(_))) {
             let delay = self.wanted.delay(&self.shared.node);
             if !delay.is_zero() {
                 self.note(State::Waiting("Spread"));
                 self.unless_ended(sleep(delay)).await?;
             }
         }
-        let mut here = self.here.clone();
-        if here.is_some() && self.pin.as_ref().is_some_and(|pin| pin.is_kept != self.wanted.is_pinned) {
-            here = None; // It is to be noted otherwise.
-        }
         let mut retry = FIRST_RETRY;
         loop {
             let brought = match here.take() {
                 Some(tree) => Ok(tree),
-                None => self.attempt(&attributes, is_known).await?,
+                None => self.attempt(&attributes).await?,
             };
             match brought {
                 Ok(tree) => {
@@ -182,11 +189,7 @@ impl One {
     }
 
     /// Pulls it, and keeps it or notes that it was brought, when it is its turn.
-    async fn attempt(
-        &self,
-        attributes: &Attributes,
-        is_known: bool,
-    ) -> Result<Result<TreeKey, Fault>, Ended> {
+    async fn attempt(&self, attributes: &Attributes) -> Result<Result<TreeKey, Fault>, Ended> {
         let turns = &self.shared.turns;
         let _turn = match turns.try_acquire() {
             Ok(turn) => turn,
@@ -203,7 +206,7 @@ impl One {
         if !self.is_noted_already() {
             self.note(State::Pulling(0));
         }
-        let pulled = match self.pull(attributes, is_known).await? {
+        let pulled = match self.pull(attributes).await? {
             Ok(pulled) => pulled,
             Err(fault) => return Ok(Err(fault)),
         };
@@ -219,17 +222,13 @@ impl One {
         }))
     }
 
-    async fn pull(
-        &self,
-        attributes: &Attributes,
-        is_known: bool,
-    ) -> Result<Result<Arc<Pulled>, Fault>, Ended> {
+    async fn pull(&self, attributes: &Attributes) -> Result<Result<Arc<Pulled>, Fault>, Ended> {
         let volumes = &self.shared.volumes;
         let asking = async {
             let keyring = self.keyring().await?;
             let wanting = Wanting { keyring, ..Wanting::default() };
             let mut request = volumes.pull_request(attributes, &wanting, &Tenant::PrePull).await;
-            if is_known {
+            if self.pin.is_some() {
                 // It was resolved before this process was started. Its registry need not be there.
                 request.policy = PullPolicy::IfNotPresent;
             }
@@ -322,21 +321,15 @@ impl One {
         }
     }
 
-    /// Whether its moment has come already: only what it was resolved to has changed.
-    fn has_begun(&self) -> bool {
-        let noted = self.shared.board.get(&self.wanted.name);
-        noted.is_some_and(|noted| {
-            noted.generation == self.wanted.generation && !matches!(noted.state, State::Waiting(_))
-        })
-    }
-
     /// Whether it says already what is so until more is known: it is here, or its last pull failed.
     fn is_noted_already(&self) -> bool {
+        self.is_noted(|state| matches!(state, State::Ready(_) | State::Failed(..) | State::NoSpace(_)))
+    }
+
+    /// Whether what was noted last is of this generation and `such`.
+    fn is_noted(&self, such: impl Fn(&State) -> bool) -> bool {
         let noted = self.shared.board.get(&self.wanted.name);
-        noted.is_some_and(|noted| {
-            noted.generation == self.wanted.generation
-                && matches!(noted.state, State::Ready(_) | State::Failed(..) | State::NoSpace(_))
-        })
+        noted.is_some_and(|noted| noted.generation == self.wanted.generation && such(&noted.state))
     }
 
     fn note(&self, state: State) {

@@ -153,13 +153,23 @@ fn an_old_reference_is_kept_until_the_new_one_is_here() {
         until(&api, "llama", "Ready").await;
         assert_eq!(left(&node).await, [new.as_str()]);
 
-        // What is suspended stays, and nothing more is pulled.
-        api.apply("llama", &json!({"reference": old, "suspend": true}));
+        // What is suspended stays, and nothing more is pulled; what is here is not said to be what it is not.
         registry.forget();
-        let is_seen = || api.said_of("llama").is_some_and(|said| said["generation"] == 3);
-        eventually("its third generation", is_seen).await;
-        assert_eq!((api.phase("llama").as_str(), registry.requests().len()), ("Ready", 0));
-        assert_eq!(left(&node).await, [new.as_str()]);
+        let unlike = json!({"reference": new, "attributes": {"include": "w"}, "suspend": true});
+        for (generation, spec, phase) in [
+            (3, json!({"reference": old, "suspend": true}), "Waiting"),
+            (4, json!({"reference": new, "suspend": true}), "Ready"),
+            (5, unlike, "Waiting"),
+        ] {
+            api.apply("llama", &spec);
+            let is_seen = || api.said_of("llama").is_some_and(|said| said["generation"] == generation);
+            eventually("its next generation", is_seen).await;
+            let said = api.said_of("llama").expect("said");
+            assert_eq!(said["phase"], phase, "{said}");
+            assert!(phase == "Ready" || said["reason"] == "Suspended", "{said}");
+            assert_eq!(left(&node).await, [new.as_str()]);
+        }
+        assert_eq!(registry.requests().len(), 0);
     });
 }
 
