@@ -18,7 +18,7 @@ use crate::kube::watch::Seen;
 use crate::prepull::marker::Marker;
 use crate::prepull::nodes::{CsiNode, Node, NodeMarks, Nodes};
 use crate::prepull::resolved::{Artifact, Artifacts};
-use crate::prepull::summary::{Report, changes, status};
+use crate::prepull::summary::{Changed, Report, changed, status};
 use crate::registry::client::Registry;
 
 /// Resolves and sums up.
@@ -30,6 +30,8 @@ pub struct Coordinator {
     marker: Marker,
     /// Which of them were read: artifacts, nodes, reports, and where the driver is registered.
     known: [bool; 4],
+    /// The artifact with which it is begun the next time.
+    first: String,
     is_told: bool,
 }
 
@@ -37,6 +39,10 @@ pub struct Coordinator {
 const EVERY: Duration = Duration::from_secs(30);
 /// With more nodes it is summed up half as often: each of them sees each status.
 const MANY_NODES: usize = 500;
+/// Every so many times also what is other in words alone.
+const WORDS: u64 = 10;
+/// So many objects whose status is not taken, one after the other, are enough for one time.
+const REFUSALS: usize = 3;
 
 impl Coordinator {
     /// Asks nobody yet; later, registries without credentials only if `anonymous`. Changes nodes as `marks` say.
@@ -50,6 +56,7 @@ impl Coordinator {
             // Who takes no taint away does not look where the driver is registered.
             known: [false, false, false, !marker.takes_taint()],
             marker,
+            first: String::new(),
             is_told: false,
         }
     }
@@ -78,7 +85,7 @@ impl Coordinator {
                     count += 1;
                     self.marker.look_again();
                     if self.nodes.len() <= MANY_NODES || count.is_multiple_of(2) {
-                        self.sum_up().await;
+                        self.sum_up(count.is_multiple_of(WORDS)).await;
                     }
                 }
                 Some(seen) = artifacts.recv() => {
@@ -105,7 +112,8 @@ impl Coordinator {
                 answered = self.artifacts.answered(), if self.artifacts.are_asked() => {
                     if let Some(name) = answered {
                         self.marker.look_at(None, &self.nodes);
-                        self.write(&name).await;
+                        // It is tried again with all.
+                        let _: Result<(), Error> = self.write(&name, true).await;
                     }
                 }
                 // After what is new: of a node only what was seen last counts.
@@ -117,45 +125,70 @@ impl Coordinator {
         }
     }
 
-    /// Writes what has changed since it was written.
-    async fn sum_up(&mut self) {
-        for name in self.artifacts.names() {
-            if !self.write(&name).await {
-                return; // It is tried again the next time.
+    /// Writes what has changed since it was written, also `words` of others. One object that is not taken does not stand before the others:
+    /// what is not done is begun with the next time.
+    async fn sum_up(&mut self, words: bool) {
+        let mut names = self.artifacts.names();
+        let first = names.partition_point(|name| *name < self.first);
+        names.rotate_left(first);
+        let mut refused = 0;
+        for (at, name) in names.iter().enumerate() {
+            match self.write(name, words).await {
+                Ok(()) => refused = 0,
+                Err(error) => {
+                    refused += 1;
+                    if !is_of_object(&error) || refused >= REFUSALS {
+                        self.first = names.get(at + 1).cloned().unwrap_or_default();
+                        return;
+                    }
+                }
             }
             yield_now().await;
         }
     }
 
-    /// Writes the status of one, if it is another than it has. Not before all is read: nodes would be missing. Whether that is done.
-    async fn write(&mut self, name: &str) -> bool {
+    /// Writes the status of one, if it is another than it has. Not before all is read: nodes would be missing.
+    async fn write(&mut self, name: &str, words: bool) -> Result<(), Error> {
         if self.known[..3] != [true; 3] {
-            return true;
+            return Ok(());
         }
-        let Some(artifact) = self.artifacts.get_mut(name) else { return true };
+        let Some(artifact) = self.artifacts.get_mut(name) else { return Ok(()) };
         let Artifact { object, status: before, resolution, .. } = artifact;
         let labelling = self.marker.labelling();
         let now = status(object, before, resolution, &self.nodes, &self.reports, &labelling);
-        if !changes(before, &now) {
-            return true;
+        let least = if words { Changed::Words } else { Changed::Facts };
+        if changed(before, &now) < least {
+            return Ok(());
         }
-        let Ok(what) = Object::of_cluster(Resource::CachedArtifact, name) else { return true };
+        let what = Object::of_cluster(Resource::CachedArtifact, name)?;
         match self.cluster.change(&what, Change::MergeStatus, &json!({"status": now})).await {
             Ok(()) => {
                 artifact.status = now;
                 self.is_told = false;
-                true
+                Ok(())
             }
-            Err(Error::NotFound { .. }) => true,
+            Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => {
                 if !std::mem::replace(&mut self.is_told, true) {
                     tracing::warn!(%error, "cannot write what nodes have; it is tried again and again");
                 }
                 tracing::debug!(%error, name, "cannot write what nodes have");
-                false
+                Err(error)
             }
         }
     }
+}
+
+/// Whether it may be the one object that was not taken, and not all of them.
+fn is_of_object(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Protocol { .. }
+            | Error::Forbidden { .. }
+            | Error::Conflict { .. }
+            | Error::TooLarge { .. }
+            | Error::Name(_)
+    )
 }
 
 /// Waits until it is true, or nobody can say so any more.

@@ -19,8 +19,9 @@ pub(in crate::prepull) struct Marker {
     marks: NodeMarks,
     /// Nodes of which it has to be looked whether they are as they should be.
     unmarked: BTreeSet<String>,
-    /// Those that were not changed when it was tried.
+    /// Those that were not changed when it was tried, and those of them whose time has come again, after the others.
     failed: BTreeSet<String>,
+    again: BTreeSet<String>,
     /// The uids of Nodes on which the driver is registered, by name.
     registered: BTreeMap<String, String>,
     /// The uids of Nodes that have the taint, and since when that is seen, by name.
@@ -28,12 +29,15 @@ pub(in crate::prepull) struct Marker {
     refusals: Refusals,
 }
 
-/// Changes of Nodes that the API server did not take, in a row.
+/// Changes of Nodes that the API server did not take, since it took one.
 #[derive(Default)]
 struct Refusals {
-    count: u32,
-    /// Of the last one, once there were several.
-    reason: Option<String>,
+    /// The first Nodes of which it was so.
+    nodes: BTreeSet<String>,
+    /// Pauses that were made.
+    pauses: u32,
+    /// Of the last one, once there were several Nodes.
+    reason: Option<&'static str>,
     until: Option<Instant>,
 }
 
@@ -46,8 +50,8 @@ struct Due {
     taint: Option<String>,
 }
 
-/// So many refusals in a row are not about single Nodes.
-const REFUSALS: u32 = 3;
+/// Refusals of so many Nodes, with nothing that was taken in between, are not about single Nodes.
+const REFUSALS: usize = 3;
 /// The pause then; twice as long after each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 const LAST_PAUSE: Duration = Duration::from_secs(900);
@@ -58,6 +62,7 @@ impl Marker {
             marks,
             unmarked: BTreeSet::new(),
             failed: BTreeSet::new(),
+            again: BTreeSet::new(),
             registered: BTreeMap::new(),
             tainted: BTreeMap::new(),
             refusals: Refusals::default(),
@@ -73,7 +78,7 @@ impl Marker {
     pub fn labelling(&self) -> Labelling {
         match &self.refusals.reason {
             _ if !self.marks.labels => Labelling::Off,
-            Some(reason) => Labelling::Refused(reason.clone()),
+            Some(reason) => Labelling::Refused(reason),
             None => Labelling::On,
         }
     }
@@ -102,21 +107,24 @@ impl Marker {
 
     /// Sees to it that a Node is looked at, or all of them.
     pub fn look_at(&mut self, node: Option<String>, all: &Nodes) {
+        let is_new = |name: &String| !self.failed.contains(name) && !self.again.contains(name);
         match node {
-            Some(node) => drop(self.unmarked.insert(node)),
-            None => self.unmarked.extend(all.keys().cloned()),
+            Some(node) => self.unmarked.extend(Some(node).filter(is_new)),
+            None => self.unmarked.extend(all.keys().filter(|name| is_new(name)).cloned()),
         }
     }
 
     /// Sees to it that those are looked at for which the time may be over, or which could not be changed.
     pub fn look_again(&mut self) {
-        self.unmarked.append(&mut self.failed);
-        self.unmarked.extend(self.tainted.keys().cloned());
+        self.again.append(&mut self.failed);
+        let tainted = self.tainted.keys().filter(|name| !self.again.contains(*name));
+        self.unmarked.extend(tainted.cloned());
     }
 
     /// When the next Node may be changed, if one has to be looked at.
     pub fn due(&self) -> Option<Instant> {
-        (!self.unmarked.is_empty()).then(|| self.refusals.until.unwrap_or_else(Instant::now))
+        let is_due = !self.unmarked.is_empty() || !self.again.is_empty();
+        is_due.then(|| self.refusals.until.unwrap_or_else(Instant::now))
     }
 
     /// Changes the next Node, if it does not show what it has.
@@ -127,7 +135,7 @@ impl Marker {
         nodes: &Nodes,
         reports: &BTreeMap<String, Report>,
     ) {
-        let Some(name) = self.unmarked.pop_first() else { return };
+        let Some(name) = self.unmarked.pop_first().or_else(|| self.again.pop_first()) else { return };
         let Some(node) = nodes.get(&name) else {
             self.tainted.remove(&name);
             return;
@@ -153,8 +161,8 @@ impl Marker {
             Err(Error::Conflict { .. } | Error::NotFound { .. }) => {}
             Err(error) => {
                 tracing::debug!(%error, node = name, "cannot change the node");
+                self.refusals.note(&name, &error);
                 self.failed.insert(name);
-                self.refusals.note(&error);
             }
         }
     }
@@ -204,14 +212,25 @@ impl Marker {
 }
 
 impl Refusals {
-    fn note(&mut self, error: &Error) {
-        self.count += 1;
-        let Some(further) = self.count.checked_sub(REFUSALS) else { return };
+    fn note(&mut self, node: &str, error: &Error) {
+        if self.nodes.len() < REFUSALS {
+            self.nodes.insert(node.to_owned());
+        }
+        if self.nodes.len() < REFUSALS {
+            return;
+        }
         if self.reason.is_none() {
             tracing::warn!(%error, "cannot change nodes; it is tried again and again");
         }
-        self.reason = Some(error.to_string());
-        self.until = Some(Instant::now() + (FIRST_PAUSE * 2_u32.pow(further.min(5))).min(LAST_PAUSE));
+        // Of the status of objects that all nodes see: the same for every Node.
+        self.reason = Some(match error {
+            Error::Forbidden { .. } => {
+                "the API server does not let the controller change nodes, of which its log says more"
+            }
+            _ => "the API server does not take changes of nodes, of which the controller's log says more",
+        });
+        self.until = Some(Instant::now() + (FIRST_PAUSE * 2_u32.pow(self.pauses.min(5))).min(LAST_PAUSE));
+        self.pauses += 1;
     }
 }
 
@@ -221,24 +240,43 @@ mod tests {
 
     #[test]
     fn refusals_are_told_and_pause_all_when_they_are_about_more_than_one_node() {
-        let what = Object::of_cluster(Resource::Node, "node-a").expect("a name");
-        let error = Error::Timeout { what, limit: Duration::from_secs(4) };
+        let refused = |marker: &mut Marker, name: &str| {
+            let what = Object::of_cluster(Resource::Node, name).expect("a name");
+            marker.refusals.note(name, &Error::Timeout { what, limit: Duration::from_secs(4) });
+        };
         let mut marker = Marker::new(NodeMarks { labels: true, taint: None });
         assert_eq!((marker.labelling(), marker.due()), (Labelling::On, None));
-        let nodes: Nodes = [("node-a".to_owned(), Node::default())].into();
+        let nodes: Nodes = ["a", "b", "c"].map(|name| (name.to_owned(), Node::default())).into();
         marker.look_at(None, &nodes);
-        for _ in 1..REFUSALS {
-            marker.refusals.note(&error);
+        for name in ["a", "b", "a", "b", "a", "b"] {
+            refused(&mut marker, name); // Of the others it is not known.
             assert!(marker.due().is_some_and(|due| due <= Instant::now()));
+            assert_eq!(marker.labelling(), Labelling::On);
         }
         let mut before = Duration::ZERO;
-        for _ in 0..10 {
-            marker.refusals.note(&error);
+        for name in ["c", "a", "b", "c", "a", "a", "a", "a", "a"] {
+            refused(&mut marker, name);
             let pause = marker.due().expect("a node").duration_since(Instant::now());
             assert!(pause > before / 2 && pause <= LAST_PAUSE, "{pause:?}");
             before = pause;
         }
         assert!(before > FIRST_PAUSE && matches!(marker.labelling(), Labelling::Refused(_)));
         assert_eq!(Marker::new(NodeMarks::default()).labelling(), Labelling::Off);
+    }
+
+    #[test]
+    fn nodes_that_could_not_be_changed_come_after_the_others() {
+        let mut marker = Marker::new(NodeMarks { labels: true, taint: None });
+        let nodes: Nodes = ["a", "b"].map(|name| (name.to_owned(), Node::default())).into();
+        marker.failed.insert("a".to_owned());
+        marker.look_at(None, &nodes);
+        marker.look_at(Some("a".to_owned()), &nodes);
+        assert_eq!(marker.unmarked.iter().collect::<Vec<_>>(), ["b"]);
+        marker.look_again();
+        marker.look_at(Some("a".to_owned()), &nodes);
+        assert_eq!(marker.unmarked.iter().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(marker.again.iter().collect::<Vec<_>>(), ["a"]);
+        marker.unmarked.clear();
+        assert!(marker.due().is_some());
     }
 }

@@ -1,11 +1,11 @@
 //! The CachedArtifacts that there are, and what the reference of each is: their registries are asked once, and what is in the status counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use crate::kube::cluster::Cluster;
@@ -26,7 +26,9 @@ pub(in crate::prepull) struct Artifacts {
     /// Whether registries are asked without credentials.
     anonymous: bool,
     all: BTreeMap<String, Artifact>,
-    asking: JoinSet<Answer>,
+    asking: JoinSet<Result<Digest, String>>,
+    /// What is asked by each of these tasks.
+    asked: HashMap<Id, Question>,
 }
 
 /// A CachedArtifact, and what is known of it.
@@ -38,14 +40,14 @@ pub(in crate::prepull) struct Artifact {
     /// When its registry may be asked again, and how long after that.
     next: Instant,
     retry: Duration,
-    is_asked: bool,
 }
 
-/// What a registry says that a reference of the artifact of this name is.
-struct Answer {
+/// What a reference is, for the artifact of this name.
+#[derive(PartialEq, Eq)]
+struct Question {
     name: String,
     reference: String,
-    result: Result<Digest, String>,
+    pull_secret: Option<String>,
 }
 
 /// CachedArtifacts that are remembered.
@@ -58,7 +60,8 @@ const LAST_RETRY: Duration = Duration::from_secs(900);
 
 impl Artifacts {
     pub fn new(cluster: Cluster, registry: Registry, anonymous: bool) -> Self {
-        Self { cluster, registry, anonymous, all: BTreeMap::new(), asking: JoinSet::new() }
+        let (all, asking, asked) = (BTreeMap::new(), JoinSet::new(), HashMap::new());
+        Self { cluster, registry, anonymous, all, asking, asked }
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -112,34 +115,38 @@ impl Artifacts {
     /// Asks the registries of those whose digest is not known, when it is time.
     pub fn ask(&mut self) {
         let now = Instant::now();
-        for (name, artifact) in &mut self.all {
+        for artifact in self.all.values() {
             if self.asking.len() >= ASKED {
                 return;
             }
             let is_due = !matches!(artifact.resolution, Resolution::Known(_)) && artifact.next <= now;
-            if !is_due || artifact.is_asked {
+            let wanted = artifact.object.wanted();
+            let question = Question::of(&wanted);
+            if !is_due || self.asked.values().any(|asked| *asked == question) {
                 continue;
             }
-            artifact.is_asked = true;
-            let wanted = artifact.object.wanted();
             let (cluster, registry, anonymous) =
                 (self.cluster.clone(), self.registry.clone(), self.anonymous);
-            let (name, reference) = (name.clone(), wanted.reference().to_owned());
-            self.asking.spawn(async move {
-                let result = Box::pin(resolve(&cluster, &registry, &wanted, anonymous)).await;
-                Answer { name, reference, result }
-            });
+            let task = self
+                .asking
+                .spawn(async move { Box::pin(resolve(&cluster, &registry, &wanted, anonymous)).await });
+            self.asked.insert(task.id(), question);
         }
     }
 
     /// Waits for the next answer of a registry. The name of the artifact of which something is known then.
     pub async fn answered(&mut self) -> Option<String> {
-        let Some(Ok(Answer { name, reference, result })) = self.asking.join_next().await else { return None };
-        let artifact = self.all.get_mut(&name)?;
-        if artifact.object.wanted().reference() != reference {
-            return None;
+        let (task, result) = match self.asking.join_next_with_id().await? {
+            Ok(answer) => answer,
+            Err(error) => {
+                (error.id(), Err("asking its registry failed, of which the log says more".to_owned()))
+            }
+        };
+        let question = self.asked.remove(&task)?;
+        let artifact = self.all.get_mut(&question.name)?;
+        if Question::of(&artifact.object.wanted()) != question {
+            return None; // Something else is asked now.
         }
-        artifact.is_asked = false;
         if matches!(artifact.resolution, Resolution::Known(_)) {
             return None; // Somebody else was faster.
         }
@@ -151,11 +158,18 @@ impl Artifacts {
                 Resolution::Failed(reason)
             }
         };
-        Some(name)
+        Some(question.name)
     }
 
     pub fn are_asked(&self) -> bool {
         !self.asking.is_empty()
+    }
+}
+
+impl Question {
+    fn of(wanted: &Wanted) -> Self {
+        let (name, reference) = (wanted.name.clone(), wanted.reference().to_owned());
+        Self { name, reference, pull_secret: wanted.pull_secret.clone() }
     }
 }
 
@@ -165,19 +179,22 @@ impl Artifact {
         let fields = object.as_object_mut();
         let status = fields.and_then(|fields| fields.remove("status")).unwrap_or_default();
         let object = CachedArtifact::deserialize(object).ok()?;
-        let reference = object.wanted().reference().to_owned();
+        let wanted = object.wanted();
+        let reference = wanted.reference();
         let mut artifact = Self {
             object,
             status,
             resolution: Resolution::Pending,
             next: Instant::now(),
             retry: FIRST_RETRY,
-            is_asked: false,
         };
-        // Another node selector is no other reference: what it was resolved to stays.
-        if let Some(before) = before.filter(|before| before.object.wanted().reference() == reference) {
-            let Self { resolution, next, retry, is_asked, .. } = before;
-            artifact = Self { resolution, next, retry, is_asked, ..artifact };
+        // Another node selector is no other reference: what it was resolved to stays. Where it could not be, another secret may help.
+        if let Some(Self { object, resolution, next, retry, .. }) = before {
+            let was = object.wanted();
+            let is_same = was.pull_secret == wanted.pull_secret;
+            if was.reference() == reference && (is_same || matches!(resolution, Resolution::Known(_))) {
+                artifact = Self { resolution, next, retry, ..artifact };
+            }
         }
         // What the object says is so, whoever has written it: this process before a restart, or another one at the same time.
         let said = artifact.status["digest"].as_str().filter(|_| artifact.status["reference"] == reference);
@@ -242,6 +259,17 @@ mod tests {
         artifact.resolution = Resolution::Known(own);
         let artifact = seen(tag, tag, Some(&others), Some(artifact));
         assert_eq!(artifact.resolution, Resolution::Known(others.clone()));
+        // Another secret is tried at once, and what is known stays known.
+        let secret = |name: &str| json!({"metadata": {"name": "llama"}, "spec": {"reference": tag, "pullSecret": name}});
+        let known = Artifact::seen(secret("a"), Some(artifact)).expect("an artifact");
+        assert_eq!(known.resolution, Resolution::Known(others.clone()));
+        let later = Instant::now() + LAST_RETRY;
+        let failed = Artifact { resolution: Resolution::Failed("401".to_owned()), next: later, ..known };
+        let failed = Artifact::seen(secret("a"), Some(failed)).expect("an artifact");
+        assert_eq!((&failed.resolution, failed.next), (&Resolution::Failed("401".to_owned()), later));
+        let again = Artifact::seen(secret("b"), Some(failed)).expect("an artifact");
+        assert!(again.resolution == Resolution::Pending && again.next <= Instant::now());
+        let artifact = Artifact { resolution: Resolution::Known(others.clone()), ..again };
         // That is of no other reference.
         let artifact = seen("r.example/m:v2", tag, Some(&others), Some(artifact));
         assert_eq!(artifact.resolution, Resolution::Pending);

@@ -78,7 +78,7 @@ pub(in crate::prepull) enum Labelling {
     Off,
     On,
     /// It is tried, and the API server takes no change of Nodes, for this reason.
-    Refused(String),
+    Refused(&'static str),
 }
 
 /// Nodes that are named with what they lack, as the definition has it.
@@ -163,9 +163,7 @@ pub(in crate::prepull) fn status(
                 "NotAllowed",
                 "nodes are not labelled: set prepull.nodeLabels of the chart".to_owned(),
             ),
-            Labelling::Refused(why) => {
-                ("False", "Refused", one_line(why).chars().take(MESSAGE_LIMIT).collect())
-            }
+            Labelling::Refused(why) => ("False", "Refused", (*why).to_owned()),
         };
         conditions.push(condition(before, generation, "Labelled", status, reason, &message));
     }
@@ -200,10 +198,38 @@ fn condition(
     })
 }
 
-/// Whether an object with the status `before` is changed by `patch`.
-pub(in crate::prepull) fn changes(before: &Value, patch: &Value) -> bool {
-    let mut fields = patch.as_object().into_iter().flatten();
-    fields.any(|(key, value)| before.get(key).unwrap_or(&Value::Null) != value)
+/// What is other in a status that is to be written. The more of it there is, the greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::prepull) enum Changed {
+    Nothing,
+    /// Only what a registry or a node said, whose words can be others each time: all nodes see each status that is written.
+    Words,
+    Facts,
+}
+
+/// What an object with the status `before` gets by `patch`.
+pub(in crate::prepull) fn changed(before: &Value, patch: &Value) -> Changed {
+    let fields = patch.as_object().into_iter().flatten();
+    let of_field = |(key, value): (&String, &Value)| {
+        let before = before.get(key).unwrap_or(&Value::Null);
+        match before == value {
+            true => Changed::Nothing,
+            false if wordless(before) == wordless(value) => Changed::Words,
+            false => Changed::Facts,
+        }
+    };
+    fields.map(of_field).max().unwrap_or(Changed::Nothing)
+}
+
+/// A list of conditions or nodes, without what others say in words.
+fn wordless(field: &Value) -> Value {
+    let mut field = field.clone();
+    for item in field.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        if item.get("type").is_none_or(|kind| kind == "Resolved") {
+            item.remove("message");
+        }
+    }
+    field
 }
 
 #[cfg(test)]
@@ -276,12 +302,26 @@ mod tests {
         let mut before = many;
         before["conditions"][0]["lastTransitionTime"] = "2020-01-01T00:00:00Z".into();
         let again = status(&artifact, &before, &known, &nodes, &reports, &Labelling::Off);
-        assert!(!changes(&before, &again) && changes(&json!({}), &again));
+        assert_eq!(
+            (changed(&before, &again), changed(&json!({}), &again)),
+            (Changed::Nothing, Changed::Facts)
+        );
+        // The words of others are not facts; its own are of the numbers.
+        for (pointer, expected) in [
+            ("/failing/0/message", Changed::Words),
+            ("/failing/0/reason", Changed::Facts),
+            ("/conditions/1/message", Changed::Words),
+            ("/conditions/0/message", Changed::Facts),
+        ] {
+            let mut other = again.clone();
+            *other.pointer_mut(pointer).expect(pointer) = "other".into();
+            assert_eq!(changed(&before, &other), expected, "{pointer}");
+        }
         // Without a digest every node's own counts.
         let failed = Resolution::Failed("down".to_owned());
         let sum = status(&artifact, &before, &failed, &nodes, &reports, &Labelling::Off);
         assert_eq!((&sum["nodes"]["ready"], &sum["digest"]), (&json!(2), &Value::Null));
-        assert!(changes(&before, &sum));
+        assert_eq!(changed(&before, &sum), Changed::Facts);
     }
 
     #[test]
