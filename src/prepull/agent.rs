@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::kube::cluster::Cluster;
 use crate::kube::object::{InvalidName, Object, Resource};
 use crate::kube::watch::Seen;
-use crate::prepull::artifact::{CachedArtifact, Wanted};
+use crate::prepull::artifact::{CachedArtifact, Read, Wanted};
 use crate::prepull::board::Board;
 use crate::prepull::bring::{Bringing, PULLS, Shared};
 use crate::prepull::report::{self, NodeIdentity};
@@ -24,8 +24,8 @@ use crate::volume::volumes::Volumes;
 /// Brings to this node what CachedArtifacts want.
 pub struct Agent {
     shared: Shared,
-    /// By their names; all there are, also those for other nodes.
-    artifacts: Option<BTreeMap<String, CachedArtifact>>,
+    /// By their names; all there are, also those for other nodes and those that are not understood.
+    artifacts: Option<BTreeMap<String, Option<CachedArtifact>>>,
     labels: Option<Labels>,
     identity: watch::Sender<Option<NodeIdentity>>,
     bringing: BTreeMap<String, Bringing>,
@@ -78,7 +78,7 @@ impl Agent {
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), InvalidName> {
         let cluster = self.shared.cluster.clone();
         let mut nodes = cluster.follow::<Node>(Object::of_cluster(Resource::Node, &self.shared.node)?);
-        let mut artifacts = cluster.follow::<CachedArtifact>(Object::all(Resource::CachedArtifact));
+        let mut artifacts = cluster.follow::<Read>(Object::all(Resource::CachedArtifact));
         let (board, identity) = (self.shared.board.subscribe(), self.identity.subscribe());
         let mut reporting = None;
         let mut compare = interval(COMPARE);
@@ -126,15 +126,22 @@ impl Agent {
         }
     }
 
-    fn see_artifact(&mut self, seen: Seen<CachedArtifact>) {
-        let named = |artifact: CachedArtifact| (artifact.metadata.name.clone(), artifact);
+    /// Notes what was seen. Of what is not understood, what was known before counts.
+    fn see_artifact(&mut self, seen: Seen<Read>) {
+        let known = self.artifacts.get_or_insert_default();
         match seen {
-            Seen::All(all) => self.artifacts = Some(all.into_iter().map(named).take(ARTIFACTS).collect()),
+            Seen::All(all) => {
+                let mut before = std::mem::take(known);
+                for (name, artifact) in all.into_iter().map(Read::named).take(ARTIFACTS) {
+                    let before = before.remove(&name).flatten();
+                    known.insert(name, artifact.or(before));
+                }
+            }
             Seen::Set(artifact) => {
-                let artifacts = self.artifacts.get_or_insert_default();
-                let (name, artifact) = named(artifact);
-                if artifacts.len() < ARTIFACTS || artifacts.contains_key(&name) {
-                    artifacts.insert(name, artifact);
+                let (name, artifact) = artifact.named();
+                if known.len() < ARTIFACTS || known.contains_key(&name) {
+                    let before = known.remove(&name).flatten();
+                    known.insert(name, artifact.or(before));
                 } else {
                     tracing::warn!(
                         name,
@@ -142,9 +149,7 @@ impl Agent {
                     );
                 }
             }
-            Seen::Gone(name) => {
-                self.artifacts.get_or_insert_default().remove(&name);
-            }
+            Seen::Gone(name) => drop(known.remove(&name)),
         }
     }
 
@@ -168,7 +173,9 @@ impl Agent {
                 gone.push(name);
             }
         }
-        let names: BTreeSet<String> = wanted.keys().cloned().collect();
+        // What is not understood may be for this node: what is kept for its sake stays.
+        let unclear = artifacts.iter().filter(|(_, artifact)| artifact.is_none()).map(|(name, _)| name);
+        let names: BTreeSet<String> = wanted.keys().chain(unclear).cloned().collect();
         if self.kept.as_ref() != Some(&names) {
             match self.shared.volumes.keep_only(names.clone()).await {
                 Ok(()) => self.kept = Some(names),
@@ -198,10 +205,10 @@ impl Agent {
 
 /// What is wanted of a node with these labels, and the first name for which there is no more room.
 fn wanted(
-    artifacts: &BTreeMap<String, CachedArtifact>,
+    artifacts: &BTreeMap<String, Option<CachedArtifact>>,
     labels: &Labels,
 ) -> (BTreeMap<String, Wanted>, Option<String>) {
-    let own = artifacts.values().filter(|artifact| artifact.spec.node_selector.matches(labels));
+    let own = artifacts.values().flatten().filter(|artifact| artifact.spec.node_selector.matches(labels));
     let mut wanted: BTreeMap<String, Wanted> =
         own.map(|artifact| (artifact.metadata.name.clone(), artifact.wanted())).collect();
     let left_out = wanted.keys().nth(OF_A_NODE).cloned();
@@ -217,7 +224,7 @@ mod tests {
 
     use super::*;
 
-    fn artifact(name: &str, zone: &str) -> (String, CachedArtifact) {
+    fn artifact(name: &str, zone: &str) -> (String, Option<CachedArtifact>) {
         let spec = json!({"reference": "r.example/m:v1", "nodeSelector": {"matchLabels": {"zone": zone}}});
         let read = serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec}));
         (name.to_owned(), read.expect("an artifact"))

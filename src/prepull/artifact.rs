@@ -19,6 +19,14 @@ pub(in crate::prepull) struct CachedArtifact {
     pub status: Status,
 }
 
+/// A CachedArtifact that is there, also when a later version has written what is not understood.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub(in crate::prepull) enum Read {
+    Understood(Box<CachedArtifact>),
+    NotUnderstood { metadata: Metadata },
+}
+
 /// Of its metadata.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(in crate::prepull) struct Metadata {
@@ -77,6 +85,16 @@ pub(in crate::prepull) struct Wanted {
 
 /// The longest time in which nodes begin, as the definition has it.
 const LONGEST_SPREAD: u64 = 3600;
+
+impl Read {
+    /// Its name, and what is understood of it.
+    pub fn named(self) -> (String, Option<CachedArtifact>) {
+        match self {
+            Self::Understood(artifact) => (artifact.metadata.name.clone(), Some(*artifact)),
+            Self::NotUnderstood { metadata } => (metadata.name, None),
+        }
+    }
+}
 
 impl CachedArtifact {
     /// What is wanted of a node that it is for.

@@ -117,6 +117,17 @@ fn what_is_kept_outlives_the_plugin_without_registry_and_api_server() {
         eventually("its status", || api.writes() > before && api.phase("llama") == "Ready").await;
         assert_eq!(registry.requests().len(), 0);
 
+        // What a later version has written is not understood, and no reason to let it go.
+        api.apply("llama", &json!({"reference": reference, "retention": "UntilTomorrow"}));
+        api.apply("other", &json!({"reference": registry.reference("absent:v1")}));
+        until(&api, "other", "Failed").await;
+        assert_eq!(left(&node).await, [reference.as_str()]);
+        node.stop().await;
+        let before = api.writes();
+        node.run_registered().await;
+        eventually("its status", || api.writes() > before && api.phase("other") == "Failed").await;
+        assert_eq!((left(&node).await, api.phase("llama").as_str()), (vec![reference.clone()], ""));
+
         // Nobody would let it go any more where this is turned off.
         node.stop().await;
         node.env.remove("OCIVOL_CACHED_ARTIFACTS");
