@@ -295,9 +295,8 @@ impl Fetch<'_> {
                         self.speed.set(Some(self.pace(0.0)));
                         continue;
                     }
-                    // No room for another piece says that the disk is what is slow; and what is held back is as slow as it shall be.
-                    if self.is_held_back()
-                        || self.writer.capacity() == 0 || self.room.available_permits() < PIECE {
+                    // No room for another piece says that the disk is what is slow.
+                    if self.writer.capacity() == 0 || self.room.available_permits() < PIECE {
                         rate.excuse(now, received);
                         self.speed.set(None);
                         continue;
@@ -309,6 +308,8 @@ impl Fetch<'_> {
                             let host = self.host();
                             return Err(registry::error::Error::TooSlow { host, over: Rate::DEAD_AFTER }.into());
                         }
+                        // It is as slow as it shall be. A source that is dead is so all the same.
+                        Judgement::BytesPerSecond(_) if self.is_held_back() => self.speed.set(None),
                         Judgement::BytesPerSecond(rate) => {
                             self.speed.set(Some(self.pace(rate)));
                             // As many as it takes to be fast, if each is as fast as those that run; at least as many again.
