@@ -129,8 +129,8 @@ impl Call {
     fn trace<T>(&mut self, result: &Result<T, Status>) {
         let Some(mut work) = self.work.take() else { return };
         let code = result.as_ref().err().map_or(Code::Ok, Status::code);
-        work.set("rpc.system", "grpc");
-        work.set("rpc.grpc.status_code", i64::from(i32::from(code)));
+        work.set("rpc.system", || "grpc");
+        work.set("rpc.grpc.status_code", || i64::from(i32::from(code)));
         let texts = [
             ("csi.volume.id", &self.volume),
             ("k8s.namespace.name", &self.namespace),
@@ -140,18 +140,16 @@ impl Call {
         ];
         for (key, text) in texts {
             if let Some(text) = text {
-                work.set(key, text.clone());
+                work.set(key, || text.clone());
             }
         }
         if let Some(source) = self.source {
-            work.set("ocivol.source", source);
+            work.set("ocivol.source", || source);
         }
         if let Some(fetched) = self.fetched {
-            work.set("ocivol.fetched_bytes", i64::try_from(fetched).unwrap_or(i64::MAX));
+            work.set("ocivol.fetched_bytes", || i64::try_from(fetched).unwrap_or(i64::MAX));
         }
-        if let Err(error) = result {
-            work.fail(error.message());
-        }
+        work.end(result.as_ref().err().map(Status::message));
     }
 }
 

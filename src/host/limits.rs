@@ -70,12 +70,12 @@ pub const KEPT_PLAN: u64 = MIB;
 pub const LARGEST_PLAN: u64 = 40 * MIB;
 /// Bytes of memory for what takes much of it and does not take long: merges, large plans, configs that are read, one large window
 /// for decompression. The largest of them fit: [`MERGE_BYTES`], [`LARGE_UNPACK`].
-pub const WORK_BYTES: u64 = 164 * MIB;
+pub const WORK_BYTES: u64 = 161 * MIB;
 /// Bytes of memory for small work of that kind, and for reading manifests, in a lane of its own.
 pub const SMALL_WORK_BYTES: u64 = 24 * MIB;
 /// Bytes of memory that small work takes at most: the tree of an image of some 30,000 files, or the plan of a manifest of 400 KiB.
 pub const SMALL_WORK: u64 = 8 * MIB;
-/// Bytes of memory that the indexes of one tree may take in a merge: of 590,000 entries with names of 50 bytes.
+/// Bytes of memory that the indexes of one tree may take in a merge: of 580,000 entries with names of 50 bytes.
 pub const MERGE_BYTES: u64 = WORK_BYTES;
 const _: () = assert!(LARGE_UNPACK <= WORK_BYTES);
 /// Bytes of memory for directories of layers that are unpacked, beyond what each layer has. A layer that finds none left is
@@ -96,11 +96,17 @@ pub const RING_BYTES: u64 = MIB;
 /// Bytes of the extended headers of an entry of an archive, and of the attributes of its directories.
 pub const HEADER_BYTES: u64 = MIB;
 /// Bytes of a file of a layer that is filled together with others, at most.
-pub const SMALL_FILE: u64 = 8 * KIB;
+pub const SMALL_FILE: usize = 8 * 1024;
 /// Bytes from which files are enough to be filled together.
 pub const SMALL_FILE_BATCH: usize = 24 * 1024;
-/// Bytes of all such files of a layer: two batches wait, one is made, and one is filled by each of two threads.
-pub const SMALL_FILE_BYTES: u64 = 5 * (SMALL_FILE_BATCH as u64 + SMALL_FILE);
+/// Bytes of all such files of a layer, with their names: two batches wait, one is made, and one is filled by each of two threads.
+pub const SMALL_FILE_BYTES: u64 = 5 * (SMALL_FILE_BATCH + SMALL_FILE + 4 * 1024) as u64;
+/// Spans that wait to be sent. More are dropped.
+pub const SPANS: usize = 512;
+/// Spans that are sent at once.
+pub const SPANS_AT_ONCE: usize = 128;
+/// Bytes of a span, which has three or four texts.
+pub const SPAN_BYTES: usize = 4 * 1024;
 /// Bytes of memory that one layer takes that is unpacked.
 pub const UNPACK_BYTES: u64 =
     COMMON_WINDOW + RING_BYTES + OWN_DIRECTORY_BYTES + 2 * HEADER_BYTES + SMALL_FILE_BYTES + MIB / 2;
@@ -135,7 +141,7 @@ pub const PROGRAM_KEPT: usize = 64 * 1024;
 const BASE: u64 = 28 * MIB;
 
 /// Every bound of memory, in bytes. The first column says what it is for.
-pub fn table() -> [(&'static str, u64); 16] {
+pub fn table() -> [(&'static str, u64); 17] {
     let transfers = LARGE_TRANSFERS + SMALL_TRANSFERS;
     let large_unpacks = LARGE_UNPACKS_WHILE_COMING + LARGE_UNPACKS;
     let unpacks = large_unpacks + SMALL_UNPACKS_WHILE_COMING + SMALL_UNPACKS;
@@ -161,6 +167,8 @@ pub fn table() -> [(&'static str, u64); 16] {
             OBJECTS * OBJECT_BYTES as u64
                 + PROGRAMS as u64 * (PROGRAM_TURNS * PROGRAM_OUTPUT as u64 + PROGRAM_KEPT as u64),
         ),
+        // What is sent is there twice: as it was recorded, and as it is sent.
+        ("spans of traces", ((SPANS + 2 * SPANS_AT_ONCE) * SPAN_BYTES) as u64),
         ("lists of what is warmed", WARM_NAMES + WARM_WALK),
         ("first looks after a crash", (FIRST_LOOKS * FIRST_LOOK_BYTES) as u64),
     ]

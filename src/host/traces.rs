@@ -1,6 +1,7 @@
 //! Traces for who has a collector (OTLP over gRPC): a span for each call of kubelet, and below it for the pull that it waits for, what that
-//! resolves, transfers and makes. Off unless [`start`] was called; then nothing is recorded, and nothing costs more than a look.
+//! resolves, transfers and makes. Off unless [`start`] was called; then nothing is recorded.
 
+use std::fmt::Display;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,10 +16,12 @@ use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, SpanData, SpanExporter,
 };
 
+use crate::host::limits;
+
 /// Sends what is recorded until it is ended.
 pub struct Traces(SdkTracerProvider);
 
-/// Something that takes time. Its span ends when it is dropped.
+/// Something that takes time. Its span ends when it is dropped; without that its [end](Work::end) was told it was given up.
 #[derive(Debug)]
 pub struct Work(Option<BoxedSpan>);
 
@@ -33,10 +36,8 @@ tokio::task_local! {
     static PARENT: SpanContext;
 }
 
-/// Spans that wait to be sent. More are dropped.
-const WAITING: usize = 1024;
-/// Spans that are sent at once.
-const AT_ONCE: usize = 128;
+/// Bytes of one text of a span, at most: a reference, or what went wrong.
+const TEXT_LIMIT: usize = 1024;
 /// How long spans wait, and how long sending may take.
 const DELAY: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,8 +52,8 @@ pub fn start(endpoint: &str, node: &str) -> Result<Traces, ExporterBuildError> {
     let exporter = exporter.with_endpoint(endpoint).with_timeout(TIMEOUT).build()?;
     let exporter = Telling { exporter, endpoint: endpoint.to_owned(), has_failed: AtomicBool::new(false) };
     let batches = BatchConfigBuilder::default()
-        .with_max_queue_size(WAITING)
-        .with_max_export_batch_size(AT_ONCE)
+        .with_max_queue_size(limits::SPANS)
+        .with_max_export_batch_size(limits::SPANS_AT_ONCE)
         .with_scheduled_delay(DELAY)
         .build();
     let processor = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
@@ -102,17 +103,24 @@ impl Work {
         Self(Some(tracer.build_with_context(span, &context)))
     }
 
-    /// Says something of it. Secrets have no place here: traces leave the node.
-    pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
+    /// Says something of it, a text or a number. Secrets have no place here: traces leave the node.
+    pub fn set<V: Into<Value>>(&mut self, key: &'static str, value: impl FnOnce() -> V) {
         if let Some(span) = &mut self.0 {
+            let value = match value().into() {
+                Value::String(text) => Value::from(short(text.as_str())),
+                value => value,
+            };
             span.set_attribute(KeyValue::new(key, value));
         }
     }
 
-    /// It did not succeed.
-    pub fn fail(&mut self, why: &(impl ToString + ?Sized)) {
-        if let Some(span) = &mut self.0 {
-            span.set_status(Status::error(why.to_string()));
+    /// It ended, well unless there is an error.
+    pub fn end<E: Display + ?Sized>(mut self, error: Option<&E>) {
+        if let Some(mut span) = self.0.take() {
+            if let Some(error) = error {
+                span.set_status(Status::error(short(&error.to_string())));
+            }
+            span.end();
         }
     }
 
@@ -120,6 +128,19 @@ impl Work {
     pub fn parent(&self) -> Parent {
         Parent(self.0.as_ref().map(|span| span.span_context().clone()))
     }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        if let Some(span) = &mut self.0 {
+            span.set_status(Status::error("given up"));
+        }
+    }
+}
+
+/// The beginning of a text.
+fn short(text: &str) -> String {
+    text.get(..text.floor_char_boundary(TEXT_LIMIT)).unwrap_or_default().to_owned()
 }
 
 impl Parent {

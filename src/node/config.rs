@@ -208,7 +208,8 @@ impl NodeFlags {
 
 /// The address of a collector; none for an empty value.
 fn otlp_endpoint(value: String) -> Result<Option<String>, BadFlag> {
-    let is_address = |url: &Url| url.scheme() == "http" && url.host().is_some() && url.password().is_none();
+    let has_user = |url: &Url| !url.username().is_empty() || url.password().is_some();
+    let is_address = |url: &Url| url.scheme() == "http" && url.host().is_some() && !has_user(url);
     match Url::parse(&value) {
         _ if value.is_empty() => Ok(None),
         Ok(url) if is_address(&url) => Ok(Some(value)),
@@ -297,9 +298,13 @@ mod tests {
         assert_eq!(to("").ok(), Some(None));
         let address = "http://otel-collector.monitoring:4317";
         assert_eq!(to(address).ok(), Some(Some(address.to_owned())));
-        for wrong in
-            ["otel-collector:4317", "https://collector:4317", "http://", "http://user:secret@collector:4317"]
-        {
+        for wrong in [
+            "otel-collector:4317",
+            "https://collector:4317",
+            "http://",
+            "http://user@collector:4317",
+            "http://user:secret@collector:4317",
+        ] {
             assert_eq!(to(wrong).expect_err(wrong).flag, "--otlp-endpoint");
         }
     }

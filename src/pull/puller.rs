@@ -166,16 +166,15 @@ impl Puller {
             let (puller, shared) = (Arc::clone(self), Arc::clone(&progress));
             // Of who asked first; others wait for it.
             let mut traced = Work::begin("pull");
-            traced.set("oci.reference", request.reference.to_string());
+            traced.set("oci.reference", || request.reference.to_string());
             let work = async move {
                 let running = puller.metrics.in_flight(&request, &shared);
                 let result = traced.parent().scope(Box::pin(puller.run(&request, &shared))).await;
                 running.ended(&result);
-                match &result {
-                    Ok(pulled) => traced.set("oci.manifest.digest", pulled.digest.to_string()),
-                    Err(error) => traced.fail(error),
+                if let Ok(pulled) = &result {
+                    traced.set("oci.manifest.digest", || pulled.digest.to_string());
                 }
-                drop(traced);
+                traced.end(result.as_ref().err());
                 if let Err(error) = &result {
                     puller.log(&request, error);
                 }
@@ -200,7 +199,7 @@ impl Puller {
     async fn run(&self, request: &PullRequest, progress: &Progress) -> Result<Pulled, Error> {
         let traced = Work::begin("resolve");
         let resolving = traced.parent().scope(Box::pin(self.resolver.resolve(request))).await;
-        drop(traced);
+        traced.end(resolving.as_ref().err());
         self.metrics.resolves.inc(match &resolving {
             Ok((resolved, _)) if resolved.asked => Resolve::Remote,
             Ok(_) => Resolve::Hit,
@@ -253,10 +252,10 @@ impl Puller {
                 };
                 let build = build(plan);
                 let traced = Work::begin("tree");
-                let tree = self.trees.build(build, memory, &asker.tenant, Arc::clone(&hold)).await?;
-                drop(traced);
+                let built = self.trees.build(build, memory, &asker.tenant, Arc::clone(&hold)).await;
+                traced.end(built.as_ref().err());
                 drop(room); // The plan is gone.
-                tree
+                built?
             }
         };
         let noted = async {

@@ -123,13 +123,11 @@ impl Transfers {
             let (transfers, needed) = (Arc::clone(self), needed.clone());
             let shared = Arc::clone(&sources);
             let mut traced = Work::begin("transfer");
-            traced.set("oci.descriptor.digest", needed.blob.digest.to_string());
-            traced.set("oci.descriptor.size", i64::try_from(needed.blob.size).unwrap_or(i64::MAX));
+            traced.set("oci.descriptor.digest", || needed.blob.digest.to_string());
+            traced.set("oci.descriptor.size", || i64::try_from(needed.blob.size).unwrap_or(i64::MAX));
             let work = async move {
                 let result = transfers.run(&needed, &shared).await.map_err(Arc::new);
-                if let Err(error) = &result {
-                    traced.fail(error);
-                }
+                traced.end(result.as_ref().err());
                 result
             };
             (sources, work)

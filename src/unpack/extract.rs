@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! <directory>/fs/<name>       what the layer holds, at its names
-//! <directory>/shadowed/<number>  content whose name was taken, by the number of its entry
+//! <directory>/aside/<number>  content whose name was taken, by the number of its entry
 //! <directory>/index           every entry, in the order of the archive
 //! ```
 
@@ -23,7 +23,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::host::crew::{self, Crew, SpareCores};
+use crate::host::crew::{self, Crew, Pool};
 use crate::host::limits::MERGE_BYTES;
 use crate::host::{failpoint, file_metadata};
 use crate::layer::checksum::Checksum;
@@ -135,9 +135,12 @@ impl Extract {
     /// When the archive breaks a rule or a limit, or the kernel refuses something. What was written then stays
     /// for the caller to remove.
     pub fn run(self, input: impl BufRead) -> Result<Summary, Error> {
+        self.run_with(&crew::SMALL_FILES, input)
+    }
+
+    fn run_with(self, pool: &'static Pool, input: impl BufRead) -> Result<Summary, Error> {
         // All have ended when this returns: nobody writes in the directory any more.
-        let cores = SpareCores::take(&crew::SMALL_FILES, 1);
-        crew::with_helpers(cores.count(), "fill", &Batch::fill, |fillers| self.lead(input, fillers))
+        crew::with_helpers(pool, 1, "fill", &Batch::fill, |fillers| self.lead(input, fillers))
     }
 
     fn lead(mut self, input: impl BufRead, fillers: &Fillers<'_>) -> Result<Summary, Error> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::response::IntoResponse as _;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
@@ -110,9 +110,49 @@ fn a_call_and_what_it_waits_for_are_one_trace() {
             assert!(part.start_time_unix_nano >= pull.start_time_unix_nano, "{part:?}");
             assert!(part.end_time_unix_nano <= pull.end_time_unix_nano, "{part:?}");
         }
+        // Each of them says how it ended.
+        let code = |span: &Span| span.status.as_ref().map_or(0, |status| status.code);
+        assert_eq!((code(good), code(&pull)), (0, 0));
+        let failed = collector.spans().into_iter().filter(|span| span.trace_id == bad.trace_id);
+        let failed: Vec<(String, String)> =
+            failed.map(|span| (span.name, span.status.unwrap_or_default().message)).collect();
+        for name in ["pull", "resolve"] {
+            let message = failed.iter().find(|(span, _)| span == name).map(|(_, message)| message.as_str());
+            assert!(message.is_some_and(|message| message.contains("absent")), "{name}: {failed:?}");
+        }
         assert!(collector.named("csi.v1.Identity/Probe").is_none(), "that is asked all the time");
         let all = format!("{:?}", collector.got.lock().expect("no panic"));
         assert!(!all.contains("hunter2") && all.contains("node-1"), "{all}");
+    });
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_is_a_span_that_was_given_up() {
+    isolated(async {
+        let collector = Collector::default();
+        let endpoint = collector.start().await;
+        let registry = Scripted::with_model(noise(1, 1 << 20)).await;
+        // Its blobs begin, and do not end.
+        registry.script(|seen| {
+            let is_blob = seen.path.contains("/blobs/");
+            let never = futures_util::stream::pending::<std::io::Result<String>>();
+            is_blob.then(|| axum::response::Response::new(axum::body::Body::from_stream(never)))
+        });
+        let mut node = Node::on_host(&["--plain-http", &registry.host(), "--otlp-endpoint", &endpoint]);
+        node.run_registered().await;
+        let volume = node.volume("pod");
+        let reference = registry.reference("m:v1");
+        let publish = node.publish(&volume, &reference, &[]);
+        let asked = eventually("it is asked for", || registry.count(&Method::GET, "/blobs/") > 0);
+        tokio::select! {
+            _ = publish => panic!("it does not end"),
+            () = asked => {}
+        }
+        node.stop().await;
+        for name in ["transfer", "pull"] {
+            let span = collector.named(name).unwrap_or_else(|| panic!("no {name}"));
+            assert_eq!(span.status.map(|status| status.message).as_deref(), Some("given up"), "{name}");
+        }
     });
 }
 

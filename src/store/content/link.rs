@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
-use crate::host::crew::{self, Crew, SpareCores};
+use crate::host::crew::{self, Crew, Pool};
 use crate::host::{failpoint, file_metadata};
 use crate::layer::checksum::Checksum;
 use crate::layer::format::{Profile, readable};
@@ -107,11 +107,12 @@ pub(in crate::store) fn make(
     space: Space<'_>,
 ) -> Result<Made, Error> {
     let entries = layers(sources).flatten().map(|layer| layer.summary.entries).sum::<usize>();
-    let cores = SpareCores::take(&crew::LINKS, if entries < MANY { 0 } else { crew::MOST });
-    make_with(cores.count(), root, merge, sources, how, space)
+    let helpers = if entries < MANY { 0 } else { crew::MOST };
+    make_with(&crew::LINKS, helpers, root, merge, sources, how, space)
 }
 
 fn make_with(
+    pool: &'static Pool,
     helpers: usize,
     root: &Path,
     merge: &Merge<'_>,
@@ -123,7 +124,7 @@ fn make_with(
     let index = TreeIndex::create(root.parent().unwrap_or(root))?;
     let linker = Linker::new(merge, layers(sources).collect(), how.reflink, space);
     let link = |links| linker.link_all(links);
-    let (index, mut made) = crew::with_helpers(helpers, "link", &link, |crew| {
+    let (index, mut made) = crew::with_helpers(pool, helpers, "link", &link, |crew| {
         let mut walk = Walk {
             root,
             merge,
@@ -476,7 +477,8 @@ mod tests {
         }
         let root = place.join(format!("tree-{helpers}-{readable}")).join(FILES);
         let how = How { profile: Profile::Image, readable, reflink: false };
-        let made = make_with(helpers, &root, &merge, &sources, how, &|_| Ok(())).expect("made");
+        let made =
+            make_with(Pool::of(helpers), helpers, &root, &merge, &sources, how, &|_| Ok(())).expect("made");
         (root, made)
     }
 
@@ -547,8 +549,8 @@ mod tests {
             merge.apply(&entries[0], &Rename::default()).expect("applied");
             let root = base.join("tree").join(FILES);
             let how = How { profile: Profile::Image, readable: false, reflink: false };
-            let error =
-                make_with(helpers, &root, &merge, &sources, how, &|_| Ok(())).expect_err("it is lost");
+            let error = make_with(Pool::of(helpers), helpers, &root, &merge, &sources, how, &|_| Ok(()))
+                .expect_err("it is lost");
             assert!(error.is_loss() && error.to_string().contains("d7/in/f3"), "{error}");
         }
     }
@@ -567,7 +569,8 @@ mod tests {
             let root = base.join("tree").join(FILES);
             let how = How { profile: Profile::Image, readable: false, reflink: false };
             let full = |_| Err(Error::Abandoned);
-            let error = make_with(helpers, &root, &merge, &sources, how, &full).expect_err("it is full");
+            let error = make_with(Pool::of(helpers), helpers, &root, &merge, &sources, how, &full)
+                .expect_err("it is full");
             assert!(matches!(error, Error::Abandoned), "{error}");
         }
     }
@@ -591,7 +594,8 @@ mod tests {
         let how = How { profile: Profile::Image, readable: false, reflink: false };
         for helpers in [0, 1] {
             let root = directory.path().join(format!("tree-{helpers}")).join(FILES);
-            let made = make_with(helpers, &root, &merge, &sources, how, &|_| Ok(())).expect("made");
+            let made = make_with(Pool::of(helpers), helpers, &root, &merge, &sources, how, &|_| Ok(()))
+                .expect("made");
             let found = listing(&root);
             assert_eq!(found.len() as u64, made.inodes as u64);
             assert_eq!(made.files, 4 * (LINKS / 2));

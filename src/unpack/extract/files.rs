@@ -202,6 +202,8 @@ fn inside() -> ResolveFlags {
 pub(super) struct Content<'a> {
     file: BorrowedFd<'a>,
     size: u64,
+    /// Whether somebody else has the checksum.
+    is_hashed: bool,
     /// `None` for a file that came in one piece, as most do: hashing it at once is faster.
     hasher: Option<Box<Xxh3>>,
     checksum: Checksum,
@@ -228,13 +230,31 @@ fn some_zeros(length: u64) -> &'static [u8] {
 impl<'a> Content<'a> {
     /// The content of `file`, which is new: what is not written reads as zeros.
     pub fn new(file: BorrowedFd<'a>, size: u64) -> Self {
-        let checksum = Checksum::of(b"");
-        Self { file, size, hasher: None, checksum, position: 0, zeros: 0, written: 0, written_back: 0 }
+        Self {
+            file,
+            size,
+            is_hashed: false,
+            hasher: None,
+            checksum: Checksum::of(b""),
+            position: 0,
+            zeros: 0,
+            written: 0,
+            written_back: 0,
+        }
+    }
+
+    /// The same of a file of which somebody else has the checksum: `whole` is all of its content.
+    pub fn write_whole(file: BorrowedFd<'a>, whole: &[u8]) -> Result<(), Errno> {
+        let mut content = Self { is_hashed: true, ..Self::new(file, whole.len() as u64) };
+        content.write(whole)?;
+        content.finish().map(drop)
     }
 
     /// The next bytes. Returns how many were written.
     pub fn write(&mut self, piece: &[u8]) -> Result<u64, Errno> {
-        if piece.len() as u64 == self.size {
+        if self.is_hashed {
+            // Nothing is to be told.
+        } else if piece.len() as u64 == self.size {
             self.checksum = Checksum::of(piece);
         } else {
             self.hasher.get_or_insert_default().update(piece);
