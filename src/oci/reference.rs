@@ -125,7 +125,9 @@ impl FromStr for Reference {
             check_path(path).map_err(invalid)?;
             // Only a slash after it could tell such a name from one with a tag, and slashes at the end are not kept.
             if path.rsplit('/').next().is_some_and(|last| last.contains(':')) {
-                return Err(invalid("the last part of the path has a colon, after which a tag would be".into()));
+                return Err(invalid(
+                    "the last part of the path has a colon, after which a tag would be".into(),
+                ));
             }
             let (host, tag) = (OCI_LAYOUT.to_owned(), tag.map(str::to_owned));
             return Ok(Self { host, repository: path.to_owned(), tag, digest });
