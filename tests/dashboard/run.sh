@@ -1,7 +1,7 @@
 #!/bin/sh
 # Draws the dashboard of three nodes that work for some minutes: real plugins, Debian's docker-registry behind a line with faults, and
 # Prometheus, which is asked what Grafana would ask it. Runs in namespaces of its own, so that nothing of it is left: mounts, processes,
-# and files, which are in memory.
+# and files, which are in memory. What the programs logged is copied to the directory OCIVOL_LOGS, if that is set.
 # usage: run.sh OCIVOL PROMETHEUS SECONDS PICTURE
 set -eu
 if [ -z "${OCIVOL_DASHBOARD:-}" ]; then
@@ -18,6 +18,7 @@ clean() {
 	# shellcheck disable=SC2086 # Words.
 	[ -z "$pids" ] || kill -9 $pids 2>/dev/null || :
 	wait || :
+	[ -z "${OCIVOL_LOGS:-}" ] || cp "$work"/*.log "$OCIVOL_LOGS" || :
 	cd /
 	umount --recursive --lazy "$work" || :
 	rmdir "$work"
@@ -80,4 +81,3 @@ serve prometheus 9090 "$prometheus" --config.file="$work/prometheus.yml" --stora
 python3 -B "$here/work.py" "$ocivol" "$work" 5001 "$line" "$seconds"
 python3 -B "$here/draw.py" "$dashboard" http://127.0.0.1:9090 "$seconds" $SCRAPED "$work/dashboard.svg"
 cp "$work/dashboard.svg" "$picture"
-[ -z "${OCIVOL_LOGS:-}" ] || cp "$work"/*.log "$OCIVOL_LOGS"

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import stat
 import subprocess
 import sys
 import threading
@@ -51,6 +52,15 @@ def secret(password):
 def reference_of(name):
     host = line if not name.startswith("nowhere/") else line.split(":")[0] + ":9"
     return f"{host}/{name.replace('/denied', '/tuned')}:v1"
+
+
+def size(path):
+    """Of a file; what else there is, or what a collection just took, has none."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 class Node:
@@ -102,8 +112,7 @@ class Node:
 
     def damage(self):
         """Changes a byte of the largest file of the store, as a bad disk does."""
-        files = [path for path in (self.path / "store").rglob("*") if path.is_file() and not path.is_symlink()]
-        largest = max(files, key=lambda path: path.stat().st_size)
+        largest = max((self.path / "store").rglob("*"), key=size)
         with open(largest, "r+b", buffering=0) as file:
             byte = file.read(1)
             file.seek(0)
@@ -135,17 +144,17 @@ PLAN = [
 
 
 def started(work, *arguments):
-    threading.Thread(target=work, args=arguments, daemon=True).start()
+    thread = threading.Thread(target=work, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
 
 began = time.monotonic()
-for node in nodes:
-    for place in range(PODS):
-        started(node.pods, place)
+pods = [started(node.pods, place) for node in nodes for place in range(PODS)]
 for part, work in PLAN:
     time.sleep(max(began + part * seconds - time.monotonic(), 0))
     started(work)
 time.sleep(max(began + seconds - time.monotonic(), 0))
-# Whatever still runs is ended with the plugins.
+# They go on until the plugins end, after this program. One that has ended has said why: its plugin did not answer.
 sys.stdout.flush()
-os._exit(0)
+os._exit(0 if all(thread.is_alive() for thread in pods) else 1)
