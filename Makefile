@@ -32,7 +32,7 @@ NODE_RUNC := 1.5.2
 
 .PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests metrics image release release-dry \
 	release-files release-binaries release-tools release-elsewhere fuzz bench bench-http2 bench-warm bench-scale instructions chart-elsewhere docs soak powercuts \
-	interleavings static check-arm advisories
+	interleavings static check-arm advisories dashboard
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 18
 
@@ -325,12 +325,23 @@ metrics: $(TOOLS)/bin/promtool ## Alerts, dashboard and names of metrics, as Pro
 	$(CARGO) build
 	OCIVOL_PROMTOOL=$(abspath $(TOOLS))/bin/promtool $(AS_ROOT) $(CARGO) test --test suite -- monitoring::
 
-# Debian's package has it; the whole of Prometheus need not be installed.
-$(TOOLS)/bin/promtool:
-	rm -rf $(TOOLS)/prometheus && mkdir -p $(TOOLS)/prometheus $(TOOLS)/bin
-	cd $(TOOLS)/prometheus && { $(call again,apt-get download prometheus); } && dpkg -x prometheus_*.deb .
-	cp $(TOOLS)/prometheus/usr/bin/promtool $@
-	rm -rf $(TOOLS)/prometheus
+# Seconds that the nodes of the picture work.
+DASHBOARD_SECONDS ?= 240
+
+dashboard: $(TOOLS)/bin/prometheus ## Draw docs/dashboard.svg: what Prometheus says of three nodes, after four minutes of work
+	@$(call need,docker-registry,docker-registry)
+	@$(call need,ip,iproute2)
+	@$(call need,python3,python3)
+	@$(call need,unshare,util-linux)
+	$(CARGO) build
+	$(SUDO) sh tests/dashboard/run.sh target/debug/ocivol $(TOOLS)/bin/prometheus $(DASHBOARD_SECONDS) docs/dashboard.svg
+
+# Debian's package has them. It is not installed: that would start a Prometheus for the whole machine.
+$(TOOLS)/bin/promtool $(TOOLS)/bin/prometheus:
+	rm -rf $@.part && mkdir -p $@.part
+	cd $@.part && { $(call again,apt-get download prometheus); } && dpkg -x prometheus_*.deb .
+	cp $@.part/usr/bin/$(@F) $@
+	rm -rf $@.part
 
 check: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm ## Format, lints as errors, licences and sources, documentation, rendered manifests
 	$(CARGO) fmt --all --check
