@@ -91,7 +91,7 @@ rendered = $(TOOLS)/bin/helm template ocivol charts/ocivol --namespace ocivol --
 PULL_SECRETS := --set credentials.imagePullSecrets.enabled=true
 EVENTS := --set events.enabled=true
 MONITORING := --set monitoring.assumeCRDs=true --set monitoring.podMonitor.enabled=true --set monitoring.rules.enabled=true \
-	--set monitoring.dashboard.enabled=true
+	--set monitoring.dashboard.enabled=true --set controller.enabled=true
 PULL_SECRETS_OF_TWO := $(PULL_SECRETS) --set credentials.imagePullSecrets.namespaces[0]=shop \
 	--set credentials.imagePullSecrets.namespaces[1]=bank
 CONTROLLER := --set controller.enabled=true --set controller.replicas=2 --set storageClasses[0].name=models \

@@ -5,6 +5,8 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
@@ -66,6 +68,44 @@ impl<L: Labels> Counts<L> {
             counter.encode(encoder.encode_family(&labels)?)?;
         }
         Ok(())
+    }
+}
+
+/// Time for each of the [`Labels`], which adds up. Clones count together.
+#[derive(Debug)]
+pub struct Seconds<L: Labels>(Arc<[(L, Counter<f64, AtomicU64>)]>);
+
+impl<L: Labels> Default for Seconds<L> {
+    fn default() -> Self {
+        Self(L::ALL.iter().map(|(about, _)| (*about, Counter::default())).collect())
+    }
+}
+
+impl<L: Labels> Clone for Seconds<L> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<L: Labels> Seconds<L> {
+    /// Adds what something took.
+    pub fn add(&self, about: L, took: Duration) {
+        if let Some((_, counter)) = self.0.iter().find(|(known, _)| *known == about) {
+            counter.inc_by(took.as_secs_f64());
+        }
+    }
+}
+
+impl<L: Labels> EncodeMetric for Seconds<L> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        for ((_, counter), (_, labels)) in self.0.iter().zip(L::ALL) {
+            counter.encode(encoder.encode_family(labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Counter
     }
 }
 
@@ -139,9 +179,13 @@ mod tests {
     fn all_series_are_there_before_anything_has_happened() {
         let (counts, mut registry) = (Counts::<Ending>::default(), Registry::default());
         registry.register("ends", "Ends", counts.clone());
+        let seconds = Seconds::<Ending>::default();
+        registry.register("took_seconds", "Took", seconds.clone());
         registry.register("one", "One", Looked::one(|| 0.5));
         registry.register("some", "Some", Looked::all(|| vec![(&[("kind", "a")], 3.0)]));
         counts.inc(Ending::Bad);
+        seconds.add(Ending::Good, Duration::from_millis(1500));
+        seconds.add(Ending::Good, Duration::from_millis(250));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("memory");
         let series: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
@@ -150,6 +194,8 @@ mod tests {
             [
                 "ends_total{result=\"ok\"} 0",
                 "ends_total{result=\"error\"} 1",
+                "took_seconds_total{result=\"ok\"} 1.75",
+                "took_seconds_total{result=\"error\"} 0.0",
                 "one 0.5",
                 "some{kind=\"a\"} 3.0"
             ]

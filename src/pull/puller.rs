@@ -4,6 +4,7 @@
 //! for the next one.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::failure;
 use crate::host::blocking::{self, Lane};
@@ -40,6 +41,7 @@ use crate::store::open::Store;
 use crate::store::usage::holds::Hold;
 use crate::tenant::Tenant;
 use crate::transfer::flight::{Flights, Waiter};
+use crate::transfer::metrics::Stage;
 use crate::transfer::needed::Needed;
 use crate::transfer::run::Transfers;
 
@@ -251,9 +253,10 @@ impl Puller {
                     false => (Some(room), None),
                 };
                 let build = build(plan);
-                let traced = Work::begin("tree");
+                let (traced, began) = (Work::begin("tree"), Instant::now());
                 let built = self.trees.build(build, memory, &asker.tenant, Arc::clone(&hold)).await;
                 traced.end(built.as_ref().err());
+                self.metrics.transfers.busy.add(Stage::Link, began.elapsed());
                 drop(room); // The plan is gone.
                 built?
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::host::limits::READ_BACK;
+use crate::host::metric::Seconds;
 use crate::store::access::origin::Origin;
 use crate::store::content::blobs::Blob;
 use crate::store::content::layers::LayerIngest;
@@ -11,6 +12,7 @@ use crate::store::error::Error as StoreError;
 use crate::store::open::Store;
 use crate::transfer::error::Error;
 use crate::transfer::follower::Follower;
+use crate::transfer::metrics::Stage;
 use crate::transfer::needed::{Form, Needed, Stored};
 use crate::unpack::directory_memory::DirectoryMemory;
 
@@ -44,12 +46,18 @@ impl Archive {
         Self { partial, origins: Vec::new(), download: Some(download) }
     }
 
-    /// Unpacks it as `needed`, and publishes that. Nothing, when it needs more room.
+    /// Unpacks it as `needed`, and publishes that. Nothing, when it needs more room. How long it takes is added to `busy`.
     ///
     /// # Errors
     /// [`StoreError::Mismatch`] when the file no longer has the content that it had, [`Error::Unpack`] when the content cannot be
     /// unpacked, and those of the store.
-    pub fn unpack(&self, store: &Store, needed: &Needed, room: Room) -> Result<Option<Stored>, Error> {
+    pub fn unpack(
+        &self,
+        store: &Store,
+        needed: &Needed,
+        room: Room,
+        busy: Seconds<Stage>,
+    ) -> Result<Option<Stored>, Error> {
         let Form::Layer { profile, content } = &needed.form else { return Err(Error::Fault) };
         let expected = &needed.blob.digest;
         let ingest = match &self.download {
@@ -60,8 +68,8 @@ impl Archive {
             Room::Common(directories) => (false, directories),
             Room::Large => (true, DirectoryMemory::Own),
         };
-        let unpacking = Follower::unpacking(store, expected.clone(), &ingest, content.clone(), directories);
-        let mut follower = unpacking?;
+        let digest = expected.clone();
+        let mut follower = Follower::unpacking(store, digest, &ingest, content.clone(), directories, busy)?;
         if self.download.is_some() {
             follower = follower.of_verified();
         }

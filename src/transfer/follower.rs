@@ -1,10 +1,12 @@
 //! Hashing, and unpacking, the bytes of a blob one after the other.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use crate::host::limits::READ_BACK;
+use crate::host::metric::Seconds;
 use crate::layer::format::Summary;
 use crate::oci::digest::{Digest, Hasher};
 use crate::store::content::layers::LayerIngest;
@@ -12,6 +14,7 @@ use crate::store::content::partial::Partial;
 use crate::store::key::Name;
 use crate::store::open::Store;
 use crate::transfer::error::Error;
+use crate::transfer::metrics::Stage;
 use crate::unpack::directory_memory::DirectoryMemory;
 use crate::unpack::error::Error as UnpackError;
 use crate::unpack::extract::Limits;
@@ -31,16 +34,17 @@ pub struct Follower {
     refused: Option<UnpackError>,
     /// Where unpacking stopped, because it needs a large window.
     stopped_at: Option<u64>,
+    busy: Seconds<Stage>,
 }
 
 /// Bytes of the files of one layer; a bound for hostile ones, far above the largest models.
 const LAYER_LIMIT: u64 = 16 << 40;
 
 impl Follower {
-    /// Only hashes, to compare with `digest`.
-    pub fn hashing(digest: Digest) -> Self {
+    /// Only hashes, to compare with `digest`. How long that takes is added to `busy`.
+    pub fn hashing(digest: Digest, busy: Seconds<Stage>) -> Self {
         let hasher = Some(digest.algorithm().hasher());
-        Self { hasher, digest, taken: 0, got: None, unpack: None, refused: None, stopped_at: None }
+        Self { hasher, digest, taken: 0, got: None, unpack: None, refused: None, stopped_at: None, busy }
     }
 
     /// Unpacks into the directory of `ingest` as well. `content` is what the uncompressed archive has to be, `directories` where
@@ -54,13 +58,14 @@ impl Follower {
         ingest: &LayerIngest,
         content: Option<Digest>,
         directories: DirectoryMemory,
+        busy: Seconds<Stage>,
     ) -> Result<Self, Error> {
         let (room, name) = (Arc::clone(&store.disk.room), Name::content(&digest));
         let space = Space::asking(move |growth| room.has_for(name, growth.written, growth.more));
         let limits = Limits { bytes: LAYER_LIMIT, space, directories };
         let started = Unpack::start(ingest.directory(), ingest.profile(), limits, content);
         let unpack = started.map_err(|source| Error::Unpack { digest: digest.clone(), source })?;
-        Ok(Self { unpack: Some(unpack), ..Self::hashing(digest) })
+        Ok(Self { unpack: Some(unpack), ..Self::hashing(digest, busy) })
     }
 
     /// Does not hash: the content was compared with its digest before.
@@ -75,7 +80,9 @@ impl Follower {
     /// [`Error::Unpack`] when the disk failed. That the content is bad is an error at the end, if it is the right content.
     pub fn take(&mut self, bytes: Bytes) -> Result<Option<Bytes>, Error> {
         if let Some(hasher) = &mut self.hasher {
+            let began = Instant::now();
             hasher.update(&bytes);
+            self.busy.add(Stage::Verify, began.elapsed());
         }
         self.taken += bytes.len() as u64;
         if self.stopped_at.is_some() {
@@ -92,7 +99,10 @@ impl Follower {
     /// image. So the digest decides, at the end.
     fn unpack(&mut self, bytes: Bytes) -> Result<Option<Bytes>, Error> {
         let Some(unpack) = &mut self.unpack else { return Ok(None) };
-        match unpack.push(bytes) {
+        let began = Instant::now();
+        let pushed = unpack.push(bytes);
+        self.busy.add(Stage::Unpack, began.elapsed());
+        match pushed {
             Ok(rest) => Ok(rest),
             Err(source) => {
                 self.unpack = None;
@@ -143,7 +153,12 @@ impl Follower {
             }
         }
         let summary = match (self.unpack.take(), self.refused) {
-            (Some(unpack), None) => unpack.finish(),
+            (Some(unpack), None) => {
+                let began = Instant::now();
+                let summary = unpack.finish();
+                self.busy.add(Stage::Unpack, began.elapsed());
+                summary
+            }
             (_, Some(refused)) => Err(refused),
             (None, None) => return Err(Error::Fault),
         };

@@ -1,9 +1,11 @@
 //! Counters of transfers.
 
+use std::time::Instant;
+
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::host::metric::{Counts, Labels, Pairs};
+use crate::host::metric::{Counts, Labels, Pairs, Seconds};
 
 /// Counters of all transfers of this process. Clones count together.
 #[derive(Debug, Clone, Default)]
@@ -12,6 +14,8 @@ pub struct Metrics {
     pub fetched: Counts<Origin>,
     /// Content that was not what it should have been.
     pub wrong: Counts<Wrong>,
+    /// What pulls take their time for.
+    pub busy: Seconds<Stage>,
     waiting: Gauge,
 }
 
@@ -24,6 +28,23 @@ pub enum Origin {
     Mirror,
     /// An image layout on the node.
     Local,
+}
+
+/// What something takes its time for. Stages of one pull run at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// A download waits for its turn.
+    Wait,
+    /// The next bytes of a blob have not come.
+    Network,
+    /// They are written to the disk as they come.
+    Write,
+    /// They are hashed.
+    Verify,
+    /// They are decompressed, and wait for the files that are made of them.
+    Unpack,
+    /// A tree is linked of what layers hold.
+    Link,
 }
 
 /// What is wrong with content.
@@ -43,24 +64,40 @@ impl Labels for Origin {
     ];
 }
 
+impl Labels for Stage {
+    const ALL: &'static [(Self, Pairs)] = &[
+        (Self::Wait, &[("stage", "wait")]),
+        (Self::Network, &[("stage", "network")]),
+        (Self::Write, &[("stage", "write")]),
+        (Self::Verify, &[("stage", "verify")]),
+        (Self::Unpack, &[("stage", "unpack")]),
+        (Self::Link, &[("stage", "link")]),
+    ];
+}
+
 impl Labels for Wrong {
     const ALL: &'static [(Self, Pairs)] =
         &[(Self::Digest, &[("kind", "digest")]), (Self::DiffId, &[("kind", "diff_id")])];
 }
 
 /// Counts as waiting until dropped.
-pub(in crate::transfer) struct Waits(Gauge);
+pub(in crate::transfer) struct Waits {
+    waiting: Gauge,
+    busy: Seconds<Stage>,
+    began: Instant,
+}
 
 impl Drop for Waits {
     fn drop(&mut self) {
-        self.0.dec();
+        self.waiting.dec();
+        self.busy.add(Stage::Wait, self.began.elapsed());
     }
 }
 
 impl Metrics {
     pub(in crate::transfer) fn waits(&self) -> Waits {
         self.waiting.inc();
-        Waits(self.waiting.clone())
+        Waits { waiting: self.waiting.clone(), busy: self.busy.clone(), began: Instant::now() }
     }
 
     /// Makes them part of what is served.
@@ -69,6 +106,11 @@ impl Metrics {
             "ocivol_pull_bytes",
             "Bytes of blobs that were fetched, by source",
             self.fetched.clone(),
+        );
+        registry.register(
+            "ocivol_pull_busy_seconds",
+            "What pulls took their time for, by stage. Those of one pull run at the same time",
+            self.busy.clone(),
         );
         registry.register(
             "ocivol_verification_failures",

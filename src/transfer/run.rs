@@ -321,7 +321,9 @@ impl Transfers {
         };
         let directories = self.queue.directories(&asker.tenant);
         let unpack = unpack.map(|permit| UnpackTurn { permit, directories });
-        let sink = blocking::run(Lane::Store, move || Sink::open(&store, &opened, from, unpack)).await?;
+        let busy = self.metrics.busy.clone();
+        let open = move || Sink::open(&store, &opened, from, unpack, busy);
+        let sink = blocking::run(Lane::Store, open).await?;
         let counter: &Arc<Counter> = &sources.counter;
         counter.here.fetch_max(sink.partial().present(), Relaxed);
         let (writer, pieces) = mpsc::channel(limits::QUEUE);
@@ -462,8 +464,10 @@ impl Transfers {
         archive: &Arc<DropAway<Archive>>,
     ) -> Result<Option<Stored>, Error> {
         let (store, needed, archive) = (Arc::clone(&self.store), needed.clone(), Arc::clone(archive));
+        let busy = self.metrics.busy.clone();
         let unpack = move || {
-            let unpacked = archive.get().map_or(Err(Error::Fault), |it| it.unpack(&store, &needed, room));
+            let unpack = |archive: &Archive| archive.unpack(&store, &needed, room, busy);
+            let unpacked = archive.get().map_or(Err(Error::Fault), unpack);
             drop(permit);
             unpacked
         };

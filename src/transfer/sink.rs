@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::host::fair_queue::Permit;
+use crate::host::metric::Seconds;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::store::access::origin::Origin;
@@ -26,6 +28,7 @@ use crate::transfer::counter::Counter;
 use crate::transfer::error::Error;
 use crate::transfer::fetch::Piece;
 use crate::transfer::follower::Follower;
+use crate::transfer::metrics::Stage;
 use crate::transfer::needed::{Form, Needed, Stored};
 use crate::transfer::queue::Queue;
 use crate::unpack::directory_memory::DirectoryMemory;
@@ -39,6 +42,7 @@ pub struct Sink {
     abandon: Abandon,
     follower: Following,
     target: Target,
+    busy: Seconds<Stage>,
 }
 
 /// To unpack while it comes.
@@ -98,19 +102,26 @@ enum Following {
 
 impl Sink {
     /// Opens a sink for what `origin` will send. A layer is unpacked while it comes, if there is a `turn` for that; else it is a
-    /// file until all of it is here.
+    /// file until all of it is here. What it takes its time for is added to `busy`.
     ///
     /// # Errors
     /// Those of the store; [`Error::Thread`].
-    pub fn open(store: &Store, needed: &Needed, origin: Origin, turn: Option<Turn>) -> Result<Self, Error> {
+    pub fn open(
+        store: &Store,
+        needed: &Needed,
+        origin: Origin,
+        turn: Option<Turn>,
+        busy: Seconds<Stage>,
+    ) -> Result<Self, Error> {
         let blob = needed.blob.clone();
-        let mut follower = Follower::hashing(blob.digest.clone());
+        let mut follower = Follower::hashing(blob.digest.clone(), busy.clone());
         let target = match (&needed.form, turn) {
             (Form::File, _) => Target::File(Arc::new(store.ingests.open(&blob, origin)?)),
             (Form::Layer { profile, content }, Some(Turn { permit, directories })) => {
                 let ingest = Box::new(store.layers.ingest(&blob, *profile, vec![origin])?);
                 let (digest, content) = (blob.digest.clone(), content.clone());
-                follower = Follower::unpacking(store, digest, &ingest, content.clone(), directories)?;
+                let (of_follower, busy) = (content.clone(), busy.clone());
+                follower = Follower::unpacking(store, digest, &ingest, of_follower, directories, busy)?;
                 let partial = Arc::new(Partial::streamed(ingest.early(), blob.size));
                 Target::Layer { ingest, partial, content, permit }
             }
@@ -130,7 +141,7 @@ impl Sink {
             Following::Thread(FollowerThread::start(follower, target.handle())?)
         };
         let abandon = Abandon(target.handle());
-        Ok(Self { blob, abandon, follower, target })
+        Ok(Self { blob, abandon, follower, target, busy })
     }
 
     /// What is there, and what is missing.
@@ -149,13 +160,16 @@ impl Sink {
     /// Those of the store, of the disk and of unpacking.
     pub fn run(mut self, mut pieces: mpsc::Receiver<Piece>, counter: &Counter) -> Result<Self, Error> {
         let mut written = Ok(());
+        let mut began = Instant::now();
         while let Some(piece) = pieces.blocking_recv() {
+            self.busy.add(Stage::Network, began.elapsed());
             written = self.write(piece);
             if written.is_err() {
                 break;
             }
             // Of sources that are raced the one that is ahead counts.
             counter.here.fetch_max(self.partial().present(), Relaxed);
+            began = Instant::now();
         }
         if written.is_ok() && self.partial().is_complete() {
             self.partial().close();
@@ -181,6 +195,7 @@ impl Sink {
     }
 
     fn write(&mut self, Piece { offset, bytes }: Piece) -> Result<(), Error> {
+        let began = Instant::now();
         match &self.target {
             Target::File(ingest) => ingest.write(offset, bytes)?,
             Target::Layer { ingest, partial, .. } | Target::Archive { ingest, partial } => {
@@ -188,6 +203,7 @@ impl Sink {
             }
             Target::Nothing { partial } => partial.write(offset, bytes)?,
         }
+        self.busy.add(Stage::Write, began.elapsed());
         if let Following::Here(follower) = &mut self.follower {
             let partial = self.target.partial();
             while let Some(bytes) = partial.follow_what_is_there()? {
@@ -215,7 +231,7 @@ impl Sink {
     /// [`StoreError::Mismatch`] when the content is not what the digest names, [`Error::Unpack`] when it is and
     /// cannot be unpacked, and those of the store.
     pub fn finish(self) -> Result<Finished, Error> {
-        let Self { blob, abandon, follower, target } = self;
+        let Self { blob, abandon, follower, target, .. } = self;
         drop(abandon);
         let Following::Done(mut follower) = follower else { return Err(Error::Fault) };
         let expected = blob.digest;

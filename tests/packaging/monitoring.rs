@@ -29,7 +29,8 @@ A unit is the last word of a name: seconds, bytes; without one it is a number of
 ";
 
 /// Words of PromQL, labels, and what the dashboard has for Grafana to replace.
-const WORDS: [&str; 35] = [
+const WORDS: [&str; 36] = [
+    "__rate_interval",
     "and",
     "bool",
     "by",
@@ -37,8 +38,8 @@ const WORDS: [&str; 35] = [
     "class",
     "count",
     "driver_name",
-    "grpc_status_code",
     "group_left",
+    "grpc_status_code",
     "histogram_quantile",
     "ignoring",
     "increase",
@@ -60,11 +61,11 @@ const WORDS: [&str; 35] = [
     "result",
     "revision",
     "source",
+    "stage",
     "sum",
     "topk",
     "vector",
     "version",
-    "__rate_interval",
 ];
 
 fn file(path: &str) -> PathBuf {
@@ -279,11 +280,19 @@ fn the_chart_has_them_as_objects() {
     };
     let rule = of_kind("PrometheusRule");
     assert_eq!(rule["spec"]["groups"][0]["rules"], Value::from(rules()));
-    let set = of_kind("DaemonSet");
-    let selected = of_kind("PodMonitor")["spec"]["selector"]["matchLabels"].as_object().expect("labels");
-    assert!(!selected.is_empty());
-    for (label, value) in selected {
-        assert_eq!(&set["spec"]["template"]["metadata"]["labels"][label], value, "{label}");
+    for (monitor, workload) in [("ocivol", "DaemonSet"), ("ocivol-controller", "Deployment")] {
+        let is_it = |object: &&Value| object["kind"] == "PodMonitor" && object["metadata"]["name"] == monitor;
+        let monitor = &objects.iter().find(is_it).expect(monitor)["spec"];
+        let pods = &of_kind(workload)["spec"]["template"];
+        let selected = monitor["selector"]["matchLabels"].as_object().expect("labels");
+        assert!(!selected.is_empty());
+        for (label, value) in selected {
+            assert_eq!(&pods["metadata"]["labels"][label], value, "{label}");
+        }
+        let port = &monitor["podMetricsEndpoints"][0]["port"];
+        let containers = pods["spec"]["containers"].as_array().expect("containers").iter();
+        let ports = containers.filter_map(|container| container["ports"].as_array()).flatten();
+        assert!(ports.into_iter().any(|it| it["name"] == *port), "{port}");
     }
     let map =
         objects.iter().find(|object| object["metadata"]["name"] == "ocivol-dashboard").expect("a ConfigMap");

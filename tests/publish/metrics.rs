@@ -18,7 +18,7 @@ const SERIES: usize = 250;
 /// Bytes of each model.
 const SIZE: usize = 300_000;
 /// Labels that there are. None is a namespace, a pod, a reference or a digest.
-const LABELS: [&str; 13] = [
+const LABELS: [&str; 14] = [
     "check",
     "class",
     "driver_name",
@@ -31,6 +31,7 @@ const LABELS: [&str; 13] = [
     "result",
     "revision",
     "source",
+    "stage",
     "version",
 ];
 
@@ -183,6 +184,15 @@ fn a_busy_node_has_few_series_all_from_the_start_and_each_counts() {
         ] {
             assert_eq!(after.get(series), value, "{series} in\n{}", after.text);
         }
+        for stage in ["wait", "network", "write", "verify", "link"] {
+            let seconds = after.get(&format!("ocivol_pull_busy_seconds_total{{stage=\"{stage}\"}}"));
+            assert!(seconds > 0.0 && seconds < 600.0, "{stage}: {}", after.text);
+        }
+        assert_eq!(
+            after.get("ocivol_pull_busy_seconds_total{stage=\"unpack\"}"),
+            0.0,
+            "they are no archives"
+        );
         assert!(after.get("ocivol_verification_failures_total{kind=\"digest\"}") >= 1.0, "{}", after.text);
         assert!(after.get("ocivol_pull_bytes_total{source=\"registry\"}") >= 2.0 * size, "{}", after.text);
         let limit = after.get("ocivol_store_bytes{kind=\"limit\"}");
