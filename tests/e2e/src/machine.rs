@@ -35,15 +35,13 @@ pub fn directory() -> PathBuf {
     target().join("e2e")
 }
 
-/// Starts a machine, runs the scenarios on it, and ends it.
-pub fn run(names: &[&str]) -> ExitCode {
+/// Starts a machine, runs this program with `arguments` on it, and ends it.
+pub fn run(arguments: &[&str]) -> ExitCode {
     if kept().is_some() {
         eprintln!("a node is up: make node-down first");
         return ExitCode::FAILURE;
     }
-    let mut arguments = vec!["enter", "scenarios"];
-    arguments.extend(names);
-    let mut child = start(&arguments);
+    let mut child = start(&[&["enter"], arguments].concat());
     let status = crate::runtime().block_on(ended_or_told_to(&mut child));
     clean_up();
     if let Some(signal) = status.signal() {

@@ -5,6 +5,7 @@
 //! e2e run [NAME…]     start a node, run the scenarios whose names contain one of these, end it
 //! e2e up | down       start a node with ocivol and keep it; end it
 //! e2e shell           a shell on the node that is kept
+//! e2e bench           how long pods wait for a model, beside image volumes
 //! ```
 //! All of it runs in namespaces of its own (`machine`), so that nothing is left behind, whatever fails.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -14,6 +15,9 @@ mod blocks;
 mod cluster;
 mod machine;
 mod node;
+#[path = "../../support/noise.rs"]
+mod noise;
+mod peers;
 mod pod;
 mod proxy;
 mod registry;
@@ -25,7 +29,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
-        ["run", names @ ..] => machine::run(names),
+        ["run", names @ ..] => machine::run(&[&["scenarios"], names].concat()),
+        ["bench"] => machine::run(&["measure"]),
         ["up"] => machine::up(),
         ["down"] => machine::down(),
         ["shell"] => machine::shell(),
@@ -34,8 +39,9 @@ fn main() -> ExitCode {
         ["init", inside @ ..] => machine::init(inside),
         ["scenarios", names @ ..] => runtime().block_on(scenarios::run(names)),
         ["keep"] => runtime().block_on(node::keep()),
+        ["measure"] => runtime().block_on(peers::measure()),
         _ => {
-            eprintln!("usage: e2e run [NAME…] | up | down | shell");
+            eprintln!("usage: e2e run [NAME…] | up | down | shell | bench");
             ExitCode::from(2)
         }
     }
