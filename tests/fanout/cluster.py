@@ -37,6 +37,7 @@ class Cluster:
         self.steps = [0] * count
 
     def more_tokens(self, numbers):
+        """A token for each of these nodes."""
         return each(numbers, lambda number: token(PLUGIN, self.pods[number]))
 
     def is_held_to_its_own(self):
@@ -51,13 +52,13 @@ class Cluster:
     def make(self, number):
         name = node_name(number)
         request("POST", f"{OWN}/nodeartifacts", self.tokens[number], node_artifacts(name, self.nodes[number]["uid"]))
-        status(f"{OWN}/nodeartifacts/{name}", self.tokens[number], said(number))
+        status(f"{OWN}/nodeartifacts/{name}", self.tokens[number], said(number, len(ARTIFACTS)))
 
-    def write(self, number, token, keep=True):
-        """What the plugin of a node writes next. Nodes are at different places."""
+    def write(self, number, token, artifacts, keep=True):
+        """What the plugin of a node writes next of so many artifacts. Nodes are at different places."""
         self.steps[number] += 1
         path = f"{OWN}/nodeartifacts/{node_name(number)}"
-        return status(path, token, said(number + self.steps[number]), keep)
+        return status(path, token, said(number + self.steps[number], artifacts), keep)
 
     def watch(self):
         """Opens what all plugins and a controller watch."""

@@ -14,7 +14,7 @@ from api import MERGE, each, request, status, until
 from cluster import ADMIN, Cluster
 from objects import ARTIFACTS, OWN, node_name, sent, summed_up
 
-# Status writes of nodes over connections that are kept, and over new ones; of CachedArtifacts, in rounds of all of them.
+# Status writes of nodes, some of them over connections of their own; and of CachedArtifacts, in rounds of all of them.
 WRITES, FRESH, ROUNDS = 3000, 500, 10
 # Seconds in which nothing is done. Each watch gets one bookmark in a minute.
 IDLE = 60
@@ -46,55 +46,27 @@ def cost(work, divisor, idle=None):
     return {name: (after[name] - before[name] - anyhow[name]) / divisor for name in pids}
 
 
-def got_all(watch, versions, since=0):
-    """Whether these events came, each once and in their order, and no others."""
-    return watch.versions[since:] == versions
+def by_age(versions):
+    return sorted(versions, key=int)
 
 
-# Two sockets for each node, and some.
-limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-if limit < 2 * count + 200:
-    raise SystemExit(f"{count} nodes need {2 * count + 200} open files, and {limit} are allowed")
+def cost_of_nodes_writes(writes, artifacts, keep=True):
+    """Each by the next node, with a token that was not used before: for ten seconds a token that was checked is not checked again, and a
+    plugin writes every ten seconds or less often. Of all of them the controller is told, in their order, and of nothing else.
+    """
+    numbers = [number % count for number in range(writes)]
+    pairs = list(zip(numbers, cluster.more_tokens(numbers)))
+    since = len(cluster.of_reports.versions)
 
-cluster = Cluster(count)
-told("opening the watches")
-cluster.watch()
-# A plugin writes every ten seconds or less often, and for ten seconds a token that was checked is not checked again. So each write has
-# another one.
-writes = [(number % count, token) for number, token in enumerate(cluster.more_tokens(n % count for n in range(WRITES)))]
-fresh = [(number % count, token) for number, token in enumerate(cluster.more_tokens(n % count for n in range(FRESH)))]
-told("looking at what they do when nothing is done")
-idle = cost(lambda: time.sleep(IDLE), IDLE)
+    def work():
+        versions = by_age(each(pairs, lambda pair: cluster.write(*pair, artifacts, keep)))
+        until("the controller sees what nodes wrote", lambda: cluster.of_reports.versions[since:] == versions)
 
-told("nodes write how far they are")
-reported = []
-
-
-def write(connection):
-    def nodes_write():
-        since = len(cluster.of_reports.versions)
-        pairs = writes if connection == "kept" else fresh
-        versions = each(pairs, lambda pair: cluster.write(*pair, keep=connection == "kept"))
-        reported.extend(versions)
-        until(
-            "the controller sees what all nodes wrote",
-            lambda: got_all(cluster.of_reports, sorted(versions, key=int), since),
-        )
-
-    return nodes_write
-
-
-of_node = cost(write("kept"), WRITES, idle)
-of_node_fresh = cost(write("fresh"), FRESH, idle)
-# Of these writes no plugin is told.
-told_plugins = sum(bool(watch.versions) for watch in [*cluster.of_artifacts, *cluster.of_own_node])
-
-told("the controller writes what all nodes have")
-summaries = []
+    return cost(work, writes, idle)
 
 
 def controller_writes():
+    """One status after the other, and so again when all plugins have seen them."""
     for step in range(ROUNDS):
         for name in ARTIFACTS:
             value = summed_up(name, count, step)
@@ -105,35 +77,57 @@ def controller_writes():
         )
 
 
-of_artifact = cost(controller_writes, ROUNDS * len(ARTIFACTS), idle)
+def change(number):
+    """Changes a Node, of which its plugin is told, and the controller."""
+    changed = request("PATCH", f"/api/v1/nodes/{node_name(number)}", ADMIN, {"metadata": {"labels": {"changed": "yes"}}}, MERGE)
+    return changed["metadata"]["resourceVersion"]
 
-# Each Node is changed once, which its plugin is told, and the controller.
-changed = each(
-    range(count),
-    lambda number: request(
-        "PATCH", f"/api/v1/nodes/{node_name(number)}", ADMIN, {"metadata": {"labels": {"changed": "yes"}}}, MERGE
-    )["metadata"]["resourceVersion"],
-)
-until("the controller sees all nodes change", lambda: len(cluster.of_nodes.versions) >= count)
-until("plugins see their nodes change", lambda: all(watch.versions or watch.has_ended for watch in cluster.of_own_node))
 
-missed = sum(not got_all(watch, summaries) for watch in cluster.of_artifacts)
-missed += sum(not got_all(watch, [version]) for watch, version in zip(cluster.of_own_node, changed))
-missed += not got_all(cluster.of_nodes, sorted(changed, key=int))
-missed += told_plugins
+# Two sockets for each node, and some.
+limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+if limit < 2 * count + 200:
+    raise SystemExit(f"{count} nodes need {2 * count + 200} open files, and {limit} are allowed")
+
+told("making them")
+cluster = Cluster(count)
+cluster.watch()
+told("looking at what is done when nothing happens")
+idle = cost(lambda: time.sleep(IDLE), IDLE)
+
+told("they write how far they are")
+ten = cost_of_nodes_writes(WRITES, len(ARTIFACTS))
+ten_fresh = cost_of_nodes_writes(FRESH, len(ARTIFACTS), keep=False)
+cost_of_nodes_writes(count, 1)  # The others go.
+one = cost_of_nodes_writes(WRITES, 1)
+# Of nothing of this plugins are told.
+told_of_others = sum(bool(watch.versions) for watch in [*cluster.of_artifacts, *cluster.of_own_node])
+
+told("the controller writes what all of them have")
+summaries = []
+artifact = cost(controller_writes, ROUNDS * len(ARTIFACTS), idle)
+
+changed = each(range(count), change)
+until("the controller sees Nodes change", lambda: len(cluster.of_nodes.versions) >= count)
+until("plugins see their Nodes change", lambda: all(watch.versions or watch.has_ended for watch in cluster.of_own_node))
+
+wrong = told_of_others
+wrong += sum(watch.versions != summaries for watch in cluster.of_artifacts)
+wrong += sum(watch.versions != [version] for watch, version in zip(cluster.of_own_node, changed))
+wrong += cluster.of_nodes.versions != by_age(changed)
 largest = request("GET", f"{OWN}/cachedartifacts/{ARTIFACTS[0]}", ADMIN)
 figures = {
     "nodes": count,
     "idle": idle,
-    "node": of_node,
-    "node_fresh": of_node_fresh,
-    "artifact": of_artifact,
+    "ten": ten,
+    "ten_fresh": ten_fresh,
+    "one": one,
+    "artifact": artifact,
     "object": len(sent(largest)),
     "status": len(sent(largest["status"])),
-    "event": max(watch.bytes for watch in cluster.of_artifacts),
+    "managed": len(sent(largest["metadata"]["managedFields"])),
     "watches": 2 * count + 3,
-    "missed": missed,
+    "wrong": wrong,
     "ended": cluster.have_ended(),
 }
 pathlib.Path(result).write_text(json.dumps(figures))
-told("done")

@@ -67,11 +67,11 @@ def node_artifacts(name, uid):
     return {"apiVersion": "ocivol.dev/v1alpha1", "kind": "NodeArtifacts", "metadata": {"name": name, "ownerReferences": [owner]}}
 
 
-def said(step):
-    """The status of a node that pulls two artifacts at a time, in steps of ten hundredths. It is another with every step."""
-    first, percent = step // 9 % len(ARTIFACTS), 10 + step % 9 * 10
+def said(step, count):
+    """The status of a node that pulls so many artifacts, two at a time, in steps of ten hundredths. It is another with every step."""
+    first, percent = step // 9 % count, 10 + step % 9 * 10
     artifacts = []
-    for number, name in enumerate(ARTIFACTS):
+    for number, name in enumerate(ARTIFACTS[:count]):
         one = {"name": name, "generation": 1, "lastTransitionTime": SINCE}
         if number < first:
             one |= {"phase": "Ready", "digest": digest(name), "percent": 100, "bytes": 12 * GIB}
@@ -80,8 +80,8 @@ def said(step):
         else:
             one |= {"phase": "Waiting", "reason": "Queued"}
         artifacts.append(one)
-    pulling = min(2, len(ARTIFACTS) - first)
-    return {"ready": first, "pulling": pulling, "failed": 0, "pinned": f"{12 * first}.00 GiB" if first else "0 B", "artifacts": artifacts}
+    pinned = f"{12 * first}.00 GiB" if first else "0 B"
+    return {"ready": first, "pulling": min(2, count - first), "failed": 0, "pinned": pinned, "artifacts": artifacts}
 
 
 def summed_up(artifact, nodes, step):

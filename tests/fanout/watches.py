@@ -15,7 +15,7 @@ class Watch:
     """A watch on a connection of its own."""
 
     def __init__(self, path, token, accept="application/json"):
-        self.versions, self.bytes, self.has_ended = [], 0, False
+        self.versions, self.has_ended = [], False
         # What came and is not looked at yet: of the answer, and of the lines in it. How much of the chunk is still to come.
         self.raw, self.text, self.left = b"", b"", 0
         self.socket = TLS.wrap_socket(socket.create_connection((ADDRESS, PORT), timeout=60), server_hostname=ADDRESS)
@@ -68,7 +68,6 @@ class Watch:
             self.has_ended = True
         elif not line.startswith(b'{"type":"BOOKMARK"'):
             self.versions.append(VERSION.search(line)[1].decode())
-            self.bytes = max(self.bytes, len(line))
 
 
 class Reader(threading.Thread):
