@@ -32,7 +32,7 @@ NODE_RUNC := 1.5.2
 
 .PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests metrics image release release-dry \
 	release-files release-binaries release-tools release-elsewhere fuzz bench bench-http2 bench-warm bench-scale instructions chart-elsewhere docs soak powercuts \
-	interleavings static check-arm advisories dashboard
+	interleavings static check-arm advisories dashboard fanout
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 18
 
@@ -148,6 +148,19 @@ chart-elsewhere: $(KUBERNETES_DIR) $(HELMS) ## The same at other API servers, wh
 		$(SUDO) unshare --net --pid --fork --kill-child --mount-proc \
 			sh tests/chart/real.sh charts/ocivol $(abspath $(TOOLS))/api-server-$$version $(HELMS) || exit 1; \
 	done
+
+# Numbers of nodes, the fewest first.
+FANOUT_NODES ?= 100 1000
+
+fanout: $(KUBERNETES_DIR) $(TOOLS)/bin/helm ## What 1,000 nodes' pre-pulls cost an API server; needs Go
+	@$(call need,etcd,etcd-server)
+	@$(call need,ip,iproute2)
+	@$(call need,openssl,openssl)
+	@$(call need,python3,python3)
+	@$(call need,unshare,util-linux)
+	mkdir -p target/tmp && $(call rendered,target/tmp/fanout.yaml,$(PREPULL) --set controller.enabled=true)
+	$(SUDO) unshare --net --pid --fork --kill-child --mount-proc \
+		sh tests/fanout/run.sh target/tmp/fanout.yaml $(abspath $(KUBERNETES_DIR)) $(FANOUT_NODES)
 
 # Minutes of `make soak`.
 SOAK_MINUTES ?= 180
