@@ -52,7 +52,7 @@ pub(in crate::prepull) struct Present {
     pub is_pinned: bool,
 }
 
-/// Characters of a message, as the definition has it.
+/// Bytes of a message. The definition has as many characters.
 const MESSAGE_LIMIT: usize = 256;
 
 impl Default for Board {
@@ -129,7 +129,11 @@ fn described(name: &str, entry: &Entry) -> Value {
     let mut described = json!({
         "name": name, "generation": entry.generation, "phase": entry.state.phase(), "lastTransitionTime": since,
     });
-    let message = |text: &str| Value::from(one_line(text).chars().take(MESSAGE_LIMIT).collect::<String>());
+    let message = |text: &str| {
+        let mut text = one_line(text);
+        text.truncate(text.floor_char_boundary(MESSAGE_LIMIT));
+        Value::from(text)
+    };
     let more = match &entry.state {
         State::Waiting(reason) => vec![("reason", Value::from(*reason))],
         State::Pulling(percent) => vec![("percent", Value::from(*percent))],

@@ -83,7 +83,7 @@ pub(in crate::prepull) enum Labelling {
 
 /// Nodes that are named with what they lack, as the definition has it.
 const FAILING: usize = 10;
-/// Characters of what they lack, as the definition has it.
+/// Bytes of what they lack. The definition has as many characters; but all nodes get this object.
 const MESSAGE_LIMIT: usize = 256;
 
 /// The status of `artifact`, as a merge patch: what is null is taken away. `before` is the one that it has; of the object itself it is left
@@ -125,7 +125,8 @@ pub(in crate::prepull) fn status(
             "Failed" | "NoSpace" => {
                 failed += 1;
                 if failing.len() < FAILING {
-                    let message: String = one_line(&said.message).chars().take(MESSAGE_LIMIT).collect();
+                    let mut message = one_line(&said.message);
+                    message.truncate(message.floor_char_boundary(MESSAGE_LIMIT));
                     failing.push(json!({"node": name, "reason": said.reason, "message": message}));
                 }
             }

@@ -7,9 +7,9 @@ import json
 import pathlib
 import sys
 
-# Milliseconds of the API server's processors for a node's write, and how many times as much that may be with the most nodes as with the
-# fewest: it would grow with the nodes if plugins watched what all of them write.
-MOST, TIMES = 2, 2
+# How many times as much a node's write may take with the most nodes as with the fewest: it would grow with the nodes if plugins watched
+# what all of them write.
+TIMES = 1.5
 # Bytes of a CachedArtifact, which all nodes get each time that its status is written.
 LARGEST = 8000
 
@@ -48,8 +48,6 @@ for it in results:
 few, many = results[0], results[-1]
 for key, artifacts in (("ten", "ten artifacts"), ("one", "one artifact")):
     write, before = many[key]["api"], few[key]["api"]
-    if write > MOST:
-        faults.append(f"with {many['nodes']:,} nodes a write of {artifacts} takes {write:.2f} ms, more than {MOST}")
     if write > TIMES * before:
         more = f"{write / before:.1f} times as much as with {few['nodes']:,}"
         faults.append(f"with {many['nodes']:,} nodes a write of {artifacts} takes {more}")

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use ocivol::demo::tarball::{Tarball, gzip, zstd};
+use ocivol::host::metric::Seconds;
 use ocivol::layer::format::{INDEX, Profile, Summary};
 use ocivol::layer::index::{ENTRY_LIMIT, Entry, Reader};
 use ocivol::layer::merge::{Merge, Rename, Visit};
@@ -85,7 +86,7 @@ fn archive() -> Vec<u8> {
 
 fn hash(input: &Path) {
     let bytes = read(input);
-    let mut follower = Follower::hashing(Digest::sha256(b""));
+    let mut follower = Follower::hashing(Digest::sha256(b""), Seconds::default());
     for start in (0..bytes.len()).step_by(PIECE) {
         let piece = bytes.slice(start..bytes.len().min(start + PIECE));
         follower.take(piece).expect("nothing to unpack");
