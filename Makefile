@@ -31,7 +31,7 @@ NODE_CONTAINERD := 2.4.2
 NODE_RUNC := 1.5.2
 
 .PHONY: help demo test check conformance chart-real e2e node-up node-down node-shell node-tools interop manifests metrics image release release-dry \
-	release-files release-binaries release-tools release-elsewhere fuzz bench bench-http2 bench-warm bench-scale instructions chart-elsewhere docs soak powercuts \
+	release-files release-binaries release-tools release-elsewhere fuzz bench bench-node bench-http2 bench-warm bench-scale instructions chart-elsewhere docs soak powercuts \
 	interleavings static check-arm advisories dashboard fanout
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 18
@@ -388,6 +388,10 @@ bench: ## Compare with other tools, print the tables of docs/benchmarks.md
 	$(CARGO) bench --bench compare
 	$(CARGO) bench --bench throttled
 	$(AS_ROOT) $(CARGO) bench --bench volumes
+
+bench-node: node-tools ## How long pods wait for a model, beside image volumes, on the node of e2e; needs Go
+	$(MAKE) --no-print-directory image
+	$(SUDO) target/debug/e2e bench
 
 bench-http2: ## Would HTTP/2 pay towards a registry?
 	@$(call need,nginx,nginx-light)
