@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{Builder, scope};
 
 /// Who may help with one kind of work: of all leaders together no more at a time than the machine has cores beside one. A helper counts
@@ -182,11 +182,16 @@ impl Pool {
     }
 
     fn take(&'static self) -> Option<Core> {
-        let of_machine = || std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1);
-        let most = self.most.unwrap_or_else(of_machine);
+        let most = self.most.unwrap_or_else(spare_cores);
         let more = |used| (used < most).then_some(used + 1);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Core(self))
     }
+}
+
+/// Cores of this machine beside one. The kernel is asked once: that takes as long as some pieces of work.
+fn spare_cores() -> usize {
+    static KNOWN: OnceLock<usize> = OnceLock::new();
+    *KNOWN.get_or_init(|| std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1))
 }
 
 impl Drop for Core {
@@ -209,9 +214,8 @@ mod tests {
         assert_eq!(cores.len(), 2);
         drop(cores);
         assert!(pool.take().is_some() && Pool::of(0).take().is_none());
-        let all = std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1);
         static MACHINE: Pool = Pool { used: AtomicUsize::new(0), most: None };
-        assert_eq!((0..1000).map_while(|_| MACHINE.take().map(std::mem::forget)).count(), all);
+        assert_eq!((0..1000).map_while(|_| MACHINE.take().map(std::mem::forget)).count(), spare_cores());
     }
 
     #[test]

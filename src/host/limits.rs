@@ -70,7 +70,7 @@ pub const KEPT_PLAN: u64 = MIB;
 pub const LARGEST_PLAN: u64 = 40 * MIB;
 /// Bytes of memory for what takes much of it and does not take long: merges, large plans, configs that are read, one large window
 /// for decompression. The largest of them fit: [`MERGE_BYTES`], [`LARGE_UNPACK`].
-pub const WORK_BYTES: u64 = 161 * MIB;
+pub const WORK_BYTES: u64 = 160 * MIB;
 /// Bytes of memory for small work of that kind, and for reading manifests, in a lane of its own.
 pub const SMALL_WORK_BYTES: u64 = 24 * MIB;
 /// Bytes of memory that small work takes at most: the tree of an image of some 30,000 files, or the plan of a manifest of 400 KiB.
@@ -99,8 +99,8 @@ pub const HEADER_BYTES: u64 = MIB;
 pub const SMALL_FILE: usize = 8 * 1024;
 /// Bytes from which files are enough to be filled together.
 pub const SMALL_FILE_BATCH: usize = 24 * 1024;
-/// Bytes of all such files of a layer, with their names: two batches wait, one is made, and one is filled by each of two threads.
-pub const SMALL_FILE_BYTES: u64 = 5 * (SMALL_FILE_BATCH + SMALL_FILE + 4 * 1024) as u64;
+/// Bytes of all such files of a layer, with their names, for which there is as much room again: two batches wait, one is made, and one is filled by each of two threads.
+pub const SMALL_FILE_BYTES: u64 = 5 * (2 * SMALL_FILE_BATCH + SMALL_FILE + 4 * 1024) as u64;
 /// Spans that wait to be sent. More are dropped.
 pub const SPANS: usize = 512;
 /// Spans that are sent at once.

@@ -4,7 +4,6 @@
 //! for the next one.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::failure;
 use crate::host::blocking::{self, Lane};
@@ -41,7 +40,6 @@ use crate::store::open::Store;
 use crate::store::usage::holds::Hold;
 use crate::tenant::Tenant;
 use crate::transfer::flight::{Flights, Waiter};
-use crate::transfer::metrics::Stage;
 use crate::transfer::needed::Needed;
 use crate::transfer::run::Transfers;
 
@@ -118,7 +116,7 @@ impl Puller {
         Arc::new(Self {
             requests: Flights::new(settings.abandon_after),
             rooms: Rooms::new(Arc::clone(&store), Quotas::new(Arc::clone(&store), settings.quota)),
-            trees: TreeBuilder::new(Arc::clone(&store), memory),
+            trees: TreeBuilder::new(Arc::clone(&store), memory, metrics.transfers.busy.clone()),
             store,
             registry,
             manifests,
@@ -253,10 +251,9 @@ impl Puller {
                     false => (Some(room), None),
                 };
                 let build = build(plan);
-                let (traced, began) = (Work::begin("tree"), Instant::now());
+                let traced = Work::begin("tree");
                 let built = self.trees.build(build, memory, &asker.tenant, Arc::clone(&hold)).await;
                 traced.end(built.as_ref().err());
-                self.metrics.transfers.busy.add(Stage::Link, began.elapsed());
                 drop(room); // The plan is gone.
                 built?
             }

@@ -1,12 +1,13 @@
 //! The tree of a plan whose blobs are all here: linked once, whoever needs it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::host::blocking;
 use crate::host::fair_queue::Permit;
 use crate::host::limits;
 use crate::host::memory::Memory;
+use crate::host::metric::Seconds;
 use crate::host::tenants::Tenants;
 use crate::oci::digest::Digest;
 use crate::pull::error::Error;
@@ -21,21 +22,23 @@ use crate::store::usage::holds::Hold;
 use crate::tenant::Tenant;
 use crate::transfer::error::Error as TransferError;
 use crate::transfer::flight::Flights;
+use crate::transfer::metrics::Stage;
 
 /// Links trees.
 pub struct TreeBuilder {
     store: Arc<Store>,
     flights: Flights<TreeKey, Tenants, Result<Tree, Arc<TransferError>>>,
     memory: Memory,
+    busy: Seconds<Stage>,
 }
 
 /// Bytes of memory that linking a tree takes at least.
 const SMALLEST: u64 = 1024 * 1024;
 
 impl TreeBuilder {
-    /// Merges take memory from `memory`.
-    pub fn new(store: Arc<Store>, memory: Memory) -> Self {
-        Self { store, flights: Flights::new(Duration::ZERO), memory }
+    /// Merges take memory from `memory`. How long they take is added to `busy`.
+    pub fn new(store: Arc<Store>, memory: Memory, busy: Seconds<Stage>) -> Self {
+        Self { store, flights: Flights::new(Duration::ZERO), memory, busy }
     }
 
     /// Bytes of memory that linking the tree takes, beside its plan.
@@ -79,10 +82,11 @@ impl TreeBuilder {
             tenants.add(tenant);
             let (store, queue, waiting) =
                 (Arc::clone(&self.store), self.memory.clone(), Arc::clone(&tenants));
+            let busy = self.busy.clone();
             let work = async move {
                 let linked = match memory {
-                    Some(memory) => link_with(store, memory, build, hold).await,
-                    None => link(store, queue, &waiting, build, hold).await,
+                    Some(memory) => link_with(store, memory, build, hold, busy).await,
+                    None => link(store, queue, &waiting, build, hold, busy).await,
                 };
                 linked.map_err(Arc::new)
             };
@@ -100,6 +104,7 @@ async fn link(
     tenants: &Tenants,
     build: Build,
     hold: Arc<Hold>,
+    busy: Seconds<Stage>,
 ) -> Result<Tree, TransferError> {
     let build = Arc::new(build);
     if build.plan.file_list().is_some() {
@@ -120,7 +125,7 @@ async fn link(
     let permit = memory.acquire_for(tenants, needed).await;
     let link = move || {
         let (_permit, _hold) = (permit, hold);
-        get_or_build(&store, &build)
+        get_or_build(&store, &build, &busy)
     };
     Ok(blocking::on_own_thread("merge", link).await.map_err(TransferError::Thread)??)
 }
@@ -131,20 +136,24 @@ async fn link_with(
     memory: Permit,
     build: Build,
     hold: Arc<Hold>,
+    busy: Seconds<Stage>,
 ) -> Result<Tree, TransferError> {
     let link = move || {
         let (_memory, _hold) = (memory, hold);
         if build.plan.file_list().is_some() {
             store.trees.check_file_list(&build)?;
         }
-        get_or_build(&store, &build)
+        get_or_build(&store, &build, &busy)
     };
     Ok(blocking::on_own_thread("merge", link).await.map_err(TransferError::Thread)??)
 }
 
-fn get_or_build(store: &Store, build: &Build) -> Result<Tree, StoreError> {
-    match store.trees.get(&build.key)? {
-        Some(tree) => Ok(tree),
-        None => store.trees.build(build),
+fn get_or_build(store: &Store, build: &Build, busy: &Seconds<Stage>) -> Result<Tree, StoreError> {
+    if let Some(tree) = store.trees.get(&build.key)? {
+        return Ok(tree);
     }
+    let began = Instant::now();
+    let built = store.trees.build(build);
+    busy.add(Stage::Link, began.elapsed());
+    built
 }

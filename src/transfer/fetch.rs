@@ -32,7 +32,7 @@ use crate::registry::retry::Backoff;
 use crate::registry::source::Asker;
 use crate::transfer::counter::Counter;
 use crate::transfer::error::Error;
-use crate::transfer::metrics::{self, Metrics};
+use crate::transfer::metrics::{self, Metrics, Stage};
 use crate::transfer::parts::Parts;
 use crate::transfer::queue::Queue;
 use crate::transfer::rate::{Judgement, Rate};
@@ -408,7 +408,10 @@ impl Fetch<'_> {
         let whole = range == (0..self.blob.size) || self.without_ranges.load(Relaxed);
         let wanted = (!whole).then(|| range.clone());
         let first_byte = Waits::start(&self.waiting);
-        let mut body = match self.means.registry.blob(self.asker, self.blob, wanted, backoff).await {
+        let (busy, began) = (&self.means.metrics.busy, Instant::now());
+        let answered = self.means.registry.blob(self.asker, self.blob, wanted, backoff).await;
+        busy.add(Stage::Network, began.elapsed());
+        let mut body = match answered {
             // It has less than it said, or does not take ranges.
             Err(
                 registry::error::Error::Status { status: 416, .. }
@@ -451,7 +454,11 @@ impl Fetch<'_> {
         let fetched = self.means.metrics.fetched.counter(from);
         let mut first_byte = Some(first_byte);
         // A registry that ignores the range sends what is here already; it is read and dropped.
-        while let Some(mut bytes) = body.chunk().await? {
+        loop {
+            let began = Instant::now();
+            let chunk = body.chunk().await;
+            busy.add(Stage::Network, began.elapsed());
+            let Some(mut bytes) = chunk? else { break };
             first_byte.take();
             if self.is_held_back() {
                 self.means.throttle.pass(bytes.len()).await;

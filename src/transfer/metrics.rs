@@ -35,13 +35,13 @@ pub enum Origin {
 pub enum Stage {
     /// A download waits for its turn.
     Wait,
-    /// The next bytes of a blob have not come.
+    /// A connection waits for the answer, or for its next bytes.
     Network,
     /// They are written to the disk as they come.
     Write,
     /// They are hashed.
     Verify,
-    /// They are decompressed, and wait for the files that are made of them.
+    /// They are decompressed, and files are made of them.
     Unpack,
     /// A tree is linked of what layers hold.
     Link,

@@ -160,16 +160,13 @@ impl Sink {
     /// Those of the store, of the disk and of unpacking.
     pub fn run(mut self, mut pieces: mpsc::Receiver<Piece>, counter: &Counter) -> Result<Self, Error> {
         let mut written = Ok(());
-        let mut began = Instant::now();
         while let Some(piece) = pieces.blocking_recv() {
-            self.busy.add(Stage::Network, began.elapsed());
             written = self.write(piece);
             if written.is_err() {
                 break;
             }
             // Of sources that are raced the one that is ahead counts.
             counter.here.fetch_max(self.partial().present(), Relaxed);
-            began = Instant::now();
         }
         if written.is_ok() && self.partial().is_complete() {
             self.partial().close();
@@ -195,7 +192,7 @@ impl Sink {
     }
 
     fn write(&mut self, Piece { offset, bytes }: Piece) -> Result<(), Error> {
-        let began = Instant::now();
+        let (began, waited) = (Instant::now(), self.partial().waited());
         match &self.target {
             Target::File(ingest) => ingest.write(offset, bytes)?,
             Target::Layer { ingest, partial, .. } | Target::Archive { ingest, partial } => {
@@ -203,7 +200,9 @@ impl Sink {
             }
             Target::Nothing { partial } => partial.write(offset, bytes)?,
         }
-        self.busy.add(Stage::Write, began.elapsed());
+        // What follows may be behind: that is no time of the disk's.
+        let waited = self.partial().waited().saturating_sub(waited);
+        self.busy.add(Stage::Write, began.elapsed().saturating_sub(waited));
         if let Following::Here(follower) = &mut self.follower {
             let partial = self.target.partial();
             while let Some(bytes) = partial.follow_what_is_there()? {

@@ -16,6 +16,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
@@ -40,6 +41,8 @@ pub struct Partial {
     file: OnceLock<File>,
     /// Bytes that came since writeback was started, and the free space looked at.
     dirty: AtomicU64,
+    /// Nanoseconds that the writer has waited for the follower.
+    waited: AtomicU64,
     state: Mutex<State>,
     /// Something came, was taken, or ended.
     changed: Condvar,
@@ -114,6 +117,7 @@ impl Partial {
             published: false,
             file: OnceLock::new(),
             dirty: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
             state: Mutex::new(state),
             changed: Condvar::new(),
         }
@@ -144,6 +148,11 @@ impl Partial {
         self.lock().followed
     }
 
+    /// How long the writer has waited for the follower, in all.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
+    }
+
     /// Whether all is there.
     pub fn is_complete(&self) -> bool {
         self.present() == self.size
@@ -172,8 +181,11 @@ impl Partial {
                 && !state.abandoned
                 && (if in_file { state.is_in_memory_up_to(offset) } else { !state.spooled })
             {
+                let began = Instant::now();
                 state.writer_waits = true;
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                self.waited.fetch_add(took, Ordering::Relaxed);
             }
             state.writer_waits = false;
             if state.abandoned {
