@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -110,9 +111,12 @@ impl One {
         match self.shared.volumes.has(&pin.tree).await {
             Ok(true) => {
                 self.note(State::Ready(present(pin)));
-                // What was not kept may go in this moment: it is pulled again, without a download.
-                let is_noted = pin.is_kept == self.wanted.is_pinned;
-                if is_noted { Found::Here(pin.tree.clone()) } else { Found::Nothing }
+                match (pin.is_kept, self.wanted.is_pinned) {
+                    // What was not kept may go in this moment: it is pulled again, without a download.
+                    (false, true) if !self.wanted.is_suspended => Found::Nothing,
+                    (true, false) if !self.let_go(pin).await => Found::Nothing,
+                    _ => Found::Here(pin.tree.clone()),
+                }
             }
             Ok(false) if !self.wanted.is_pinned => {
                 self.note(State::Waiting("Collected"));
@@ -127,6 +131,17 @@ impl One {
         }
     }
 
+    /// Keeps it no longer. Whether that is noted: a store that cannot be used says so when it is pulled.
+    async fn let_go(&self, pin: &Pin) -> bool {
+        let loose = Pin { is_kept: false, ..pin.clone() };
+        let present = present(&loose);
+        let noted = self.shared.volumes.keep(loose).await;
+        if noted.is_ok() {
+            self.note(State::Ready(present));
+        }
+        noted.is_ok()
+    }
+
     /// Whether `pin` is of what is wanted: pulled as the same, with the same attributes, and no other than a digest that is known since.
     fn is_wanted(&self, pin: &Pin) -> bool {
         let wanted = self.wanted.reference();
@@ -138,10 +153,11 @@ impl One {
 
     async fn run(&self, found: Found) -> Result<(), Ended> {
         if self.wanted.is_suspended {
-            // What is kept of another generation stays, and is not what is wanted.
-            if !self.is_noted(|state| matches!(state, State::Ready(_))) {
-                self.note(State::Waiting("Suspended"));
+            if let Found::Here(tree) = &found {
+                self.gone(tree).await?;
             }
+            // What is kept of another generation stays, and is not what is wanted.
+            self.note(State::Waiting("Suspended"));
             return Ok(());
         }
         let mut here = match found {
@@ -156,10 +172,10 @@ impl One {
                 return Ok(()); // Another spec is another of these.
             }
         };
-        let is_known = self.pin.is_some();
         // Its moment has come already where only what it was resolved to has changed.
-        if !is_known && !self.is_noted(|state| !matches!(state, State::Waiting(_))) {
-            let delay = self.wanted.delay(&self.shared.node);
+        let has_begun = |state: &State| !matches!(state, State::Waiting(reason) if *reason != "Queued");
+        if self.pin.is_none() && !self.is_noted(has_begun) {
+            let delay = self.wanted.delay(&self.shared.node).saturating_sub(self.waited());
             if !delay.is_zero() {
                 self.note(State::Waiting("Spread"));
                 self.unless_ended(sleep(delay)).await?;
@@ -276,18 +292,31 @@ impl One {
 
     /// Waits until what was brought is lost: then it is brought again. What was not to be kept is not.
     async fn is_lost(&self, tree: &TreeKey) -> Result<bool, Ended> {
+        self.gone(tree).await?;
+        if !self.wanted.is_pinned {
+            self.note(State::Waiting("Collected"));
+        }
+        Ok(self.wanted.is_pinned)
+    }
+
+    /// Waits until the tree is there no longer.
+    async fn gone(&self, tree: &TreeKey) -> Result<(), Ended> {
         loop {
             self.unless_ended(sleep(STILL_THERE)).await?;
             match self.shared.volumes.has(tree).await {
-                Ok(false) if self.wanted.is_pinned => return Ok(true),
-                Ok(false) => {
-                    self.note(State::Waiting("Collected"));
-                    return Ok(false);
-                }
+                Ok(false) => return Ok(()),
                 Ok(true) => {}
                 Err(error) => tracing::debug!(%error, "cannot look whether an artifact is there"),
             }
         }
+    }
+
+    /// For how long it has waited for its moment already.
+    fn waited(&self) -> Duration {
+        let Some(noted) = self.shared.board.get(&self.wanted.name) else { return Duration::ZERO };
+        let is_it = noted.generation == self.wanted.generation && noted.state == State::Waiting("Spread");
+        let seconds = if is_it { Timestamp::now().as_second() - noted.since } else { 0 };
+        Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
     }
 
     fn attributes(&self) -> Result<Attributes, String> {

@@ -29,15 +29,15 @@ pub(in crate::prepull) struct Marker {
     refusals: Refusals,
 }
 
-/// Changes of Nodes that the API server did not take, since it took one.
+/// Changes of Nodes that the API server did not take.
 #[derive(Default)]
 struct Refusals {
-    /// The first Nodes of which it was so.
-    nodes: BTreeSet<String>,
-    /// Pauses that were made.
+    /// Pauses that were made, since it took one.
     pauses: u32,
-    /// Of the last one, once there were several Nodes.
+    /// Of the last one, as long as they are of several Nodes.
     reason: Option<&'static str>,
+    last: Option<Instant>,
+    /// Until when those that were refused are not tried again.
     until: Option<Instant>,
 }
 
@@ -50,7 +50,7 @@ struct Due {
     taint: Option<String>,
 }
 
-/// Refusals of so many Nodes, with nothing that was taken in between, are not about single Nodes.
+/// Refusals of so many Nodes are not about single Nodes.
 const REFUSALS: usize = 3;
 /// The pause then; twice as long after each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
@@ -123,8 +123,13 @@ impl Marker {
 
     /// When the next Node may be changed, if one has to be looked at.
     pub fn due(&self) -> Option<Instant> {
-        let is_due = !self.unmarked.is_empty() || !self.again.is_empty();
-        is_due.then(|| self.refusals.until.unwrap_or_else(Instant::now))
+        let pause = self.refusals.until.unwrap_or_else(Instant::now);
+        if !self.unmarked.is_empty() {
+            // What was refused is of other Nodes, it may be.
+            let after_last = self.refusals.last.map(|last| last + FIRST_PAUSE);
+            return Some(after_last.map_or(pause, |after_last| pause.min(after_last)));
+        }
+        (!self.again.is_empty()).then_some(pause)
     }
 
     /// Changes the next Node, if it does not show what it has.
@@ -136,16 +141,29 @@ impl Marker {
         reports: &BTreeMap<String, Report>,
     ) {
         let Some(name) = self.unmarked.pop_first().or_else(|| self.again.pop_first()) else { return };
-        let Some(node) = nodes.get(&name) else {
-            self.tainted.remove(&name);
-            return;
-        };
-        let Due { labels, lacks, taint } = self.due_of(node, artifacts, reports.get(&name));
+        match nodes.get(&name) {
+            Some(node) => self.change(cluster, artifacts, node, reports.get(&name)).await,
+            None => drop(self.tainted.remove(&name)),
+        }
+        if self.failed.len() + self.again.len() < REFUSALS {
+            self.refusals = Refusals::default();
+        }
+    }
+
+    async fn change(
+        &mut self,
+        cluster: &Cluster,
+        artifacts: &Artifacts,
+        node: &Node,
+        report: Option<&Report>,
+    ) {
+        let name = &node.metadata.name;
+        let Due { labels, lacks, taint } = self.due_of(node, artifacts, report);
         let Some(patch) = node.change(self.marks.labels.then_some(&labels), taint.as_deref()) else { return };
-        let Ok(what) = Object::of_cluster(Resource::Node, &name) else { return };
+        let Ok(what) = Object::of_cluster(Resource::Node, name) else { return };
         match cluster.change(&what, Change::Merge, &patch).await {
             Ok(()) => {
-                self.refusals = Refusals::default();
+                self.refusals.taken();
                 match (taint, lacks) {
                     (None, _) => {}
                     (Some(taint), None) => tracing::info!(node = name, taint, "pods may come to the node"),
@@ -161,9 +179,16 @@ impl Marker {
             Err(Error::Conflict { .. } | Error::NotFound { .. }) => {}
             Err(error) => {
                 tracing::debug!(%error, node = name, "cannot change the node");
-                self.refusals.note(&name, &error);
-                self.failed.insert(name);
+                self.refused(name, &error);
             }
+        }
+    }
+
+    /// Notes that a Node could not be changed.
+    fn refused(&mut self, name: &str, error: &Error) {
+        self.failed.insert(name.to_owned());
+        if self.failed.len() + self.again.len() >= REFUSALS {
+            self.refusals.note(error);
         }
     }
 
@@ -186,6 +211,13 @@ impl Marker {
                 // What nobody brings is not waited for.
                 None if spec.suspend => {}
                 None => lacks = Some(name.clone()),
+            }
+        }
+        // What is not understood is as it was.
+        for name in artifacts.unclear() {
+            let (key, _) = label(name, "");
+            if let Some(value) = node.metadata.labels.get(&key) {
+                labels.insert(key, value.clone());
             }
         }
         let taint = self.taint_of(node, lacks.is_some());
@@ -212,13 +244,13 @@ impl Marker {
 }
 
 impl Refusals {
-    fn note(&mut self, node: &str, error: &Error) {
-        if self.nodes.len() < REFUSALS {
-            self.nodes.insert(node.to_owned());
-        }
-        if self.nodes.len() < REFUSALS {
-            return;
-        }
+    /// A change was taken: the pauses are short again. What was said stays until those that were refused are as they should be.
+    fn taken(&mut self) {
+        (self.pauses, self.last, self.until) = (0, None, None);
+    }
+
+    /// One more was refused.
+    fn note(&mut self, error: &Error) {
         if self.reason.is_none() {
             tracing::warn!(%error, "cannot change nodes; it is tried again and again");
         }
@@ -229,7 +261,9 @@ impl Refusals {
             }
             _ => "the API server does not take changes of nodes, of which the controller's log says more",
         });
-        self.until = Some(Instant::now() + (FIRST_PAUSE * 2_u32.pow(self.pauses.min(5))).min(LAST_PAUSE));
+        let now = Instant::now();
+        self.last = Some(now);
+        self.until = Some(now + (FIRST_PAUSE * 2_u32.pow(self.pauses.min(5))).min(LAST_PAUSE));
         self.pauses += 1;
     }
 }
@@ -242,7 +276,9 @@ mod tests {
     fn refusals_are_told_and_pause_all_when_they_are_about_more_than_one_node() {
         let refused = |marker: &mut Marker, name: &str| {
             let what = Object::of_cluster(Resource::Node, name).expect("a name");
-            marker.refusals.note(name, &Error::Timeout { what, limit: Duration::from_secs(4) });
+            marker.unmarked.remove(name);
+            marker.again.remove(name);
+            marker.refused(name, &Error::Timeout { what, limit: Duration::from_secs(4) });
         };
         let mut marker = Marker::new(NodeMarks { labels: true, taint: None });
         assert_eq!((marker.labelling(), marker.due()), (Labelling::On, None));
@@ -250,17 +286,25 @@ mod tests {
         marker.look_at(None, &nodes);
         for name in ["a", "b", "a", "b", "a", "b"] {
             refused(&mut marker, name); // Of the others it is not known.
+            marker.look_again();
             assert!(marker.due().is_some_and(|due| due <= Instant::now()));
             assert_eq!(marker.labelling(), Labelling::On);
         }
         let mut before = Duration::ZERO;
         for name in ["c", "a", "b", "c", "a", "a", "a", "a", "a"] {
             refused(&mut marker, name);
+            marker.look_again();
             let pause = marker.due().expect("a node").duration_since(Instant::now());
             assert!(pause > before / 2 && pause <= LAST_PAUSE, "{pause:?}");
             before = pause;
         }
         assert!(before > FIRST_PAUSE && matches!(marker.labelling(), Labelling::Refused(_)));
+        // Another Node does not wait for so long, and when it was changed that is still said of the others.
+        marker.look_at(Some("d".to_owned()), &nodes);
+        assert!(marker.due().is_some_and(|due| due <= Instant::now() + FIRST_PAUSE));
+        marker.refusals.taken();
+        assert!(marker.due().is_some_and(|due| due <= Instant::now()));
+        assert!(matches!(marker.labelling(), Labelling::Refused(_)));
         assert_eq!(Marker::new(NodeMarks::default()).labelling(), Labelling::Off);
     }
 

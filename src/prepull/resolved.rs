@@ -1,6 +1,6 @@
 //! The CachedArtifacts that there are, and what the reference of each is: their registries are asked once, and what is in the status counts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -26,6 +26,8 @@ pub(in crate::prepull) struct Artifacts {
     /// Whether registries are asked without credentials.
     anonymous: bool,
     all: BTreeMap<String, Artifact>,
+    /// Names of those that are there and were never understood.
+    unclear: BTreeSet<String>,
     asking: JoinSet<Result<Digest, String>>,
     /// What is asked by each of these tasks.
     asked: HashMap<Id, Question>,
@@ -61,7 +63,7 @@ const LAST_RETRY: Duration = Duration::from_secs(900);
 impl Artifacts {
     pub fn new(cluster: Cluster, registry: Registry, anonymous: bool) -> Self {
         let (all, asking, asked) = (BTreeMap::new(), JoinSet::new(), HashMap::new());
-        Self { cluster, registry, anonymous, all, asking, asked }
+        Self { cluster, registry, anonymous, all, unclear: BTreeSet::new(), asking, asked }
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -70,6 +72,11 @@ impl Artifacts {
 
     pub fn iter(&self) -> impl Iterator<Item = (&String, &Artifact)> {
         self.all.iter()
+    }
+
+    /// The names of those of which nothing is known but that they are there.
+    pub fn unclear(&self) -> &BTreeSet<String> {
+        &self.unclear
     }
 
     pub fn get_mut(&mut self, name: &str) -> Option<&mut Artifact> {
@@ -81,6 +88,7 @@ impl Artifacts {
         match seen {
             Seen::All(all) => {
                 let mut before = std::mem::take(&mut self.all);
+                self.unclear.clear();
                 for object in all.into_iter().take(ARTIFACTS) {
                     let known = before.remove(&name_of(&object));
                     self.insert(object, known);
@@ -96,19 +104,28 @@ impl Artifacts {
                     );
                     return false;
                 }
+                self.unclear.remove(&name);
                 let before = self.all.remove(&name);
                 let what = |artifact: &Artifact| (artifact.object.clone(), artifact.resolution.clone());
                 let was = before.as_ref().map(what);
                 self.insert(object, before);
                 self.all.get(&name).map(what) != was
             }
-            Seen::Gone(name) => self.all.remove(&name).is_some(),
+            Seen::Gone(name) => self.unclear.remove(&name) | self.all.remove(&name).is_some(),
         }
     }
 
-    fn insert(&mut self, object: Value, before: Option<Artifact>) {
-        if let Some(artifact) = Artifact::seen(object, before) {
-            self.all.insert(artifact.object.metadata.name.clone(), artifact);
+    /// Of what is not understood, because a later version has written it, what was known before counts.
+    fn insert(&mut self, mut object: Value, before: Option<Artifact>) {
+        let name = name_of(&object);
+        let status = object.as_object_mut().and_then(|fields| fields.remove("status")).unwrap_or_default();
+        let artifact = match CachedArtifact::deserialize(object) {
+            Ok(object) => Some(Artifact::seen(object, status, before)),
+            Err(_) => before,
+        };
+        match artifact {
+            Some(artifact) => drop(self.all.insert(name, artifact)),
+            None => drop(self.unclear.insert(name)),
         }
     }
 
@@ -120,9 +137,12 @@ impl Artifacts {
                 return;
             }
             let is_due = !matches!(artifact.resolution, Resolution::Known(_)) && artifact.next <= now;
+            if !is_due {
+                continue;
+            }
             let wanted = artifact.object.wanted();
             let question = Question::of(&wanted);
-            if !is_due || self.asked.values().any(|asked| *asked == question) {
+            if self.asked.values().any(|asked| *asked == question) {
                 continue;
             }
             let (cluster, registry, anonymous) =
@@ -175,10 +195,7 @@ impl Question {
 
 impl Artifact {
     /// What is known of an object that is seen now, and what was known of it `before`.
-    fn seen(mut object: Value, before: Option<Self>) -> Option<Self> {
-        let fields = object.as_object_mut();
-        let status = fields.and_then(|fields| fields.remove("status")).unwrap_or_default();
-        let object = CachedArtifact::deserialize(object).ok()?;
+    fn seen(object: CachedArtifact, status: Value, before: Option<Self>) -> Self {
         let wanted = object.wanted();
         let reference = wanted.reference();
         let mut artifact = Self {
@@ -201,7 +218,7 @@ impl Artifact {
         if let Some(digest) = said.and_then(|digest| digest.parse().ok()) {
             artifact.resolution = Resolution::Known(digest);
         }
-        Some(artifact)
+        artifact
     }
 }
 
@@ -237,15 +254,18 @@ mod tests {
 
     use super::*;
 
+    fn object(spec: &Value) -> CachedArtifact {
+        let object = json!({"metadata": {"name": "llama", "generation": 1}, "spec": spec});
+        CachedArtifact::deserialize(object).expect("an artifact")
+    }
+
     #[test]
     fn regression_what_another_controller_has_written_is_what_the_reference_is() {
         let seen = |reference: &str, of: &str, digest: Option<&Digest>, before| {
             let digest = digest.map(ToString::to_string);
             let status = json!({"reference": of, "digest": digest});
-            let object = json!({
-                "metadata": {"name": "llama", "generation": 1}, "spec": {"reference": reference}, "status": status,
-            });
-            Artifact::seen(object, before).expect("an artifact")
+            let spec = json!({"reference": reference});
+            Artifact::seen(object(&spec), status, before)
         };
         let (own, others) = (Digest::sha256(b"own"), Digest::sha256(b"others"));
         let tag = "r.example/m:v1";
@@ -260,14 +280,17 @@ mod tests {
         let artifact = seen(tag, tag, Some(&others), Some(artifact));
         assert_eq!(artifact.resolution, Resolution::Known(others.clone()));
         // Another secret is tried at once, and what is known stays known.
-        let secret = |name: &str| json!({"metadata": {"name": "llama"}, "spec": {"reference": tag, "pullSecret": name}});
-        let known = Artifact::seen(secret("a"), Some(artifact)).expect("an artifact");
+        let secret = |name: &str, before| {
+            let spec = json!({"reference": tag, "pullSecret": name});
+            Artifact::seen(object(&spec), Value::Null, Some(before))
+        };
+        let known = secret("a", artifact);
         assert_eq!(known.resolution, Resolution::Known(others.clone()));
         let later = Instant::now() + LAST_RETRY;
         let failed = Artifact { resolution: Resolution::Failed("401".to_owned()), next: later, ..known };
-        let failed = Artifact::seen(secret("a"), Some(failed)).expect("an artifact");
+        let failed = secret("a", failed);
         assert_eq!((&failed.resolution, failed.next), (&Resolution::Failed("401".to_owned()), later));
-        let again = Artifact::seen(secret("b"), Some(failed)).expect("an artifact");
+        let again = secret("b", failed);
         assert!(again.resolution == Resolution::Pending && again.next <= Instant::now());
         let artifact = Artifact { resolution: Resolution::Known(others.clone()), ..again };
         // That is of no other reference.
