@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -172,10 +171,11 @@ impl One {
                 return Ok(()); // Another spec is another of these.
             }
         };
-        // Its moment has come already where only what it was resolved to has changed.
+        // Where only what it was resolved to has changed, its moment may have come already. Else all of it counts anew: nodes learn of
+        // that at the same time.
         let has_begun = |state: &State| !matches!(state, State::Waiting(reason) if *reason != "Queued");
         if self.pin.is_none() && !self.is_noted(has_begun) {
-            let delay = self.wanted.delay(&self.shared.node).saturating_sub(self.waited());
+            let delay = self.wanted.delay(&self.shared.node);
             if !delay.is_zero() {
                 self.note(State::Waiting("Spread"));
                 self.unless_ended(sleep(delay)).await?;
@@ -309,14 +309,6 @@ impl One {
                 Err(error) => tracing::debug!(%error, "cannot look whether an artifact is there"),
             }
         }
-    }
-
-    /// For how long it has waited for its moment already.
-    fn waited(&self) -> Duration {
-        let Some(noted) = self.shared.board.get(&self.wanted.name) else { return Duration::ZERO };
-        let is_it = noted.generation == self.wanted.generation && noted.state == State::Waiting("Spread");
-        let seconds = if is_it { Timestamp::now().as_second() - noted.since } else { 0 };
-        Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
     }
 
     fn attributes(&self) -> Result<Attributes, String> {

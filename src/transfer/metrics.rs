@@ -109,7 +109,8 @@ impl Metrics {
         );
         registry.register(
             "ocivol_pull_busy_seconds",
-            "What pulls took their time for, by stage. Those of one pull run at the same time",
+            "What pulls took their time for, by stage, of which those of one pull run at the same time: wait for their turn to download, \
+             network (connections that wait for bytes), write to the disk, verify (hash), unpack layers, link files to trees",
             self.busy.clone(),
         );
         registry.register(
