@@ -8,41 +8,9 @@ chart=$1
 programs=$2
 shift 2
 here=$(dirname "$0")
-work=$(mktemp -d)
-daemons=
-trap 'kill -9 $daemons && wait; rm -r "$work"' EXIT
-export HOME="$work" KUBECONFIG="$work/kubeconfig" PATH="$programs:$PATH"
+. "$here/../support/api_server.sh"
+start_api_server
 
-ip link set lo up
-ip address add 10.99.0.1/32 dev lo # An API server has to have an address that is not a loopback one.
-openssl genrsa -out "$work/key" 2048 2>/dev/null
-echo 'admin,admin,1,"system:masters"' >"$work/tokens"
-etcd --data-dir="$work/etcd" --listen-client-urls=http://127.0.0.1:2379 --advertise-client-urls=http://127.0.0.1:2379 \
-	--listen-peer-urls=http://127.0.0.1:2380 --unsafe-no-fsync >"$work/etcd.log" 2>&1 &
-daemons=$!
-kube-apiserver --etcd-servers=http://127.0.0.1:2379 --bind-address=10.99.0.1 --secure-port=6443 --cert-dir="$work/pki" \
-	--token-auth-file="$work/tokens" --authorization-mode=RBAC --service-account-issuer=https://kubernetes.default.svc \
-	--service-account-key-file="$work/key" --service-account-signing-key-file="$work/key" --allow-privileged=true \
-	--service-cluster-ip-range=10.96.0.0/24 --disable-admission-plugins=ServiceAccount >"$work/api.log" 2>&1 &
-daemons="$daemons $!"
-cat >"$KUBECONFIG" <<'CONFIG'
-{apiVersion: v1, kind: Config, current-context: it, users: [{name: admin, user: {token: admin}}],
- clusters: [{name: it, cluster: {server: "https://10.99.0.1:6443", insecure-skip-tls-verify: true}}],
- contexts: [{name: it, context: {cluster: it, user: admin}}]}
-CONFIG
-
-die() {
-	echo "$*" >&2
-	exit 1
-}
-# eventually COMMAND: repeats it until it succeeds.
-eventually() {
-	for _ in $(seq 300); do
-		if "$@" >"$work/out" 2>&1; then return; fi
-		sleep 0.1
-	done
-	die "not in 30 s: $*: $(cat "$work/out")"
-}
 # fails_with WORDS COMMAND: it fails, and says so. What it said is in $work/said.
 fails_with() {
 	words=$1
@@ -50,11 +18,9 @@ fails_with() {
 	! "$@" >"$work/said" 2>&1 && grep -qF -e "$words" "$work/said"
 }
 refused() { fails_with "$@" || die "it should fail and say \"$1\": $*: $(cat "$work/said")"; }
-quiet() { "$@" >"$work/out" 2>&1 || die "$*: $(cat "$work/out")"; }
 # Runs the kubectl commands that it said.
 as_it_says() { sed -n 's/^ *\(kubectl .*\)/\1/p' "$work/said" >"$work/commands" && [ -s "$work/commands" ] && quiet sh -e "$work/commands"; }
 
-eventually kubectl get namespace kube-system
 for namespace in ocivol shop bank; do quiet kubectl create namespace "$namespace"; done
 
 # The definitions in the schema have the fields that the API server knows.
