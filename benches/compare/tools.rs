@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::processor_time;
 use crate::workloads::{BASE, Workload};
 
 /// One tool.
@@ -212,11 +213,7 @@ impl Containerd {
 impl Running {
     /// CPU time that it and those of its children that have ended have used.
     pub fn cpu(&self) -> Duration {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).expect("it runs");
-        // `man 5 proc_pid_stat`: fields 14 to 17; field 2 is a name in parentheses.
-        let fields = text.rsplit(')').next().expect("a name").split_whitespace();
-        let ticks: u64 = fields.skip(11).take(4).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
-        Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
+        processor_time(self.0.id())
     }
 }
 

@@ -1,7 +1,7 @@
 //! The connections to one source of a blob: which part each fetches, how fast they are, and what to make of odd answers.
 //!
-//! A connection that is slow for this network gets help: the rest of its part is split and fetched by another. What has arrived
-//! is kept when a connection breaks. Bytes go to the writer through a channel of the transfer's own, so that a writer that is
+//! A connection that is slow for this network gets [`help`](crate::transfer::help): the rest of its part is split and fetched by
+//! another. What has arrived is kept when a connection breaks. Bytes go to the writer through a channel of the transfer's own, so that a writer that is
 //! slow holds up nobody else.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use crate::host::fair_queue::Permit;
-use crate::host::limits::{CONNECTIONS, COPIED_PIECE, LARGE_PIECES, PIECE, SMALL_PIECES};
+use crate::host::limits::{COPIED_PIECE, LARGE_PIECES, PIECE, SMALL_PIECES};
 use crate::host::tenants::Tenants;
 use crate::host::throttle::Throttle;
 use crate::oci::descriptor::Descriptor;
@@ -32,14 +32,12 @@ use crate::registry::retry::Backoff;
 use crate::registry::source::Asker;
 use crate::transfer::counter::Counter;
 use crate::transfer::error::Error;
+use crate::transfer::help::{Advice, Help, Traffic};
 use crate::transfer::metrics::{self, Metrics, Stage};
 use crate::transfer::parts::Parts;
 use crate::transfer::queue::Queue;
 use crate::transfer::rate::{Judgement, Rate};
 
-/// A connection below this rate (bytes per second) is helped by another, and a source below it is compared with others. Object
-/// stores give 50 to 90 MB/s to a connection, a local registry ten times as much.
-pub const HELP_BELOW: f64 = 100e6;
 /// Ranges in a row that may be answered with others until a source is asked for the whole blob.
 const ODD_RANGES: usize = 2;
 /// How often rates are looked at.
@@ -77,6 +75,8 @@ pub struct Means<'a> {
     pub metrics: &'a Metrics,
     /// Holds back what nobody waits for.
     pub throttle: &'a Throttle,
+    /// What all of them receive.
+    pub traffic: &'a Traffic,
 }
 
 /// What is wanted of a source.
@@ -107,6 +107,8 @@ pub struct Fetch<'a> {
     without_ranges: AtomicBool,
     /// Its connections are slow for a network.
     is_slow: AtomicBool,
+    /// Connections that are to end: they bring nothing.
+    surplus: AtomicUsize,
     /// Ranges that were answered with others.
     odd_ranges: AtomicUsize,
     /// Some of the bytes were not the next ones of one answer.
@@ -124,6 +126,14 @@ pub struct Fetch<'a> {
     writer: mpsc::Sender<Piece>,
     /// Bytes of pieces that may be in memory.
     room: Arc<Semaphore>,
+}
+
+/// Why a connection does not go on with its part.
+enum End {
+    /// It is done with it, or somebody else is to fetch it.
+    Done,
+    /// There are more connections than help.
+    Surplus,
 }
 
 /// How fast a fetch is, for those who compare it with another.
@@ -234,6 +244,7 @@ impl<'a> Fetch<'a> {
             may_split: wanted.in_parts,
             without_ranges: AtomicBool::new(wanted.whole),
             is_slow: AtomicBool::new(false),
+            surplus: AtomicUsize::new(0),
             odd_ranges: AtomicUsize::new(0),
             in_parts: AtomicBool::new(wanted.resumed),
             elsewhere: AtomicBool::new(false),
@@ -261,6 +272,8 @@ impl Fetch<'_> {
         self.speed.done.store(false, Relaxed); // An earlier fetch of this attempt may have ended.
         let mut rate = Rate::new(Instant::now());
         rate.excuse(Instant::now(), self.speed.received()); // What an earlier fetch got does not count.
+        let _receiving = self.may_split.then(|| self.means.traffic.receive());
+        let mut help = Help::new(self.means.traffic, Instant::now());
         let (mut is_helped, mut is_refused_help) = (false, false);
         let mut silence = self.means.registry.longest_silence();
         loop {
@@ -292,12 +305,14 @@ impl Fetch<'_> {
                     if is_silent {
                         silence = silence.saturating_sub(LOOK_EVERY);
                         rate.excuse(now, received);
+                        help.excuse(self.means.traffic, now);
                         self.speed.set(Some(self.pace(0.0)));
                         continue;
                     }
                     // No room for another piece says that the disk is what is slow.
                     if self.writer.capacity() == 0 || self.room.available_permits() < PIECE {
                         rate.excuse(now, received);
+                        help.excuse(self.means.traffic, now);
                         self.speed.set(None);
                         continue;
                     }
@@ -312,12 +327,25 @@ impl Fetch<'_> {
                         Judgement::BytesPerSecond(_) if self.is_held_back() => self.speed.set(None),
                         Judgement::BytesPerSecond(rate) => {
                             self.speed.set(Some(self.pace(rate)));
-                            // As many as it takes to be fast, if each is as fast as those that run; at least as many again.
+                            if !self.may_split || is_refused_help || self.without_ranges.load(Relaxed) {
+                                continue;
+                            }
                             let active = self.parts().active();
-                            for _ in 0..active.max(connections_for(rate, active)) {
-                                if !is_refused_help && let Some(helper) = self.help(rate) {
-                                    is_helped = true;
-                                    connections.push(self.connection(Some(helper)));
+                            let is_waiting = self.waiting.load(Relaxed) > 0;
+                            match help.advise(self.means.traffic, now, rate, active, is_waiting) {
+                                Advice::Keep => {}
+                                Advice::Add(more) => {
+                                    self.is_slow.store(true, Relaxed);
+                                    self.surplus.store(0, Relaxed);
+                                    let helpers: Vec<_> = (0..more).map_while(|_| self.helper()).collect();
+                                    is_helped |= !helpers.is_empty();
+                                    help.added(helpers.len());
+                                    connections.extend(helpers.into_iter().map(|it| self.connection(Some(it))));
+                                }
+                                Advice::Remove(less) => {
+                                    tracing::debug!(digest = %self.blob.digest, less, "more connections are not faster");
+                                    self.is_slow.store(false, Relaxed);
+                                    self.surplus.store(less, Relaxed);
                                 }
                             }
                         }
@@ -347,17 +375,16 @@ impl Fetch<'_> {
         self.in_parts.load(Relaxed)
     }
 
-    /// One more connection, with a part of its own, when those that run are slow for a network.
-    fn help(&self, rate: f64) -> Option<Permit> {
-        let mut parts = self.parts();
-        let active = parts.active();
-        let wanted = self.may_split
-            && (1..CONNECTIONS).contains(&active)
-            && rate < HELP_BELOW * active as f64
-            && !self.without_ranges.load(Relaxed);
-        self.is_slow.fetch_or(wanted, Relaxed);
-        let helper = if wanted { self.means.queue.helper(self.asker) } else { None };
-        helper.filter(|_| parts.split())
+    /// What one more connection needs: a place, and a part of its own.
+    fn helper(&self) -> Option<Permit> {
+        self.means.queue.helper(self.asker).filter(|_| self.parts().split())
+    }
+
+    /// Whether the connection of part `id` is to end, because more connections are not faster. Whoever fetches what comes next goes on.
+    fn is_surplus(&self, id: usize) -> bool {
+        self.surplus.load(Relaxed) > 0
+            && !self.parts().is_first(id)
+            && self.surplus.fetch_update(Relaxed, Relaxed, |surplus| surplus.checked_sub(1)).is_ok()
     }
 
     /// Fetches parts until none waits, and again after what may pass.
@@ -384,7 +411,8 @@ impl Fetch<'_> {
                 reached
             };
             match result {
-                Ok(()) => {}
+                Ok(End::Done) => {}
+                Ok(End::Surplus) => return Ok(()),
                 Err(Failed { error: Error::Registry(error), .. }) => {
                     if reached > before {
                         backoff.reset();
@@ -404,7 +432,7 @@ impl Fetch<'_> {
     }
 
     /// Fetches a part, or learns that the source has to be asked without ranges.
-    async fn fetch_part(&self, id: usize, range: Range<u64>, backoff: &Backoff) -> Result<(), Failed> {
+    async fn fetch_part(&self, id: usize, range: Range<u64>, backoff: &Backoff) -> Result<End, Failed> {
         let whole = range == (0..self.blob.size) || self.without_ranges.load(Relaxed);
         let wanted = (!whole).then(|| range.clone());
         let first_byte = Waits::start(&self.waiting);
@@ -418,7 +446,7 @@ impl Fetch<'_> {
                 | registry::error::Error::Elsewhere { status: 416, .. },
             ) if !whole => {
                 self.without_ranges.store(true, Relaxed);
-                return Ok(());
+                return Ok(End::Done);
             }
             answered => answered?,
         };
@@ -437,14 +465,14 @@ impl Fetch<'_> {
             }
             Err(_) if !whole => {
                 self.without_ranges.store(true, Relaxed);
-                return Ok(());
+                return Ok(End::Done);
             }
             position => position?,
         };
         self.odd_ranges.store(0, Relaxed);
         self.in_parts.fetch_or(position > 0, Relaxed);
         if position < range.start && self.parts().active() > 1 {
-            return Ok(()); // Left for the connection that reads from the start.
+            return Ok(End::Done); // Left for the connection that reads from the start.
         }
         let from = match body.mirror() {
             Some(_) => metrics::Origin::Mirror,
@@ -464,6 +492,7 @@ impl Fetch<'_> {
                 self.means.throttle.pass(bytes.len()).await;
             }
             self.speed.received.fetch_add(bytes.len() as u64, Relaxed);
+            self.means.traffic.came(bytes.len() as u64);
             if position < range.start {
                 let known = usize::try_from(range.start - position).unwrap_or(usize::MAX).min(bytes.len());
                 position += known as u64;
@@ -482,11 +511,14 @@ impl Fetch<'_> {
             position = end;
             let complete = self.parts().is_complete(id);
             if complete && position < self.blob.size {
-                return Ok(()); // The rest is another connection's.
+                return Ok(End::Done); // The rest is another connection's.
+            }
+            if !complete && self.is_surplus(id) {
+                return Ok(End::Surplus);
             }
         }
         if self.parts().is_complete(id) {
-            return Ok(());
+            return Ok(End::Done);
         }
         body.broke_off();
         // How long an answer is that came from elsewhere is nobody's business.
@@ -595,12 +627,6 @@ pub fn wrong_content(
 ) -> registry::error::Error {
     let host = asker.source.repository.host.clone();
     registry::error::Error::wrong_content(host, blob.digest.clone(), got, from_elsewhere)
-}
-
-/// Connections that `active` ones, which get `rate` together, lack of what is fast.
-fn connections_for(rate: f64, active: usize) -> usize {
-    let each = (rate / active.max(1) as f64).max(1.0);
-    (1..CONNECTIONS).find(|more| (active + more) as f64 * each >= HELP_BELOW).unwrap_or(CONNECTIONS)
 }
 
 /// Counts a connection among those that wait, as long as it lives.

@@ -7,6 +7,7 @@ use std::ops::Range;
 /// The parts of a blob that are not here, waiting or being fetched.
 #[derive(Debug, Default)]
 pub struct Parts {
+    /// The lowest is the last, and is taken first: what follows goes in order.
     waiting: Vec<Range<u64>>,
     active: Vec<(usize, Range<u64>)>,
     next_id: usize,
@@ -18,7 +19,7 @@ const SMALLEST: u64 = 16 * 1024 * 1024;
 impl Parts {
     /// What is missing.
     pub fn new(mut missing: Vec<Range<u64>>) -> Self {
-        missing.reverse(); // The lowest is popped first: the hash goes in order.
+        missing.reverse();
         Self { waiting: missing, ..Self::default() }
     }
 
@@ -60,7 +61,7 @@ impl Parts {
         if let Some(position) = self.active.iter().position(|(known, _)| *known == id) {
             let (_, range) = self.active.swap_remove(position);
             if !range.is_empty() {
-                self.waiting.push(range);
+                self.wait(range);
             }
         }
     }
@@ -71,8 +72,9 @@ impl Parts {
         match largest {
             Some((_, range)) if range.end - range.start >= 2 * SMALLEST => {
                 let middle = range.start + (range.end - range.start) / 2;
-                self.waiting.push(middle..range.end);
+                let second = middle..range.end;
                 range.end = middle;
+                self.wait(second);
                 true
             }
             _ => false,
@@ -82,6 +84,16 @@ impl Parts {
     /// Whether something waits to be fetched.
     pub fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
+    }
+
+    /// Whether no part before `id` is being fetched.
+    pub fn is_first(&self, id: usize) -> bool {
+        self.active.iter().min_by_key(|(_, range)| range.start).is_some_and(|(first, _)| *first == id)
+    }
+
+    fn wait(&mut self, range: Range<u64>) {
+        let at = self.waiting.partition_point(|waiting| waiting.start > range.start);
+        self.waiting.insert(at, range);
     }
 
     /// How many parts are being fetched.
@@ -114,10 +126,18 @@ mod tests {
         let (large, range) = parts.take().expect("a part");
         assert_eq!(range, 20 * MIB..200 * MIB);
         assert!(parts.split());
+        assert!(parts.split());
+        let (quarter, range) = parts.take().expect("the lowest that waits");
+        assert_eq!(range, 65 * MIB..110 * MIB);
+        parts.release(large);
+        let (large, range) = parts.take().expect("what was given back comes before what is behind it");
+        assert_eq!(range, 20 * MIB..65 * MIB);
         let (half, range) = parts.take().expect("the second half");
         assert_eq!(range, 110 * MIB..200 * MIB);
-        assert_eq!(parts.accept(large, usize::MAX), 90 * MIB as usize);
+        assert_eq!(parts.accept(quarter, usize::MAX), 45 * MIB as usize);
+        assert_eq!(parts.accept(large, usize::MAX), 45 * MIB as usize);
         assert_eq!(parts.accept(half, usize::MAX), 90 * MIB as usize);
+        assert!(parts.is_first(large) && !parts.is_first(half));
         assert!(parts.take().is_none() && parts.is_complete(large) && parts.is_complete(half));
     }
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::registry::source::Asker;
 use crate::tenant::Tenant;
-use crate::transfer::fetch::{HELP_BELOW, Pace, Speed};
+use crate::transfer::fetch::{Pace, Speed};
+use crate::transfer::help::HELP_BELOW;
 
 /// One source that is being fetched from.
 pub struct Attempt {

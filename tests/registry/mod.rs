@@ -2,6 +2,7 @@
 
 mod addresses;
 mod breaks;
+mod connections;
 mod credential_sources;
 mod debian_registry;
 mod faults;

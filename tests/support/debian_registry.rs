@@ -87,6 +87,12 @@ impl DebianRegistry {
         }
     }
 
+    /// CPU time that it has used, of the kernel too.
+    #[allow(dead_code)] // Benches ask for it.
+    pub fn cpu_time(&self) -> Duration {
+        super::processor_time(self.process.id())
+    }
+
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }

@@ -47,6 +47,15 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Time on the processors that a process and those of its children that have ended have used, in the kernel too.
+pub fn processor_time(pid: u32) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    // `man 5 proc_pid_stat`: fields 14 to 17; field 2 is a name in parentheses.
+    let fields = text.rsplit(')').next().expect("a name").split_whitespace();
+    let ticks: u64 = fields.skip(11).take(4).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+    Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
+}
+
 /// Frames of zstd whose decoder needs `1 << window` bytes: `zstd --long=25` for 32 MiB.
 pub fn zstd_with_window(content: &[u8], window: u32) -> Vec<u8> {
     use std::io::Write as _;

@@ -232,11 +232,7 @@ impl Node {
 
     /// CPU time that the plugin has used, of the kernel too.
     pub fn cpu_time(&self) -> Duration {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
-        // `man 5 proc_pid_stat`: fields 14 and 15; field 2 is a name in parentheses.
-        let fields = text.rsplit(')').next().expect("a name").split_whitespace();
-        let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
-        Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
+        super::processor_time(self.pid())
     }
 
     /// Bytes that the plugin has read from files, on a disk or in memory.
