@@ -4,7 +4,7 @@
 //! `make instructions` runs it, and fails when a part takes 3 % more or less than it did. Then either the change was not meant, or
 //! `make instructions WRITE=1` writes the numbers anew, and the commit says why.
 //!
-//! Each part runs on its input three times, below `valgrind --tool=callgrind`, and the least of five such runs counts, because threads that
+//! Each part runs on its input three times on one core, below `valgrind --tool=callgrind`, and the least of five such runs counts, because threads that
 //! wait for each other take some. The start of the program is in it, a fifth of a million. What the kernel does is not counted.
 //!
 //! Valgrind's processor has AVX2 and no SHA instructions, and ocivol chooses by what the processor has: so SHA-256 is counted in its
@@ -27,6 +27,15 @@ use std::process::{Command, ExitCode};
 
 use parts::PARTS;
 
+/// Whatever the machine has: with more, ocivol gives work to helpers, and who waits for whom is a matter of luck.
+fn on_one_core() {
+    let allowed = rustix::thread::sched_getaffinity(None).expect("the cores of this process");
+    let first = (0..rustix::thread::CpuSet::MAX_CPU).find(|core| allowed.is_set(*core)).expect("one");
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(first);
+    rustix::thread::sched_setaffinity(None, &one).expect("it is one of them");
+}
+
 /// The numbers before.
 const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/counts.tsv");
 /// More or less than this part of a number is told.
@@ -40,6 +49,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [name, input, turns] = arguments.as_slice() {
         let part = PARTS.iter().find(|part| part.name == name).expect("a part of this name");
+        on_one_core();
         match turns.parse().expect("a number") {
             0 => (part.prepare)(Path::new(input)),
             turns => (0..turns).for_each(|_| (part.run)(Path::new(input))),
