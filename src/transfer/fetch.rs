@@ -32,7 +32,7 @@ use crate::registry::retry::Backoff;
 use crate::registry::source::Asker;
 use crate::transfer::counter::Counter;
 use crate::transfer::error::Error;
-use crate::transfer::help::{Advice, Help, Traffic};
+use crate::transfer::help::{Advice, Help};
 use crate::transfer::metrics::{self, Metrics, Stage};
 use crate::transfer::parts::Parts;
 use crate::transfer::queue::Queue;
@@ -75,8 +75,6 @@ pub struct Means<'a> {
     pub metrics: &'a Metrics,
     /// Holds back what nobody waits for.
     pub throttle: &'a Throttle,
-    /// What all of them receive.
-    pub traffic: &'a Traffic,
 }
 
 /// What is wanted of a source.
@@ -272,8 +270,8 @@ impl Fetch<'_> {
         self.speed.done.store(false, Relaxed); // An earlier fetch of this attempt may have ended.
         let mut rate = Rate::new(Instant::now());
         rate.excuse(Instant::now(), self.speed.received()); // What an earlier fetch got does not count.
-        let _receiving = self.may_split.then(|| self.means.traffic.receive());
-        let mut help = Help::new(self.means.traffic, Instant::now());
+        let mut help = Help::new(Instant::now());
+        let (before, mut has_begun) = (self.speed.received(), false);
         let (mut is_helped, mut is_refused_help) = (false, false);
         let mut silence = self.means.registry.longest_silence();
         loop {
@@ -305,15 +303,21 @@ impl Fetch<'_> {
                     if is_silent {
                         silence = silence.saturating_sub(LOOK_EVERY);
                         rate.excuse(now, received);
-                        help.excuse(self.means.traffic, now);
+                        help.excuse();
                         self.speed.set(Some(self.pace(0.0)));
                         continue;
                     }
                     // No room for another piece says that the disk is what is slow.
                     if self.writer.capacity() == 0 || self.room.available_permits() < PIECE {
                         rate.excuse(now, received);
-                        help.excuse(self.means.traffic, now);
+                        help.excuse();
                         self.speed.set(None);
+                        continue;
+                    }
+                    // Rates are of what comes from the first byte on.
+                    if !has_begun {
+                        has_begun = received > before;
+                        rate.excuse(now, received);
                         continue;
                     }
                     match rate.judge(now, received) {
@@ -324,27 +328,30 @@ impl Fetch<'_> {
                             return Err(registry::error::Error::TooSlow { host, over: Rate::DEAD_AFTER }.into());
                         }
                         // It is as slow as it shall be. A source that is dead is so all the same.
-                        Judgement::BytesPerSecond(_) if self.is_held_back() => self.speed.set(None),
+                        Judgement::BytesPerSecond(_) if self.is_held_back() => {
+                            help.excuse();
+                            self.speed.set(None);
+                        }
                         Judgement::BytesPerSecond(rate) => {
                             self.speed.set(Some(self.pace(rate)));
-                            if !self.may_split || is_refused_help || self.without_ranges.load(Relaxed) {
+                            if !self.may_split || self.without_ranges.load(Relaxed) {
                                 continue;
                             }
                             let active = self.parts().active();
-                            let is_waiting = self.waiting.load(Relaxed) > 0;
-                            match help.advise(self.means.traffic, now, rate, active, is_waiting) {
-                                Advice::Keep => {}
-                                Advice::Add(more) => {
+                            match help.advise(now, rate, active, self.waiting.load(Relaxed) > 0) {
+                                Advice::Add(more) if !is_refused_help => {
                                     self.is_slow.store(true, Relaxed);
                                     self.surplus.store(0, Relaxed);
-                                    let helpers: Vec<_> = (0..more).map_while(|_| self.helper()).collect();
+                                    let helpers: Vec<_> = (0..more).map_while(|given| self.helper(given)).collect();
                                     is_helped |= !helpers.is_empty();
                                     help.added(helpers.len());
                                     connections.extend(helpers.into_iter().map(|it| self.connection(Some(it))));
                                 }
+                                Advice::Keep | Advice::Add(_) => {}
                                 Advice::Remove(less) => {
                                     tracing::debug!(digest = %self.blob.digest, less, "more connections are not faster");
-                                    self.is_slow.store(false, Relaxed);
+                                    // Those that are left, and that were useful, go on to help each other.
+                                    self.is_slow.store(active > less + 1 && !is_refused_help, Relaxed);
                                     self.surplus.store(less, Relaxed);
                                 }
                             }
@@ -375,15 +382,19 @@ impl Fetch<'_> {
         self.in_parts.load(Relaxed)
     }
 
-    /// What one more connection needs: a place, and a part of its own.
-    fn helper(&self) -> Option<Permit> {
-        self.means.queue.helper(self.asker).filter(|_| self.parts().split())
+    /// What one more connection needs, when so many were `given` that have not begun: a place, and a part of its own.
+    fn helper(&self, given: usize) -> Option<Permit> {
+        let mut parts = self.parts();
+        let has_part = parts.waiting() > given || parts.split();
+        drop(parts);
+        has_part.then(|| self.means.queue.helper(self.asker)).flatten()
     }
 
-    /// Whether the connection of part `id` is to end, because more connections are not faster. Whoever fetches what comes next goes on.
+    /// Whether the connection of part `id` is to end, because more connections are not faster: those that are furthest ahead.
     fn is_surplus(&self, id: usize) -> bool {
-        self.surplus.load(Relaxed) > 0
-            && !self.parts().is_first(id)
+        let surplus = self.surplus.load(Relaxed);
+        surplus > 0
+            && self.parts().is_among_last(id, surplus)
             && self.surplus.fetch_update(Relaxed, Relaxed, |surplus| surplus.checked_sub(1)).is_ok()
     }
 
@@ -492,7 +503,6 @@ impl Fetch<'_> {
                 self.means.throttle.pass(bytes.len()).await;
             }
             self.speed.received.fetch_add(bytes.len() as u64, Relaxed);
-            self.means.traffic.came(bytes.len() as u64);
             if position < range.start {
                 let known = usize::try_from(range.start - position).unwrap_or(usize::MAX).min(bytes.len());
                 position += known as u64;

@@ -66,11 +66,11 @@ impl Parts {
         }
     }
 
-    /// Makes a new waiting part from the second half of the largest one being fetched.
+    /// Makes a new waiting part from the second half of the largest one that is waiting or being fetched.
     pub fn split(&mut self) -> bool {
-        let largest = self.active.iter_mut().max_by_key(|(_, range)| range.end - range.start);
-        match largest {
-            Some((_, range)) if range.end - range.start >= 2 * SMALLEST => {
+        let all = self.waiting.iter_mut().chain(self.active.iter_mut().map(|(_, range)| range));
+        match all.max_by_key(|range| range.end - range.start) {
+            Some(range) if range.end - range.start >= 2 * SMALLEST => {
                 let middle = range.start + (range.end - range.start) / 2;
                 let second = middle..range.end;
                 range.end = middle;
@@ -86,9 +86,16 @@ impl Parts {
         !self.waiting.is_empty()
     }
 
-    /// Whether no part before `id` is being fetched.
-    pub fn is_first(&self, id: usize) -> bool {
-        self.active.iter().min_by_key(|(_, range)| range.start).is_some_and(|(first, _)| *first == id)
+    /// How many parts wait to be fetched.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether `id` is one of the last `count` parts that are being fetched, and not the first.
+    pub fn is_among_last(&self, id: usize, count: usize) -> bool {
+        let Some(start) = self.position(id) else { return false };
+        let behind = self.active.iter().filter(|(_, range)| range.start > start).count();
+        behind < count.min(self.active.len().saturating_sub(1))
     }
 
     fn wait(&mut self, range: Range<u64>) {
@@ -110,11 +117,12 @@ mod tests {
 
     #[test]
     fn every_byte_is_fetched_once_whatever_is_split_or_released() {
+        let mut small = Parts::new(vec![0..MIB, 2 * MIB..33 * MIB]);
+        assert!(small.take().is_some() && !small.split(), "too small to split");
         let mut parts = Parts::new(vec![0..10 * MIB, 20 * MIB..200 * MIB]);
         let mut fetched = Vec::new();
         let (first, range) = parts.take().expect("a part");
         assert_eq!(range, 0..10 * MIB);
-        assert!(!parts.split(), "too small to split");
         assert_eq!(parts.accept(first, 4 * MIB as usize), 4 * MIB as usize);
         fetched.push(0..4 * MIB);
         parts.release(first);
@@ -137,7 +145,8 @@ mod tests {
         assert_eq!(parts.accept(quarter, usize::MAX), 45 * MIB as usize);
         assert_eq!(parts.accept(large, usize::MAX), 45 * MIB as usize);
         assert_eq!(parts.accept(half, usize::MAX), 90 * MIB as usize);
-        assert!(parts.is_first(large) && !parts.is_first(half));
+        assert!(parts.is_among_last(half, 1) && !parts.is_among_last(quarter, 1));
+        assert!(parts.is_among_last(quarter, 2) && !parts.is_among_last(large, 9));
         assert!(parts.take().is_none() && parts.is_complete(large) && parts.is_complete(half));
     }
 }

@@ -29,7 +29,6 @@ use crate::transfer::counter::Counter;
 use crate::transfer::error::Error;
 use crate::transfer::fetch::{Failed, Fetch, Means, Pace, Speed, Wanted, wrong_content};
 use crate::transfer::flight::{Flights, Waiter};
-use crate::transfer::help::Traffic;
 use crate::transfer::metrics::{Metrics, Wrong};
 use crate::transfer::needed::{Form, Needed, Stored, origin};
 use crate::transfer::queue::Queue;
@@ -46,7 +45,6 @@ pub struct Transfers {
     store: Arc<Store>,
     registry: Registry,
     queue: Queue,
-    traffic: Traffic,
     throttle: Throttle,
     memory: Memory,
     flights: Flights<Key, Sources, Shared>,
@@ -102,7 +100,6 @@ impl Transfers {
             store,
             registry,
             queue: Queue::new(per_registry),
-            traffic: Traffic::default(),
             throttle,
             memory,
             flights: Flights::new(Duration::ZERO),
@@ -335,7 +332,6 @@ impl Transfers {
             queue: &self.queue,
             metrics: &self.metrics,
             throttle: &self.throttle,
-            traffic: &self.traffic,
         };
         let wanted = Wanted {
             blob: &needed.blob,

@@ -230,7 +230,7 @@ impl Node {
         command
     }
 
-    /// CPU time that the plugin has used, of the kernel too.
+    /// CPU time that the plugin and those of its children that have ended have used, of the kernel too.
     pub fn cpu_time(&self) -> Duration {
         super::processor_time(self.pid())
     }

@@ -20,6 +20,8 @@ use tokio::time::Instant;
 const PIECE: usize = 256 << 10;
 /// How often something comes over a line with a rate.
 const TICK: Duration = Duration::from_millis(50);
+/// How late a timer may be without a loss of bytes: it is on a machine that is busy.
+const LATE: Duration = Duration::from_millis(200);
 
 /// One block again and again.
 #[derive(Debug, Clone)]
@@ -57,7 +59,8 @@ impl Line {
         let Some(rate) = self.rate else { return };
         let come = {
             let mut free_at = self.free_at.lock().expect("no panic");
-            *free_at = Instant::now().max(*free_at) + Duration::from_secs_f64(length as f64 / rate as f64);
+            let earliest = Instant::now().checked_sub(LATE).unwrap_or_else(Instant::now);
+            *free_at = earliest.max(*free_at) + Duration::from_secs_f64(length as f64 / rate as f64);
             *free_at
         };
         tokio::time::sleep_until(come).await;
