@@ -314,9 +314,9 @@ impl Fetch<'_> {
                         self.speed.set(None);
                         continue;
                     }
-                    // Rates are of what comes from the first byte on.
-                    if !has_begun {
-                        has_begun = received > before;
+                    // Rates are of what comes from the first byte on; of a source that sends none it is to be told.
+                    if !has_begun && received > before {
+                        has_begun = true;
                         rate.excuse(now, received);
                         continue;
                     }
