@@ -384,10 +384,10 @@ impl Fetch<'_> {
 
     /// What one more connection needs, when so many were `given` that have not begun: a place, and a part of its own.
     fn helper(&self, given: usize) -> Option<Permit> {
-        let mut parts = self.parts();
-        let has_part = parts.waiting() > given || parts.split();
-        drop(parts);
-        has_part.then(|| self.means.queue.helper(self.asker)).flatten()
+        self.means.queue.helper(self.asker).filter(|_| {
+            let mut parts = self.parts();
+            parts.waiting() > given || parts.split()
+        })
     }
 
     /// Whether the connection of part `id` is to end, because more connections are not faster: those that are furthest ahead.

@@ -27,15 +27,6 @@ use std::process::{Command, ExitCode};
 
 use parts::PARTS;
 
-/// Whatever the machine has: with more, ocivol gives work to helpers, and who waits for whom is a matter of luck.
-fn on_one_core() {
-    let allowed = rustix::thread::sched_getaffinity(None).expect("the cores of this process");
-    let first = (0..rustix::thread::CpuSet::MAX_CPU).find(|core| allowed.is_set(*core)).expect("one");
-    let mut one = rustix::thread::CpuSet::new();
-    one.set(first);
-    rustix::thread::sched_setaffinity(None, &one).expect("it is one of them");
-}
-
 /// The numbers before.
 const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/counts.tsv");
 /// More or less than this part of a number is told.
@@ -88,6 +79,15 @@ fn main() -> ExitCode {
         differ.join(", ")
     );
     ExitCode::FAILURE
+}
+
+/// Whatever the machine has: with more, ocivol gives work to helpers, and who waits for whom is a matter of luck.
+fn on_one_core() {
+    let allowed = rustix::thread::sched_getaffinity(None).expect("the cores of this process");
+    let first = (0..rustix::thread::CpuSet::MAX_CPU).find(|core| allowed.is_set(*core)).expect("one");
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(first);
+    rustix::thread::sched_setaffinity(None, &one).expect("it is one of them");
 }
 
 fn read() -> BTreeMap<String, u64> {
