@@ -4,8 +4,11 @@
 //! several indexes is the tree that unpacking the layers one after the other would give, computed in memory.
 
 pub mod checksum;
+pub mod entries;
 pub mod format;
 pub mod index;
 pub mod merge;
 pub mod name;
+mod nodes;
+pub mod rename;
 pub mod stream;

@@ -60,7 +60,7 @@ pub const CURVES: [Curve; 4] = [
         unit: "files",
         each: ("microseconds each", |files, seconds| seconds * 1e6 / files as f64),
         variable: "FILES",
-        points: "1000 10000 100000 300000",
+        points: "1000 10000 100000 980000",
         grows: Grows::Files,
     },
     Curve {

@@ -5,7 +5,7 @@
 //! and is measured `ROUNDS` (3) times: the least counts, because what else the machine does can only add to it. The registry is this
 //! process, which may use all cores.
 //!
-//! `LAYERS` (`1 8 32 127`), `FILES` (`1000 10000 100000 300000`; a tree has at most 700,000), `MIB` (`64 256 1024 4096`; with as much room on
+//! `LAYERS` (`1 8 32 127`), `FILES` (`1000 10000 100000 980000`; a tree has at most 1,000,000), `MIB` (`64 256 1024 4096`; with as much room on
 //! the disk) and `VOLUMES` (`1 10 50 200`) say what is measured; a curve of which that is empty is left out.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::cast_possible_truncation)]

@@ -4,10 +4,12 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use ocivol::layer::checksum::Checksum;
+use ocivol::layer::entries::Entries;
 use ocivol::layer::format::Profile;
 use ocivol::layer::index::{Entry, EntryKind, EntryMetadata, Place};
-use ocivol::layer::merge::{Merge, Rename, Visit};
+use ocivol::layer::merge::{Merge, Visit};
 use ocivol::layer::name::Name;
+use ocivol::layer::rename::Rename;
 
 #[derive(Debug, Arbitrary)]
 struct Case {
@@ -50,8 +52,8 @@ fn entry(raw: &Raw) -> Option<Entry> {
 }
 
 fuzz_target!(|case: Case| {
-    let layers: Vec<Vec<Entry>> =
-        case.layers.iter().take(8).map(|layer| layer.iter().take(200).filter_map(entry).collect()).collect();
+    let entries = |layer: &Vec<Raw>| layer.iter().take(200).filter_map(entry).collect::<Vec<_>>();
+    let layers: Vec<Entries> = case.layers.iter().take(8).map(|layer| Entries::of(&entries(layer))).collect();
     let rename = Rename {
         strip: usize::from(case.strip % 3),
         prefix: Name::parse(&small(&case.prefix)).unwrap_or_default(),
@@ -59,7 +61,7 @@ fuzz_target!(|case: Case| {
     };
     let mut merge = Merge::new(if case.image { Profile::Image } else { Profile::Archive });
     for layer in &layers {
-        if merge.apply(layer, &rename).is_err() {
+        if merge.apply(layer, Some(&rename)).is_err() {
             return;
         }
     }

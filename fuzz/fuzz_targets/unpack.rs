@@ -9,9 +9,10 @@ use std::path::Path;
 use arbitrary::Arbitrary;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
+use ocivol::layer::entries::Entries;
 use ocivol::layer::format::{INDEX, Profile, place_of};
-use ocivol::layer::index::{ENTRY_LIMIT, EntryKind, Reader};
-use ocivol::layer::merge::{Merge, Rename};
+use ocivol::layer::index::{ENTRY_LIMIT, EntryKind};
+use ocivol::layer::merge::Merge;
 use ocivol::unpack::directory_memory::DirectoryMemory;
 use ocivol::unpack::extract::Limits;
 use ocivol::unpack::pipeline::Unpack;
@@ -167,15 +168,14 @@ fuzz_target!(|case: Case| {
     assert_eq!(fs::read_dir(directory.path()).expect("there").count(), 2);
     let Ok(summary) = result else { return };
     let index = fs::File::open(layer.join(INDEX)).expect("an index");
-    let entries: Vec<_> =
-        Reader::new(index, summary.index, ENTRY_LIMIT).collect::<Result<_, _>>().expect("sound");
+    let entries = Entries::read(index, summary.index, ENTRY_LIMIT, summary.memory).expect("sound");
     assert_eq!(entries.len(), summary.entries);
-    for (number, entry) in entries.iter().enumerate() {
+    for (number, entry) in entries.iter() {
         if let EntryKind::File { size, place, .. } = &entry.kind {
-            let path = layer.join(place_of(&entry.name, *place, number as u32));
+            let path = layer.join(place_of(&entry.name, *place, number));
             let found = fs::symlink_metadata(path).expect("it is where the index says");
             assert!(found.is_file() && found.len() == *size && found.mode() & 0o7000 == 0);
         }
     }
-    let _ = Merge::new(profile).apply(&entries, &Rename::default());
+    let _ = Merge::new(profile).apply(&entries, None);
 });

@@ -28,7 +28,11 @@ pub fn mode(bits: u16) -> Mode {
 ///
 /// # Errors
 /// The kernel's.
-pub fn set(file: BorrowedFd<'_>, bits: u16, metadata: &EntryMetadata) -> Result<u64, Errno> {
+pub fn set<B: AsRef<[u8]>>(
+    file: BorrowedFd<'_>,
+    bits: u16,
+    metadata: &EntryMetadata<B>,
+) -> Result<u64, Errno> {
     set_owner(file, metadata)?;
     rustix::fs::fchmod(file, mode(bits))?;
     let dropped = set_xattrs(file, metadata)?;
@@ -40,7 +44,7 @@ pub fn set(file: BorrowedFd<'_>, bits: u16, metadata: &EntryMetadata) -> Result<
 ///
 /// # Errors
 /// The kernel's.
-pub fn set_owner(file: BorrowedFd<'_>, metadata: &EntryMetadata) -> Result<(), Errno> {
+pub fn set_owner<B: AsRef<[u8]>>(file: BorrowedFd<'_>, metadata: &EntryMetadata<B>) -> Result<(), Errno> {
     match owner(metadata) {
         Some((user, group)) => if_owner_exists(rustix::fs::fchown(file, user, group)),
         None => Ok(()),
@@ -51,7 +55,7 @@ pub fn set_owner(file: BorrowedFd<'_>, metadata: &EntryMetadata) -> Result<(), E
 ///
 /// # Errors
 /// The kernel's.
-pub fn set_times(file: BorrowedFd<'_>, metadata: &EntryMetadata) -> Result<(), Errno> {
+pub fn set_times<B: AsRef<[u8]>>(file: BorrowedFd<'_>, metadata: &EntryMetadata<B>) -> Result<(), Errno> {
     rustix::fs::futimens(file, &times(metadata))
 }
 
@@ -59,7 +63,11 @@ pub fn set_times(file: BorrowedFd<'_>, metadata: &EntryMetadata) -> Result<(), E
 ///
 /// # Errors
 /// The kernel's.
-pub fn set_symlink(at: BorrowedFd<'_>, part: &[u8], metadata: &EntryMetadata) -> Result<(), Errno> {
+pub fn set_symlink<B: AsRef<[u8]>>(
+    at: BorrowedFd<'_>,
+    part: &[u8],
+    metadata: &EntryMetadata<B>,
+) -> Result<(), Errno> {
     if let Some((user, group)) = owner(metadata) {
         if_owner_exists(rustix::fs::chownat(at, part, user, group, AtFlags::SYMLINK_NOFOLLOW))?;
     }
@@ -70,10 +78,10 @@ pub fn set_symlink(at: BorrowedFd<'_>, part: &[u8], metadata: &EntryMetadata) ->
 ///
 /// # Errors
 /// The kernel's, but for those that say so.
-pub fn set_xattrs(file: BorrowedFd<'_>, metadata: &EntryMetadata) -> Result<u64, Errno> {
+pub fn set_xattrs<B: AsRef<[u8]>>(file: BorrowedFd<'_>, metadata: &EntryMetadata<B>) -> Result<u64, Errno> {
     let mut dropped = 0;
     for (name, value) in &metadata.xattrs {
-        match rustix::fs::fsetxattr(file, name.as_slice(), value, XattrFlags::empty()) {
+        match rustix::fs::fsetxattr(file, name.as_ref(), value.as_ref(), XattrFlags::empty()) {
             Ok(()) => {}
             Err(Errno::OPNOTSUPP | Errno::NOSPC | Errno::RANGE | Errno::TOOBIG) => dropped += 1,
             Err(error) => return Err(error),
@@ -82,12 +90,12 @@ pub fn set_xattrs(file: BorrowedFd<'_>, metadata: &EntryMetadata) -> Result<u64,
     Ok(dropped)
 }
 
-fn times(metadata: &EntryMetadata) -> Timestamps {
+fn times<B>(metadata: &EntryMetadata<B>) -> Timestamps {
     let time = Timespec { tv_sec: metadata.mtime, tv_nsec: metadata.nanos.into() };
     Timestamps { last_access: time, last_modification: time }
 }
 
-fn owner(metadata: &EntryMetadata) -> Option<(Option<Uid>, Option<Gid>)> {
+fn owner<B>(metadata: &EntryMetadata<B>) -> Option<(Option<Uid>, Option<Gid>)> {
     /// Who owns new files. It does not change while anything is unpacked.
     static OWN: OnceLock<(u32, u32)> = OnceLock::new();
     let own = OWN.get_or_init(|| (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));

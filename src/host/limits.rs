@@ -73,9 +73,9 @@ pub const LARGEST_PLAN: u64 = 40 * MIB;
 pub const WORK_BYTES: u64 = 164 * MIB;
 /// Bytes of memory for small work of that kind, and for reading manifests, in a lane of its own.
 pub const SMALL_WORK_BYTES: u64 = 24 * MIB;
-/// Bytes of memory that small work takes at most: the tree of an image of some 30,000 files, or the plan of a manifest of 400 KiB.
+/// Bytes of memory that small work takes at most: the tree of an image of some 45,000 files, or the plan of a manifest of 400 KiB.
 pub const SMALL_WORK: u64 = 8 * MIB;
-/// Bytes of memory that the indexes of one tree may take in a merge: of 590,000 entries with names of 50 bytes.
+/// Bytes of memory that one tree may take in a merge: of 1,000,000 entries with names of 50 bytes.
 pub const MERGE_BYTES: u64 = WORK_BYTES;
 const _: () = assert!(LARGE_UNPACK <= WORK_BYTES);
 /// Bytes of memory for directories of layers that are unpacked, beyond what each layer has. A layer that finds none left is

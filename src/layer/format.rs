@@ -21,7 +21,7 @@ pub const INDEX: &str = "index";
 pub const EARLY: &str = "early";
 
 /// Where the content of the entry `number` is, relative to the layer's directory.
-pub fn place_of(name: &Name, place: Place, number: u32) -> PathBuf {
+pub fn place_of<B: AsRef<[u8]>>(name: &Name<B>, place: Place, number: u32) -> PathBuf {
     match place {
         Place::Named => Path::new(FILES).join(OsStr::from_bytes(name.as_bytes())),
         Place::Shadowed => Path::new(SHADOWED).join(number.to_string()),
@@ -65,7 +65,7 @@ pub struct Summary {
     pub files: usize,
     /// Bytes of all files.
     pub bytes: u64,
-    /// Bytes of memory that its index takes in a merge, about.
+    /// Bytes of memory that its entries and the directories around them take in a merge, at most.
     pub memory: u64,
     /// Checksum of the index.
     pub index: Checksum,

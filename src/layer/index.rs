@@ -10,20 +10,20 @@ use crate::layer::checksum::Checksum;
 use crate::layer::name::Name;
 use crate::layer::stream;
 
-/// One entry of an archive.
+/// One entry of an archive. `Entry` has its bytes, and `Entry<&[u8]>` refers to them; on disk both are the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct Entry<B: AsRef<[u8]> = Vec<u8>> {
     /// Where it is. For a whiteout: what it hides; for an opaque whiteout: the directory.
-    pub name: Name,
+    pub name: Name<B>,
     /// What it is.
-    pub kind: EntryKind,
+    pub kind: EntryKind<B>,
     /// Owner, permissions and times; without meaning for hard links and whiteouts.
-    pub metadata: EntryMetadata,
+    pub metadata: EntryMetadata<B>,
 }
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum EntryKind {
+pub enum EntryKind<B: AsRef<[u8]> = Vec<u8>> {
     /// A directory.
     Directory,
     /// A regular file.
@@ -38,14 +38,14 @@ pub enum EntryKind {
     /// A symbolic link.
     Symlink {
         /// What it says; any bytes.
-        target: Vec<u8>,
+        target: B,
         /// Where the link itself is.
         place: Place,
     },
     /// Another name of a file, of this layer or of a lower one.
     HardLink {
         /// The other name.
-        target: Name,
+        target: Name<B>,
     },
     /// Hides a lower layer's file or directory.
     Whiteout,
@@ -66,7 +66,7 @@ pub enum Place {
 
 /// Owner, permissions and times.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct EntryMetadata {
+pub struct EntryMetadata<B = Vec<u8>> {
     /// Permission bits; at most `0o777`: setuid, setgid and sticky are dropped by rule.
     pub mode: u16,
     /// Owner.
@@ -78,29 +78,22 @@ pub struct EntryMetadata {
     /// And nanoseconds after that second.
     pub nanos: u32,
     /// Extended attributes, `user.*` only.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-impl Entry {
-    /// Bytes of memory, about: of the entry, of its node in a merge, and of what both refer to.
-    fn memory(&self) -> u64 {
-        const ENTRY: usize = size_of::<Entry>() + 128;
-        const XATTR: usize = 96;
-        let target = match &self.kind {
-            EntryKind::Symlink { target, .. } => target.len(),
-            EntryKind::HardLink { target } => target.as_bytes().len(),
-            _ => 0,
-        };
-        let xattrs: usize =
-            self.metadata.xattrs.iter().map(|(name, value)| XATTR + name.len() + value.len()).sum();
-        (ENTRY + self.name.as_bytes().len() + target + xattrs) as u64
-    }
+    pub xattrs: Vec<(B, B)>,
 }
 
 impl EntryMetadata {
     /// What a directory gets that no archive describes.
     pub fn implied() -> Self {
         Self { mode: 0o755, ..Self::default() }
+    }
+}
+
+impl EntryMetadata<&[u8]> {
+    /// The same, with bytes of its own.
+    pub fn to_owned(&self) -> EntryMetadata {
+        let Self { mode, uid, gid, mtime, nanos, ref xattrs } = *self;
+        let xattrs = xattrs.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
+        EntryMetadata { mode, uid, gid, mtime, nanos, xattrs }
     }
 }
 
@@ -122,7 +115,7 @@ impl<W: io::Write> Writer<W> {
         self.entries
     }
 
-    /// Bytes of memory that the entries so far take when they are read, about.
+    /// Bytes of memory that the entries so far take in a merge, at most.
     pub fn memory(&self) -> u64 {
         self.memory
     }
@@ -133,8 +126,8 @@ impl<W: io::Write> Writer<W> {
     /// Those of `out`.
     pub fn add(&mut self, entry: &Entry) -> io::Result<()> {
         self.entries += 1;
-        self.memory += entry.memory();
-        self.stream.add(entry)
+        self.memory += (self.stream.add(entry)? + MEMORY) as u64;
+        Ok(())
     }
 
     /// Writes what is left; returns the checksum of the whole.
@@ -151,7 +144,11 @@ pub type Reader<R> = stream::Reader<R, Entry>;
 
 /// Entries of one layer, and files and directories of one tree: what a node's memory and inodes bear. The largest
 /// images have some hundred thousands.
-pub const ENTRY_LIMIT: usize = 700_000;
+pub const ENTRY_LIMIT: usize = 1_000_000;
+/// Bytes of memory that an entry takes in a merge beside those that it has on disk.
+const MEMORY: usize = size_of::<u32>() + NODE_MEMORY;
+/// Bytes of memory that a file or directory takes in a merge, at most.
+pub const NODE_MEMORY: usize = 80;
 
 #[cfg(test)]
 mod tests {

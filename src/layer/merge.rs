@@ -5,43 +5,36 @@
 //! name below it takes what is there. Whiteouts hide what lower layers have, never what their own layer has; a
 //! directory that its own layer also fills keeps what the lower one said of it. Source: image-spec layer.md#applying-changesets, and how umoci reads it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
+use crate::layer::entries::{At, Entries};
 use crate::layer::format::Profile;
-use crate::layer::index::ENTRY_LIMIT;
-use crate::layer::index::{Entry, EntryKind, EntryMetadata};
+use crate::layer::index::{ENTRY_LIMIT, Entry, EntryKind, EntryMetadata};
 use crate::layer::name;
 use crate::layer::name::{DEPTH_LIMIT, Name};
+use crate::layer::nodes::{Content, Nodes, ROOT};
+use crate::layer::rename::{Path, Rename, renamed, split_path};
 
-/// A tree that layers are applied to, lowest first.
+/// A tree that layers are applied to, lowest first. It takes [`NODE_MEMORY`](crate::layer::index::NODE_MEMORY) bytes at most for each
+/// file and directory.
 #[derive(Debug)]
 pub struct Merge<'a> {
-    nodes: Vec<Node>,
-    layers: Vec<&'a [Entry]>,
+    nodes: Nodes<'a>,
+    layers: Vec<&'a Entries>,
     /// The layers that are one file each.
     files: HashSet<u32>,
     /// Whether parents may be symlinks.
     profile: Profile,
     /// The parent that was made last: mostly that of the next entry, too. Until something on the way to it may have been replaced.
-    last: Option<Parent>,
+    last: Option<Parent<'a>>,
 }
 
 /// A directory that a layer found or made at a path.
 #[derive(Debug)]
-struct Parent {
+struct Parent<'a> {
     layer: u32,
-    path: Vec<u8>,
+    path: Path<'a>,
     node: u32,
-}
-
-/// Where an entry stands: in which layer, and its number there. Two names of the tree that stand for the same
-/// entry are hard links of each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct At {
-    /// Number of the layer, in the order they were applied.
-    pub layer: u32,
-    /// Number of the entry.
-    pub entry: u32,
 }
 
 /// An entry cannot be applied.
@@ -54,62 +47,27 @@ pub struct Refused {
     pub rule: String,
 }
 
-/// How the names of a layer become names of the tree.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Rename {
-    /// The directory that every name has to be in, before anything is removed.
-    pub within: Name,
-    /// Leading parts that are removed; what has no more is left out.
-    pub strip: usize,
-    /// The directory everything goes to.
-    pub prefix: Name,
-}
-
 /// One step of a walk over the tree. Names are in byte order.
 #[derive(Debug)]
-pub enum Visit<'a> {
+pub enum Visit<'w, 'a> {
     /// A directory; what follows is in it, until it is left. The root comes first, with an empty name.
     Enter {
         /// Its path.
-        path: &'a Name,
+        path: &'w Name,
         /// What the archives say of it.
-        metadata: Option<&'a EntryMetadata>,
+        metadata: Option<EntryMetadata<&'a [u8]>>,
     },
     /// The end of a directory.
     Leave,
     /// A file or symlink.
     Leaf {
         /// Its path.
-        path: &'a Name,
+        path: &'w Name,
         /// Its content and metadata.
         at: At,
     },
 }
 
-#[derive(Debug)]
-struct Node {
-    /// The layer that made it.
-    made: u32,
-    /// The last layer that had something to do with it.
-    touched: u32,
-    content: Content,
-}
-
-#[derive(Debug)]
-enum Content {
-    Directory {
-        children: BTreeMap<Box<[u8]>, u32>,
-        /// The entry that describes it.
-        described: Option<At>,
-        /// The last layer that hid everything older here; doing it again would find nothing.
-        cleared: u32,
-    },
-    Leaf(At),
-    /// A device or the like, and what is linked to it.
-    Dropped,
-}
-
-const ROOT: u32 = 0;
 /// Symlinks on the way to one parent. As in the kernel, `man 7 path_resolution`.
 const SYMLINK_LIMIT: usize = 40;
 /// Parts looked at on the way to one parent.
@@ -117,98 +75,88 @@ const STEP_LIMIT: usize = 512;
 
 type Rule = std::borrow::Cow<'static, str>;
 /// Names from the root to somewhere, with what is there.
-type Way = Vec<(Box<[u8]>, Option<u32>)>;
-
-impl Node {
-    fn directory(layer: u32) -> Self {
-        Self::new(layer, Content::Directory { children: BTreeMap::new(), described: None, cleared: 0 })
-    }
-
-    fn new(layer: u32, content: Content) -> Self {
-        Self { made: layer, touched: layer, content }
-    }
-}
+type Way<'a> = Vec<(&'a [u8], Option<u32>)>;
 
 impl<'a> Merge<'a> {
     /// An empty tree.
     pub fn new(profile: Profile) -> Self {
-        Self {
-            nodes: vec![Node::directory(0)],
-            layers: Vec::new(),
-            files: HashSet::new(),
-            profile,
-            last: None,
-        }
+        Self { nodes: Nodes::new(), layers: Vec::new(), files: HashSet::new(), profile, last: None }
     }
 
     /// Applies a layer that is one file.
     ///
     /// # Errors
     /// As [`Merge::apply`].
-    pub fn add_file(&mut self, file: &'a [Entry]) -> Result<(), Refused> {
+    pub fn add_file(&mut self, file: &'a Entries) -> Result<(), Refused> {
         self.files.insert(u32::try_from(self.layers.len()).unwrap_or(u32::MAX));
-        self.apply(file, &Rename::default())
+        self.apply(file, None)
     }
 
-    /// Applies the entries of the next layer.
+    /// Applies the entries of the next layer, at the names that they have or become.
     ///
     /// # Errors
     /// [`Refused`] when one of them cannot be; the tree is then good for nothing.
-    pub fn apply(&mut self, entries: &'a [Entry], rename: &Rename) -> Result<(), Refused> {
+    pub fn apply(&mut self, entries: &'a Entries, rename: Option<&'a Rename>) -> Result<(), Refused> {
         let layer = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
         self.layers.push(entries);
-        for (number, entry) in (0_u32..).zip(entries) {
-            let renamed;
-            let name = if *rename == Rename::default() {
-                &entry.name
-            } else {
-                match rename.apply(&entry.name) {
-                    Ok(Some(name)) => renamed = name,
-                    Ok(None) => continue,
-                    Err(rule) => return Err(Refused { name: entry.name.clone(), rule }),
-                }
-                &renamed
+        for (number, entry) in entries.iter() {
+            let refused = |rule: Rule| Refused { name: entry.name.to_owned(), rule: rule.into_owned() };
+            let Some(path) = renamed(rename, entry.name).map_err(|rule| refused(rule.into()))? else {
+                continue;
             };
             let at = At { layer, entry: number };
-            self.add(name, &entry.kind, at, rename)
-                .map_err(|rule| Refused { name: entry.name.clone(), rule: rule.into_owned() })?;
+            self.add(path, &entry.kind, at, rename).map_err(refused)?;
             if self.nodes.len() > ENTRY_LIMIT {
                 let rule = format!("the tree has more than {ENTRY_LIMIT} files and directories");
-                return Err(Refused { name: entry.name.clone(), rule });
+                return Err(refused(rule.into()));
             }
         }
-        if self.profile == Profile::Image {
-            self.remove(ROOT, name::AUFS_LINKS);
+        if self.profile == Profile::Image
+            && let Some(links) = self.nodes.child(ROOT, name::AUFS_LINKS)
+        {
+            self.remove(links);
         }
         Ok(())
     }
 
-    /// The entry at `at`.
-    pub fn entry(&self, at: At) -> &'a Entry {
-        &self.layers[at.layer as usize][at.entry as usize]
+    /// The entry at `at`, which came from a walk.
+    pub fn entry(&self, at: At) -> Entry<&'a [u8]> {
+        let entry = self.layers.get(at.layer as usize).and_then(|entries| entries.get(at.entry));
+        // A walk says none that there is not.
+        entry.unwrap_or(Entry {
+            name: Name::default(),
+            kind: EntryKind::Dropped,
+            metadata: EntryMetadata::default(),
+        })
     }
 
-    /// Keeps what `look` wants, and the directories it is in. Of each file, symlink and directory, from the root down,
-    /// `look` says whether it is wanted, and what those below it are looked at with.
+    /// Keeps what `judge` wants, and the directories it is in. Of each file, symlink and directory, from the root down,
+    /// `judge` says whether it is wanted, and what those below it are looked at with.
     pub fn retain<V: Copy>(&mut self, start: V, judge: &mut dyn FnMut(&Name, V, bool) -> (V, bool)) {
         self.last = None;
-        self.retain_in(ROOT, &Name::default(), start, judge);
+        retain_in(&mut self.nodes, ROOT, &mut Name::default(), start, judge);
     }
 
     /// Walks over the tree.
     ///
     /// # Errors
     /// The first of `visit`, which ends the walk.
-    pub fn walk<E>(&self, visit: &mut dyn FnMut(Visit<'_>) -> Result<(), E>) -> Result<(), E> {
-        self.walk_in(ROOT, &Name::default(), visit)
+    pub fn walk<E>(&self, visit: &mut dyn FnMut(Visit<'_, 'a>) -> Result<(), E>) -> Result<(), E> {
+        self.walk_in(ROOT, &mut Name::default(), visit)
     }
 
-    fn add(&mut self, name: &Name, kind: &EntryKind, at: At, rename: &Rename) -> Result<(), Rule> {
+    fn add(
+        &mut self,
+        path: Path<'a>,
+        kind: &EntryKind<&'a [u8]>,
+        at: At,
+        rename: Option<&'a Rename>,
+    ) -> Result<(), Rule> {
         let layer = at.layer;
-        let Some((parent, part)) = name.split() else {
+        let Some((parent, part)) = split_path(path) else {
             return match kind {
                 EntryKind::Directory => {
-                    self.describe(ROOT, at);
+                    self.nodes.describe(ROOT, at);
                     Ok(())
                 }
                 EntryKind::Opaque => {
@@ -221,25 +169,25 @@ impl<'a> Merge<'a> {
         match kind {
             EntryKind::Directory => {
                 let parent = self.make_parent(parent, layer)?;
-                let there = self.child(parent, part).filter(|there| self.is_directory(*there));
+                let there = self.nodes.child(parent, part).filter(|there| self.nodes.is_directory(*there));
                 let directory = match there {
                     Some(there) => there,
-                    None => self.put(parent, part, Node::directory(layer))?,
+                    None => self.put(parent, part, layer, Content::EMPTY)?,
                 };
-                self.describe(directory, at);
+                self.nodes.describe(directory, at);
             }
             EntryKind::File { .. } | EntryKind::Symlink { .. } => {
                 let parent = self.make_parent(parent, layer)?;
-                self.put(parent, part, Node::new(layer, Content::Leaf(at)))?;
+                self.put(parent, part, layer, Content::Leaf(at))?;
             }
             EntryKind::Dropped => {
                 let parent = self.make_parent(parent, layer)?;
-                self.put(parent, part, Node::new(layer, Content::Dropped))?;
+                self.put(parent, part, layer, Content::Dropped)?;
             }
             EntryKind::HardLink { target } => {
-                let (content, way) = self.link_target(target, rename)?;
+                let (content, way) = self.link_target(*target, rename)?;
                 let parent = self.make_parent(parent, layer)?;
-                let there = self.child(parent, part);
+                let there = self.nodes.child(parent, part);
                 // Packed from a list that has a file twice, it is a link to itself.
                 if self.profile == Profile::Archive && there.is_some() && there == way.last().copied() {
                     return Ok(());
@@ -247,18 +195,18 @@ impl<'a> Merge<'a> {
                 if there.is_some_and(|there| way.contains(&there)) {
                     return Err(format!("it is a hard link to {target:?}, and would take its place").into());
                 }
-                self.put(parent, part, Node::new(layer, content))?;
+                self.put(parent, part, layer, content)?;
             }
             EntryKind::Whiteout => {
                 if let Some(parent) = self.find_directory(parent)?
-                    && let Some(hidden) = self.child(parent, part)
+                    && let Some(hidden) = self.nodes.child(parent, part)
                     && self.hide(hidden, layer)
                 {
-                    self.remove(parent, part);
+                    self.remove(hidden);
                 }
             }
             EntryKind::Opaque => {
-                if let Some(directory) = self.find_directory(name.as_bytes())? {
+                if let Some(directory) = self.find_directory(path)? {
                     self.clear(directory, layer);
                 }
             }
@@ -267,156 +215,118 @@ impl<'a> Merge<'a> {
     }
 
     /// What a hard link leads to, and the nodes on the way there.
-    fn link_target(&self, target: &Name, rename: &Rename) -> Result<(Content, Vec<u32>), Rule> {
-        let renamed =
-            if *rename == Rename::default() { Some(target.clone()) } else { rename.apply(target)? };
+    fn link_target(
+        &self,
+        target: Name<&'a [u8]>,
+        rename: Option<&'a Rename>,
+    ) -> Result<(Content, Vec<u32>), Rule> {
         let missing = || Rule::from(format!("it is a hard link to {target:?}, which is not there"));
-        let renamed = renamed.ok_or_else(missing)?;
-        let (parent, part) = renamed.split().ok_or("it is a hard link to the root")?;
+        let path = renamed(rename, target)?.ok_or_else(missing)?;
+        let (parent, part) = split_path(path).ok_or("it is a hard link to the root")?;
         let way = self.resolve(parent)?;
         let parent = way.last().map_or(Some(ROOT), |(_, node)| *node);
-        let found = parent.and_then(|parent| self.child(parent, part));
+        let found = parent.and_then(|parent| self.nodes.child(parent, part));
         let way = way.into_iter().filter_map(|(_, node)| node).chain(found).collect();
-        match found.map(|found| &self.nodes[found as usize].content) {
-            Some(Content::Leaf(at)) => Ok((Content::Leaf(*at), way)),
-            Some(Content::Dropped) => Ok((Content::Dropped, way)),
-            Some(Content::Directory { .. }) => {
+        match found.map(|found| self.nodes.content(found)) {
+            Some(content @ (Content::Leaf(_) | Content::Dropped)) => Ok((content, way)),
+            Some(Content::Directory(_)) => {
                 Err(format!("it is a hard link to {target:?}, which is a directory").into())
             }
-            None => Err(missing()),
+            Some(Content::Gone) | None => Err(missing()),
         }
     }
 
     /// Hides what lower layers have of a node; true when nothing is left of it.
     fn hide(&mut self, node: u32, layer: u32) -> bool {
-        if self.nodes[node as usize].touched != layer {
-            return true;
-        }
-        self.clear(node, layer);
-        false
+        self.last = None;
+        hide(&mut self.nodes, node, layer)
     }
 
     /// Hides what lower layers have in a directory.
     fn clear(&mut self, node: u32, layer: u32) {
-        let Content::Directory { children, cleared, .. } = &mut self.nodes[node as usize].content else {
-            return;
-        };
-        // Layers count from 0, and nothing is below the first.
-        if *cleared == layer {
-            return;
-        }
-        *cleared = layer;
         self.last = None;
-        let mut children = std::mem::take(children);
-        children.retain(|_, child| !self.hide(*child, layer));
-        if let Content::Directory { children: place, .. } = &mut self.nodes[node as usize].content {
-            *place = children;
-        }
+        clear(&mut self.nodes, node, layer);
     }
 
-    fn describe(&mut self, node: u32, at: At) {
-        self.nodes[node as usize].touched = at.layer;
-        if let Content::Directory { described, .. } = &mut self.nodes[node as usize].content {
-            *described = Some(at);
+    fn put(&mut self, parent: u32, part: &'a [u8], layer: u32, content: Content) -> Result<u32, Rule> {
+        let Some(there) = self.nodes.child(parent, part) else {
+            return Ok(self.nodes.insert(parent, part, layer, content));
+        };
+        self.check_replacing(there, layer, content)?;
+        // A file was on the way to nothing.
+        if self.nodes.is_directory(there) || self.symlink(there).is_some() {
+            self.last = None;
         }
-    }
-
-    fn put(&mut self, parent: u32, part: &[u8], node: Node) -> Result<u32, Rule> {
-        if let Some(there) = self.child(parent, part) {
-            self.check_replacing(&self.nodes[there as usize], &node)?;
-            // A file was on the way to nothing.
-            if self.is_directory(there) || self.symlink(there).is_some() {
-                self.last = None;
-            }
-            self.nodes[there as usize] = node;
-            return Ok(there);
-        }
-        let number = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
-        self.nodes.push(node);
-        if let Content::Directory { children, .. } = &mut self.nodes[parent as usize].content {
-            children.insert(part.into(), number);
-        }
-        Ok(number)
+        Ok(self.nodes.replace(there, layer, content))
     }
 
     /// In an artifact a later archive may have a newer version of a file. Anything else of two layers that has the same
     /// name is a mistake, and would go unseen.
-    fn check_replacing(&self, there: &Node, node: &Node) -> Result<(), Rule> {
-        if self.profile == Profile::Image || there.made == node.made {
+    fn check_replacing(&self, there: u32, layer: u32, content: Content) -> Result<(), Rule> {
+        let made = self.nodes.made(there);
+        if self.profile == Profile::Image || made == layer {
             return Ok(());
         }
-        let is_directory = |node: &Node| matches!(node.content, Content::Directory { .. });
-        if is_directory(there) {
+        if self.nodes.is_directory(there) {
             return Err("another layer has a directory of this name".into());
         }
-        if is_directory(node) || self.files.contains(&there.made) || self.files.contains(&node.made) {
+        let is_directory = matches!(content, Content::Directory(_));
+        if is_directory || self.files.contains(&made) || self.files.contains(&layer) {
             return Err("another layer has a file of this name".into());
         }
         Ok(())
     }
 
-    fn remove(&mut self, parent: u32, part: &[u8]) {
+    fn remove(&mut self, node: u32) {
         self.last = None;
-        if let Content::Directory { children, .. } = &mut self.nodes[parent as usize].content {
-            children.remove(part);
-        }
-    }
-
-    fn child(&self, parent: u32, part: &[u8]) -> Option<u32> {
-        match &self.nodes[parent as usize].content {
-            Content::Directory { children, .. } => children.get(part).copied(),
-            _ => None,
-        }
-    }
-
-    fn is_directory(&self, node: u32) -> bool {
-        matches!(self.nodes[node as usize].content, Content::Directory { .. })
+        self.nodes.remove(node);
     }
 
     fn symlink(&self, node: u32) -> Option<&'a [u8]> {
-        match self.nodes[node as usize].content {
-            Content::Leaf(at) => match &self.entry(at).kind {
-                EntryKind::Symlink { target, .. } => Some(target),
-                _ => None,
-            },
+        let Content::Leaf(at) = self.nodes.content(node) else { return None };
+        match self.entry(at).kind {
+            EntryKind::Symlink { target, .. } => Some(target),
             _ => None,
         }
     }
 
     /// The directory at `path`, which is created where it is missing, and touched with all above it.
-    fn make_parent(&mut self, path: &[u8], layer: u32) -> Result<u32, Rule> {
+    fn make_parent(&mut self, path: Path<'a>, layer: u32) -> Result<u32, Rule> {
         if let Some(last) = self.last.as_ref().filter(|last| last.layer == layer && last.path == path) {
             return Ok(last.node);
         }
         let way = self.resolve(path)?;
         let mut node = ROOT;
-        self.nodes[ROOT as usize].touched = layer;
+        self.nodes.touch(ROOT, layer);
         for (part, known) in way {
             node = match known {
-                Some(known) if self.is_directory(known) => known,
+                Some(known) if self.nodes.is_directory(known) => known,
                 Some(_) => {
-                    return Err(format!("its parent {:?} is not a directory", name::shown(&part)).into());
+                    return Err(format!("its parent {:?} is not a directory", name::shown(part)).into());
                 }
-                None => self.put(node, &part, Node::directory(layer))?,
+                None => self.put(node, part, layer, Content::EMPTY)?,
             };
-            self.nodes[node as usize].touched = layer;
+            self.nodes.touch(node, layer);
         }
-        self.last = Some(Parent { layer, path: path.to_vec(), node });
+        self.last = Some(Parent { layer, path, node });
         Ok(node)
     }
 
     /// The directory at `path`, if there is one.
-    fn find_directory(&self, path: &[u8]) -> Result<Option<u32>, Rule> {
+    fn find_directory(&self, path: Path<'a>) -> Result<Option<u32>, Rule> {
         let way = self.resolve(path)?;
         let node = way.last().map_or(Some(ROOT), |(_, node)| *node);
-        Ok(node.filter(|node| self.is_directory(*node)))
+        Ok(node.filter(|node| self.nodes.is_directory(*node)))
     }
 
     /// The way from the root to `path`, without symlinks. What is not there is taken as it is written, and `..`
     /// at the root stays there: as `RESOLVE_IN_ROOT` of `man 2 openat2` does, and securejoin of the Go tools.
-    fn resolve(&self, path: &[u8]) -> Result<Way, Rule> {
-        let mut way: Way = Vec::new();
-        let mut ahead: Vec<&[u8]> = path.split(|byte| *byte == b'/').rev().collect();
+    fn resolve(&self, path: Path<'a>) -> Result<Way<'a>, Rule> {
+        let mut way: Way<'a> = Vec::new();
+        let mut ahead: Vec<&'a [u8]> = Vec::new();
+        for piece in path.into_iter().rev() {
+            ahead.extend(piece.split(|byte| *byte == b'/').rev());
+        }
         let (mut symlinks, mut steps, mut length) = (0, 0, 0);
         while let Some(part) = ahead.pop() {
             steps += 1;
@@ -431,7 +341,7 @@ impl<'a> Merge<'a> {
                 _ => {}
             }
             let parent = way.last().map_or(Some(ROOT), |(_, node)| *node);
-            let found = parent.and_then(|parent| self.child(parent, part));
+            let found = parent.and_then(|parent| self.nodes.child(parent, part));
             if let Some(target) = found.and_then(|found| self.symlink(found)) {
                 if self.profile == Profile::Archive {
                     return Err(format!("its parent {:?} is a symbolic link", name::shown(part)).into());
@@ -444,7 +354,7 @@ impl<'a> Merge<'a> {
                 ahead.extend(target.split(|byte| *byte == b'/').rev());
             } else {
                 length += part.len() + 1;
-                way.push((part.into(), found));
+                way.push((part, found));
             }
             if symlinks > SYMLINK_LIMIT || steps > STEP_LIMIT {
                 return Err("its parent leads through too many symbolic links".into());
@@ -456,47 +366,22 @@ impl<'a> Merge<'a> {
         Ok(way)
     }
 
-    /// Whether something is left.
-    fn retain_in<V: Copy>(
-        &mut self,
-        node: u32,
-        path: &Name,
-        above: V,
-        judge: &mut dyn FnMut(&Name, V, bool) -> (V, bool),
-    ) -> bool {
-        let Content::Directory { children, .. } = &mut self.nodes[node as usize].content else {
-            return false;
-        };
-        let mut kept = std::mem::take(children);
-        kept.retain(|part, child| {
-            if matches!(self.nodes[*child as usize].content, Content::Dropped) {
-                return false;
-            }
-            let path = Name::below(path.as_bytes(), part);
-            let (here, wanted) = judge(&path, above, !self.is_directory(*child));
-            self.retain_in(*child, &path, here, judge) || wanted
-        });
-        let any = !kept.is_empty();
-        if let Content::Directory { children, .. } = &mut self.nodes[node as usize].content {
-            *children = kept;
-        }
-        any
-    }
-
     fn walk_in<E>(
         &self,
         node: u32,
-        path: &Name,
-        visit: &mut dyn FnMut(Visit<'_>) -> Result<(), E>,
+        path: &mut Name,
+        visit: &mut dyn FnMut(Visit<'_, 'a>) -> Result<(), E>,
     ) -> Result<(), E> {
-        match &self.nodes[node as usize].content {
-            Content::Dropped => Ok(()),
-            Content::Leaf(at) => visit(Visit::Leaf { path, at: *at }),
-            Content::Directory { children, described, .. } => {
-                let metadata = described.map(|at| &self.entry(at).metadata);
+        match self.nodes.content(node) {
+            Content::Dropped | Content::Gone => Ok(()),
+            Content::Leaf(at) => visit(Visit::Leaf { path, at }),
+            Content::Directory(directory) => {
+                let metadata = directory.described.map(|at| self.entry(at).metadata);
                 visit(Visit::Enter { path, metadata })?;
-                for (part, child) in children {
-                    self.walk_in(*child, &Name::below(path.as_bytes(), part), visit)?;
+                for child in self.nodes.children(node) {
+                    let above = path.enter(self.nodes.part(child));
+                    self.walk_in(child, path, visit)?;
+                    path.leave(above);
                 }
                 visit(Visit::Leave)
             }
@@ -504,19 +389,41 @@ impl<'a> Merge<'a> {
     }
 }
 
-impl Rename {
-    /// The name in the tree; `None` when it is left out.
-    fn apply(&self, name: &Name) -> Result<Option<Name>, String> {
-        if !name.is_within(&self.within) {
-            return Err(format!("it is not in {:?}, which the layer's title names", self.within));
-        }
-        if name.is_root() {
-            // What an archive says of its own root is not said of a directory further down.
-            return Ok((self.strip == 0).then(|| self.prefix.clone()));
-        }
-        let below = |stripped: Name| Name::below(self.prefix.as_bytes(), stripped.as_bytes());
-        Ok(name.strip(self.strip).map(below))
+fn hide(nodes: &mut Nodes<'_>, node: u32, layer: u32) -> bool {
+    if nodes.touched(node) != layer {
+        return true;
     }
+    clear(nodes, node, layer);
+    false
+}
+
+fn clear(nodes: &mut Nodes<'_>, node: u32, layer: u32) {
+    if nodes.begin_clearing(node, layer) {
+        nodes.retain(node, |nodes, child| !hide(nodes, child, layer));
+    }
+}
+
+/// Whether something is left.
+fn retain_in<V: Copy>(
+    nodes: &mut Nodes<'_>,
+    node: u32,
+    path: &mut Name,
+    above: V,
+    judge: &mut dyn FnMut(&Name, V, bool) -> (V, bool),
+) -> bool {
+    let mut any = false;
+    nodes.retain(node, |nodes, child| {
+        if nodes.content(child) == Content::Dropped {
+            return false;
+        }
+        let length = path.enter(nodes.part(child));
+        let (here, wanted) = judge(path, above, !nodes.is_directory(child));
+        let kept = retain_in(nodes, child, path, here, judge) || wanted;
+        path.leave(length);
+        any |= kept;
+        kept
+    });
+    any
 }
 
 #[cfg(test)]
@@ -540,9 +447,10 @@ mod tests {
 
     /// The names of the leaves of a tree of these layers.
     fn leaves(layers: &[Vec<Entry>]) -> Vec<String> {
+        let layers: Vec<Entries> = layers.iter().map(|layer| Entries::of(layer)).collect();
         let mut merge = Merge::new(Profile::Image);
-        for layer in layers {
-            merge.apply(layer, &Rename::default()).expect("applied");
+        for layer in &layers {
+            merge.apply(layer, None).expect("applied");
         }
         let mut found = Vec::new();
         let walked: Result<(), ()> = merge.walk(&mut |visit| {

@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 /// A path relative to the root of a tree, without `.`, `..`, empty parts or NUL; empty is the root itself.
 ///
 /// Names need not be UTF-8. They are shown escaped: a name must not forge lines in a log.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-pub struct Name(Vec<u8>);
+///
+/// `Name` has its bytes, and `Name<&[u8]>` refers to them. On disk both are the same.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Name<B = Vec<u8>>(B);
 
 /// Bytes of one part: `NAME_MAX` of every file system ocivol runs on.
 pub const PART_LIMIT: usize = 255;
@@ -56,35 +58,6 @@ impl Name {
         Ok(Self(name))
     }
 
-    /// The bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// Whether it names the root.
-    pub fn is_root(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The name's parts, outermost first.
-    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
-        self.0.split(|byte| *byte == b'/').filter(|part| !part.is_empty())
-    }
-
-    /// The directory it is in, and its last part; `None` for the root.
-    pub fn split(&self) -> Option<(&[u8], &[u8])> {
-        if self.0.is_empty() {
-            return None;
-        }
-        Some(match self.0.iter().rposition(|byte| *byte == b'/') {
-            Some(slash) => {
-                let (directory, part) = self.0.split_at(slash);
-                (directory, part.get(1..).unwrap_or_default())
-            }
-            None => (b"", &self.0),
-        })
-    }
-
     /// `self` below `directory`, which is another name's part before a slash, or `""`.
     pub fn below(directory: &[u8], part: &[u8]) -> Self {
         let mut name = Vec::with_capacity(directory.len() + 1 + part.len());
@@ -96,34 +69,102 @@ impl Name {
         Self(name)
     }
 
+    /// Goes down to `part` of the directory that it names; what [`Self::leave`] takes to come back.
+    pub fn enter(&mut self, part: &[u8]) -> usize {
+        let above = self.0.len();
+        if above > 0 {
+            self.0.push(b'/');
+        }
+        self.0.extend_from_slice(part);
+        above
+    }
+
+    /// Goes back to the directory from which `above` came.
+    pub fn leave(&mut self, above: usize) {
+        self.0.truncate(above);
+    }
+}
+
+impl<B: AsRef<[u8]>> Name<B> {
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+
+    /// Whether it names the root.
+    pub fn is_root(&self) -> bool {
+        self.as_bytes().is_empty()
+    }
+
+    /// The name's parts, outermost first.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        self.as_bytes().split(|byte| *byte == b'/').filter(|part| !part.is_empty())
+    }
+
+    /// The directory it is in, and its last part; `None` for the root.
+    pub fn split(&self) -> Option<(&[u8], &[u8])> {
+        split(self.as_bytes())
+    }
+
     /// Whether it is `directory` or something in it.
-    pub fn is_within(&self, directory: &Self) -> bool {
-        match self.0.strip_prefix(directory.0.as_slice()) {
+    pub fn is_within(&self, directory: &Name) -> bool {
+        match self.as_bytes().strip_prefix(directory.as_bytes()) {
             Some(rest) => directory.is_root() || rest.is_empty() || rest.starts_with(b"/"),
             None => false,
         }
     }
 
+    /// The same, with the bytes of this one.
+    pub fn borrowed(&self) -> Name<&[u8]> {
+        Name(self.as_bytes())
+    }
+
+    /// The same, with bytes of its own.
+    pub fn to_owned(&self) -> Name {
+        Name(self.as_bytes().to_vec())
+    }
+}
+
+impl<'a> Name<&'a [u8]> {
+    /// The bytes, for as long as they are there.
+    pub fn bytes(self) -> &'a [u8] {
+        self.0
+    }
+
     /// The name without its first `count` parts; `None` when nothing is left.
-    pub fn strip(&self, count: usize) -> Option<Self> {
-        let mut rest = self.0.as_slice();
+    pub fn strip(self, count: usize) -> Option<Self> {
+        let mut rest = self.0;
         for _ in 0..count {
             let slash = rest.iter().position(|byte| *byte == b'/')?;
             rest = rest.get(slash + 1..)?;
         }
-        (!rest.is_empty()).then(|| Self(rest.to_vec()))
+        (!rest.is_empty()).then_some(Self(rest))
     }
 }
 
-impl fmt::Display for Name {
+/// As [`Name::split`].
+pub fn split(name: &[u8]) -> Option<(&[u8], &[u8])> {
+    if name.is_empty() {
+        return None;
+    }
+    Some(match name.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => {
+            let (directory, part) = name.split_at(slash);
+            (directory, part.get(1..).unwrap_or_default())
+        }
+        None => (b"", name),
+    })
+}
+
+impl<B: AsRef<[u8]>> fmt::Display for Name<B> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&shown(&self.0))
+        out.write_str(&shown(self.as_bytes()))
     }
 }
 
-impl fmt::Debug for Name {
+impl<B: AsRef<[u8]>> fmt::Debug for Name<B> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "\"{}\"", shown(&self.0))
+        write!(out, "\"{}\"", shown(self.as_bytes()))
     }
 }
 
@@ -179,9 +220,16 @@ mod tests {
     fn parts_and_prefixes() {
         let name = Name::parse(b"a/b/c").expect("safe");
         assert_eq!(name.split(), Some((&b"a/b"[..], &b"c"[..])));
-        assert_eq!(name.strip(1), Some(Name::parse(b"b/c").expect("safe")));
-        assert_eq!((name.strip(3), name.strip(4)), (None, None));
+        let strip = |count| name.borrowed().strip(count).map(Name::bytes);
+        assert_eq!((strip(1), strip(3), strip(4)), (Some(&b"b/c"[..]), None, None));
         assert_eq!(Name::below(b"a/b", b"c"), name);
+        let mut way = Name::default();
+        for (part, at) in [(b"a", 0), (b"b", 1), (b"c", 3)] {
+            assert_eq!(way.enter(part), at);
+        }
+        assert_eq!(way, name);
+        way.leave(1);
+        assert_eq!(way.as_bytes(), b"a");
         assert_eq!(Name::parse(b"/").expect("root").split(), None);
     }
 

@@ -21,7 +21,7 @@ pub struct Writer<W> {
 /// The file is not what was written, or of another version of the format.
 #[derive(Debug, thiserror::Error)]
 #[error("an index is damaged: {0}")]
-pub struct Damaged(&'static str);
+pub struct Damaged(pub(in crate::layer) &'static str);
 
 /// Why the next record cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -43,14 +43,19 @@ impl<W: io::Write> Writer<W> {
         Self { out, hasher: Xxh3::new(), buffer: Vec::with_capacity(WRITE + 16 * 1024) }
     }
 
-    /// Adds a record.
+    /// Adds a record; returns how many bytes it has.
     ///
     /// # Errors
     /// Those of `out`.
-    pub fn add(&mut self, record: &impl Serialize) -> io::Result<()> {
+    pub fn add(&mut self, record: &impl Serialize) -> io::Result<usize> {
         let buffer = std::mem::take(&mut self.buffer);
+        let before = buffer.len();
         self.buffer = postcard::to_extend(record, buffer).map_err(io::Error::other)?;
-        if self.buffer.len() >= WRITE { self.flush() } else { Ok(()) }
+        let size = self.buffer.len() - before;
+        if self.buffer.len() >= WRITE {
+            self.flush()?;
+        }
+        Ok(size)
     }
 
     /// Writes what is left; returns the checksum of the whole.

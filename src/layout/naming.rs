@@ -1,7 +1,7 @@
 //! Names of files, as annotations and rules give them.
 
-use crate::layer::merge::Rename;
 use crate::layer::name::shown;
+use crate::layer::rename::Rename;
 use crate::layout::error::Error;
 use crate::layout::options::Options;
 use crate::layout::plan::{Archive, File, Item, StatedMetadata};

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::layer::format::Profile;
-use crate::layer::merge::Rename;
 use crate::layer::name::shown;
+use crate::layer::rename::Rename;
 use crate::layout::error::Error;
 use crate::layout::select::Selection;
 use crate::layout::tree_path::TreePath;

@@ -28,7 +28,7 @@ use crate::host::limits::MERGE_BYTES;
 use crate::host::{failpoint, file_metadata};
 use crate::layer::checksum::Checksum;
 use crate::layer::format::{Dropped, FILES, INDEX, Profile, SHADOWED, Summary};
-use crate::layer::index::ENTRY_LIMIT;
+use crate::layer::index::{ENTRY_LIMIT, NODE_MEMORY};
 use crate::layer::index::{Entry, EntryKind, EntryMetadata, Place, Writer};
 use crate::layer::name::{AUFS_LINKS, Name, shown};
 use crate::unpack::directory_memory::DirectoryMemory;
@@ -207,7 +207,7 @@ impl Extract {
             let rule = format!("{ENTRY_LIMIT} files and directories");
             return Err(Error::TooMuch(rule.into()));
         }
-        if self.index.memory() > MERGE_BYTES {
+        if self.memory() > MERGE_BYTES {
             return Err(Error::TooMuch("can be kept in memory of names and attributes".into()));
         }
         if used >= self.checked.1 + CHECK_ENTRIES {
@@ -440,9 +440,14 @@ impl Extract {
                 .map_err(io("change", name.as_bytes()))?;
         }
         self.summary.entries = self.index.entries();
-        self.summary.memory = self.index.memory();
+        self.summary.memory = self.memory();
         self.summary.index = self.index.finish().map_err(io("write", b"index"))?;
         Ok(self.summary)
+    }
+
+    /// Bytes of memory that a merge needs for what there is so far, at most.
+    fn memory(&self) -> u64 {
+        self.index.memory() + (self.directories.created() * NODE_MEMORY) as u64
     }
 
     /// Checks that there is still room.

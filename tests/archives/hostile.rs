@@ -11,7 +11,7 @@ use ocivol::demo::push::Layer;
 use ocivol::demo::tarball;
 use ocivol::demo::tarball::{FILE, Header, Tarball, gzip};
 use ocivol::layer::format::Profile;
-use ocivol::layer::merge::Rename;
+use ocivol::layer::rename::Rename;
 use ocivol::oci::digest::Digest;
 use serde_json::json;
 use tonic::Code;

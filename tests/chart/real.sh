@@ -33,6 +33,9 @@ version=$(kubectl version -o json | sed -n 's/.*"gitVersion": "\(.*\)".*/\1/p' |
 dry_run() { kubectl apply --dry-run=server --validate=strict -f "$1"; }
 for helm; do
 	for values in "$work"/[0-9][0-9].yaml; do
+		# Some of them only newer ones have.
+		least=$(sed -n 's/^# kubernetes: //p' "$values")
+		[ "$(printf '%s\n' "${least:-0}" "${version#v}" | sort -V | head -1)" = "${least:-0}" ] || continue
 		"$helm" template ocivol "$chart" --namespace ocivol --kube-version "$version" -f "$values" >"${values%.yaml}.rendered"
 	done
 	python3 -c 'import sys

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ocivol::failure::chain;
 use ocivol::layer::format::{Profile, Summary};
-use ocivol::layer::merge::Rename;
+use ocivol::layer::rename::Rename;
 use ocivol::layout::options::Options;
 use ocivol::layout::plan::{Archive, Item, Plan};
 use ocivol::oci::descriptor::Descriptor;

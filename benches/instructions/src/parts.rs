@@ -8,9 +8,10 @@ use std::path::Path;
 use bytes::Bytes;
 use ocivol::demo::tarball::{Tarball, gzip, zstd};
 use ocivol::host::metric::Seconds;
+use ocivol::layer::entries::Entries;
 use ocivol::layer::format::{INDEX, Profile, Summary};
-use ocivol::layer::index::{ENTRY_LIMIT, Entry, Reader};
-use ocivol::layer::merge::{Merge, Rename, Visit};
+use ocivol::layer::index::ENTRY_LIMIT;
+use ocivol::layer::merge::{Merge, Visit};
 use ocivol::layout::artifact::Artifact;
 use ocivol::layout::decide::plan;
 use ocivol::layout::options::Options;
@@ -142,17 +143,17 @@ fn prepare_merge(to: &Path) {
 fn merge(input: &Path) {
     let sums = read(input);
     let sums = std::str::from_utf8(&sums).expect("text").lines();
-    let layers: Vec<Vec<Entry>> = sums
+    let layers: Vec<Entries> = sums
         .enumerate()
         .map(|(layer, sum)| {
             let summary: Summary = serde_json::from_str(sum).expect("a summary");
             let index = fs::File::open(input.join(format!("index-{layer}"))).expect("an index");
-            Reader::new(index, summary.index, ENTRY_LIMIT).collect::<Result<_, _>>().expect("sound")
+            Entries::read(index, summary.index, ENTRY_LIMIT, summary.memory).expect("sound")
         })
         .collect();
     let mut merge = Merge::new(Profile::Image);
     for entries in &layers {
-        merge.apply(entries, &Rename::default()).expect("applied");
+        merge.apply(entries, None).expect("applied");
     }
     let mut leaves = 0;
     let _: Result<(), ()> = merge.walk(&mut |visit| {

@@ -6,7 +6,7 @@
 use crate::layout::error::unsupported;
 use serde::Deserialize;
 
-use crate::layer::merge::Rename;
+use crate::layer::rename::Rename;
 use crate::layout::artifact::Artifact;
 
 use crate::layout::error::Error;

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
-use crate::layer::merge::Rename;
 use crate::layer::name::Name;
+use crate::layer::rename::Rename;
 use crate::layout::artifact::Artifact;
 
 use crate::layout::error::Error;

@@ -127,7 +127,7 @@ fn seconds_since_epoch(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layer::merge::Rename;
+    use crate::layer::rename::Rename;
     use crate::layout::plan::tests::{artifact, manifest};
 
     fn plan_of(layers: &[(&str, &[(&str, &str)])], options: &Options) -> Result<Plan, Error> {

@@ -5,8 +5,8 @@
 //! type of a tar archive. Only the annotation `io.deis.oras.content.unpack: "true"` marks a packed directory, whose
 //! entries are all in the directory that the title names. Source: oras-go v2 content/file.
 
-use crate::layer::merge::Rename;
 use crate::layer::name::{Name, shown};
+use crate::layer::rename::Rename;
 use crate::layout::artifact::Artifact;
 use crate::layout::error::Error;
 use crate::layout::naming::{path_of, unnamed};

@@ -4,11 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use crate::layer::checksum::Checksum;
+use crate::layer::entries::Entries;
 use crate::layer::format::Profile;
 use crate::layer::format::place_of;
 use crate::layer::index::{ENTRY_LIMIT, Entry, EntryKind, EntryMetadata, Place};
-use crate::layer::merge::{Merge, Refused, Rename};
+use crate::layer::merge::{Merge, Refused};
 use crate::layer::name::Name;
+use crate::layer::rename::Rename;
 use crate::layout::options::Options;
 use crate::layout::plan::{Item, Plan};
 use crate::oci::digest::Digest;
@@ -78,10 +80,10 @@ pub(in crate::store) fn link_tree(
     let indexes = indexes(&build.plan, sources)?;
     let mut merge = Merge::new(profile);
     for (item, source) in build.plan.items().iter().zip(sources) {
-        let entries = indexes.get(&index_key(item, source)).map_or(&[][..], Vec::as_slice);
+        let Some(entries) = indexes.get(&index_key(item, source)) else { continue };
         let applied = match item {
             Item::File(..) | Item::Text(..) => merge.add_file(entries),
-            Item::Archive(archive) => merge.apply(entries, &archive.rename),
+            Item::Archive(archive) => merge.apply(entries, Some(&archive.rename)),
         };
         applied.map_err(|source| Error::Refused { digest: item.digest(), source })?;
     }
@@ -124,8 +126,8 @@ fn index_key<'a>(item: &'a Item, source: &'a TreeSource) -> &'a str {
 }
 
 /// The entries of each item. A file is an archive of one entry.
-fn indexes<'a>(plan: &'a Plan, sources: &'a [TreeSource]) -> Result<HashMap<&'a str, Vec<Entry>>, Error> {
-    let mut all: HashMap<&str, Vec<Entry>> = HashMap::new();
+fn indexes<'a>(plan: &'a Plan, sources: &'a [TreeSource]) -> Result<HashMap<&'a str, Entries>, Error> {
+    let mut all: HashMap<&str, Entries> = HashMap::new();
     for (item, source) in plan.items().iter().zip(sources) {
         let key = index_key(item, source);
         match (item, source) {
@@ -140,7 +142,8 @@ fn indexes<'a>(plan: &'a Plan, sources: &'a [TreeSource]) -> Result<HashMap<&'a 
                 let checksum = Checksum::of(b""); // Blobs have digests instead.
                 let kind = EntryKind::File { size, checksum, place: Place::Named };
                 let name = Name::below(path.as_str().as_bytes(), b"");
-                all.insert(key, vec![Entry { name, kind, metadata: EntryMetadata::default() }]);
+                let entry = Entry { name, kind, metadata: EntryMetadata::default() };
+                all.insert(key, Entries::of(&[entry]));
             }
             (Item::Archive(_), _) => {}
         }

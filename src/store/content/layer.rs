@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::path::PathBuf;
 
+use crate::layer::entries::Entries;
 use crate::layer::format::{INDEX, Summary};
-use crate::layer::index::{ENTRY_LIMIT, Entry, Reader};
+use crate::layer::index::{ENTRY_LIMIT, Reader};
 use crate::oci::digest::Digest;
 use crate::store::access::origin::Origin;
 use crate::store::error::{Error, io};
@@ -32,16 +33,16 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// What the layer holds. It takes [`Summary::memory`] bytes.
+    /// What the layer holds. It takes less than [`Summary::memory`] bytes.
     ///
     /// # Errors
     /// [`Error::Damaged`] when the index is not what was written, [`Error::Io`].
-    pub fn entries(&self) -> Result<Vec<Entry>, Error> {
-        let mut entries = Vec::with_capacity(self.summary.entries.min(ENTRY_LIMIT));
-        for entry in self.read_entries()? {
-            entries.push(entry.map_err(|error| Error::Damaged(format!("layer {}: {error}", self.key)))?);
-        }
-        Ok(entries)
+    pub fn entries(&self) -> Result<Entries, Error> {
+        let path = self.directory.join(INDEX);
+        let file = File::open(&path).map_err(io("read", &path))?;
+        let Summary { index, entries, memory, .. } = self.summary;
+        let read = Entries::read(file, index, entries.min(ENTRY_LIMIT), memory);
+        read.map_err(|error| Error::Damaged(format!("layer {}: {error}", self.key)))
     }
 
     /// The same one after the other, in little memory. The last is an error when the index is not what was written.

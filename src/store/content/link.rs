@@ -14,9 +14,10 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use crate::host::crew::{self, Crew, Pool};
 use crate::host::{failpoint, file_metadata};
 use crate::layer::checksum::Checksum;
+use crate::layer::entries::At;
 use crate::layer::format::{Profile, readable};
 use crate::layer::index::{EntryKind, EntryMetadata};
-use crate::layer::merge::{At, Merge, Visit};
+use crate::layer::merge::{Merge, Visit};
 use crate::layer::name::Name;
 use crate::layout;
 use crate::store::content::blobs::Blob;
@@ -159,7 +160,7 @@ fn layers(sources: &[TreeSource]) -> impl Iterator<Item = Option<&Layer>> {
 }
 
 impl Walk<'_, '_> {
-    fn enter(&mut self, path: &Name, metadata: Option<&EntryMetadata>) -> Result<(), Error> {
+    fn enter(&mut self, path: &Name, metadata: Option<EntryMetadata<&[u8]>>) -> Result<(), Error> {
         self.made.inodes += 1;
         self.linker.check_space(0)?;
         let place = self.place(path);
@@ -175,7 +176,7 @@ impl Walk<'_, '_> {
                 .and_then(|()| rustix::fs::openat(CWD, self.root, DIRECTORY, Mode::empty())),
         };
         let fd = opened.map_err(|error| io("create", &place)(error.into()))?;
-        let metadata = metadata.cloned().unwrap_or_else(EntryMetadata::implied);
+        let metadata = metadata.map_or_else(EntryMetadata::implied, |stated| stated.to_owned());
         let mode = if self.how.readable { readable(metadata.mode, true) } else { metadata.mode };
         self.index.add(path, TreeKind::Directory, mode)?;
         self.open.push(Links::new(Arc::new(Directory { fd, path: place, mode, metadata })));
@@ -231,7 +232,7 @@ impl Walk<'_, '_> {
             }
             (TreeSource::Layer(_), EntryKind::Symlink { target, .. }) => {
                 self.link(path, at, None)?;
-                self.index.add(path, TreeKind::Symlink(target.clone()), 0)
+                self.index.add(path, TreeKind::Symlink(target.to_vec()), 0)
             }
             // A merge has nothing else as leaves.
             (TreeSource::Layer(_), _) => Ok(()),
@@ -298,7 +299,7 @@ impl Walk<'_, '_> {
         let file = copy(&blob.path, &target)?;
         if own_metadata {
             let seconds = metadata.mtime.max(0);
-            let exact = EntryMetadata {
+            let exact: EntryMetadata = EntryMetadata {
                 mode,
                 uid: metadata.uid,
                 gid: metadata.gid,
@@ -344,9 +345,9 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::layer::entries::Entries;
     use crate::layer::format::{Dropped, FILES, INDEX, SHADOWED, Summary};
     use crate::layer::index::{Entry, Place};
-    use crate::layer::merge::Rename;
     use crate::layer::stream;
     use crate::oci::digest::Digest;
     use crate::store::key::LayerKey;
@@ -471,9 +472,10 @@ mod tests {
         let entries = entries();
         let layers = [0, 1].map(|number| layer(base, number, &entries[number]));
         let sources = layers.map(TreeSource::Layer);
+        let entries = entries.map(|entries| Entries::of(&entries));
         let mut merge = Merge::new(Profile::Image);
         for entries in &entries {
-            merge.apply(entries, &Rename::default()).expect("applied");
+            merge.apply(entries, None).expect("applied");
         }
         let root = place.join(format!("tree-{helpers}-{readable}")).join(FILES);
         let how = How { profile: Profile::Image, readable, reflink: false };
@@ -546,7 +548,8 @@ mod tests {
             std::fs::remove_file(base.join("layer-0/fs/d7/in/f3")).expect("removed");
             let sources = layers.map(TreeSource::Layer);
             let mut merge = Merge::new(Profile::Image);
-            merge.apply(&entries[0], &Rename::default()).expect("applied");
+            let entries = Entries::of(&entries[0]);
+            merge.apply(&entries, None).expect("applied");
             let root = base.join("tree").join(FILES);
             let how = How { profile: Profile::Image, readable: false, reflink: false };
             let error = make_with(Pool::of(helpers), helpers, &root, &merge, &sources, how, &|_| Ok(()))
@@ -565,7 +568,8 @@ mod tests {
             let base = directory.path().join(helpers.to_string());
             let sources = [TreeSource::Layer(layer(&base, 0, &entries))];
             let mut merge = Merge::new(Profile::Image);
-            merge.apply(&entries, &Rename::default()).expect("applied");
+            let entries = Entries::of(&entries);
+            merge.apply(&entries, None).expect("applied");
             let root = base.join("tree").join(FILES);
             let how = How { profile: Profile::Image, readable: false, reflink: false };
             let full = |_| Err(Error::Abandoned);
@@ -590,7 +594,8 @@ mod tests {
         on_disk.sort_by_key(|entry| !matches!(entry.kind, EntryKind::Directory));
         let sources = [TreeSource::Layer(layer(directory.path(), 0, &on_disk))];
         let mut merge = Merge::new(Profile::Image);
-        merge.apply(&entries, &Rename::default()).expect("applied");
+        let entries = Entries::of(&entries);
+        merge.apply(&entries, None).expect("applied");
         let how = How { profile: Profile::Image, readable: false, reflink: false };
         for helpers in [0, 1] {
             let root = directory.path().join(format!("tree-{helpers}")).join(FILES);

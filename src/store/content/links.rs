@@ -15,9 +15,11 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::host::{failpoint, file_metadata};
+use crate::layer::entries::At;
 use crate::layer::format::{FILES, SHADOWED, place_of};
 use crate::layer::index::{Entry, EntryKind, EntryMetadata, Place};
-use crate::layer::merge::{At, Merge};
+use crate::layer::merge::Merge;
+use crate::layer::name::split;
 use crate::store::content::layer::Layer;
 use crate::store::error::{Error, io};
 use crate::store::space::amount::Amount;
@@ -186,7 +188,7 @@ impl<'a> Linker<'a> {
         if self.has_copies.load(Ordering::Acquire) && link_copy()? {
             return Ok(());
         }
-        if mode.is_none() && done(originals.link(layer, at, entry, &directory.fd, name), &target)? {
+        if mode.is_none() && done(originals.link(layer, at, &entry, &directory.fd, name), &target)? {
             return Ok(());
         }
         let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
@@ -197,7 +199,7 @@ impl<'a> Linker<'a> {
             // Copies that share their content take nothing.
             self.check_space(if self.reflink { 0 } else { size })?;
         }
-        copy_entry(layer, at, entry, directory, name, mode.unwrap_or(entry.metadata.mode))?;
+        copy_entry(layer, at, &entry, directory, name, mode.unwrap_or(entry.metadata.mode))?;
         self.copies().insert(at, target());
         self.has_copies.store(true, Ordering::Release);
         Ok(())
@@ -233,17 +235,19 @@ impl<'a> Originals<'a> {
         &mut self,
         layer: &Layer,
         at: At,
-        entry: &'a Entry,
+        entry: &Entry<&'a [u8]>,
         directory: &OwnedFd,
         name: &[u8],
     ) -> Result<(), Errno> {
-        let (parent, original): (Option<&[u8]>, Cow<'_, [u8]>) = match (&entry.kind, entry.name.split()) {
-            (
-                EntryKind::File { place: Place::Named, .. } | EntryKind::Symlink { place: Place::Named, .. },
-                Some((parent, part)),
-            ) => (Some(parent), part.into()),
-            _ => (None, at.entry.to_string().into_bytes().into()),
-        };
+        let (parent, original): (Option<&[u8]>, Cow<'_, [u8]>) =
+            match (&entry.kind, split(entry.name.bytes())) {
+                (
+                    EntryKind::File { place: Place::Named, .. }
+                    | EntryKind::Symlink { place: Place::Named, .. },
+                    Some((parent, part)),
+                ) => (Some(parent), part.into()),
+                _ => (None, at.entry.to_string().into_bytes().into()),
+            };
         let known = self.0.iter().rposition(|(number, known, _)| (*number, *known) == (at.layer, parent));
         let known = match known {
             Some(known) => known,
@@ -283,7 +287,7 @@ pub(in crate::store) fn cannot_link(error: Errno) -> bool {
 fn copy_entry(
     layer: &Layer,
     at: At,
-    entry: &Entry,
+    entry: &Entry<&[u8]>,
     directory: &Directory,
     name: &[u8],
     mode: u16,
@@ -291,7 +295,7 @@ fn copy_entry(
     let to = directory.path.join(OsStr::from_bytes(name));
     let place = match &entry.kind {
         EntryKind::Symlink { target, .. } => {
-            let made = rustix::fs::symlinkat(target.as_slice(), &directory.fd, name);
+            let made = rustix::fs::symlinkat(*target, &directory.fd, name);
             return made
                 .and_then(|()| file_metadata::set_symlink(directory.fd.as_fd(), name, &entry.metadata))
                 .map_err(|error| io("create", &to)(error.into()));

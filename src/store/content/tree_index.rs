@@ -60,6 +60,7 @@ impl TreeIndex {
         let entry = TreeEntry { name: name.clone(), kind, mode };
         failpoint::fails("tree.index")
             .and_then(|()| self.0.add(&entry))
+            .map(drop)
             .map_err(io("write", Path::new(INDEX)))
     }
 
