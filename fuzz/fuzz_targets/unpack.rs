@@ -11,7 +11,7 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use ocivol::layer::entries::Entries;
 use ocivol::layer::format::{INDEX, Profile, place_of};
-use ocivol::layer::index::{ENTRY_LIMIT, EntryKind};
+use ocivol::layer::index::EntryKind;
 use ocivol::layer::merge::Merge;
 use ocivol::unpack::directory_memory::DirectoryMemory;
 use ocivol::unpack::extract::Limits;
@@ -167,8 +167,9 @@ fuzz_target!(|case: Case| {
     assert_eq!(before, look(), "the probe was changed");
     assert_eq!(fs::read_dir(directory.path()).expect("there").count(), 2);
     let Ok(summary) = result else { return };
-    let index = fs::File::open(layer.join(INDEX)).expect("an index");
-    let entries = Entries::read(index, summary.index, ENTRY_LIMIT, summary.memory).expect("sound");
+    let index = fs::read(layer.join(INDEX)).expect("an index");
+    let entries =
+        Entries::read(index.as_slice(), summary.index, summary.entries, index.len() as u64).expect("sound");
     assert_eq!(entries.len(), summary.entries);
     for (number, entry) in entries.iter() {
         if let EntryKind::File { size, place, .. } = &entry.kind {

@@ -25,15 +25,18 @@ pub struct At {
 }
 
 impl Entries {
-    /// Reads an index of at most `limit` entries and `size` bytes, which has this checksum.
+    /// Reads an index of `size` bytes and at most `limit` entries, which has this checksum.
     ///
     /// # Errors
     /// When it is not what was written, and those of `input`.
     pub fn read(input: impl Read, expected: Checksum, limit: usize, size: u64) -> Result<Self, ReadError> {
-        let mut bytes = Vec::new();
-        input.take(size.saturating_add(1)).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > size || bytes.len() > u32::MAX as usize {
-            return Err(Damaged("it is too long").into());
+        let too_long = Damaged("it is too long");
+        // As much as there is, from the start: what grows is there twice.
+        let Ok(room) = u32::try_from(size) else { return Err(too_long.into()) };
+        let mut bytes = Vec::with_capacity(room as usize);
+        input.take(size + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > size {
+            return Err(too_long.into());
         }
         if Checksum::of(&bytes) != expected {
             return Err(Damaged("its checksum is wrong").into());
@@ -73,9 +76,8 @@ impl Entries {
     }
 
     /// Every entry is decoded once: one that was can be decoded again.
-    fn parse(mut bytes: Vec<u8>, limit: usize) -> Result<Self, Damaged> {
-        bytes.shrink_to_fit();
-        let mut starts = Vec::new();
+    fn parse(bytes: Vec<u8>, limit: usize) -> Result<Self, Damaged> {
+        let mut starts = Vec::with_capacity(limit.min(bytes.len()));
         let mut start = 0;
         while let Some(rest @ [_, ..]) = bytes.get(start..) {
             let decoded = postcard::take_from_bytes::<Entry<&[u8]>>(rest);
@@ -120,7 +122,8 @@ mod tests {
     fn they_are_what_was_written() {
         let entries = entries();
         let (bytes, checksum) = written(&entries);
-        let read = Entries::read(bytes.as_slice(), checksum, ENTRY_LIMIT, 1 << 20).expect("sound");
+        let size = bytes.len() as u64;
+        let read = Entries::read(bytes.as_slice(), checksum, ENTRY_LIMIT, size).expect("sound");
         assert_eq!(read.len(), entries.len());
         assert!(read.get(4).is_none());
         let kept = Entries::of(&entries);
@@ -145,18 +148,19 @@ mod tests {
     #[test]
     fn damage_is_seen() {
         let (bytes, checksum) = written(&entries());
+        let size = bytes.len() as u64;
         let read = |bytes: &[u8], limit, size| Entries::read(bytes, checksum, limit, size);
         for position in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[position] ^= 1;
-            assert!(read(&bad, ENTRY_LIMIT, 1 << 20).is_err(), "byte {position}");
+            assert!(read(&bad, ENTRY_LIMIT, size).is_err(), "byte {position}");
         }
-        assert!(read(&bytes[..bytes.len() - 1], ENTRY_LIMIT, 1 << 20).is_err());
-        assert!(read(&bytes, 3, 1 << 20).is_err(), "more entries than there may be");
-        assert!(read(&bytes, 4, bytes.len() as u64 - 1).is_err(), "more bytes than there may be");
-        assert!(read(&bytes, 4, bytes.len() as u64).is_ok());
+        assert!(read(&bytes[..bytes.len() - 1], ENTRY_LIMIT, size).is_err());
+        assert!(read(&bytes, 3, size).is_err(), "more entries than there may be");
+        assert!(read(&bytes, 4, size - 1).is_err(), "more bytes than there may be");
+        assert!(read(&bytes, 4, size).is_ok());
         // What has a checksum and cannot be decoded is of another version.
         let cut = &bytes[..bytes.len() - 1];
-        assert!(Entries::read(cut, Checksum::of(cut), 4, 1 << 20).is_err());
+        assert!(Entries::read(cut, Checksum::of(cut), 4, size).is_err());
     }
 }

@@ -10,7 +10,6 @@ use ocivol::demo::tarball::{Tarball, gzip, zstd};
 use ocivol::host::metric::Seconds;
 use ocivol::layer::entries::Entries;
 use ocivol::layer::format::{INDEX, Profile, Summary};
-use ocivol::layer::index::ENTRY_LIMIT;
 use ocivol::layer::merge::{Merge, Visit};
 use ocivol::layout::artifact::Artifact;
 use ocivol::layout::decide::plan;
@@ -147,8 +146,9 @@ fn merge(input: &Path) {
         .enumerate()
         .map(|(layer, sum)| {
             let summary: Summary = serde_json::from_str(sum).expect("a summary");
-            let index = fs::File::open(input.join(format!("index-{layer}"))).expect("an index");
-            Entries::read(index, summary.index, ENTRY_LIMIT, summary.memory).expect("sound")
+            let index = fs::read(input.join(format!("index-{layer}"))).expect("an index");
+            Entries::read(index.as_slice(), summary.index, summary.entries, index.len() as u64)
+                .expect("sound")
         })
         .collect();
     let mut merge = Merge::new(Profile::Image);

@@ -40,9 +40,16 @@ impl Layer {
     pub fn entries(&self) -> Result<Entries, Error> {
         let path = self.directory.join(INDEX);
         let file = File::open(&path).map_err(io("read", &path))?;
+        let size = file.metadata().map_err(io("read", &path))?.len();
         let Summary { index, entries, memory, .. } = self.summary;
-        let read = Entries::read(file, index, entries.min(ENTRY_LIMIT), memory);
-        read.map_err(|error| Error::Damaged(format!("layer {}: {error}", self.key)))
+        let damaged = |why: String| Error::Damaged(format!("layer {}: {why}", self.key));
+        if size > memory {
+            return Err(damaged(format!(
+                "its index has {size} bytes, and needed {memory} bytes of memory when it was written"
+            )));
+        }
+        let read = Entries::read(file, index, entries.min(ENTRY_LIMIT), size);
+        read.map_err(|error| damaged(error.to_string()))
     }
 
     /// The same one after the other, in little memory. The last is an error when the index is not what was written.
