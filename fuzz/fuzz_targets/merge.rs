@@ -53,7 +53,8 @@ fn entry(raw: &Raw) -> Option<Entry> {
 
 fuzz_target!(|case: Case| {
     let entries = |layer: &Vec<Raw>| layer.iter().take(200).filter_map(entry).collect::<Vec<_>>();
-    let layers: Vec<Entries> = case.layers.iter().take(8).map(|layer| Entries::of(&entries(layer))).collect();
+    let layers: Vec<Entries> =
+        case.layers.iter().take(8).map(|layer| Entries::of(&entries(layer)).expect("memory")).collect();
     let rename = Rename {
         strip: usize::from(case.strip % 3),
         prefix: Name::parse(&small(&case.prefix)).unwrap_or_default(),

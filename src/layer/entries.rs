@@ -1,5 +1,6 @@
 //! The entries of one layer in memory, as the index has them: a merge of many files needs most of its memory for these.
 
+use std::io;
 use std::io::Read;
 
 use crate::layer::checksum::Checksum;
@@ -31,7 +32,7 @@ impl Entries {
     /// When it is not what was written, and those of `input`.
     pub fn read(input: impl Read, expected: Checksum, limit: usize, size: u64) -> Result<Self, ReadError> {
         let too_long = Damaged("it is too long");
-        // As much as there is, from the start: what grows is there twice.
+        // There is room for all from the start, because what a vector holds is there twice while it grows.
         let Ok(room) = u32::try_from(size) else { return Err(too_long.into()) };
         let mut bytes = Vec::with_capacity(room as usize);
         input.take(size + 1).read_to_end(&mut bytes)?;
@@ -45,12 +46,20 @@ impl Entries {
     }
 
     /// These entries.
-    pub fn of(entries: &[Entry]) -> Self {
+    ///
+    /// # Errors
+    /// None, as long as there is memory.
+    pub fn of(entries: &[Entry]) -> io::Result<Self> {
         let mut bytes = Vec::new();
         let mut writer = Writer::new(&mut bytes);
-        let written = entries.iter().try_for_each(|entry| writer.add(entry)).and_then(|()| writer.finish());
-        // Memory can be written to, and what was written can be read.
-        written.ok().and_then(|_| Self::parse(bytes, entries.len()).ok()).unwrap_or_default()
+        entries.iter().try_for_each(|entry| writer.add(entry))?;
+        writer.finish()?;
+        Self::parse(bytes, entries.len()).map_err(io::Error::other)
+    }
+
+    /// Bytes of memory that they take.
+    pub fn memory(&self) -> u64 {
+        (self.bytes.len() + self.starts.len() * size_of::<u32>()) as u64
     }
 
     /// How many there are.
@@ -126,7 +135,7 @@ mod tests {
         let read = Entries::read(bytes.as_slice(), checksum, ENTRY_LIMIT, size).expect("sound");
         assert_eq!(read.len(), entries.len());
         assert!(read.get(4).is_none());
-        let kept = Entries::of(&entries);
+        let kept = Entries::of(&entries).expect("memory");
         for read in [read, kept] {
             let again: Vec<u8> = {
                 let mut bytes = Vec::new();

@@ -126,7 +126,8 @@ impl<W: io::Write> Writer<W> {
     /// Those of `out`.
     pub fn add(&mut self, entry: &Entry) -> io::Result<()> {
         self.entries += 1;
-        self.memory += (self.stream.add(entry)? + MEMORY) as u64;
+        let more = if let EntryKind::HardLink { .. } = entry.kind { LINK_MEMORY } else { 0 };
+        self.memory += (self.stream.add(entry)? + MEMORY + more) as u64;
         Ok(())
     }
 
@@ -147,6 +148,9 @@ pub type Reader<R> = stream::Reader<R, Entry>;
 pub const ENTRY_LIMIT: usize = 1_000_000;
 /// Bytes of memory that an entry takes in a merge beside those that it has on disk.
 const MEMORY: usize = size_of::<u32>() + NODE_MEMORY;
+/// Bytes of memory that a hard link takes more than that: where its other name was copied to, if it was not linked. Two tables have an
+/// entry for it, of which at most half are taken, and there is the path.
+const LINK_MEMORY: usize = 256;
 /// Bytes of memory that a file or directory takes in a merge, at most.
 pub const NODE_MEMORY: usize = 80;
 

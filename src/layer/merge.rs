@@ -9,22 +9,27 @@ use std::collections::HashSet;
 
 use crate::layer::entries::{At, Entries};
 use crate::layer::format::Profile;
-use crate::layer::index::{ENTRY_LIMIT, Entry, EntryKind, EntryMetadata};
+use crate::layer::index::{ENTRY_LIMIT, Entry, EntryKind, EntryMetadata, NODE_MEMORY};
 use crate::layer::name;
 use crate::layer::name::{DEPTH_LIMIT, Name};
 use crate::layer::nodes::{Content, Nodes, ROOT};
 use crate::layer::rename::{Path, Rename, renamed, split_path};
 
-/// A tree that layers are applied to, lowest first. It takes [`NODE_MEMORY`](crate::layer::index::NODE_MEMORY) bytes at most for each
-/// file and directory.
+/// A tree that layers are applied to, lowest first. It takes [`NODE_MEMORY`] bytes at most for each file and directory that there
+/// ever was in it.
 #[derive(Debug)]
 pub struct Merge<'a> {
     nodes: Nodes<'a>,
     layers: Vec<&'a Entries>,
     /// The layers that are one file each.
     files: HashSet<u32>,
+    /// The files that hard links lead to.
+    linked: HashSet<At>,
     /// Whether parents may be symlinks.
     profile: Profile,
+    /// Bytes of memory that it may take with its layers, and those that the layers take.
+    memory: u64,
+    of_layers: u64,
     /// The parent that was made last: mostly that of the next entry, too. Until something on the way to it may have been replaced.
     last: Option<Parent<'a>>,
 }
@@ -45,6 +50,17 @@ pub struct Refused {
     pub name: Name,
     /// The rule it breaks, in words.
     pub rule: String,
+}
+
+/// Why a layer cannot be applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// One of its entries breaks a rule.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// With it the tree would take more memory than it may.
+    #[error("its tree takes more than {0} bytes of memory")]
+    Memory(u64),
 }
 
 /// One step of a walk over the tree. Names are in byte order.
@@ -80,14 +96,28 @@ type Way<'a> = Vec<(&'a [u8], Option<u32>)>;
 impl<'a> Merge<'a> {
     /// An empty tree.
     pub fn new(profile: Profile) -> Self {
-        Self { nodes: Nodes::new(), layers: Vec::new(), files: HashSet::new(), profile, last: None }
+        Self {
+            nodes: Nodes::new(),
+            layers: Vec::new(),
+            files: HashSet::new(),
+            linked: HashSet::new(),
+            profile,
+            memory: u64::MAX,
+            of_layers: 0,
+            last: None,
+        }
+    }
+
+    /// The same with a bound of its memory, in bytes: of what is in it, and of the entries of its layers, as often as they are applied.
+    pub fn within(self, memory: u64) -> Self {
+        Self { memory, ..self }
     }
 
     /// Applies a layer that is one file.
     ///
     /// # Errors
     /// As [`Merge::apply`].
-    pub fn add_file(&mut self, file: &'a Entries) -> Result<(), Refused> {
+    pub fn add_file(&mut self, file: &'a Entries) -> Result<(), Error> {
         self.files.insert(u32::try_from(self.layers.len()).unwrap_or(u32::MAX));
         self.apply(file, None)
     }
@@ -95,10 +125,11 @@ impl<'a> Merge<'a> {
     /// Applies the entries of the next layer, at the names that they have or become.
     ///
     /// # Errors
-    /// [`Refused`] when one of them cannot be; the tree is then good for nothing.
-    pub fn apply(&mut self, entries: &'a Entries, rename: Option<&'a Rename>) -> Result<(), Refused> {
+    /// When one of them cannot be, or there is too little memory; the tree is then good for nothing.
+    pub fn apply(&mut self, entries: &'a Entries, rename: Option<&'a Rename>) -> Result<(), Error> {
         let layer = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
         self.layers.push(entries);
+        self.of_layers += entries.memory();
         for (number, entry) in entries.iter() {
             let refused = |rule: Rule| Refused { name: entry.name.to_owned(), rule: rule.into_owned() };
             let Some(path) = renamed(rename, entry.name).map_err(|rule| refused(rule.into()))? else {
@@ -108,7 +139,10 @@ impl<'a> Merge<'a> {
             self.add(path, &entry.kind, at, rename).map_err(refused)?;
             if self.nodes.len() > ENTRY_LIMIT {
                 let rule = format!("the tree has more than {ENTRY_LIMIT} files and directories");
-                return Err(refused(rule.into()));
+                return Err(refused(rule.into()).into());
+            }
+            if self.of_layers + (self.nodes.len() * NODE_MEMORY) as u64 > self.memory {
+                return Err(Error::Memory(self.memory));
             }
         }
         if self.profile == Profile::Image
@@ -128,6 +162,11 @@ impl<'a> Merge<'a> {
             kind: EntryKind::Dropped,
             metadata: EntryMetadata::default(),
         })
+    }
+
+    /// Whether the file at `at` may have several names.
+    pub fn is_linked(&self, at: At) -> bool {
+        self.linked.contains(&at)
     }
 
     /// Keeps what `judge` wants, and the directories it is in. Of each file, symlink and directory, from the root down,
@@ -196,6 +235,9 @@ impl<'a> Merge<'a> {
                     return Err(format!("it is a hard link to {target:?}, and would take its place").into());
                 }
                 self.put(parent, part, layer, content)?;
+                if let Content::Leaf(at) = content {
+                    self.linked.insert(at);
+                }
             }
             EntryKind::Whiteout => {
                 if let Some(parent) = self.find_directory(parent)?
@@ -325,7 +367,7 @@ impl<'a> Merge<'a> {
         let mut way: Way<'a> = Vec::new();
         let mut ahead: Vec<&'a [u8]> = Vec::new();
         for piece in path.into_iter().rev() {
-            ahead.extend(piece.split(|byte| *byte == b'/').rev());
+            ahead.extend(piece.split(|byte| *byte == b'/').rev().filter(|part| !part.is_empty()));
         }
         let (mut symlinks, mut steps, mut length) = (0, 0, 0);
         while let Some(part) = ahead.pop() {
@@ -447,7 +489,7 @@ mod tests {
 
     /// The names of the leaves of a tree of these layers.
     fn leaves(layers: &[Vec<Entry>]) -> Vec<String> {
-        let layers: Vec<Entries> = layers.iter().map(|layer| Entries::of(layer)).collect();
+        let layers: Vec<Entries> = layers.iter().map(|layer| Entries::of(layer).expect("memory")).collect();
         let mut merge = Merge::new(Profile::Image);
         for layer in &layers {
             merge.apply(layer, None).expect("applied");
@@ -482,5 +524,29 @@ mod tests {
         // The last parent of one layer is none of the next one: it has to be touched by that as well.
         let above = vec![file("c/y"), hide("c"), file("c/z")];
         assert_eq!(leaves(&[below, above]), ["a/b/x", "c/y", "c/z"]);
+    }
+    #[test]
+    fn regression_a_bound_of_memory_holds_whatever_an_archive_does() {
+        // Each time the directory has become a file, all below it is made anew.
+        let deep = "d/".to_owned() + &"1/".repeat(120);
+        let layer: Vec<Entry> = (0..100)
+            .flat_map(|_| [file(&format!("{deep}y")), file("d"), entry("d", EntryKind::Directory)])
+            .collect();
+        let layer = Entries::of(&layer).expect("memory");
+        let needed = layer.memory() + 100 * 121 * NODE_MEMORY as u64;
+        let apply = |memory| Merge::new(Profile::Image).within(memory).apply(&layer, None);
+        assert_eq!(apply(needed / 2), Err(Error::Memory(needed / 2)));
+        assert_eq!(apply(2 * needed), Ok(()));
+    }
+
+    #[test]
+    fn parents_of_many_steps_are_counted_as_they_are_written() {
+        let steps = |count: usize| {
+            let layer = vec![link("a", &("./".repeat(count) + "b")), file("a/x")];
+            let layer = Entries::of(&layer).expect("memory");
+            Merge::new(Profile::Image).apply(&layer, None).is_ok()
+        };
+        // One for the link, and one for what it leads to.
+        assert_eq!((steps(STEP_LIMIT - 2), steps(STEP_LIMIT - 1)), (true, false));
     }
 }

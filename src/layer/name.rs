@@ -69,7 +69,7 @@ impl Name {
         Self(name)
     }
 
-    /// Goes down to `part` of the directory that it names; what [`Self::leave`] takes to come back.
+    /// Goes down to `part` of the directory that it names. Returns what [`Self::leave`] needs to come back.
     pub fn enter(&mut self, part: &[u8]) -> usize {
         let above = self.0.len();
         if above > 0 {

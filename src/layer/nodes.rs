@@ -16,7 +16,7 @@ pub(in crate::layer) const ROOT: u32 = 0;
 pub(in crate::layer) struct Nodes<'a> {
     /// In pieces of [`PIECE`]: what is there is never moved, which would take twice the memory.
     pieces: Vec<Vec<Node<'a>>>,
-    /// All that are not gone, but for the root.
+    /// All that can be looked up. What is below something that was removed stays in it, and nothing leads there.
     names: HashTable<u32>,
     hasher: RandomState,
 }
@@ -230,7 +230,7 @@ impl<'a> Nodes<'a> {
     }
 
     fn push(&mut self, node: Node<'a>) -> u32 {
-        // There are never so many.
+        // A merge ends long before numbers do, at `ENTRY_LIMIT`.
         let number = u32::try_from(self.len()).unwrap_or(NONE);
         if self.pieces.last().is_none_or(|last| last.len() == PIECE) {
             self.pieces.push(Vec::with_capacity(PIECE));
@@ -251,5 +251,58 @@ impl<'a> Nodes<'a> {
 
     fn hash(&self, parent: u32, part: &[u8]) -> u64 {
         self.hasher.hash_one((parent, part))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(nodes: &Nodes<'_>, directory: u32) -> Vec<String> {
+        let part = |child: &u32| String::from_utf8_lossy(nodes.part(*child)).into_owned();
+        nodes.children(directory).iter().map(part).collect()
+    }
+
+    #[test]
+    fn what_is_gone_is_not_found() {
+        let leaf = |entry| Content::Leaf(At { layer: 0, entry });
+        let mut nodes = Nodes::new();
+        let directory = nodes.insert(ROOT, b"d", 0, Content::EMPTY);
+        for (entry, part) in (0..).zip([&b"c"[..], b"a", b"b"]) {
+            nodes.insert(directory, part, 0, leaf(entry));
+        }
+        assert_eq!(names(&nodes, directory), ["a", "b", "c"]);
+        let b = nodes.child(directory, b"b").expect("it is there");
+        nodes.remove(b);
+        assert_eq!(nodes.child(directory, b"b"), None);
+        assert_eq!(names(&nodes, directory), ["a", "c"]);
+        // What takes its name is another.
+        assert_ne!(nodes.insert(directory, b"b", 1, leaf(7)), b);
+        nodes.retain(directory, |nodes, child| nodes.part(child) != b"a");
+        assert_eq!(names(&nodes, directory), ["b", "c"]);
+        // A directory that takes the place of another has nothing of it, and a file keeps its number.
+        let c = nodes.child(directory, b"c").expect("it is there");
+        assert_eq!(nodes.replace(c, 1, leaf(8)), c);
+        assert_eq!((nodes.content(c), nodes.made(c), nodes.touched(c)), (leaf(8), 1, 1));
+        let file = nodes.replace(directory, 1, leaf(9));
+        assert_eq!(nodes.child(ROOT, b"d"), Some(file));
+        let again = nodes.replace(file, 2, Content::EMPTY);
+        assert_eq!((names(&nodes, again), nodes.child(again, b"c")), (Vec::new(), None));
+        assert_eq!(names(&nodes, ROOT), ["d"]);
+    }
+
+    #[test]
+    fn a_list_is_as_long_as_what_is_there_once_it_is_swept() {
+        let mut nodes = Nodes::new();
+        for layer in 0..20 {
+            for number in 0..PIECE {
+                let part: &[u8] = number.to_string().leak().as_bytes();
+                nodes.insert(ROOT, part, layer, Content::Dropped);
+            }
+            nodes.retain(ROOT, |_, _| false);
+            let Content::Directory(root) = nodes.content(ROOT) else { panic!("it is the root") };
+            assert_eq!(root.first, NONE);
+        }
+        assert_eq!(nodes.len(), 20 * PIECE + 1);
     }
 }

@@ -120,7 +120,7 @@ fn of_store(error: &StoreError) -> Outcome {
         E::NoSpace { .. } => Outcome::NoSpace,
         E::Variants { .. } | E::Quota { .. } => Outcome::Quota,
         E::Mismatch { .. } => Outcome::Verification,
-        E::Refused { .. } | E::Selection(_) => Outcome::Unsupported,
+        E::Refused { .. } | E::MergeMemory { .. } | E::Selection(_) => Outcome::Unsupported,
         E::Locked { .. }
         | E::Newer { .. }
         | E::Unusable { .. }

@@ -89,7 +89,7 @@ impl Planner {
         plan_bytes(resolved) > limits::KEPT_PLAN
     }
 
-    /// Bytes of memory that the indexes of the tree's layers may take, beside its plan.
+    /// Bytes of memory that the merge of the tree may take, beside its plan.
     pub fn merge_bytes(resolved: &Resolved) -> u64 {
         match Self::is_large(resolved) {
             true => limits::WORK_BYTES.saturating_sub(plan_bytes(resolved)),

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use crate::host::blocking;
 use crate::host::fair_queue::Permit;
-use crate::host::limits;
 use crate::host::memory::Memory;
 use crate::host::metric::Seconds;
 use crate::host::tenants::Tenants;
@@ -102,14 +101,14 @@ async fn link(
     store: Arc<Store>,
     memory: Memory,
     tenants: &Tenants,
-    build: Build,
+    mut build: Build,
     hold: Arc<Hold>,
     busy: Seconds<Stage>,
 ) -> Result<Tree, TransferError> {
-    let build = Arc::new(build);
     if build.plan.file_list().is_some() {
+        let build = Arc::new(build.clone());
         let permit = memory.acquire_for(tenants, file_list::MEMORY).await;
-        let (store, build, hold) = (Arc::clone(&store), Arc::clone(&build), Arc::clone(&hold));
+        let (store, hold) = (Arc::clone(&store), Arc::clone(&hold));
         // Who has it keeps it until it is done, also when nobody waits any more.
         let check = move || {
             let (_permit, _hold) = (permit, hold);
@@ -117,29 +116,38 @@ async fn link(
         };
         blocking::on_own_thread("check-list", check).await.map_err(TransferError::Thread)??;
     }
-    let needed = {
-        let (store, build) = (Arc::clone(&store), Arc::clone(&build));
+    let most = build.merge_bytes;
+    build.merge_bytes = {
+        let (store, build) = (Arc::clone(&store), build.clone());
         let look = move || store.trees.merge_memory(&build);
-        blocking::run(blocking::Lane::Work, look).await?.clamp(SMALLEST, limits::MERGE_BYTES)
+        blocking::run(blocking::Lane::Work, look).await?.clamp(SMALLEST, most)
     };
-    let permit = memory.acquire_for(tenants, needed).await;
-    let link = move || {
-        let (_permit, _hold) = (permit, hold);
-        get_or_build(&store, &build, &busy)
-    };
-    Ok(blocking::on_own_thread("merge", link).await.map_err(TransferError::Thread)??)
+    loop {
+        let permit = memory.acquire_for(tenants, build.merge_bytes).await;
+        let (store, hold, busy) = (Arc::clone(&store), Arc::clone(&hold), busy.clone());
+        let this = build.clone();
+        let link = move || {
+            let (_permit, _hold) = (permit, hold);
+            get_or_build(&store, &this, &busy)
+        };
+        match blocking::on_own_thread("merge", link).await.map_err(TransferError::Thread)? {
+            Err(StoreError::MergeMemory { .. }) if build.merge_bytes < most => build.merge_bytes = most,
+            linked => return Ok(linked?),
+        }
+    }
 }
 
 /// The same with `memory` for all of it.
 async fn link_with(
     store: Arc<Store>,
     memory: Permit,
-    build: Build,
+    mut build: Build,
     hold: Arc<Hold>,
     busy: Seconds<Stage>,
 ) -> Result<Tree, TransferError> {
     let link = move || {
         let (_memory, _hold) = (memory, hold);
+        build.merge_bytes = store.trees.merge_memory(&build)?.clamp(SMALLEST, build.merge_bytes);
         if build.plan.file_list().is_some() {
             store.trees.check_file_list(&build)?;
         }

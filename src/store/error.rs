@@ -82,6 +82,16 @@ pub enum Error {
         /// Why.
         source: crate::layer::merge::Refused,
     },
+    /// A merge takes more memory than it may.
+    #[error(
+        "layer {digest} is refused: with the layers below it, its tree takes more than {bytes} bytes of memory"
+    )]
+    MergeMemory {
+        /// The layer that was too much.
+        digest: Digest,
+        /// What it may take.
+        bytes: u64,
+    },
     /// Of what the layers hold nothing is wanted.
     #[error(transparent)]
     Selection(#[from] crate::layout::error::Error),
@@ -126,7 +136,9 @@ impl Error {
             | Self::Damaged(_) => Kind::Unavailable,
             Self::Abandoned => Kind::Aborted,
             Self::NoSpace { .. } | Self::Variants { .. } | Self::Quota { .. } => Kind::ResourceExhausted,
-            Self::Mismatch { .. } | Self::Refused { .. } => Kind::FailedPrecondition,
+            Self::Mismatch { .. } | Self::Refused { .. } | Self::MergeMemory { .. } => {
+                Kind::FailedPrecondition
+            }
             Self::Selection(error) => error.kind(),
         }
     }

@@ -237,6 +237,24 @@ fn t43_entries_and_depth_are_bounded() {
 }
 
 #[test]
+fn regression_t43_a_merge_takes_no_more_memory_than_was_asked_for() {
+    attack(async |mut attack| {
+        // Each time the directory has become a file, what is below it is made anew in the tree; on the disk it is there already, so
+        // nothing says beforehand how much that is. It is merged again, with as much memory as there may be.
+        let deep = "d/".to_owned() + &"1/".repeat(100);
+        let mut tar = Tarball::new();
+        for _ in 0..400 {
+            tar = tar.file(format!("{deep}y"), b"y").file("d", b"x").directory("d");
+        }
+        let layers = [tar.file("d/last", b"last").finish(), Tarball::new().file("above", b"a").finish()];
+        let target = attack.image(&layers).await.expect("published");
+        assert_eq!(fs::read(target.join("d/last")).expect("a file"), b"last");
+        assert_eq!(fs::read_dir(target.join("d")).expect("a directory").count(), 1);
+        assert!(target.join("above").exists());
+    });
+}
+
+#[test]
 fn t46_headers_with_two_readings_are_refused() {
     attack(async |mut attack| {
         // The size of the extended header counts, whatever the plain one says.

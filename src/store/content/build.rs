@@ -3,11 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use crate::host::limits;
 use crate::layer::checksum::Checksum;
 use crate::layer::entries::Entries;
 use crate::layer::format::Profile;
 use crate::layer::format::place_of;
-use crate::layer::index::{ENTRY_LIMIT, Entry, EntryKind, EntryMetadata, Place};
+use crate::layer::index::{ENTRY_LIMIT, Entry, EntryKind, EntryMetadata, NODE_MEMORY, Place};
+use crate::layer::merge;
 use crate::layer::merge::{Merge, Refused};
 use crate::layer::name::Name;
 use crate::layer::rename::Rename;
@@ -41,7 +43,7 @@ pub struct Build {
     pub platform: Option<String>,
     /// What is wanted of it, in words; empty for all.
     pub filter: String,
-    /// Bytes of memory that the indexes of its layers may take.
+    /// Bytes of memory that its merge may take.
     pub merge_bytes: u64,
 }
 
@@ -78,14 +80,19 @@ pub(in crate::store) fn link_tree(
     let profile = build.plan.profile();
     check_bounds(build, sources)?;
     let indexes = indexes(&build.plan, sources)?;
-    let mut merge = Merge::new(profile);
+    let mut merge = Merge::new(profile).within(build.merge_bytes);
     for (item, source) in build.plan.items().iter().zip(sources) {
-        let Some(entries) = indexes.get(&index_key(item, source)) else { continue };
+        // Who reads the tree finds what it is made of by the number of the item.
+        let entries = indexes.get(&index_key(item, source));
+        let entries = entries.ok_or_else(|| Error::Damaged("a layer has no index".into()))?;
         let applied = match item {
             Item::File(..) | Item::Text(..) => merge.add_file(entries),
             Item::Archive(archive) => merge.apply(entries, Some(&archive.rename)),
         };
-        applied.map_err(|source| Error::Refused { digest: item.digest(), source })?;
+        applied.map_err(|error| match error {
+            merge::Error::Refused(source) => Error::Refused { digest: item.digest(), source },
+            merge::Error::Memory(bytes) => Error::MergeMemory { digest: item.digest(), bytes },
+        })?;
     }
     let selection = &build.options.selection;
     if !selection.is_all() {
@@ -143,7 +150,8 @@ fn indexes<'a>(plan: &'a Plan, sources: &'a [TreeSource]) -> Result<HashMap<&'a 
                 let kind = EntryKind::File { size, checksum, place: Place::Named };
                 let name = Name::below(path.as_str().as_bytes(), b"");
                 let entry = Entry { name, kind, metadata: EntryMetadata::default() };
-                all.insert(key, Entries::of(&[entry]));
+                let entries = Entries::of(&[entry]).map_err(|error| Error::Damaged(error.to_string()))?;
+                all.insert(key, entries);
             }
             (Item::Archive(_), _) => {}
         }
@@ -153,21 +161,48 @@ fn indexes<'a>(plan: &'a Plan, sources: &'a [TreeSource]) -> Result<HashMap<&'a 
 
 /// Bounds time and memory of a merge, before any index is read.
 fn check_bounds(build: &Build, sources: &[TreeSource]) -> Result<(), Error> {
-    let mut seen = HashSet::new();
-    let (mut applied, mut memory) = (0_usize, 0_u64);
+    let mut applied = 0_usize;
     for (item, source) in build.plan.items().iter().zip(sources) {
         let (Item::Archive(archive), TreeSource::Layer(layer)) = (item, source) else { continue };
         applied += layer.summary.entries;
-        if seen.insert(&layer.key) {
-            memory += layer.summary.memory;
-        }
-        if applied > 2 * ENTRY_LIMIT || memory > build.merge_bytes {
+        if applied > 2 * ENTRY_LIMIT {
             let rule = "with the layers below it, it has more entries or names than one tree may have";
             let source = Refused { name: Name::default(), rule: rule.into() };
             return Err(Error::Refused { digest: archive.blob.digest.clone(), source });
         }
     }
+    if declared_memory(&build.plan, sources) > build.merge_bytes {
+        let last = build.plan.items().last();
+        let digest = last.map_or_else(|| build.manifest.clone(), |item| item.digest());
+        return Err(Error::MergeMemory { digest, bytes: build.merge_bytes });
+    }
     Ok(())
+}
+
+/// Bytes of memory that a merge takes whose layers are as they usually are, with an eighth more than is known before: symbolic links can
+/// lead to directories that no layer names. One that takes more is begun once more, with as much as there may be.
+pub(in crate::store) fn memory(plan: &Plan, sources: &[TreeSource]) -> u64 {
+    const MORE: u64 = 64 * 1024;
+    let declared = declared_memory(plan, sources);
+    declared.max((declared + declared / 8 + MORE).min(limits::MERGE_BYTES))
+}
+
+/// What is known of it before.
+fn declared_memory(plan: &Plan, sources: &[TreeSource]) -> u64 {
+    /// Of the entry that a file is, and of what finds it.
+    const FILE: usize = 256;
+    let directories = |path: &[u8]| NODE_MEMORY * path.split(|byte| *byte == b'/').count();
+    let of_item = |(item, source): (&Item, &TreeSource)| match (item, source) {
+        (Item::Archive(archive), TreeSource::Layer(layer)) => {
+            layer.summary.memory + directories(archive.rename.prefix.as_bytes()) as u64
+        }
+        (Item::Archive(_), _) => 0,
+        (Item::File(path, _) | Item::Text(path, _), _) => {
+            let path = path.as_str().as_bytes();
+            (FILE + path.len() + directories(path)) as u64
+        }
+    };
+    plan.items().iter().zip(sources).map(of_item).sum()
 }
 
 /// What a layer holds that is a tree by itself: by all names, as a walk would count it.

@@ -472,7 +472,7 @@ mod tests {
         let entries = entries();
         let layers = [0, 1].map(|number| layer(base, number, &entries[number]));
         let sources = layers.map(TreeSource::Layer);
-        let entries = entries.map(|entries| Entries::of(&entries));
+        let entries = entries.map(|entries| Entries::of(&entries).expect("memory"));
         let mut merge = Merge::new(Profile::Image);
         for entries in &entries {
             merge.apply(entries, None).expect("applied");
@@ -548,7 +548,7 @@ mod tests {
             std::fs::remove_file(base.join("layer-0/fs/d7/in/f3")).expect("removed");
             let sources = layers.map(TreeSource::Layer);
             let mut merge = Merge::new(Profile::Image);
-            let entries = Entries::of(&entries[0]);
+            let entries = Entries::of(&entries[0]).expect("memory");
             merge.apply(&entries, None).expect("applied");
             let root = base.join("tree").join(FILES);
             let how = How { profile: Profile::Image, readable: false, reflink: false };
@@ -568,7 +568,7 @@ mod tests {
             let base = directory.path().join(helpers.to_string());
             let sources = [TreeSource::Layer(layer(&base, 0, &entries))];
             let mut merge = Merge::new(Profile::Image);
-            let entries = Entries::of(&entries);
+            let entries = Entries::of(&entries).expect("memory");
             merge.apply(&entries, None).expect("applied");
             let root = base.join("tree").join(FILES);
             let how = How { profile: Profile::Image, readable: false, reflink: false };
@@ -594,7 +594,7 @@ mod tests {
         on_disk.sort_by_key(|entry| !matches!(entry.kind, EntryKind::Directory));
         let sources = [TreeSource::Layer(layer(directory.path(), 0, &on_disk))];
         let mut merge = Merge::new(Profile::Image);
-        let entries = Entries::of(&entries);
+        let entries = Entries::of(&entries).expect("memory");
         merge.apply(&entries, None).expect("applied");
         let how = How { profile: Profile::Image, readable: false, reflink: false };
         for helpers in [0, 1] {

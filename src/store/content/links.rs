@@ -49,7 +49,7 @@ pub(in crate::store) struct Linker<'a> {
     merge: &'a Merge<'a>,
     /// By the number of the layer in the merge; nothing where that is no layer.
     layers: Vec<Option<&'a Layer>>,
-    /// Where something was copied to: its other names are links to that.
+    /// Where something was copied to that has several names: the others are links to that.
     copies: Mutex<HashMap<At, PathBuf>>,
     /// Held by who copies, so that what has several names is copied once. Who links does not wait for it.
     copying: Mutex<()>,
@@ -200,8 +200,10 @@ impl<'a> Linker<'a> {
             self.check_space(if self.reflink { 0 } else { size })?;
         }
         copy_entry(layer, at, &entry, directory, name, mode.unwrap_or(entry.metadata.mode))?;
-        self.copies().insert(at, target());
-        self.has_copies.store(true, Ordering::Release);
+        if self.merge.is_linked(at) {
+            self.copies().insert(at, target());
+            self.has_copies.store(true, Ordering::Release);
+        }
         Ok(())
     }
 

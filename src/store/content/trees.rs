@@ -349,11 +349,7 @@ impl Trees {
         if build::only_layer(build, &sources).is_some() {
             return Ok(0);
         }
-        let memory = sources.iter().map(|source| match source {
-            TreeSource::Layer(layer) => layer.summary.memory,
-            TreeSource::Blob(..) | TreeSource::Text(_) => 0,
-        });
-        Ok(memory.sum())
+        Ok(build::memory(&build.plan, &sources))
     }
 
     /// Checks that the layers of a plan hold the files that its config lists, and no others. Without a list there is nothing

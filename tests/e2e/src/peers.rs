@@ -21,24 +21,49 @@ const FILES: usize = 4;
 const FILE: usize = 512 << 20;
 /// Each way is measured so often, in turn.
 const ROUNDS: usize = 3;
-/// Reads everything, and says when that was.
-const ENGINE: &str = "busybox find /m -type f -exec cat {} + > /dev/null && cut -d' ' -f1 /proc/uptime";
+/// Reads everything, and says when it began and when it ended.
+const ENGINE: &str = "cut -d' ' -f1 /proc/uptime; \
+                      busybox find /m -type f -exec cat {} + > /dev/null && cut -d' ' -f1 /proc/uptime";
 
 /// A way to have the model in a pod.
 struct Way {
     name: &'static str,
     repository: &'static str,
-    volume: fn(&str) -> Value,
-    is_ours: bool,
+    by: By,
 }
 
-const WAYS: [Way; 5] = [
-    Way { name: "ocivol, files as they are", repository: "peers/model", volume: inline, is_ours: true },
-    Way { name: "ocivol, image with a tar", repository: "peers/tar", volume: inline, is_ours: true },
-    Way { name: "image volume, the same", repository: "peers/tar", volume: image_volume, is_ours: false },
-    Way { name: "ocivol, image with a tar, gzip", repository: "peers/gzip", volume: inline, is_ours: true },
-    Way { name: "image volume, the same", repository: "peers/gzip", volume: image_volume, is_ours: false },
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// There is none: what kubelet and the runtime need for a pod.
+    Nobody,
+    /// By ocivol, which has it already.
+    OcivolAgain,
+    Ocivol,
+    ImageVolume,
+}
+
+const WAYS: [Way; 7] = [
+    Way { name: "a pod without a model", repository: "", by: By::Nobody },
+    Way { name: "ocivol, the node has it already", repository: "peers/model", by: By::OcivolAgain },
+    Way { name: "ocivol, files as they are", repository: "peers/model", by: By::Ocivol },
+    Way { name: "ocivol, image with a tar", repository: "peers/tar", by: By::Ocivol },
+    Way { name: "image volume, the same", repository: "peers/tar", by: By::ImageVolume },
+    Way { name: "ocivol, image with a tar, gzip", repository: "peers/gzip", by: By::Ocivol },
+    Way { name: "image volume, the same", repository: "peers/gzip", by: By::ImageVolume },
 ];
+
+/// Seconds of one pod.
+#[derive(Debug, Clone, Copy)]
+struct Took {
+    /// From its creation until all is read.
+    whole: f64,
+    /// From its creation until its container runs.
+    start: f64,
+    /// Of that, the call to ocivol.
+    publish: f64,
+    /// Until all is read, from then on.
+    reading: f64,
+}
 
 /// Starts a node with ocivol, measures, and prints a table.
 pub async fn measure() -> std::process::ExitCode {
@@ -57,37 +82,88 @@ pub async fn measure() -> std::process::ExitCode {
         }
     }
     let size = (FILES * FILE) as f64 / 1e9;
-    println!("\n{size:.2} GB, from the creation of the pod until its container has read all, in seconds:\n");
-    println!("| | median | least and most |\n|---|---|---|");
-    for (way, mut took) in WAYS.iter().zip(took) {
-        took.sort_by(f64::total_cmp);
-        println!("| {} | {:.2} | {:.2}–{:.2} |", way.name, took[ROUNDS / 2], took[0], took[ROUNDS - 1]);
+    println!(
+        "\n{size:.2} GB, from the creation of the pod until its container has read all, in seconds; medians of {ROUNDS}:\n"
+    );
+    println!(
+        "| | all | least and most | until its container runs | of it the publish | reading |\n|---|---|---|---|---|---|"
+    );
+    for (way, took) in WAYS.iter().zip(took) {
+        let sorted = |part: fn(&Took) -> f64| {
+            let mut all: Vec<f64> = took.iter().map(part).collect();
+            all.sort_by(f64::total_cmp);
+            all
+        };
+        let median = |part| sorted(part)[ROUNDS / 2];
+        let whole = sorted(|took| took.whole);
+        let publish = match way.by {
+            By::Nobody | By::ImageVolume => String::new(),
+            By::OcivolAgain | By::Ocivol => format!("{:.2}", median(|took| took.publish)),
+        };
+        println!(
+            "| {} | {:.2} | {:.2}–{:.2} | {:.2} | {publish} | {:.2} |",
+            way.name,
+            whole[ROUNDS / 2],
+            whole[0],
+            whole[ROUNDS - 1],
+            median(|took| took.start),
+            median(|took| took.reading),
+        );
     }
     std::process::ExitCode::SUCCESS
 }
 
-/// Seconds of one pod. Afterwards the node has nothing of the model any more.
-async fn measured(node: &Node, pods: &Pods, way: &Way, round: usize) -> f64 {
+/// What one pod took. Afterwards the node has nothing of the model any more.
+async fn measured(node: &Node, pods: &Pods, way: &Way, round: usize) -> Took {
     let reference = format!("{REGISTRY}/{}:v1", way.repository);
+    let volume = || match way.by {
+        By::Nobody => json!({"name": "model", "emptyDir": {}}),
+        By::OcivolAgain | By::Ocivol => inline(&reference),
+        By::ImageVolume => image_volume(&reference),
+    };
+    if way.by == By::OcivolAgain {
+        pods.outcome(pod("before", volume(), &job("true"))).await;
+    }
     let sent = || fetched(way.repository).values().sum::<u64>();
     let before = sent();
     let began = uptime();
-    let (status, printed) = pods.outcome(pod("engine", (way.volume)(&reference), &job(ENGINE))).await;
+    let (status, printed) = pods.outcome(pod("engine", volume(), &job(ENGINE))).await;
     assert_eq!(status, 0, "{printed}");
-    let took = printed.trim().parse::<f64>().expect("a time") - began;
-    println!("{:>7.2} s  {}, round {}", took, way.name, round + 1);
+    let times: Vec<f64> = printed.lines().map(|line| line.parse().expect("a time")).collect();
+    let mut took =
+        Took { whole: times[1] - began, start: times[0] - began, publish: 0.0, reading: times[1] - times[0] };
+    println!("{:>7.2} s  {}, round {}", took.whole, way.name, round + 1);
+    let came = sent() - before;
+    match way.by {
+        By::Nobody => {}
+        By::OcivolAgain => assert!(came < FILE as u64, "{came} bytes came once more"),
+        By::Ocivol | By::ImageVolume => assert!(came > (FILE * FILES / 2) as u64, "it was there already"),
+    }
+    if let By::OcivolAgain | By::Ocivol = way.by {
+        took.publish = last_publish(node);
+    }
     pods.clear().await;
-    if way.is_ours {
-        assert!(sent() - before > (FILE * FILES / 2) as u64, "it was there already");
-        for what in [&["rm", reference.as_str()][..], &["gc"]] {
-            let command = ["-n", "ocivol", "exec", "ds/ocivol", "--", "/ocivol"];
-            node.kubectl(&[&command[..], what].concat());
+    match way.by {
+        By::Nobody => {}
+        By::ImageVolume => remove_image(&reference),
+        By::OcivolAgain | By::Ocivol => {
+            for what in [&["rm", reference.as_str()][..], &["gc"]] {
+                let command = ["-n", "ocivol", "exec", "ds/ocivol", "--", "/ocivol"];
+                node.kubectl(&[&command[..], what].concat());
+            }
         }
-    } else {
-        remove_image(&reference);
     }
     rustix::fs::sync();
     took
+}
+
+/// Seconds of the last publish, as the plugin logs them.
+fn last_publish(node: &Node) -> f64 {
+    let log = node.kubectl(&["-n", "ocivol", "logs", "ds/ocivol", "--tail=200"]);
+    let calls = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut publishes =
+        calls.filter(|call| call["method"] == "/csi.v1.Node/NodePublishVolume" && call["code"] == "OK");
+    publishes.next_back().and_then(|call| call["seconds"].as_f64()).expect("a publish")
 }
 
 /// Removes an image under all of its names, of which kubelet's runtime has three, and waits until its content is gone.
