@@ -150,7 +150,7 @@ pub const ENTRY_LIMIT: usize = 1_000_000;
 const MEMORY: usize = size_of::<u32>() + NODE_MEMORY;
 /// Bytes of memory that a hard link takes more than that: where its other name was copied to, if it was not linked. Two tables have an
 /// entry for it, of which at most half are taken, and there is the path.
-const LINK_MEMORY: usize = 256;
+pub const LINK_MEMORY: usize = 256;
 /// Bytes of memory that a file or directory takes in a merge, at most.
 pub const NODE_MEMORY: usize = 80;
 

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 use crate::layer::entries::{At, Entries};
 use crate::layer::format::Profile;
-use crate::layer::index::{ENTRY_LIMIT, Entry, EntryKind, EntryMetadata, NODE_MEMORY};
+use crate::layer::index::{ENTRY_LIMIT, Entry, EntryKind, EntryMetadata, LINK_MEMORY, NODE_MEMORY};
 use crate::layer::name;
 use crate::layer::name::{DEPTH_LIMIT, Name};
 use crate::layer::nodes::{Content, Nodes, ROOT};
@@ -141,7 +141,7 @@ impl<'a> Merge<'a> {
                 let rule = format!("the tree has more than {ENTRY_LIMIT} files and directories");
                 return Err(refused(rule.into()).into());
             }
-            if self.of_layers + (self.nodes.len() * NODE_MEMORY) as u64 > self.memory {
+            if self.taken() > self.memory {
                 return Err(Error::Memory(self.memory));
             }
         }
@@ -151,6 +151,11 @@ impl<'a> Merge<'a> {
             self.remove(links);
         }
         Ok(())
+    }
+
+    /// Bytes of memory that it takes, at most, with what who links it has to remember.
+    fn taken(&self) -> u64 {
+        self.of_layers + (self.nodes.len() * NODE_MEMORY + self.linked.len() * LINK_MEMORY) as u64
     }
 
     /// The entry at `at`, which came from a walk.

@@ -84,7 +84,7 @@ pub enum Error {
     },
     /// A merge takes more memory than it may.
     #[error(
-        "layer {digest} is refused: with the layers below it, its tree takes more than {bytes} bytes of memory"
+        "layer {digest} is refused: with the layers below it, its tree takes more than {bytes} bytes of memory; make it of fewer files, or of shorter names"
     )]
     MergeMemory {
         /// The layer that was too much.

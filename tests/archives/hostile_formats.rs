@@ -237,7 +237,7 @@ fn t43_entries_and_depth_are_bounded() {
 }
 
 #[test]
-fn regression_t43_a_merge_takes_no_more_memory_than_was_asked_for() {
+fn regression_t43_a_merge_that_needs_more_memory_than_its_layers_say_is_begun_again() {
     attack(async |mut attack| {
         // Each time the directory has become a file, what is below it is made anew in the tree; on the disk it is there already, so
         // nothing says beforehand how much that is. It is merged again, with as much memory as there may be.

@@ -161,8 +161,12 @@ fn indexes<'a>(plan: &'a Plan, sources: &'a [TreeSource]) -> Result<HashMap<&'a 
 
 /// Bounds time and memory of a merge, before any index is read.
 fn check_bounds(build: &Build, sources: &[TreeSource]) -> Result<(), Error> {
-    let mut applied = 0_usize;
+    let (mut applied, mut memory) = (0_usize, 0_u64);
     for (item, source) in build.plan.items().iter().zip(sources) {
+        memory += declared_memory_of(item, source);
+        if memory > build.merge_bytes {
+            return Err(Error::MergeMemory { digest: item.digest(), bytes: build.merge_bytes });
+        }
         let (Item::Archive(archive), TreeSource::Layer(layer)) = (item, source) else { continue };
         applied += layer.summary.entries;
         if applied > 2 * ENTRY_LIMIT {
@@ -171,11 +175,6 @@ fn check_bounds(build: &Build, sources: &[TreeSource]) -> Result<(), Error> {
             return Err(Error::Refused { digest: archive.blob.digest.clone(), source });
         }
     }
-    if declared_memory(&build.plan, sources) > build.merge_bytes {
-        let last = build.plan.items().last();
-        let digest = last.map_or_else(|| build.manifest.clone(), |item| item.digest());
-        return Err(Error::MergeMemory { digest, bytes: build.merge_bytes });
-    }
     Ok(())
 }
 
@@ -183,16 +182,17 @@ fn check_bounds(build: &Build, sources: &[TreeSource]) -> Result<(), Error> {
 /// lead to directories that no layer names. One that takes more is begun once more, with as much as there may be.
 pub(in crate::store) fn memory(plan: &Plan, sources: &[TreeSource]) -> u64 {
     const MORE: u64 = 64 * 1024;
-    let declared = declared_memory(plan, sources);
+    let declared: u64 =
+        plan.items().iter().zip(sources).map(|(item, source)| declared_memory_of(item, source)).sum();
     declared.max((declared + declared / 8 + MORE).min(limits::MERGE_BYTES))
 }
 
-/// What is known of it before.
-fn declared_memory(plan: &Plan, sources: &[TreeSource]) -> u64 {
+/// What is known of it before, of one item.
+fn declared_memory_of(item: &Item, source: &TreeSource) -> u64 {
     /// Of the entry that a file is, and of what finds it.
     const FILE: usize = 256;
     let directories = |path: &[u8]| NODE_MEMORY * path.split(|byte| *byte == b'/').count();
-    let of_item = |(item, source): (&Item, &TreeSource)| match (item, source) {
+    match (item, source) {
         (Item::Archive(archive), TreeSource::Layer(layer)) => {
             layer.summary.memory + directories(archive.rename.prefix.as_bytes()) as u64
         }
@@ -201,8 +201,7 @@ fn declared_memory(plan: &Plan, sources: &[TreeSource]) -> u64 {
             let path = path.as_str().as_bytes();
             (FILE + path.len() + directories(path)) as u64
         }
-    };
-    plan.items().iter().zip(sources).map(of_item).sum()
+    }
 }
 
 /// What a layer holds that is a tree by itself: by all names, as a walk would count it.
