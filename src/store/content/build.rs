@@ -161,18 +161,22 @@ fn indexes<'a>(plan: &'a Plan, sources: &'a [TreeSource]) -> Result<HashMap<&'a 
 
 /// Bounds time and memory of a merge, before any index is read.
 fn check_bounds(build: &Build, sources: &[TreeSource]) -> Result<(), Error> {
-    let (mut applied, mut memory) = (0_usize, 0_u64);
-    for (item, source) in build.plan.items().iter().zip(sources) {
-        memory += declared_memory_of(item, source);
-        if memory > build.merge_bytes {
-            return Err(Error::MergeMemory { digest: item.digest(), bytes: build.merge_bytes });
-        }
+    let both = || build.plan.items().iter().zip(sources);
+    let mut applied = 0_usize;
+    for (item, source) in both() {
         let (Item::Archive(archive), TreeSource::Layer(layer)) = (item, source) else { continue };
         applied += layer.summary.entries;
         if applied > 2 * ENTRY_LIMIT {
             let rule = "with the layers below it, it has more entries or names than one tree may have";
             let source = Refused { name: Name::default(), rule: rule.into() };
             return Err(Error::Refused { digest: archive.blob.digest.clone(), source });
+        }
+    }
+    let mut memory = 0_u64;
+    for (item, source) in both() {
+        memory += declared_memory_of(item, source);
+        if memory > build.merge_bytes {
+            return Err(Error::MergeMemory { digest: item.digest(), bytes: build.merge_bytes });
         }
     }
     Ok(())
