@@ -29,7 +29,7 @@ A unit is the last word of a name: seconds, bytes; without one it is a number of
 ";
 
 /// Words of PromQL, labels, and what the dashboard has for Grafana to replace.
-const WORDS: [&str; 36] = [
+const WORDS: [&str; 37] = [
     "__rate_interval",
     "and",
     "bool",
@@ -64,6 +64,7 @@ const WORDS: [&str; 36] = [
     "stage",
     "sum",
     "topk",
+    "unless",
     "vector",
     "version",
 ];
