@@ -9,12 +9,16 @@
 #[allow(dead_code, unused_imports)]
 mod support;
 
+#[path = "compare/held_disk.rs"]
+mod held_disk;
+
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use held_disk::{HeldDisk, device_of};
 use ocivol::demo::push::Layer;
 use rustix::fs::{Advice, fadvise};
 use support::Node;
@@ -51,12 +55,12 @@ async fn measure(mib: u64, held: Option<u64>) {
     let reference = format!("{}/m:v1", registry.host());
     let mut node = Node::prepare(&["--plain-http", &registry.host()]);
     let disk = Disk::for_store(&node, FileSystem::Ext4, mib * 5 / 4 + 512);
-    let device = real_disk(&node.root);
+    read_from_disk(&node.root);
     node.run().await;
     let first = node.volume("first");
     node.publish_in_the_end(&first, &reference).await.expect("published");
     disk.sync();
-    let group = held.map(|rate| Group::hold(&device, rate, node.pid()));
+    let held_disk = held.map(|rate| HeldDisk::hold(&node.root, rate, &[std::process::id(), node.pid()]));
     let rounds = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     let mut times: [Times; 2] = Default::default();
     for round in 0..rounds {
@@ -78,7 +82,7 @@ async fn measure(mib: u64, held: Option<u64>) {
             node.kubelet.unpublish(&volume).await.expect("unpublished");
         }
     }
-    drop(group);
+    drop(held_disk);
     let [never, auto] = times.map(|mut times| {
         times.sort_by(|one, two| one.0.total_cmp(&two.0));
         times[times.len() / 2]
@@ -110,53 +114,10 @@ fn drop_from_memory(directory: &Path) {
     }
 }
 
-/// Makes the loop device below `root` read from the disk and not from memory; returns its numbers.
-fn real_disk(root: &Path) -> String {
-    use std::os::unix::fs::MetadataExt as _;
-    let device = fs::metadata(root).expect("a store").dev();
-    let numbers = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
-    let name = fs::read_link(format!("/sys/dev/block/{numbers}")).expect("a device");
+/// Makes the loop device below `root` read from the disk and not from memory.
+fn read_from_disk(root: &Path) {
+    let name = fs::read_link(format!("/sys/dev/block/{}", device_of(root))).expect("a device");
     let path = Path::new("/dev").join(name.file_name().expect("a name"));
     let changed = Command::new("losetup").arg("--direct-io=on").arg(path).status();
     assert!(changed.is_ok_and(|status| status.success()), "losetup --direct-io=on");
-    numbers
-}
-
-/// A cgroup whose processes read so many bytes a second from one disk. They leave it when it is dropped.
-struct Group {
-    path: PathBuf,
-    parent: PathBuf,
-    plugin: u32,
-}
-
-impl Group {
-    fn hold(device: &str, rate: u64, plugin: u32) -> Self {
-        let first = Path::new("/sys/fs/cgroup/blkio");
-        let is_first = first.exists();
-        let parent = if is_first { first } else { Path::new("/sys/fs/cgroup") }.to_owned();
-        let path = parent.join(format!("ocivol-bench-{}", std::process::id()));
-        fs::create_dir(&path).expect("a cgroup");
-        let group = Self { path, parent, plugin };
-        if is_first {
-            let text = format!("{device} {rate}");
-            fs::write(group.path.join("blkio.throttle.read_bps_device"), text).expect("held");
-        } else {
-            fs::write(group.path.join("io.max"), format!("{device} rbps={rate}")).expect("held");
-        }
-        group.enter(&group.path);
-        group
-    }
-
-    fn enter(&self, group: &Path) {
-        for process in [std::process::id(), self.plugin] {
-            fs::write(group.join("cgroup.procs"), process.to_string()).expect("moved");
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.enter(&self.parent);
-        fs::remove_dir(&self.path).expect("empty");
-    }
 }

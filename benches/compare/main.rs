@@ -6,7 +6,8 @@
 //!
 //! `ROUNDS` (5), `WORKLOADS` (`model,tar,tar-gzip,image-gzip,image-zstd,many-small,shared`), `BENCH_DIR` (where the tools store; a file
 //! system with a journal, or ext4 gets slower with every round) and `BASELINE` (another ocivol, which alone is compared) are
-//! taken from the environment.
+//! taken from the environment; and for a disk as clouds have them `HELD`, the MB a second that the disk of `BENCH_DIR` is held to, and
+//! `WEIGHT_MIB` (512), the size of each of a model's four large files.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::cast_possible_truncation)]
 
@@ -14,6 +15,7 @@
 #[allow(dead_code, unused_imports)]
 mod support;
 
+mod held_disk;
 mod tools;
 mod workloads;
 
@@ -22,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use held_disk::HeldDisk;
 use nix::sys::resource::{UsageWho, getrusage};
 use support::debian_registry::DebianRegistry;
 use tools::Tool;
@@ -42,6 +45,7 @@ fn main() {
     let wanted = setting("WORKLOADS")
         .unwrap_or_else(|| "model,tar,tar-gzip,image-gzip,image-zstd,many-small,shared".into());
     let baseline = setting("BASELINE");
+    let held: Option<u64> = setting("HELD").map(|text| text.parse().expect("HELD: MB a second"));
     let place = setting("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let registry = runtime.block_on(DebianRegistry::start());
@@ -55,7 +59,9 @@ fn main() {
         for round in 0..rounds {
             for turn in 0..tools.len() {
                 let number = (round + turn) % tools.len();
+                let held = held.map(|rate| HeldDisk::hold(&place, rate * 1_000_000, &[std::process::id()]));
                 let measured = measure(&tools[number], &registry, &base.path().join("run"));
+                drop(held);
                 results[number].push(measured);
                 eprintln!(
                     "{name}, round {round}: {}: {:.2} s",

@@ -28,13 +28,18 @@ pub const BASE: &str = "v0";
 const NEW_FILES: u64 = 500;
 const NEW_SIZE: usize = 40_000;
 
-/// Weight files, and bytes of each.
+/// Weight files.
 const WEIGHTS: usize = 4;
-const WEIGHT_SIZE: usize = 512 * 1024 * 1024;
 /// Files of the layer of small files.
 const SMALL_FILES: usize = 100_000;
 /// Bytes of files in one layer of the image, about.
 const LAYER_SIZE: u64 = 200 * 1000 * 1000;
+
+/// Bytes of each of them.
+fn weight_size() -> usize {
+    let mib = std::env::var("WEIGHT_MIB").map_or(512, |text| text.parse().expect("WEIGHT_MIB: a number"));
+    mib << 20
+}
 
 impl Workload {
     /// Makes and pushes it.
@@ -44,7 +49,9 @@ impl Workload {
             let layers = model();
             pusher.model("v1", &layers).await.expect("pushed");
             let digests = layers.iter().map(|layer| Digest::sha256(&layer.content)).collect();
-            let description = "A ModelPack model of 2.1 GB in seven raw layers.".to_owned();
+            let bytes: usize = layers.iter().map(|layer| layer.content.len()).sum();
+            let description =
+                format!("A ModelPack model of {:.1} GB in seven raw layers.", bytes as f64 / 1e9);
             return Self { name: name.into(), description, is_image: false, has_base: false, digests };
         }
         let has_base = name == "shared";
@@ -105,7 +112,7 @@ fn model() -> Vec<Layer> {
     let mut layers: Vec<Layer> = (0..WEIGHTS)
         .map(|number| {
             let path = format!("model-{:05}-of-{WEIGHTS:05}.safetensors", number + 1);
-            Layer::model_file("weight", &path, noise(number as u64 + 1, WEIGHT_SIZE))
+            Layer::model_file("weight", &path, noise(number as u64 + 1, weight_size()))
         })
         .collect();
     layers.push(Layer::model_file("weight.config", "config.json", "{}"));
@@ -117,7 +124,7 @@ fn model() -> Vec<Layer> {
 /// Weights of bfloat16, of which gzip makes a seventh less: of each number, four bits of the exponent are the same.
 fn weights() -> Vec<u8> {
     let file = |tar: Tarball, number: usize| {
-        let mut content = noise(number as u64 + 21, WEIGHT_SIZE);
+        let mut content = noise(number as u64 + 21, weight_size());
         content.iter_mut().skip(1).step_by(2).for_each(|high| *high = 0x38 | (*high & 0x87));
         tar.file(format!("models/model-{number:05}.safetensors"), &content)
     };

@@ -128,3 +128,20 @@ fn the_readme_says_the_numbers_of_the_tables() {
         assert_eq!(line.matches(" times").count(), tools.len(), "{line}");
     }
 }
+
+#[test]
+fn the_readme_says_the_numbers_of_a_slow_disk() {
+    let line = README.lines().find(|line| line.contains("on a disk of 125 MB/s")).expect("a line");
+    let (_, section) = TABLES.split_once("\n## On a disk of a cloud\n").expect("a section");
+    let (_, table) = section.split_once("\nThe same bytes as an image of one layer").expect("a table");
+    let until_synced = |tool: &str| {
+        let row =
+            table.lines().find_map(|line| line.strip_prefix("| ")?.strip_prefix(tool)?.strip_prefix(" | "));
+        let cells: Vec<&str> = row.unwrap_or_else(|| panic!("no {tool}")).split(" | ").collect();
+        (cells[2], cells[3])
+    };
+    let (seconds, _) = until_synced("ocivol pull");
+    assert!(line.contains(&format!(" {seconds} s")), "{line}: it is {seconds} s");
+    let (_, times) = until_synced("containerd 2.4.2");
+    assert!(line.contains(&format!(" {} times", times.trim_end_matches('x'))), "{line}: it needs {times}");
+}
