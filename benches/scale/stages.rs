@@ -1,19 +1,26 @@
 //! What the stages take on one core that bytes and files go through: how fast a node can be at most, whatever its network.
 
 use std::fs::{self, File};
+use std::io::IoSlice;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ocivol::layer::checksum::Checksum;
 use ocivol::oci::digest::Algorithm;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::ReadWriteFlags;
 
 use crate::support::noise;
 
 /// Bytes that are hashed and written, at a time and in all.
 const PIECE: usize = 256 << 10;
 const BYTES: u64 = 1 << 30;
+/// Bytes of a large file, how many are written at a time, and where they begin in memory.
+const LARGE: u64 = 2 << 30;
+const LARGE_PIECE: usize = 1 << 20;
+const ALIGNED: usize = 4096;
+const ROUNDS: usize = 3;
 /// Files that are made and linked, a hundred in each directory.
 const FILES: usize = 20_000;
 
@@ -47,6 +54,60 @@ pub fn print() {
     println!("| make a directory | {:.1} µs |", of_one(directories, FILES / 100 * 2));
     println!("| make a file of 512 bytes | {:.1} µs |", of_one(took(|| files(&made)), FILES));
     println!("| link a file | {:.1} µs |", of_one(took(|| links(&made, &linked)), FILES));
+    print_ways(place.path());
+}
+
+/// A way to write a large file: its name, flags of the descriptor, and flags of each write.
+type Way = (&'static str, OFlags, ReadWriteFlags);
+
+/// RWF_DONTCACHE of linux/fs.h, from Linux 6.14 on: what was written does not stay in the page cache once it is on the disk.
+const DONTCACHE: u32 = 0x80;
+
+/// What it takes until a large file is on the disk, by way: whether it is in memory afterwards differs.
+fn print_ways(place: &Path) {
+    let ways: [Way; 3] = [
+        ("through the page cache", OFlags::empty(), ReadWriteFlags::empty()),
+        (
+            "the same, not kept there (`RWF_DONTCACHE`)",
+            OFlags::empty(),
+            ReadWriteFlags::from_bits_retain(DONTCACHE),
+        ),
+        ("past it (`O_DIRECT`)", OFlags::DIRECT, ReadWriteFlags::empty()),
+    ];
+    println!(
+        "\n| {} GiB to the disk, {ROUNDS} times each | seconds | CPU seconds |\n|---|---|---|",
+        LARGE >> 30
+    );
+    let mut times: [Vec<(f64, f64)>; 3] = Default::default();
+    for _ in 0..ROUNDS {
+        for ((_, open, flags), times) in ways.iter().zip(&mut times) {
+            rustix::fs::sync();
+            let began = Instant::now();
+            let cpu = took(|| write(&place.join("large"), *open, *flags));
+            times.push((began.elapsed().as_secs_f64(), cpu.as_secs_f64()));
+            fs::remove_file(place.join("large")).expect("removed");
+        }
+    }
+    for ((name, ..), mut times) in ways.iter().zip(times) {
+        times.sort_by(|one, two| one.0.total_cmp(&two.0));
+        let (least, (_, cpu), most) = (times[0].0, times[ROUNDS / 2], times[ROUNDS - 1].0);
+        println!("| {name} | {least:.2}–{most:.2} | {cpu:.2} |");
+    }
+}
+
+fn write(path: &Path, open: OFlags, flags: ReadWriteFlags) {
+    // Where O_DIRECT wants it: at the begin of a page.
+    let room = noise(2, LARGE_PIECE + ALIGNED);
+    let begin = room.as_ptr().align_offset(ALIGNED);
+    let piece = &room[begin..begin + LARGE_PIECE];
+    let flags_of_file = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | open;
+    let file = rustix::fs::openat(CWD, path, flags_of_file, Mode::from_raw_mode(0o600)).expect("a file");
+    let mut position = 0;
+    while position < LARGE {
+        let written = rustix::io::pwritev2(&file, &[IoSlice::new(piece)], position, flags).expect("written");
+        position += written as u64;
+    }
+    rustix::fs::fsync(&file).expect("on the disk");
 }
 
 fn directories(root: &Path) {
