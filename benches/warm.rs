@@ -3,7 +3,7 @@
 //! `make bench-warm` runs it, as root. The engine does nothing for two seconds, and then reads all of the model. Medians of `ROUNDS` (3) for
 //! each way, which take turns; once on the disk as it is, and once held to 125 MB/s, as cloud disks are.
 
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 #[path = "../tests/support/mod.rs"]
 #[allow(dead_code, unused_imports)]

@@ -22,11 +22,15 @@ mod workloads;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use held_disk::HeldDisk;
 use nix::sys::resource::{UsageWho, getrusage};
 use support::debian_registry::DebianRegistry;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 use tools::Tool;
 use workloads::Workload;
 
@@ -49,6 +53,7 @@ fn main() {
     let place = setting("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let registry = runtime.block_on(DebianRegistry::start());
+    let interrupted = interrupted(&runtime);
     println!("{}, medians of {rounds} rounds", machine(&place));
     let mut sums = Vec::new();
     for name in wanted.split(',') {
@@ -58,6 +63,7 @@ fn main() {
         let mut results: Vec<Vec<Measured>> = vec![Vec::new(); tools.len()];
         for round in 0..rounds {
             for turn in 0..tools.len() {
+                assert!(!interrupted.load(Ordering::Relaxed), "interrupted");
                 let number = (round + turn) % tools.len();
                 let held = held.map(|rate| HeldDisk::hold(&place, rate * 1_000_000, &[std::process::id()]));
                 let measured = measure(&tools[number], &registry, &base.path().join("run"));
@@ -83,6 +89,22 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     sums.iter().for_each(|line| println!("{line}"));
+}
+
+/// Becomes true when somebody wants it to end. The tool that runs ends by the same signal, and what was made for it is removed:
+/// gigabytes, mounts, and a limit of the disk.
+fn interrupted(runtime: &Runtime) -> Arc<AtomicBool> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&interrupted);
+    runtime.spawn(async move {
+        let mut terminate = signal(SignalKind::terminate()).expect("a signal");
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+        told.store(true, Ordering::Relaxed);
+    });
+    interrupted
 }
 
 /// A line of the last table: ocivol, the fastest containerd, and what passes over the bytes once and verifies them.
@@ -131,6 +153,7 @@ fn machine(place: &Path) -> String {
 fn measure(tool: &Tool, registry: &DebianRegistry, directory: &Path) -> Measured {
     remove(directory);
     fs::create_dir_all(directory).expect("a directory");
+    let emptied = Emptied(directory);
     // A daemon is running before the clock starts, and counts towards the CPU time when it ends.
     let daemon = tool.daemon.as_ref().map(|daemon| daemon.start(directory));
     if let Some(script) = &tool.before {
@@ -147,8 +170,17 @@ fn measure(tool: &Tool, registry: &DebianRegistry, directory: &Path) -> Measured
     let registry = registry.cpu_time() - sent;
     drop(daemon);
     let cpu = children_cpu().saturating_sub(before);
-    remove(directory);
+    drop(emptied);
     Measured { wall, synced, cpu, registry }
+}
+
+/// A directory of which nothing is left when it is dropped, also when a tool fails.
+struct Emptied<'a>(&'a Path);
+
+impl Drop for Emptied<'_> {
+    fn drop(&mut self) {
+        remove(self.0);
+    }
 }
 
 fn run(tool: &Tool, script: &str, directory: &Path) {
